@@ -1,0 +1,77 @@
+"""Errors as RFC 9457 problem details: a stable `type` for programs, and a sentence that says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from django.http import HttpRequest, HttpResponse
+
+
+class Problem(Exception):
+    """What is wrong with a request, or with the service; the middleware turns it into an answer.
+
+    `slug` is the stable name: the `type` is "urn:rollcall:<slug>". `members` are added to the body as they are,
+    `headers` to the answer (Retry-After and the like).
+    """
+
+    def __init__(
+        self, status: int, slug: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.slug, self.title, self.detail = status, slug, title, detail
+        self.headers, self.members = headers or {}, members
+
+    def body(self) -> bytes:
+        """The JSON document."""
+        return msgspec.json.encode(
+            {
+                "type": f"urn:rollcall:{self.slug}",
+                "title": self.title,
+                "status": self.status,
+                "detail": self.detail,
+                **self.members,
+            }
+        )
+
+    def response(self) -> HttpResponse:
+        """As a Django response."""
+        return HttpResponse(
+            self.body(), status=self.status, content_type="application/problem+json", headers=self.headers
+        )
+
+
+def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """Django's handler404."""
+    return Problem(404, "not-found", "Not found", f"there is nothing at {request.path}; see /docs").response()
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Django's handler500: nothing of the inside goes out."""
+    return Problem(
+        500, "internal-error", "Internal error", "this is a fault of the service and has been logged; try again"
+    ).response()
+
+
+def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """Django's handler400: a host that is not allowed, a malformed URL, too many fields."""
+    return Problem(400, "bad-request", "Bad request", "the request was refused before it was read; see /docs").response()
+
+
+class ProblemMiddleware:
+    """Answers a Problem that a view raised. Sync and async views alike."""
+
+    sync_capable = async_capable = True
+
+    def __init__(self, get_response: Any) -> None:
+        from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+
+        self.get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        return exception.response() if isinstance(exception, Problem) else None

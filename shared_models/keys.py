@@ -1,0 +1,65 @@
+"""Every key that Rollcall has in Redis. No key string stands anywhere else.
+
+The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
+live in one slot, so that its atomic steps may touch several of them. The 1 is the layout: a new layout is a set of
+cold counters, which get built.
+
+    rollcall:1:{users}:members    SET     the members; absent while the count is zero
+    rollcall:1:{users}:suspects   HASH    member -> token of the run that suspects it of having no row
+    rollcall:1:{users}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
+                                          complete_through  microseconds since 1970 on the primary's clock: every row
+                                                            committed before is counted
+                                          source            "system identifier/timeline" that the cursor belongs to
+                                          build             token of the fill that completed this counter
+                                          watermark         highest xact acknowledged into it by ingest …
+                                          watermark_source  … and the source that this xact belongs to
+                                          verified_at       microseconds since 1970: end of the last reconcile …
+                                          missing, extra    … and the drift that it found
+    rollcall:1:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
+                                          position ("=" and the last member read; absent at the start), read, expected
+    rollcall:1:run:{ID}           HASH    one run: see manage_service.runs
+    rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
+    rollcall:1:runs:queued        LIST    ids of runs that nobody has begun
+    rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
+    rollcall:1:keeper             HASH    what the keeper last did: ticked_at, source, horizon, replica lag
+
+Who writes: ingest the first three of a counter; manage everything; query nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LAYOUT = 1
+PREFIX = f"rollcall:{LAYOUT}:"
+
+
+@dataclass(frozen=True, slots=True)
+class CounterKeys:
+    """The keys of one counter."""
+
+    members: str
+    suspects: str
+    state: str
+    fill: str
+
+
+def of_counter(name: str) -> CounterKeys:
+    """The keys of the counter with this name."""
+    start = f"{PREFIX}{{{name}}}:"
+    return CounterKeys(start + "members", start + "suspects", start + "state", start + "fill")
+
+
+def of_run(run_id: str) -> str:
+    """The record of one run."""
+    return f"{PREFIX}run:{run_id}"
+
+
+def of_lock(name: str) -> str:
+    """A lock that avoids double work. Nothing is wrong where two hold it: the protocol is safe without."""
+    return f"{PREFIX}lock:{name}"
+
+
+RUNS = f"{PREFIX}runs"
+RUNS_QUEUED = f"{PREFIX}runs:queued"
+KEEPER = f"{PREFIX}keeper"

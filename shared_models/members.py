@@ -1,0 +1,50 @@
+"""How a member is written, everywhere: one field as itself, several as a compact JSON array in UTF-8.
+
+Injective: two different tuples of values never give the same bytes. Numbers are written as their decimal text, so that
+a service that knows no types (query) writes the same member as one that does. Changing a single byte of what `encode`
+gives is a new layout: raise `keys.LAYOUT`, and every counter is cold and gets built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+Value: TypeAlias = str | int
+# The values of a counter's fields, in the declared order. A counter of one field has tuples of one.
+Values: TypeAlias = tuple[Value, ...]
+
+_array = msgspec.json.Encoder()
+_texts = msgspec.json.Decoder(list[str])
+
+
+def encode(values: Sequence[Value]) -> bytes:
+    """The member that stands for these values (in the order of the counter's fields)."""
+    if len(values) == 1:
+        return str(values[0]).encode()
+    return _array.encode([str(value) for value in values])
+
+
+def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
+    """`encode` for many, with one look at the number of fields. What the write path and the keeper spend their time in."""
+    if fields == 1:
+        return [str(value).encode() for (value,) in rows]
+    array = _array.encode
+    return [array([str(value) for value in row]) for row in rows]
+
+
+def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
+    """The values that this member stands for, as texts; None where no values could have been written like this.
+
+    None is what a hand-made entry gives (`SADD … junk`): no row can ever stand behind it.
+    """
+    try:
+        if fields == 1:
+            return (member.decode(),)
+        values = tuple(_texts.decode(member))
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return None
+    # Only the canonical form is a member: `["a", "b"]` with a blank is junk beside `["a","b"]`.
+    return values if len(values) == fields and encode(values) == member else None

@@ -1,0 +1,55 @@
+"""The tables whose distinct members are counted."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models.functions import Cast
+
+
+class Countable(models.Model):
+    """A table that can be counted: what every row has, and only the database writes.
+
+    `xact` is the id of the transaction that wrote the row. The default writes it on insert, a trigger on update
+    (`operations.StampXactOnUpdate`), so that catch-up finds every change by it.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    create_time = models.DateTimeField(
+        db_default=models.Func(function="now", output_field=models.DateTimeField()), editable=False
+    )
+    xact = models.BigIntegerField(
+        db_default=Cast(
+            Cast(models.Func(function="pg_current_xact_id"), output_field=models.TextField()),
+            output_field=models.BigIntegerField(),
+        ),
+        editable=False,
+    )
+
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def sent_fields(cls) -> tuple[models.Field, ...]:
+        """What a producer sends: every field that the database does not write itself."""
+        own = {field.name for field in Countable._meta.get_fields()}
+        return tuple(field for field in cls._meta.concrete_fields if field.name not in own)
+
+
+class Message(Countable):
+    """One message. The "C" collation orders by bytes: equal means equal, on every server and after every upgrade."""
+
+    state = models.CharField(max_length=64, db_collation="C")
+    city = models.CharField(max_length=64, db_collation="C")
+    username = models.CharField(max_length=64, db_collation="C")
+    message = models.TextField(max_length=65_536, blank=True)
+
+    class Meta:
+        db_table = "message"
+        indexes = [
+            models.Index(fields=["state", "city"], name="message_state_city"),
+            models.Index(fields=["username"], name="message_username"),
+            models.Index(fields=["xact"], name="message_xact"),
+        ]
+
+    def __str__(self) -> str:
+        return f"message {self.pk}"
