@@ -67,5 +67,7 @@ def leading_fields(model: type[models.Model], length: int) -> set[tuple[str, ...
     options = model._meta
     indexes = [tuple(i.fields) for i in options.indexes if i.condition is None and not i.expressions]
     singles = [(f.name,) for f in options.concrete_fields if f.db_index or f.unique]
-    uniques = [tuple(c.fields) for c in options.constraints if isinstance(c, models.UniqueConstraint) and not c.condition]
+    uniques = [
+        tuple(c.fields) for c in options.constraints if isinstance(c, models.UniqueConstraint) and not c.condition
+    ]
     return {fields[:length] for fields in (*indexes, *singles, *uniques)}

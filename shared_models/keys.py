@@ -5,7 +5,7 @@ live in one slot, so that its atomic steps may touch several of them. The 1 is t
 cold counters, which get built.
 
     rollcall:1:{users}:members    SET     the members; absent while the count is zero
-    rollcall:1:{users}:suspects   HASH    member -> token of the run that suspects it of having no row
+    rollcall:1:{users}:suspects   HASH    member -> token of the sweep that suspects it of having no row
     rollcall:1:{users}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted
@@ -15,13 +15,13 @@ cold counters, which get built.
                                           watermark_source  … and the source that this xact belongs to
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … and the drift that it found
-    rollcall:1:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
+    rollcall:1:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through, jumping,
                                           position ("=" and the last member read; absent at the start), read, expected
     rollcall:1:run:{ID}           HASH    one run: see manage_service.runs
     rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
-    rollcall:1:runs:queued        LIST    ids of runs that nobody has begun
+    rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
-    rollcall:1:keeper             HASH    what the keeper last did: ticked_at, source, horizon, replica lag
+    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), source, job
 
 Who writes: ingest the first three of a counter; manage everything; query nothing.
 """
@@ -61,5 +61,5 @@ def of_lock(name: str) -> str:
 
 
 RUNS = f"{PREFIX}runs"
-RUNS_QUEUED = f"{PREFIX}runs:queued"
+RUNS_OPEN = f"{PREFIX}runs:open"
 KEEPER = f"{PREFIX}keeper"

@@ -137,7 +137,7 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
 
 
 def sweep(client: Redis, name: str, token: str, members: Sequence[bytes]) -> list[bytes]:
-    """Take out the members that this run still suspects, and give them back."""
+    """Take out the members that this sweep still suspects, and give them back."""
     at = keys.of_counter(name)
     calls = [((at.members, at.suspects), (token, *chunk)) for chunk in chunks(members)]
     return [member for gone in _execute(client, SWEEP, calls) for member in gone]
@@ -179,7 +179,7 @@ class State:
 
 
 _FIELDS = (
-    "cursor source build complete_through watermark watermark_source verified_at missing extra".split()
+    ["cursor", "source", "build", "complete_through", "watermark", "watermark_source", "verified_at", "missing", "extra"]
 )  # fmt: skip
 
 

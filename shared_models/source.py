@@ -4,14 +4,19 @@ Transaction ids are counted anew from the fork whenever a standby is promoted, a
 Every xact that is kept in Redis stands beside its source: "system identifier/timeline".
 """
 
-# On a primary the timeline is that of the write-ahead log being written, at once after a promotion. A standby knows
-# it from three places, each of which may lag; none of them runs ahead of a history that it will replay.
-# received_tli is NULL for a role without pg_monitor, and is done without then.
+# On a primary the timeline is that of the log being written, at once after a promotion. A standby knows it from its
+# control file, which may lag behind a switch by a checkpoint. That is harmless: what a standby has shown so far is a
+# part of every history that it can still follow.
 SOURCE_SQL = """
     (SELECT system_identifier FROM pg_control_system())::text || '/' ||
     CASE WHEN pg_is_in_recovery() THEN greatest(
         (SELECT timeline_id FROM pg_control_checkpoint()),
-        (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
-        (SELECT received_tli FROM pg_stat_wal_receiver))
+        (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
     ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
 """
+
+
+def split(source: str) -> tuple[str, int]:
+    """The system identifier and the timeline; the empty source is before every other."""
+    system, _, timeline = source.rpartition("/")
+    return system, int(timeline or 0)

@@ -55,7 +55,9 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler400: a host that is not allowed, a malformed URL, too many fields."""
-    return Problem(400, "bad-request", "Bad request", "the request was refused before it was read; see /docs").response()
+    return Problem(
+        400, "bad-request", "Bad request", "the request was refused before it was read; see /docs"
+    ).response()
 
 
 class ProblemMiddleware:

@@ -1,7 +1,7 @@
--- Take out those suspects that are still suspected by this run.
+-- Take out those suspects that are still suspected by this sweep.
 --
 -- KEYS[1] members   KEYS[2] suspects
--- ARGV[1] token of the run   ARGV[2…] suspects without a row, a chunk at most
+-- ARGV[1] token of the sweep   ARGV[2…] suspects without a row, a chunk at most
 -- Returns those that were taken out.
 --
 -- Atomic because a member that is recorded after the look at its mark must stay.

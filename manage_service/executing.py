@@ -1,0 +1,97 @@
+"""Execute a run: its counters one after the other, with its lease, its record, its limits and its cancelling.
+
+The same function serves the keeper (a step now and then) and the command line (all steps at once).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from manage_service import runs
+from manage_service.leases import Lease
+from manage_service.progress import Progress, Steps
+from manage_service.reconciling import CounterWasLost, reconcile
+from manage_service.replica import Replica
+from manage_service.runs import Findings, Mode, Run, Status
+from shared_models.counters import UnknownCounter, get_counter
+
+log = structlog.get_logger()
+
+
+class WaitedTooLong(Exception):
+    """The replica did not show in time what a run needs to see. The message says how far it was."""
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""
+
+
+def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
+    """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
+
+    A run that fails says why in `detail`. What is broken for longer than this run (psycopg2.Error, redis.RedisError,
+    leases.LeaseLost) is raised, and leaves the run open: whoever takes its lease next goes on. `redis` must be a client
+    of `stores.connect_for_passes`.
+    """
+    if run.status is Status.QUEUED:
+        run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
+        runs.save(redis, run)
+        log.info("run.started", run=run.id, counters=run.counters, mode=run.mode, asked_by=run.asked_by)
+    try:
+        for name in run.counters:
+            check_cancelled(redis, run)
+            findings = run.findings.setdefault(name, Findings())
+            if findings.verified_at is None:
+                yield from one_counter(run, name, findings, replica, redis, wait_seconds)
+        run.end(Status.DONE)
+    except Cancelled:
+        run.end(Status.CANCELLED)
+    except (WaitedTooLong, CounterWasLost, UnknownCounter) as error:
+        run.end(Status.FAILED, str(error))
+    runs.save(redis, run)
+    found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}
+    log.info("run.ended", run=run.id, status=run.status, detail=run.detail, drift=found)
+
+
+def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis: Redis, wait_seconds: float) -> Steps:
+    """Reconcile one counter of a run: the record after each step, the limits between two."""
+    lease = Lease(redis, f"reconcile:{name}")
+    waiting_since: float | None = None
+    try:
+        while not lease.acquire():
+            check_cancelled(redis, run)
+            yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
+        steps = reconcile(get_counter(name), findings, replica, redis, repair=run.mode is Mode.REPAIR)
+        for progress in steps:
+            yield noted(run, name, redis, progress)
+            check_cancelled(redis, run)
+            lease.renew()
+            if not progress.waiting:
+                waiting_since = None
+            elif waiting_since is None:
+                waiting_since = time.monotonic()
+            elif time.monotonic() - waiting_since > wait_seconds:
+                raise WaitedTooLong(f"waited {wait_seconds:g} s for the replica: {progress.waiting}")
+    finally:
+        try:
+            lease.release()
+        except RedisError:
+            pass  # it runs out by itself
+
+
+def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
+    """Save where the run is. On the connection that did the step: position and members are lost together or not at all."""
+    run.note(name, progress)
+    runs.save(redis, run)
+    return progress
+
+
+def check_cancelled(redis: Redis, run: Run) -> None:
+    """Raises Cancelled where somebody asked for it."""
+    if runs.cancel_requested(redis, run.id):
+        raise Cancelled

@@ -1,0 +1,215 @@
+"""The keeper: one process that catches up every second, builds what is cold, and reconciles on schedule or when asked.
+
+It does one thing at a time, in steps that take milliseconds: between two steps of a long job it catches up when that is
+due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from threading import Event
+from typing import NamedTuple
+
+import psycopg2
+import structlog
+from redis import Redis
+from redis.exceptions import RedisError
+
+from manage_service import runs, stores
+from manage_service.building import build, needs_building
+from manage_service.catching_up import catch_up
+from manage_service.executing import execute
+from manage_service.leases import Lease, LeaseLost
+from manage_service.progress import Steps
+from manage_service.runs import Mode
+from shared_models import counters, keys, rolls
+
+log = structlog.get_logger()
+
+# While a store is away: short enough to be back in a second, long enough not to fill the log.
+PAUSE_AFTER_FAILURE_SECONDS = 1.0
+# While a job waits for the replica, and while another keeper holds the lease.
+PAUSE_WAITING_SECONDS = 0.1
+# A scheduled run that failed is not asked for again before.
+RETRY_RUN_SECONDS = 60.0
+
+
+class Timing(NamedTuple):
+    """The keeper's settings, in seconds."""
+
+    catch_up_seconds: float
+    reconcile_seconds: float
+    wait_seconds: float
+
+
+class Job(NamedTuple):
+    """A build or a run under way."""
+
+    name: str
+    steps: Steps
+    lease: Lease
+
+
+class Keeper:
+    """`run` until told to stop; or one `tick` after the other, as the tests do."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self.replica = stores.connect_replica()
+        self.redis: Redis = stores.connect_for_passes()
+        self.control: Redis = stores.connect_redis()  # leases outlive a broken pass
+        self.lease = Lease(self.control, "keeper")
+        self.leading = False
+        self.job: Job | None = None
+        self.catch_up_at = 0.0
+        self.source = ""
+        self.not_before: dict[str, float] = {}
+        self.failure = ""
+        self.behind: dict[str, str] = {}
+
+    def run(self, stop: Event) -> None:
+        """Tick until `stop` is set, whatever fails meanwhile."""
+        log.info("keeper.started", **self.timing._asdict())
+        while not stop.is_set():
+            stop.wait(self.tick())
+        self.close()
+        log.info("keeper.stopped")
+
+    def tick(self) -> float:
+        """One step of what is due; for how many seconds there is nothing to do."""
+        try:
+            pause = self.step()
+            if self.failure:
+                log.info("keeper.recovered", after=self.failure)
+                self.failure = ""
+        except (RedisError, psycopg2.Error, LeaseLost) as error:
+            # A pass over a broken connection is void. What it has done stays, what it noted is in Redis.
+            self.start_over()
+            reason = f"{type(error).__name__}: {str(error).strip()}"
+            if reason != self.failure:
+                log.warning("keeper.failed", reason=reason)
+                self.failure = reason
+            return PAUSE_AFTER_FAILURE_SECONDS
+        return pause
+
+    def step(self) -> float:
+        if not self.leading:
+            if not self.lease.acquire():
+                return PAUSE_WAITING_SECONDS
+            self.leading = True
+            log.info("keeper.leads")
+        try:
+            self.lease.renew()
+        except LeaseLost:
+            self.leading = False
+            raise
+        now = time.monotonic()
+        if now >= self.catch_up_at:
+            finished = self.catch_up_all()
+            took = time.monotonic() - now
+            # At most half of the time goes into catching up: a transaction that is left open for hours makes every
+            # pass read again what is above the horizon.
+            self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
+        return self.step_job()
+
+    def catch_up_all(self) -> bool:
+        """One pass over each counter that has a cursor; whether all of them are through."""
+        with self.replica.snapshot() as snapshot:
+            self.source = snapshot.source
+        finished = True
+        for counter in counters.COUNTERS:
+            did = catch_up(counter, self.replica, self.redis)
+            finished = finished and did.finished
+            if did.behind != self.behind.get(counter.name, ""):
+                self.behind[counter.name] = did.behind
+                log.info("keeper.behind" if did.behind else "keeper.abreast", counter=counter.name, reason=did.behind)
+            if did.added:
+                log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
+        self.redis.hset(
+            keys.KEEPER,
+            mapping={
+                "ticked_at": rolls.to_microseconds(datetime.now(UTC)),
+                "job": self.job.name if self.job else "",
+                "source": self.source,
+            },
+        )
+        return finished
+
+    def step_job(self) -> float:
+        """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
+        if self.job is None:
+            self.job = self.next_job()
+        if self.job is None:
+            return max(0.0, min(PAUSE_WAITING_SECONDS, self.catch_up_at - time.monotonic()))
+        self.job.lease.renew()
+        try:
+            progress = next(self.job.steps)
+        except StopIteration:
+            log.info("job.ended", job=self.job.name)
+            self.job.lease.release()
+            self.job = None
+            return 0.0
+        return PAUSE_WAITING_SECONDS if progress.waiting else 0.0
+
+    def next_job(self) -> Job | None:
+        """What to do next: complete what is cold, then what was asked for, then what is due."""
+        states = rolls.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
+        for counter in counters.COUNTERS:
+            if needs_building(states[counter.name], self.source):
+                lease = Lease(self.control, f"build:{counter.name}")
+                if lease.acquire():
+                    log.info("job.started", job=f"build {counter.name}")
+                    return Job(f"build {counter.name}", build(counter, self.replica, self.redis), lease)
+        self.ask_for_what_is_due(states)
+        for run in runs.still_open(self.redis):
+            lease = Lease(self.control, f"run:{run.id}")
+            if lease.acquire():
+                # Read again, now that nobody else writes it.
+                run = runs.get(self.redis, run.id)
+                steps = execute(run, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
+                return Job(f"run {run.id}", steps, lease)
+        return None
+
+    def ask_for_what_is_due(self, states: dict[str, rolls.State]) -> None:
+        """A run for each counter that has not been verified for an interval, and for which none is open."""
+        now = datetime.now(UTC)
+        due = [
+            name
+            for name, state in states.items()
+            if state.verified_at is None or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
+        ]
+        if not due:
+            return
+        asked = {name for run in runs.still_open(self.redis) for name in run.counters}
+        for name in due:
+            if name not in asked and time.monotonic() >= self.not_before.get(name, 0.0):
+                self.not_before[name] = time.monotonic() + RETRY_RUN_SECONDS
+                runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
+
+    def start_over(self) -> None:
+        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+        if self.job is not None:
+            self.job.steps.close()
+            release_quietly(self.job.lease)
+            self.job = None
+        self.replica.close()
+        self.redis.close()
+        self.redis.connection_pool.disconnect()
+        self.redis = stores.connect_for_passes()
+        self.catch_up_at = 0.0
+
+    def close(self) -> None:
+        """End cleanly: the next keeper need not wait for the leases to run out."""
+        self.start_over()
+        release_quietly(self.lease)
+        self.redis.close()
+        self.control.close()
+
+
+def release_quietly(lease: Lease) -> None:
+    """Give a lease back; where Redis is away, it runs out by itself."""
+    try:
+        lease.release()
+    except RedisError:
+        pass

@@ -1,0 +1,67 @@
+"""Leases: who is doing what, so that nobody does it twice. A token, a time to live, renewal, compare-and-delete.
+
+redis-py's Lock, with a name for what went wrong. Nothing is wrong where two hold the same lease for a moment (one was
+stopped for longer than its time to live): the protocol is safe without them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from shared_models import keys
+
+# Longer than any step of a job, and short enough that another keeper goes on soon after a crash.
+LEASE_SECONDS = 10.0
+
+
+class LeaseLost(Exception):
+    """The lease ran out while its holder was stopped; somebody else may hold it now. Stop, and ask again."""
+
+
+class Lease:
+    """A lease of LEASE_SECONDS, renewed by its holder between two steps."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._lock = Lock(redis, keys.of_lock(name), timeout=LEASE_SECONDS, blocking=False, thread_local=False)
+        self._renewed_at = 0.0
+
+    def acquire(self) -> bool:
+        """Take it, unless somebody else has it."""
+        taken = bool(self._lock.acquire())
+        if taken:
+            self._renewed_at = time.monotonic()
+        return taken
+
+    def renew(self) -> None:
+        """Keep it: for a call between any two steps, costs a round trip only now and then. Raises LeaseLost."""
+        if time.monotonic() - self._renewed_at < LEASE_SECONDS / 5:
+            return
+        try:
+            self._lock.reacquire()
+        except LockError as error:
+            raise LeaseLost(str(error)) from error
+        self._renewed_at = time.monotonic()
+
+    def release(self) -> None:
+        """Give it back, if it is still ours."""
+        try:
+            self._lock.release()
+        except LockError:
+            pass  # ran out, or never held: the same end
+
+
+@contextmanager
+def held(lease: Lease) -> Iterator[bool]:
+    """The lease for a block; False where somebody else has it."""
+    taken = lease.acquire()
+    try:
+        yield taken
+    finally:
+        if taken:
+            lease.release()

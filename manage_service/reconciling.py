@@ -1,0 +1,124 @@
+"""Reconcile: make a counter equal the table, both ways, and report the drift.
+
+1. *missing*: the table's distinct members are read in the order of the index. Those that are not in the set are added.
+   A member is drift only if it has a row below the cursor, where the counter claims to be complete: one whose row is
+   newer is on its way (its ingest has committed and not yet counted), and is counted a little earlier by this.
+2. *extra*: the members of the set that have no row are found and taken out (`sweeping`).
+3. The drift is noted on the counter with the time, if it is still the counter that the run looked at.
+
+A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
+position lies in the Redis that holds the members, so what is lost is lost together. The scan of the second half starts
+again; to look twice at a member changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from manage_service.building import build, needs_building, values_at
+from manage_service.progress import Progress, Steps
+from manage_service.replica import Replica, Snapshot
+from manage_service.runs import Findings
+from manage_service.sweeping import sweep
+from shared_models import keys, rolls
+from shared_models.counters import Counter
+from shared_models.members import encode, encode_all
+
+
+class CounterWasLost(Exception):
+    """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
+
+
+def reconcile(
+    counter: Counter,
+    findings: Findings,
+    replica: Replica,
+    redis: Redis,
+    *,
+    repair: bool,
+) -> Steps:
+    """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
+
+    A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
+    Raises CounterWasLost, psycopg2.Error, redis.RedisError.
+    """
+    with replica.snapshot() as snapshot:
+        source, estimate = snapshot.source, snapshot.estimate(counter)
+    state = rolls.read_states(redis, [counter.name])[counter.name]
+    if needs_building(state, source):
+        yield from build(counter, replica, redis)
+        state = rolls.read_states(redis, [counter.name])[counter.name]
+    if findings.build not in ("", state.build):
+        findings.start_over()
+    findings.build = state.build
+
+    jumping = estimate is not None and estimate.jumping_pays
+    expected = max(state.count, 1)
+    while not findings.table_read:
+        with replica.snapshot() as snapshot:
+            behind = covers(snapshot, state)
+            if behind is None:
+                more = compare_chunk(counter, findings, snapshot, redis, jumping=jumping, repair=repair)
+        if behind is not None:
+            yield Progress("missing", findings.read, expected, waiting=behind)
+            continue
+        if not more:
+            findings.table_read = True
+        yield Progress("missing", findings.read, max(findings.read, expected))
+
+    findings.forget_extra()
+    yield from sweep(
+        counter,
+        replica,
+        redis,
+        take_out=repair,
+        found=lambda members: findings.note_extra(counter, members),
+        expected=expected,
+    )
+    now = datetime.now(UTC)
+    if not rolls.verify(redis, counter.name, findings.build, now, findings.missing, findings.extra):
+        raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
+    findings.verified_at = now
+
+
+def covers(snapshot: Snapshot, state: rolls.State) -> str | None:
+    """None where the snapshot shows all rows that the counter claims; else what it lacks."""
+    if snapshot.source != state.source:
+        raise CounterWasLost(f"the replica now shows {snapshot.source}, the counter belongs to {state.source}")
+    if state.cursor is not None and snapshot.horizon < state.cursor:
+        return f"the counter is complete below xact {state.cursor}, the replica only below {snapshot.horizon}"
+    return None
+
+
+def compare_chunk(
+    counter: Counter, findings: Findings, snapshot: Snapshot, redis: Redis, *, jumping: bool, repair: bool
+) -> bool:
+    """The next chunk of the table against the set; False where there is none."""
+    chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
+    if not chunk:
+        return False
+    members = encode_all(chunk, len(counter.fields))
+    cursor, absent = find_absent(counter, members, redis)
+    if absent:
+        values = [chunk[index] for index in absent]
+        # The cursor was read together with the absence: below it, a member with a row had to be there.
+        owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
+        findings.note_missing(counter, [encode(value) for value in owed])
+        if repair:
+            rolls.record(redis, {counter.name: [members[index] for index in absent]})
+    findings.position, findings.read = rolls.position_after(members[-1]), findings.read + len(chunk)
+    return True
+
+
+def find_absent(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[int]]:
+    """Which of these are not in the set (their indexes), and where the cursor was a moment before the first look."""
+    at = keys.of_counter(counter.name)
+    pipe = redis.pipeline(transaction=False)
+    pipe.hget(at.state, "cursor")
+    for some in rolls.chunks(members):
+        pipe.smismember(at.members, list(some))
+    cursor, *answers = pipe.execute()
+    present = [flag for answer in answers for flag in answer]
+    return None if cursor is None else int(cursor), [index for index, flag in enumerate(present) if not flag]

@@ -1,0 +1,283 @@
+"""All SQL of manage: what is read from the replica, and what each read proves.
+
+Every read happens in a `Snapshot`: one repeatable-read transaction, short, which knows from the start
+
+    source             which history of which database it shows ("system identifier/timeline")
+    lsn                how far the replica had replayed before it: it shows everything up to there
+    committed_through  it shows every row that the primary committed before this moment (the primary's clock)
+    horizon            it shows every row of a transaction with a lower xact
+
+A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
+combines several of them compares these facts (see `building` and `sweeping`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg2
+from django.db import models
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import cursor as Cursor
+
+from shared_models.counters import Counter
+from shared_models.members import Values
+from shared_models.source import SOURCE_SQL
+
+# One statement reads at most this many rows: about 20 ms where the index is in memory.
+CHUNK_ROWS = 50_000
+# One statement of jumps returns at most this many members: about 10 µs each.
+CHUNK_JUMPS = 5_000
+# From so many rows a member on, jumping from one value to the next beats reading every row's index entry.
+# Measured on 5 million rows: a jump costs what 60 entries of an index-only scan cost.
+JUMP_FROM_ROWS_PER_MEMBER = 60
+
+# Each statement here has an index made for it. Without statistics (a table just loaded) the planner may prefer to hash
+# or sort the whole table for a chunk, so the ways of doing that are priced out.
+OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": "20s",  # a chunk takes milliseconds; this is a disk that hangs
+        "idle_in_transaction_session_timeout": "60s",  # a keeper that hangs must not hold back vacuum
+        "enable_seqscan": "off",
+        "enable_bitmapscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "max_parallel_workers_per_gather": "0",
+        "jit": "off",
+    }.items()
+)
+# The time until a host that does not answer is given up, and until one that went away in the middle is noticed.
+CONNECT_SECONDS = 3
+SILENCE_MILLISECONDS = 10_000
+
+STANDPOINT = f"""
+    SELECT {SOURCE_SQL},
+           (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
+            - '0/0')::bigint,
+           CASE WHEN pg_is_in_recovery()
+                THEN greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
+                ELSE clock_timestamp() END
+"""
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+
+# The statements, with the fields and the table of a counter filled in: {fields} f, g · {table} · {marks} %s, %s ·
+# {joined} t.f = v.f AND t.g = v.g · {walked} w.f, w.g · {unnest} unnest(%s::text[], %s::text[])
+
+# Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries.
+SCAN = """
+    SELECT DISTINCT {fields} FROM
+        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk
+    ORDER BY {fields}
+"""
+# Loose index scan: one descent of the counter's index a member.
+JUMP = """
+    WITH RECURSIVE walk AS (
+        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM walk AS w CROSS JOIN LATERAL
+            (SELECT {fields} FROM {table} WHERE ({fields}) > ({walked}) ORDER BY {fields} LIMIT 1) AS next
+    )
+    SELECT {fields} FROM walk LIMIT {limit}
+"""
+BEHIND = "WHERE ({fields}) > ({marks})"
+# The planner's own guess from the table's statistics: two numbers of a plan that is not run.
+ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
+ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
+# The index on xact: where the slice of at most so many rows ends, and its rows.
+SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
+RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {below}"
+FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
+# One descent of the counter's index a value.
+WITHOUT_ROW = """
+    SELECT {values} FROM {unnest} AS v({fields})
+    WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
+"""
+# The same, and then the heap for its xact, until a row below is found: mostly the first.
+WITH_ROW_BELOW = """
+    SELECT {values} FROM {unnest} AS v({fields})
+    WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND t.xact < %s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the statistics say of a counter: members and rows; None where the table has never been analyzed."""
+
+    members: int
+    rows: int
+
+    @property
+    def jumping_pays(self) -> bool:
+        """Few members in many rows."""
+        return self.rows >= JUMP_FROM_ROWS_PER_MEMBER * max(1, self.members)
+
+
+class Snapshot:
+    """One repeatable-read transaction on the replica: see the head of this module. Made by `Replica.snapshot`."""
+
+    def __init__(self, connection: Connection, source: str, lsn: int, committed_through: datetime, horizon: int):
+        self._connection = connection
+        self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
+
+    def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
+        """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
+
+        Empty means that there are none behind it.
+        """
+        statement = fill_in(
+            JUMP if jumping else SCAN,
+            counter,
+            behind=sql.SQL("") if after is None else fill_in(BEHIND, counter),
+            limit=sql.Literal(CHUNK_JUMPS if jumping else CHUNK_ROWS),
+        )
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, after or ())
+            return cursor.fetchall()
+
+    def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
+        """Where to cut the rows from `cursor_xact` on so that about `rows` are in front; None: there are fewer.
+
+        A cut is an xact at or below the horizon. One transaction is never cut in two.
+        """
+        with self._connection.cursor() as cursor:
+            cursor.execute(fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
+            found = cursor.fetchone()
+        return None if found is None else max(found[0], cursor_xact + 1)
+
+    def read_recent(self, counter: Counter, since: int, below: int | None) -> Iterator[set[Values]]:
+        """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several."""
+        statement = fill_in(RECENT, counter, below=sql.SQL("" if below is None else "AND xact < %s"))
+        bounds = (since,) if below is None else (since, below)
+        # The server hands out a chunk at a time; each FETCH is a short statement of its own.
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql.SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
+            while True:
+                cursor.execute(FETCH)
+                if not (rows := cursor.fetchall()):
+                    break
+                yield set(rows)
+            cursor.execute("CLOSE recent")
+
+    def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
+        """Those of these members that no row has."""
+        return self._filter(WITHOUT_ROW, counter, values)
+
+    def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
+        """Those of these members that have a row with a lower xact."""
+        return self._filter(WITH_ROW_BELOW, counter, values, xact)
+
+    def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: Any) -> set[Values]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(fill_in(statement, counter), (*map(list, zip(*values, strict=True)), *more))
+            return set(cursor.fetchall())
+
+    def estimate(self, counter: Counter) -> Estimate | None:
+        """What the table's statistics say about this counter."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(ANALYZED, (quoted_table(counter),))
+            if not cursor.fetchone()[0]:
+                return None
+            cursor.execute(fill_in(ESTIMATE, counter))
+            plan = cursor.fetchone()[0][0]["Plan"]
+        members = plan["Plan Rows"]
+        while "Plans" in plan:
+            plan = plan["Plans"][0]
+        return Estimate(members=members, rows=plan["Plan Rows"])
+
+
+class Replica:
+    """The connection to the replica. Not for several threads."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """A snapshot, for as long as the block runs. Raises psycopg2.Error; the next call connects anew then."""
+        if self._connection is None:
+            self._connection = self._connect()
+        try:
+            with self._connection.cursor() as cursor:
+                snapshot = self._begin(cursor)
+            yield snapshot
+        except psycopg2.Error:
+            self.close()
+            raise
+        else:
+            self._end()
+        finally:
+            # Whatever else went wrong in the block (Redis, Ctrl-C): no transaction stays open.
+            if self._connection is not None and self._connection.info.transaction_status != 0:
+                self._end()
+
+    def _begin(self, cursor: Cursor) -> Snapshot:
+        # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
+        cursor.execute(STANDPOINT)
+        source, lsn, committed_through = cursor.fetchone()
+        cursor.execute(BEGIN)
+        cursor.execute(HORIZON)
+        return Snapshot(cursor.connection, source, lsn, committed_through, cursor.fetchone()[0])
+
+    def _end(self) -> None:
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
+        except psycopg2.Error:
+            self.close()
+
+    def _connect(self) -> Connection:
+        connection = psycopg2.connect(
+            self._dsn,
+            connect_timeout=CONNECT_SECONDS,
+            tcp_user_timeout=SILENCE_MILLISECONDS,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            application_name="rollcall-manage",
+            options=OPTIONS,
+        )
+        connection.autocommit = True  # transactions are begun by name, above
+        return connection
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def quoted_table(counter: Counter) -> str:
+    """The counter's table, as Postgres wants to read it in a regclass."""
+    return '"' + counter.get_model()._meta.db_table.replace('"', '""') + '"'
+
+
+def fill_in(statement: str, counter: Counter, **more: sql.Composable) -> sql.Composed:
+    """A statement of this module, for this counter."""
+    options = counter.get_model()._meta
+    fields = [options.get_field(name) for name in counter.fields]
+    columns = [sql.Identifier(field.column) for field in fields]
+    comma, conjunction = sql.SQL(", "), sql.SQL(" AND ")
+
+    def of(table: str) -> list[sql.Composed]:
+        return [sql.SQL("{}.{}").format(sql.SQL(table), column) for column in columns]
+
+    arrays = [sql.SQL("%s::bigint[]" if isinstance(f, models.IntegerField) else "%s::text[]") for f in fields]
+    equal = [sql.SQL("{} = {}").format(t, v) for t, v in zip(of("t"), of("v"), strict=True)]
+    known = {
+        "fields": comma.join(columns),
+        "table": sql.Identifier(options.db_table),
+        "marks": comma.join([sql.SQL("%s")] * len(columns)),
+        "walked": comma.join(of("w")),
+        "values": comma.join(of("v")),
+        "unnest": sql.SQL("unnest({})").format(comma.join(arrays)),
+        "joined": conjunction.join(equal),
+    }
+    return sql.SQL(statement).format(**known, **more)

@@ -1,0 +1,62 @@
+"""Manage's settings, from the environment; each variable X may come from a file named by X_FILE instead.
+
+There is no DATABASES: the replica is read by SQL of our own (`replica.py`) over one connection, never by the ORM.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from environs import EnvError, FileAwareEnv
+
+from shared_models import logs
+
+env = FileAwareEnv()
+BASE = Path(__file__).resolve().parent
+
+try:
+    # The replica (or, on a small site, the only database): postgres://user:password@host:port/name
+    DATABASE_URL = env.str("DATABASE_URL")
+    # The database that belongs to Rollcall alone: redis://user:password@host:port/0
+    REDIS_URL = env.str("REDIS_URL")
+
+    # How often the keeper catches up, and how often it reconciles each counter.
+    CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 1.0)
+    RECONCILE_SECONDS = env.float("RECONCILE_SECONDS", 3600.0)
+    # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
+    FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0)
+
+    DEBUG = env.bool("DEBUG", False)
+    SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
+    ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    LOG_JSON = env.bool("LOG_JSON", None)
+except EnvError as error:
+    sys.exit(f"manage_service: {error}. See the table of variables in README.md.")
+
+logs.configure("manage", LOG_JSON)
+LOGGING_CONFIG = None
+
+INSTALLED_APPS = [
+    "shared_models",
+    "manage_service",
+    "ninja",
+    "django.contrib.staticfiles",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "shared_models.http.problems.ProblemMiddleware",
+]
+ROOT_URLCONF = "manage_service.urls"
+WSGI_APPLICATION = "manage_service.wsgi.application"
+TEMPLATES = [
+    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
+]
+STATIC_URL = "/static/"
+# Files are served from the packages that hold them: there is nothing to collect.
+WHITENOISE_USE_FINDERS = True
+APPEND_SLASH = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -1,0 +1,83 @@
+"""How everything stands: one reading of Redis and the replica, for `GET /v1/status`, the command line and the page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg2
+from redis import Redis
+
+from manage_service import runs
+from manage_service.replica import Replica
+from shared_models import counters, keys, rolls
+
+# A keeper ticks every second or so, and never takes longer than this for a step.
+KEEPER_ALIVE = timedelta(seconds=15)
+
+
+def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
+    """Counters, replica, keeper and open runs as one JSON-ready document. Raises redis.RedisError.
+
+    A replica that cannot be reached is said to be so: operators ask most when something is down.
+    """
+    now = datetime.now(UTC)
+    names = [counter.name for counter in counters.COUNTERS]
+    states = rolls.read_states(redis, names)
+    history = runs.latest(redis, 100)
+    shown = read_replica(replica, now)
+    keeper_ticked, job = redis.hmget(keys.KEEPER, ["ticked_at", "job"])
+    ticked_at = rolls.from_microseconds(keeper_ticked)
+    return {
+        "counters": {name: counter_status(name, states[name], shown, history) for name in names},
+        "replica": shown,
+        "keeper": {
+            "alive": ticked_at is not None and now - ticked_at < KEEPER_ALIVE,
+            "ticked_at": ticked_at,
+            "job": (job or b"").decode(),
+        },
+        "open_runs": [run.id for run in runs.still_open(redis)],
+        "as_of": now,
+    }
+
+
+def counter_status(name: str, state: rolls.State, replica: dict[str, Any], history: list[runs.Run]) -> dict[str, Any]:
+    """One counter. `horizon` and `replica_lag_seconds` are the replica's; null where it cannot be reached."""
+    last = next((run for run in history if name in run.counters), None)
+    return {
+        "state": "cold" if state.cold else "live",
+        "count": None if state.cold else state.count,
+        "cursor": state.cursor,
+        "horizon": replica["horizon"],
+        "replica_lag_seconds": replica["lag_seconds"],
+        "watermark": state.watermark,
+        "source": state.source,
+        "complete_through": state.complete_through,
+        "verified_at": state.verified_at,
+        "drift": None if state.drift is None else {"missing": state.drift.missing, "extra": state.drift.extra},
+        "building": None if state.filled is None else {"read": state.filled[0], "expected": state.filled[1]},
+        "last_run": None if last is None else {"id": last.id, "status": last.status, "finished_at": last.finished_at},
+    }
+
+
+def read_replica(replica: Replica, now: datetime) -> dict[str, Any]:
+    """What the replica shows at this moment, or why it cannot be asked."""
+    try:
+        with replica.snapshot() as snapshot:
+            return {
+                "reachable": True,
+                "detail": "",
+                "source": snapshot.source,
+                "horizon": snapshot.horizon,
+                "committed_through": snapshot.committed_through,
+                "lag_seconds": round(max(0.0, (now - snapshot.committed_through).total_seconds()), 3),
+            }
+    except psycopg2.Error as error:
+        return {
+            "reachable": False,
+            "detail": str(error).strip(),
+            "source": None,
+            "horizon": None,
+            "committed_through": None,
+            "lag_seconds": None,
+        }

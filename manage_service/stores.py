@@ -1,0 +1,64 @@
+"""The connections to Redis and to the replica: made here, passed in everywhere else."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from redis import ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection
+from redis.exceptions import ConnectionError
+from redis.retry import Retry
+
+from manage_service.replica import Replica
+
+# A chunk takes a millisecond of Redis' time; five seconds without an answer is a Redis that is stopped, or a network
+# that is gone, not one that is busy.
+REDIS_ANSWER_SECONDS = 5.0
+REDIS_CONNECT_SECONDS = 2.0
+
+
+class ConnectsOnce(Connection):
+    """A connection that breaks for good.
+
+    redis-py would connect again by itself at the next command. Behind the new connection Redis may have restarted from
+    an older save: a pass that went on there would set a cursor, or note a proof, over members that are gone.
+    """
+
+    def _connect(self):  # type: ignore[no-untyped-def]
+        if getattr(self, "_connected_once", False):
+            raise ConnectionError("the connection to Redis was lost in the middle of a pass")
+        self._connected_once = True
+        return super()._connect()
+
+
+def connect_redis(url: str | None = None) -> Redis:
+    """A client for single commands: status, runs, locks. Every failure is the caller's to see; nothing is retried."""
+    return Redis.from_url(
+        url or settings.REDIS_URL,
+        socket_timeout=REDIS_ANSWER_SECONDS,
+        socket_connect_timeout=REDIS_CONNECT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-manage",
+    )
+
+
+def connect_for_passes(url: str | None = None) -> Redis:
+    """A client over one connection that never reconnects. After an error, close it and make another."""
+    pool = ConnectionPool.from_url(
+        url or settings.REDIS_URL,
+        socket_timeout=REDIS_ANSWER_SECONDS,
+        socket_connect_timeout=REDIS_CONNECT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-pass",
+        max_connections=1,
+    )
+    # The class that the URL asked for (plain, TLS, unix socket), made to connect once.
+    pool.connection_class = type("ConnectsOnce", (ConnectsOnce, pool.connection_class), {})
+    return Redis(connection_pool=pool)
+
+
+def connect_replica(dsn: str | None = None) -> Replica:
+    """The replica. Connects at the first snapshot, and again at the next one after a failure."""
+    return Replica(dsn or settings.DATABASE_URL)

@@ -1,0 +1,170 @@
+"""Sweep: find the members that no row has, and take them out. The second half of a reconcile: mark, fence, sweep.
+
+Why the order is the proof that a member with a row never leaves:
+
+1. Mark. Members of the set that have no row on the replica are put on `suspects` with a token that nobody else has. They may have
+   a row that the replica does not show yet; or get one at any moment.
+2. Fence. The watermark and the cursor are read *after* the marks were made. Whoever recorded a member before its mark has
+   raised the watermark by then (one atomic step); whoever records it later takes the mark off (the same step).
+3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
+   that was recorded before its mark now shows its row, if it still has one. The cursor counts because of a replica
+   that came back earlier than it was: catch-up may have relied on rows that such a replica does not show.
+4. Take out those that still have no row, each only if it still carries this token (one atomic step).
+
+Another run at the same time can only take marks away from this one, so that it takes out fewer members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from secrets import token_hex
+
+from django.db import models
+from redis import Redis
+
+from manage_service.progress import Progress, Steps
+from manage_service.replica import Replica, Snapshot
+from shared_models import keys, rolls, source
+from shared_models.counters import Counter
+from shared_models.members import Values, decode, encode
+
+# How many members one question to the replica names. The answer takes about 10 ms.
+CHUNK_ASKED = 2_000
+BIGINT = range(-(2**63), 2**63)
+
+
+def sweep(
+    counter: Counter,
+    replica: Replica,
+    redis: Redis,
+    *,
+    take_out: bool,
+    found: Callable[[list[bytes]], None],
+    expected: int,
+) -> Steps:
+    """Find extra members, give them to `found`, and take them out unless `take_out` is off.
+
+    A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. Raises
+    psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`. `expected` is about how many members the set has, for the progress.
+    """
+    suspects = keys.of_counter(counter.name).suspects
+    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
+    # longer than its lease, must not sweep on each other's marks.
+    token = token_hex(8)
+    redis.unlink(suspects)  # what a run that died has left; to lose a mark is always safe
+    yield from mark(counter, token, replica, redis, expected)
+    if not redis.exists(suspects):
+        return
+
+    state = rolls.read_states(redis, [counter.name])[counter.name]
+    for chunk in scan(redis.hscan, suspects):
+        marked = [member for member, holder in chunk if holder == token.encode()]
+        while True:
+            with replica.snapshot() as snapshot:
+                reason = fence(snapshot, state)
+                if reason is None:
+                    extra = rowless(counter, marked, snapshot)
+                    break
+            yield Progress("fence", waiting=reason)
+        if take_out:
+            found(rolls.sweep(redis, counter.name, token, extra))
+        else:
+            found(still_marked(redis, suspects, token, extra))
+        for some in rolls.chunks(marked):
+            redis.hdel(suspects, *some)
+        yield Progress("sweep")
+
+
+def mark(counter: Counter, token: str, replica: Replica, redis: Redis, expected: int) -> Steps:
+    """Put every member of the set that has no row on the replica on `suspects`."""
+    at = keys.of_counter(counter.name)
+    read = 0
+    for members in scan(redis.sscan, at.members):
+        with replica.snapshot() as snapshot:
+            suspected = rowless(counter, members, snapshot)
+        for some in rolls.chunks(suspected):
+            redis.hset(at.suspects, mapping=dict.fromkeys(some, token))
+        read += len(members)
+        yield Progress("extra", read, max(read, expected))
+
+
+def fence(snapshot: Snapshot, state: rolls.State) -> str | None:
+    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing."""
+    if snapshot.source != state.source:
+        return f"the counter belongs to {state.source}, the replica shows {snapshot.source}"
+    if state.cursor is not None and snapshot.horizon < state.cursor:
+        return f"the counter is complete below xact {state.cursor}, the replica only below {snapshot.horizon}"
+    if not state.watermark_source:
+        return None  # nothing was ever recorded
+    if state.watermark_source != snapshot.source:
+        system, timeline = source.split(snapshot.source)
+        written, written_timeline = source.split(state.watermark_source)
+        if system == written and written_timeline < timeline:
+            # The primary that acknowledged it has been replaced, and the replica follows its successor: the row is in
+            # the common past, which the replica shows, or it was lost with the old primary.
+            return None
+        return f"ingest writes to {state.watermark_source}, the replica shows {snapshot.source}"
+    if snapshot.horizon <= state.watermark:
+        return (
+            f"ingest has acknowledged xact {state.watermark}, the replica shows all below {snapshot.horizon}: "
+            "it is behind, or an older transaction is still open on the primary"
+        )
+    return None
+
+
+def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
+    """Those of these members that no row has. What could never be in a row is among them."""
+    by_values: dict[Values, bytes] = {}
+    junk = []
+    for member in members:
+        values = decode(member, len(counter.fields))
+        if values is not None and can_be_stored(counter, values):
+            by_values[values] = member
+        else:
+            junk.append(member)
+    if not by_values:
+        return junk
+    return junk + [encode(values) for values in snapshot.without_row(counter, list(by_values))]
+
+
+def can_be_stored(counter: Counter, values: tuple[str, ...]) -> bool:
+    """Whether these texts can be asked for: Postgres refuses NUL in a text, and a number that is none."""
+    model = counter.get_model()
+    for name, text in zip(counter.fields, values, strict=True):
+        if isinstance(model._meta.get_field(name), models.IntegerField):
+            try:
+                if str(int(text)) != text or int(text) not in BIGINT:
+                    return False
+            except ValueError:
+                return False
+        elif "\0" in text:
+            return False
+    return True
+
+
+def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:
+    """Those that would be taken out: what `rolls.sweep` looks at, without the taking."""
+    marked = []
+    for some in rolls.chunks(members):
+        holders = redis.hmget(suspects, list(some))
+        marked += [member for member, holder in zip(some, holders, strict=True) if holder == token.encode()]
+    return marked
+
+
+def scan(command: Callable, key: str) -> Iterator[list]:
+    """SSCAN or HSCAN in runs of at most about CHUNK_ASKED.
+
+    What is there for the whole time is given at least once, which is all that is needed: a member that comes or goes
+    meanwhile was recorded, or is gone.
+    """
+    position, pending = 0, []
+    while True:
+        position, entries = command(key, position, count=rolls.CHUNK_MEMBERS)
+        pending.append(list(entries.items()) if isinstance(entries, dict) else list(entries))
+        if position == 0 or sum(map(len, pending)) >= CHUNK_ASKED:
+            if any(pending):
+                yield list(chain.from_iterable(pending))
+            pending = []
+        if position == 0:
+            return

@@ -1,0 +1,34 @@
+"""Manage's settings for this process, a migrated database, and an empty world for each test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import django
+import pytest
+
+from tests.servers import started_primary, started_replica, started_valkey
+
+os.environ["DATABASE_URL"] = started_replica().url
+os.environ["REDIS_URL"] = started_valkey().url
+os.environ["DJANGO_SETTINGS_MODULE"] = "manage_service.settings"
+subprocess.run(
+    [sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0", "--skip-checks"],
+    env={**os.environ, "DATABASE_URL": started_primary().url, "DJANGO_SETTINGS_MODULE": "ingest_service.settings"},
+    check=True,
+)
+django.setup()
+
+from tests.manage.world import World  # noqa: E402
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Empty tables and an empty Redis; the replica is where the primary is."""
+    world = World(started_primary(), started_replica(), started_valkey())
+    world.empty()
+    yield world
+    world.close()

@@ -1,0 +1,165 @@
+"""A small world in which a test is every actor: producers, the keeper, operators, an eraser. It decides who moves when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import psycopg2
+from redis import Redis
+
+from compose.servers import Primary, Replica, Valkey
+from manage_service import runs, stores
+from manage_service.building import build
+from manage_service.catching_up import Pass, catch_up
+from manage_service.executing import execute
+from manage_service.runs import Mode, Run
+from shared_models import counters, keys, rolls
+from shared_models.counters import Counter, get_counter
+from shared_models.members import encode, encode_all
+from shared_models.source import SOURCE_SQL
+from tests import servers
+
+INSERT = "INSERT INTO message (state, city, username, message) VALUES ('NY', %s, %s, '') RETURNING xact"
+
+
+class Producer:
+    """One request at ingest, taken apart: insert, commit, count."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.connection = psycopg2.connect(world.primary.url)
+        self.rows: list[tuple[str, str]] = []
+        self.xact = 0
+        self.source = ""
+
+    def insert(self, *usernames: str, city: str = "Ithaca") -> Producer:
+        with self.connection.cursor() as cursor:
+            for username in usernames:
+                cursor.execute(INSERT, (city, username))
+                (self.xact,) = cursor.fetchone()
+                self.rows.append((city, username))
+            cursor.execute(f"SELECT {SOURCE_SQL}")
+            (self.source,) = cursor.fetchone()
+        return self
+
+    def commit(self) -> Producer:
+        self.connection.commit()
+        self.connection.close()
+        return self
+
+    def count(self) -> Producer:
+        added = {
+            "users": [encode((username,)) for _, username in self.rows],
+            "cities": [encode(("NY", city)) for city, _ in self.rows],
+        }
+        rolls.record(self.world.redis, added, self.xact, self.source)
+        return self
+
+
+class World:
+    """The servers of this process, and what the actors do with them."""
+
+    def __init__(self, primary: Primary, replica: Replica, valkey: Valkey) -> None:
+        self.primary, self.replica_server, self.valkey = primary, replica, valkey
+        self.redis = Redis.from_url(valkey.url)
+        self.replica = stores.connect_replica(replica.url)
+        self.opened: list[Redis] = []
+
+    def empty(self) -> None:
+        servers.sql(self.primary, "TRUNCATE message")
+        self.redis.flushall()
+        self.replay()
+
+    def close(self) -> None:
+        self.replica.close()
+        for client in (self.redis, *self.opened):
+            client.close()
+
+    # -- producers and the eraser
+
+    def begin(self) -> Producer:
+        """A request whose transaction is open."""
+        return Producer(self)
+
+    def post(self, *usernames: str, city: str = "Ithaca") -> Producer:
+        """A request from beginning to end."""
+        return self.begin().insert(*usernames, city=city).commit().count()
+
+    def store(self, *usernames: str, city: str = "Ithaca") -> Producer:
+        """A request whose Redis step failed, or whose process died: committed, not counted."""
+        return self.begin().insert(*usernames, city=city).commit()
+
+    def erase(self, username: str) -> None:
+        servers.sql(self.primary, "DELETE FROM message WHERE username = %s", username)
+
+    def replay(self) -> None:
+        """Wait until the replica shows all that is committed."""
+        servers.wait_until_replayed(self.primary, self.replica_server)
+
+    def replay_paused(self):
+        return servers.replay_paused(self.replica_server)
+
+    # -- the keeper and operators
+
+    def passes(self) -> Redis:
+        """A connection for a pass."""
+        self.opened.append(stores.connect_for_passes(self.valkey.url))
+        return self.opened[-1]
+
+    def catch_up(self, name: str = "users") -> Pass:
+        return catch_up(get_counter(name), self.replica, self.passes())
+
+    def build(self, *names: str) -> None:
+        for name in names or [counter.name for counter in counters.COUNTERS]:
+            for _ in build(get_counter(name), self.replica, self.passes()):
+                pass
+
+    def ask(self, *names: str, mode: Mode = Mode.REPAIR) -> Run:
+        return runs.create(self.redis, names or [counter.name for counter in counters.COUNTERS], mode, asked_by="cli")
+
+    def steps(self, run: Run, wait_seconds: float = 20.0) -> Iterator:
+        return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
+
+    def reconcile(self, *names: str, mode: Mode = Mode.REPAIR, wait_seconds: float = 20.0) -> Run:
+        """A run from beginning to end."""
+        run = self.ask(*names, mode=mode)
+        for _ in self.steps(run, wait_seconds):
+            pass
+        return run
+
+    # -- what is true, and what is counted
+
+    def table(self, counter: Counter) -> set[bytes]:
+        options = counter.get_model()._meta
+        fields = ", ".join(counter.fields)
+        return set(
+            encode_all(
+                servers.sql(self.primary, f"SELECT DISTINCT {fields} FROM {options.db_table}"), len(counter.fields)
+            )
+        )
+
+    def set(self, name: str = "users") -> set[bytes]:
+        return self.redis.smembers(keys.of_counter(name).members)
+
+    def state(self, name: str = "users") -> rolls.State:
+        return rolls.read_states(self.redis, [name])[name]
+
+    def exact(self, names: Iterable[str] = ()) -> bool:
+        """Set == SELECT DISTINCT, member by member, for these counters (or all)."""
+        return all(
+            self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in counters.COUNTERS]
+        )
+
+
+@contextmanager
+def held_between_steps(steps: Iterator, phase: str) -> Iterator[None]:
+    """Run a job up to its first step in this phase; the block happens there; then run it to its end."""
+    for progress in steps:
+        if progress.phase == phase:
+            break
+    else:
+        raise AssertionError(f"the job never came to {phase}")
+    yield
+    for _ in steps:
+        pass
