@@ -3,7 +3,8 @@
 Why the order is the proof:
 
 1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
-2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses.
+2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses. It raises the watermark
+   to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
 3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
    is set. Redis cannot have lost the members of step 2 by then without the cursor's having gone, or the connection.
 
@@ -55,17 +56,16 @@ def catch_up(counter: Counter, replica: Replica, redis: Redis) -> Pass:
         # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
         cut = snapshot.slice_end(counter, state.cursor, PASS_ROWS)
         read = added = 0
+        cursor = snapshot.horizon if cut is None else cut
         # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows
         # out of the count, though it keeps the cursor where it is.
         for values in snapshot.read_recent(counter, state.cursor, cut):
             read += len(values)
-            added += rolls.record(redis, {counter.name: encode_all(values, len(counter.fields))})
+            members = encode_all(values, len(counter.fields))
+            added += rolls.record(redis, {counter.name: members}, xact=cursor - 1, source=snapshot.source)
+    through = None
     if cut is None:
-        cursor, through = snapshot.horizon, snapshot.committed_through
-        if state.complete_through is not None:
-            # A replica that came back earlier knows less, but what was counted stays counted.
-            through = max(through, state.complete_through)
-    else:
-        cursor, through = cut, None
+        # A replica that came back earlier knows less, but what was counted stays counted.
+        through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
     advanced = rolls.advance(redis, counter.name, state, cursor, through)
     return Pass(read, added, finished=cut is None, behind="" if advanced else "the counter was changed meanwhile")

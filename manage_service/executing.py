@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+import psycopg2
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
@@ -34,9 +35,9 @@ class Cancelled(Exception):
 def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
-    A run that fails says why in `detail`. What is broken for longer than this run (psycopg2.Error, redis.RedisError,
-    leases.LeaseLost) is raised, and leaves the run open: whoever takes its lease next goes on. `redis` must be a client
-    of `stores.connect_for_passes`.
+    A run that fails says why in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`. When Redis
+    fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run open: whoever takes
+    its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
@@ -66,8 +67,7 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
         while not lease.acquire():
             check_cancelled(redis, run)
             yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
-        steps = reconcile(get_counter(name), findings, replica, redis, repair=run.mode is Mode.REPAIR)
-        for progress in steps:
+        for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR):
             yield noted(run, name, redis, progress)
             check_cancelled(redis, run)
             lease.renew()
@@ -82,6 +82,17 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
             lease.release()
         except RedisError:
             pass  # it runs out by itself
+
+
+def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+    """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
+    snapshot was in the way of the replay (a recovery conflict)."""
+    while True:
+        try:
+            return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
+        except psycopg2.Error as error:
+            reason = str(error).strip()
+        yield Progress("waiting", findings.read, waiting=reason)
 
 
 def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:

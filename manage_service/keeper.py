@@ -31,7 +31,7 @@ log = structlog.get_logger()
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
 # While a job waits for the replica, and while another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
-# A scheduled run that failed is not asked for again before.
+# A scheduled run that failed is not asked for again before; unless the counter has been built anew since.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -63,8 +63,8 @@ class Keeper:
         self.leading = False
         self.job: Job | None = None
         self.catch_up_at = 0.0
-        self.source = ""
-        self.not_before: dict[str, float] = {}
+        self.source = ""  # of what the replica showed last; empty while it cannot be asked
+        self.asked: dict[str, tuple[str, float]] = {}
         self.failure = ""
         self.behind: dict[str, str] = {}
 
@@ -79,19 +79,12 @@ class Keeper:
     def tick(self) -> float:
         """One step of what is due; for how many seconds there is nothing to do."""
         try:
-            pause = self.step()
-            if self.failure:
-                log.info("keeper.recovered", after=self.failure)
-                self.failure = ""
-        except (RedisError, psycopg2.Error, LeaseLost) as error:
+            return self.step()
+        except (RedisError, LeaseLost) as error:
             # A pass over a broken connection is void. What it has done stays, what it noted is in Redis.
+            self.note_failure("redis", error)
             self.start_over()
-            reason = f"{type(error).__name__}: {str(error).strip()}"
-            if reason != self.failure:
-                log.warning("keeper.failed", reason=reason)
-                self.failure = reason
             return PAUSE_AFTER_FAILURE_SECONDS
-        return pause
 
     def step(self) -> float:
         if not self.leading:
@@ -106,12 +99,31 @@ class Keeper:
             raise
         now = time.monotonic()
         if now >= self.catch_up_at:
-            finished = self.catch_up_all()
+            try:
+                finished = self.catch_up_all()
+                self.note_recovery()
+            except psycopg2.Error as error:
+                # The job under way goes on: a run waits for the replica only so long, and then says why it failed.
+                self.note_failure("replica", error)
+                self.source, finished = "", True
             took = time.monotonic() - now
             # At most half of the time goes into catching up: a transaction that is left open for hours makes every
             # pass read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
         return self.step_job()
+
+    def note_failure(self, store: str, error: Exception) -> None:
+        """Say it once, not every second."""
+        reason = f"{type(error).__name__}: {str(error).strip()}"
+        if reason != self.failure:
+            log.warning("keeper.failed", store=store, reason=reason)
+            self.failure = reason
+
+    def note_recovery(self) -> None:
+        """Both stores answered."""
+        if self.failure:
+            log.info("keeper.recovered", after=self.failure)
+            self.failure = ""
 
     def catch_up_all(self) -> bool:
         """One pass over each counter that has a cursor; whether all of them are through."""
@@ -147,16 +159,20 @@ class Keeper:
             progress = next(self.job.steps)
         except StopIteration:
             log.info("job.ended", job=self.job.name)
-            self.job.lease.release()
-            self.job = None
+            self.drop_job()
             return 0.0
+        except psycopg2.Error as error:
+            # A build; runs wait by themselves. The next job is the same build, from the position that it has reached.
+            self.note_failure("replica", error)
+            self.drop_job()
+            return PAUSE_AFTER_FAILURE_SECONDS
         return PAUSE_WAITING_SECONDS if progress.waiting else 0.0
 
     def next_job(self) -> Job | None:
         """What to do next: complete what is cold, then what was asked for, then what is due."""
         states = rolls.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
         for counter in counters.COUNTERS:
-            if needs_building(states[counter.name], self.source):
+            if self.source and needs_building(states[counter.name], self.source):
                 lease = Lease(self.control, f"build:{counter.name}")
                 if lease.acquire():
                     log.info("job.started", job=f"build {counter.name}")
@@ -183,16 +199,21 @@ class Keeper:
             return
         asked = {name for run in runs.still_open(self.redis) for name in run.counters}
         for name in due:
-            if name not in asked and time.monotonic() >= self.not_before.get(name, 0.0):
-                self.not_before[name] = time.monotonic() + RETRY_RUN_SECONDS
+            build, again_at = self.asked.get(name, ("", 0.0))
+            if name not in asked and (build != states[name].build or time.monotonic() >= again_at):
+                self.asked[name] = states[name].build, time.monotonic() + RETRY_RUN_SECONDS
                 runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
 
-    def start_over(self) -> None:
-        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+    def drop_job(self) -> None:
+        """Done with this job, or with this attempt at it."""
         if self.job is not None:
             self.job.steps.close()
             release_quietly(self.job.lease)
             self.job = None
+
+    def start_over(self) -> None:
+        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+        self.drop_job()
         self.replica.close()
         self.redis.close()
         self.redis.connection_pool.disconnect()

@@ -7,8 +7,8 @@ Why the order is the proof that a member with a row never leaves:
 2. Fence. The watermark and the cursor are read *after* the marks were made. Whoever recorded a member before its mark has
    raised the watermark by then (one atomic step); whoever records it later takes the mark off (the same step).
 3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
-   that was recorded before its mark now shows its row, if it still has one. The cursor counts because of a replica
-   that came back earlier than it was: catch-up may have relied on rows that such a replica does not show.
+   that was recorded before its mark now shows its row, if it still has one. The cursor, and what passes add to the
+   watermark, count because of a replica that came back earlier than it was: they relied on rows that it may not show.
 4. Take out those that still have no row, each only if it still carries this token (one atomic step).
 
 Another run at the same time can only take marks away from this one, so that it takes out fewer members.
@@ -46,7 +46,8 @@ def sweep(
     """Find extra members, give them to `found`, and take them out unless `take_out` is off.
 
     A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. Raises
-    psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`. `expected` is about how many members the set has, for the progress.
+    psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `expected` is about how
+    many members the set has, for the progress.
     """
     suspects = keys.of_counter(counter.name).suspects
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import psycopg2
 from django.http import HttpRequest, HttpResponse
-from ninja import NinjaAPI, Query, Schema
-from ninja.errors import ValidationError
+from ninja import NinjaAPI, Query, Schema, Status
+from ninja.errors import HttpError, ValidationError
 from ninja.renderers import BaseRenderer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
@@ -95,12 +95,12 @@ class RunsOut(Schema):
 
 
 @api.post("/v1/runs", response={202: RunOut}, summary="Ask for a reconcile")
-def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> tuple[int, Any]:
+def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
     """The keeper executes it; follow it at Location."""
     names = asked.counters or [counter.name for counter in COUNTERS]
     run = runs.create(stores.connect_redis(), names, asked.mode, asked_by="api")
     response["Location"] = f"/v1/runs/{run.id}"
-    return 202, run.as_json()
+    return Status(202, run.as_json())
 
 
 @api.get("/v1/runs", response=RunsOut, summary="The last runs, the newest first")
@@ -114,10 +114,10 @@ def get_run(request: HttpRequest, run_id: str) -> Any:
 
 
 @api.post("/v1/runs/{run_id}/cancel", response={202: RunOut}, summary="Ask a run to stop after its current step")
-def cancel_run(request: HttpRequest, run_id: str) -> tuple[int, Any]:
+def cancel_run(request: HttpRequest, run_id: str) -> Status:
     """A run that has ended stays as it is. What it has mended so far stays mended."""
     run: Run = runs.request_cancel(stores.connect_redis(), run_id)
-    return 202, run.as_json()
+    return Status(202, run.as_json())
 
 
 @api.get("/v1/status", response=dict, summary="How every counter, the replica and the keeper stand")
@@ -170,6 +170,12 @@ def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     ]
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in errors)
     return Problem(422, "invalid-request", "Invalid request", detail, errors=errors).response()
+
+
+@api.exception_handler(HttpError)
+def refused(request: HttpRequest, error: HttpError) -> HttpResponse:
+    """A body that is no JSON."""
+    return Problem(error.status_code, "bad-request", "Bad request", str(error)).response()
 
 
 @api.exception_handler(UnknownCounter)

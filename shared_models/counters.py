@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from shared_models.models import Countable
@@ -42,7 +42,7 @@ class Counter:
         """The model class. Needs Django's app registry, with `shared_models` installed."""
         from django.apps import apps
 
-        return apps.get_model("shared_models", self.model)  # type: ignore[return-value]
+        return cast("type[Countable]", apps.get_model("shared_models", self.model))
 
 
 COUNTERS: tuple[Counter, ...] = (

@@ -11,7 +11,8 @@ cold counters, which get built.
                                                             committed before is counted
                                           source            "system identifier/timeline" that the cursor belongs to
                                           build             token of the fill that completed this counter
-                                          watermark         highest xact acknowledged into it by ingest …
+                                          watermark         highest xact acknowledged into it by ingest, or relied on
+                                                            by a pass: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … and the drift that it found

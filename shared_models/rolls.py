@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from redis import Redis
 from redis.exceptions import NoScriptError
@@ -26,6 +26,8 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 T = TypeVar("T")
+# One call of a script: its keys, its arguments.
+Call: TypeAlias = tuple[Sequence[str], tuple[Any, ...]]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK_MEMBERS) -> Iterator[Sequence[T]]:
@@ -76,7 +78,7 @@ RECORD, ADVANCE, FILL, PROMOTE, SWEEP, VERIFY = map(
 )
 
 
-def _execute(client: Redis, script: Script, calls: list[tuple[Sequence[str], tuple[Any, ...]]]) -> list[Any]:
+def _execute(client: Redis, script: Script, calls: list[Call]) -> list[Any]:
     """Calls of one script, in order, in one round trip. Not a transaction: each call is atomic by itself."""
 
     def once() -> list[Any]:
@@ -97,11 +99,11 @@ def record(
 ) -> int:
     """Add members to their counters, in one round trip; how many were new.
 
-    `xact` and `source` name the transaction that stored the rows, where the caller stored them; rows that were read
-    from the replica raise no watermark. Raises redis.RedisError; any part may have been done then, which is harmless:
-    every member has a committed row.
+    `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
+    to claim. Raises redis.RedisError; any part may have been done then, which is harmless: every member has a committed
+    row.
     """
-    calls: list[tuple[Sequence[str], tuple[Any, ...]]] = []
+    calls: list[Call] = []
     for name, members in members_by_counter.items():
         at = keys.of_counter(name)
         on = (at.members, at.suspects, at.state)
@@ -118,7 +120,7 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
     """Add a chunk of a fill, and move its position; the new position, or None where the fill has been superseded."""
     at = keys.of_counter(name)
-    calls: list[tuple[Sequence[str], tuple[Any, ...]]] = []
+    calls: list[Call] = []
     for chunk in chunks(members):
         calls.append(((at.members, at.suspects, at.fill), (token, position, *chunk)))
         position = position_after(chunk[-1])
@@ -139,7 +141,7 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
 def sweep(client: Redis, name: str, token: str, members: Sequence[bytes]) -> list[bytes]:
     """Take out the members that this sweep still suspects, and give them back."""
     at = keys.of_counter(name)
-    calls = [((at.members, at.suspects), (token, *chunk)) for chunk in chunks(members)]
+    calls: list[Call] = [((at.members, at.suspects), (token, *chunk)) for chunk in chunks(members)]
     return [member for gone in _execute(client, SWEEP, calls) for member in gone]
 
 

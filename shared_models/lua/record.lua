@@ -1,7 +1,8 @@
 -- Add members to a counter, clear them of suspicion, and raise the watermark: the one way in for a member.
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] state
--- ARGV[1] xact that stored the rows, as decimal text; "" where the caller read them from the replica
+-- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
+--         to claim; decimal text, "" for none
 -- ARGV[2] source of that xact, "system identifier/timeline"; "" with an empty xact
 -- ARGV[3…] members, a chunk at most
 -- Returns how many of them were not in the set before.

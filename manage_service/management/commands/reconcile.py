@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import msgspec
-import psycopg2
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from redis import Redis
@@ -78,9 +77,6 @@ def work_off(run: Run, control: Redis, lease: Lease, *, quiet: bool) -> Run:
         runs.save(control, run)
         show(run)
         sys.exit(130)
-    except psycopg2.Error as error:
-        run.end(Status.FAILED, f"the replica failed: {str(error).strip()}")
-        runs.save(control, run)
     finally:
         replica.close()
         redis.close()

@@ -1,0 +1,132 @@
+"""The HTTP face of manage, through Django's test client, over real stores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.test import Client, override_settings
+
+from manage_service import runs
+from shared_models import keys
+from tests import servers
+
+
+@pytest.fixture
+def client():
+    return Client()
+
+
+def test_a_run_is_accepted_followed_and_listed(world, client):
+    answer = client.post("/v1/runs", json.dumps({"counters": ["users"], "mode": "check"}), "application/json")
+    assert answer.status_code == 202
+    run = answer.json()
+    assert answer["Location"] == f"/v1/runs/{run['id']}"
+    assert (run["status"], run["mode"], run["counters"], run["asked_by"]) == ("queued", "check", ["users"], "api")
+
+    world.post("ann")
+    world.replay()
+    world.build()
+    world.redis.sadd(keys.of_counter("users").members, "ghost")
+    for _ in world.steps(runs.get(world.redis, run["id"])):
+        shown = client.get(answer["Location"]).json()
+        assert shown["status"] == "running" and shown["progress"]["phase"]
+    done = client.get(answer["Location"]).json()
+    assert done["status"] == "done" and done["finished_at"].endswith("Z")
+    assert done["drift"]["users"]["extra"] == 1
+    assert done["drift"]["users"]["extra_sample"] == [{"username": "ghost"}]
+    assert [one["id"] for one in client.get("/v1/runs").json()["runs"]] == [run["id"]]
+
+
+def test_a_run_over_all_counters_is_the_default(world, client):
+    run = client.post("/v1/runs", "{}", "application/json").json()
+    assert run["counters"] == ["cities", "users"] and run["mode"] == "repair"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"counters": ["nobody"]}, 422, "there are: cities, users"),
+        ({"counters": []}, 422, "counters"),
+        ({"counters": ["users"], "mode": "mend"}, 422, "mode"),
+        ({"counter": "users"}, 422, "counter"),
+        ({"counters": "users"}, 422, "counters"),
+    ],
+)
+def test_a_bad_request_names_the_field_and_asks_for_nothing(world, client, body, status, words):
+    answer = client.post("/v1/runs", json.dumps(body), "application/json")
+    assert answer.status_code == status and answer["Content-Type"] == "application/problem+json"
+    assert words in answer.json()["detail"] and answer.json()["type"].startswith("urn:rollcall:")
+    assert client.get("/v1/runs").json() == {"runs": []}
+
+
+def test_malformed_json_is_a_problem_and_not_an_error(world, client):
+    answer = client.post("/v1/runs", "{", "application/json")
+    assert 400 <= answer.status_code < 500 and answer["Content-Type"] == "application/problem+json"
+
+
+def test_cancelling_a_run(world, client):
+    run = client.post("/v1/runs", "{}", "application/json").json()
+    assert client.post(f"/v1/runs/{run['id']}/cancel").status_code == 202
+    list(world.steps(runs.get(world.redis, run["id"])))
+    assert client.get(f"/v1/runs/{run['id']}").json()["status"] == "cancelled"
+
+
+def test_an_unknown_run_is_404(world, client):
+    for answer in (client.get("/v1/runs/none"), client.post("/v1/runs/none/cancel"), client.get("/nowhere")):
+        assert answer.status_code == 404 and answer["Content-Type"] == "application/problem+json"
+
+
+def test_status_tells_how_everything_stands(world, client):
+    world.post("ann")
+    world.replay()
+    assert client.get("/v1/status").json()["counters"]["users"]["state"] == "cold"
+    world.reconcile("users")
+    status = client.get("/v1/status").json()
+    users = status["counters"]["users"]
+    assert users["state"] == "live" and users["count"] == 1 and users["drift"] == {"missing": 0, "extra": 0}
+    assert users["cursor"] <= users["horizon"] and users["replica_lag_seconds"] >= 0
+    assert users["last_run"]["status"] == "done"
+    assert status["replica"]["reachable"] and status["keeper"]["alive"] is False
+
+
+def test_status_and_readiness_name_what_is_missing(world, client):
+    assert client.get("/readyz").status_code == 200
+    nobody = servers.free_port()
+    with override_settings(DATABASE_URL=f"postgres://x@127.0.0.1:{nobody}/x"):
+        status = client.get("/v1/status").json()
+        assert not status["replica"]["reachable"] and "Connection refused" in status["replica"]["detail"]
+        answer = client.get("/readyz")
+        assert answer.status_code == 503 and list(answer.json()["missing"]) == ["replica"]
+    with override_settings(REDIS_URL=f"redis://127.0.0.1:{nobody}/0"):
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/v1/status").status_code == 503
+        assert client.post("/v1/runs", "{}", "application/json").status_code == 503
+        assert client.get("/livez").status_code == 200
+
+
+def test_a_redis_that_evicts_is_not_ready(world, client):
+    world.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503 and "noeviction" in answer.json()["detail"]
+    finally:
+        world.redis.config_set("maxmemory-policy", "noeviction")
+
+
+def test_metrics_tell_what_redis_knows(world, client):
+    world.post("ann", "bob")
+    world.replay()
+    world.reconcile("users")
+    text = client.get("/metrics").content.decode()
+    assert 'rollcall_counter_members{counter="users"} 2.0' in text
+    assert 'rollcall_counter_live{counter="cities"} 0.0' in text
+    assert 'rollcall_counter_members{counter="cities"}' not in text, "a cold counter has no number"
+    assert 'rollcall_counter_drift_members{counter="users",kind="missing"} 0.0' in text
+
+
+def test_the_description_and_its_page_need_no_other_host(client):
+    description = client.get("/openapi.json").json()
+    assert "/v1/runs" in description["paths"] and "/v1/runs/{run_id}/cancel" in description["paths"]
+    page = client.get("/docs").content.decode()
+    assert "https://" not in page and "http://" not in page

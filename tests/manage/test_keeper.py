@@ -1,0 +1,196 @@
+"""The keeper: one tick at a time, and as a process that is stopped, killed, and left without its stores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from redis import Redis
+
+from manage_service import keeper as keeping
+from manage_service import runs, stores
+from manage_service.keeper import Keeper, Timing
+from manage_service.runs import Mode, Status
+from shared_models import keys
+from tests import servers
+from tests.servers import wait_for
+
+
+@contextmanager
+def keeper_of(world, *, reconcile_seconds=3600.0, wait_seconds=20.0):
+    """A keeper of this world that the test ticks."""
+    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=reconcile_seconds, wait_seconds=wait_seconds))
+    keeper.redis, keeper.control = world.passes(), world.redis
+    keeper.lease = keeping.Lease(world.redis, "keeper")
+    try:
+        yield keeper
+    finally:
+        keeper.drop_job()
+        keeper.replica.close()
+
+
+def tick_until(keeper, condition, what="the keeper to get there"):
+    def ticked():
+        keeper.tick()
+        return condition()
+
+    wait_for(ticked, what)
+
+
+def test_cold_counters_are_built_and_then_verified_without_an_operator(world):
+    world.store("ann", "bob")
+    world.replay()
+    with keeper_of(world) as keeper:
+        tick_until(keeper, lambda: all(world.state(name).verified_at for name in ("users", "cities")))
+    assert world.exact()
+    assert {run.asked_by for run in runs.latest(world.redis, 10)} == {"schedule"}
+
+
+def test_what_ingest_could_not_count_is_caught_up_at_the_next_tick(world):
+    with keeper_of(world) as keeper:
+        tick_until(keeper, lambda: not world.state().cold and not world.state("cities").cold)
+        world.store("ann")
+        world.replay()
+        keeper.tick()
+    assert world.exact()
+
+
+def test_a_counter_is_reconciled_again_when_its_interval_is_over(world, monkeypatch):
+    monkeypatch.setattr(keeping, "RETRY_RUN_SECONDS", 0.0)
+    with keeper_of(world, reconcile_seconds=0.05) as keeper:
+        tick_until(keeper, lambda: world.state().verified_at)
+        first = world.state().verified_at
+        world.redis.sadd(keys.of_counter("users").members, "ghost")
+        tick_until(keeper, lambda: world.state().verified_at > first and world.set() == set())
+    assert any(run.drifted for run in runs.latest(world.redis, 10))
+
+
+def test_an_operators_run_is_executed_and_stands_in_the_history(world):
+    world.post("ann")
+    with keeper_of(world) as keeper:
+        run = world.ask("users", mode=Mode.CHECK)
+        tick_until(keeper, lambda: runs.get(world.redis, run.id).status is Status.DONE)
+    assert runs.get(world.redis, run.id).findings["users"].verified_at is not None
+    assert run.id in {found.id for found in runs.latest(world.redis, 10)}
+
+
+def test_catching_up_goes_on_between_the_steps_of_a_run(world):
+    world.post("ann")
+    world.replay()
+    world.reconcile()
+    with keeper_of(world) as keeper, world.replay_paused():
+        world.post("new")
+        run = world.ask("users")
+        tick_until(keeper, lambda: runs.get(world.redis, run.id).phase == "fence")
+        ticked = world.redis.hget(keys.KEEPER, "ticked_at")
+        tick_until(keeper, lambda: world.redis.hget(keys.KEEPER, "ticked_at") > ticked, "another pass")
+        assert runs.get(world.redis, run.id).phase == "fence"
+
+
+def test_a_run_left_by_a_keeper_that_died_is_gone_on_with(world):
+    world.post("ann")
+    world.replay()
+    world.build()
+    run = world.ask("users")
+    dead = world.steps(run)
+    next(dead)
+    assert runs.get(world.redis, run.id).status is Status.RUNNING
+    dead.close()
+    with keeper_of(world) as keeper:
+        tick_until(keeper, lambda: runs.get(world.redis, run.id).status is Status.DONE)
+
+
+def test_of_two_keepers_one_leads_and_the_other_takes_over(world):
+    with keeper_of(world) as first, keeper_of(world) as second:
+        first.tick()
+        second.tick()
+        assert first.leading and not second.leading
+        first.close()
+        second.tick()
+        assert second.leading
+
+
+def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(world):
+    world.post("ann")
+    world.replay()
+    world.reconcile()
+    with keeper_of(world, wait_seconds=0.2) as keeper:
+        run = world.ask("users")
+        keeper.replica.close()
+        keeper.replica._dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
+        tick_until(keeper, lambda: not runs.get(world.redis, run.id).open)
+        assert "Connection refused" in runs.get(world.redis, run.id).detail
+        keeper.replica = stores.connect_replica()
+        world.store("bob")
+        world.replay()
+        tick_until(keeper, lambda: b"bob" in world.set())
+
+
+def test_redis_emptied_under_the_keeper_is_built_anew(world):
+    world.store("ann")
+    world.replay()
+    with keeper_of(world) as keeper:
+        tick_until(keeper, lambda: world.state().verified_at)
+        world.redis.flushall()
+        tick_until(keeper, lambda: world.state().verified_at and not world.state("cities").cold)
+    assert world.exact()
+
+
+# -- as a process
+
+
+@contextmanager
+def keeper_process(world, **environment):
+    """`python -m manage_service keeper`, as it is deployed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "manage_service", "keeper"],
+        env={**os.environ, "REDIS_URL": world.valkey.url, "CATCH_UP_SECONDS": "0.05", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_the_keeper_stops_cleanly_on_sigterm(world):
+    with keeper_process(world) as process:
+        wait_for(lambda: world.state().verified_at, "the keeper to have built and verified")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=5) == 0
+        said = process.stderr.read()
+    assert "keeper.started" in said and "keeper.stopped" in said
+    assert not world.redis.exists(keys.of_lock("keeper")), "the next keeper need not wait"
+
+
+def test_a_keeper_that_was_killed_is_followed_by_one_that_goes_on(world):
+    with keeper_process(world) as process:
+        wait_for(lambda: world.state().verified_at, "the first keeper")
+        process.kill()
+    world.store("ann")
+    with keeper_process(world):
+        wait_for(lambda: world.exact(), "the second keeper to count what the first one missed", seconds=30)
+
+
+@pytest.mark.parametrize("again", ["empty", "saved"])
+def test_redis_gone_and_back_needs_no_operator(world, second_valkey, again):
+    valkey = second_valkey(appendonly="no", save="")
+    world.valkey, world.redis = valkey, Redis.from_url(valkey.url)
+    world.store("ann")
+    with keeper_process(world) as process:
+        wait_for(lambda: world.state().verified_at and not world.state("cities").cold, "the keeper")
+        if again == "saved":
+            world.redis.save()
+        valkey.kill()
+        world.store("bob")
+        valkey.start()
+        world.redis = Redis.from_url(valkey.url)
+        wait_for(lambda: not world.state().cold and not world.state("cities").cold and world.exact(), "all counted")
+        assert process.poll() is None
