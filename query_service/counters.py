@@ -1,0 +1,61 @@
+"""What query reads from Redis: the state of the counters, and whether members are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared_models import keys, rolls
+from shared_models.rolls import State
+
+# What a read may raise: Redis gone, slow or loading; a key of another type; a state that is not as `rolls` writes it.
+Unreadable = (RedisError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one read of Redis said. `as_of` is the moment just before the read was sent: no count is claimed to be
+    fresher than it is."""
+
+    as_of: datetime
+    states: dict[str, State]
+
+
+class CounterIsCold(Exception):
+    """The counter has never been completed, or was lost: nothing is known of its members."""
+
+    def __init__(self, name: str, state: State) -> None:
+        super().__init__(name)
+        self.name, self.state = name, state
+
+
+async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
+    """The state of each counter, in one round trip and one moment. Raises one of Unreadable."""
+    as_of = datetime.now(UTC)
+    pipe = client.pipeline(transaction=True)
+    for name in names:
+        rolls.queue_state(pipe, name)
+    replies = await pipe.execute()
+    return Reading(as_of, {name: rolls.parse_state(*replies[3 * i : 3 * i + 3]) for i, name in enumerate(names)})
+
+
+async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -> list[bool]:
+    """Of each member whether it is counted. Raises CounterIsCold, or one of Unreadable.
+
+    The state is read in the same MULTI: the set of a counter that is cold at that moment holds a part of its members,
+    and "no" would be a guess.
+    """
+    pipe = client.pipeline(transaction=True)
+    rolls.queue_state(pipe, name)
+    at = keys.of_counter(name).members
+    for chunk in rolls.chunks(members):
+        pipe.smismember(at, list(chunk))
+    count, state, fill, *found = await pipe.execute()
+    counter_state = rolls.parse_state(count, state, fill)
+    if counter_state.cold:
+        raise CounterIsCold(name, counter_state)
+    return [bool(is_member) for chunk in found for is_member in chunk]

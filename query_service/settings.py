@@ -1,0 +1,80 @@
+"""Query's settings, from the environment; each variable X may come from a file named by X_FILE instead.
+
+Everything is read from Redis: there are no DATABASES, and no driver of one is installed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from urllib.parse import urlsplit
+
+from environs import EnvError, FileAwareEnv, ValidationError, validate
+
+from shared_models import logs
+
+env = FileAwareEnv()
+positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
+
+
+def is_redis_url(url: str) -> None:
+    """Refuses what redis-py would refuse at the first request only."""
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
+
+
+try:
+    # The database that belongs to Rollcall alone: redis://user:password@host:port/0
+    REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
+
+    # How often a worker reads the counts while somebody asks for them, and how long after the last request it goes on.
+    REFRESH_SECONDS = env.float("REFRESH_SECONDS", 0.05, validate=positive)
+    IDLE_SECONDS = env.float("IDLE_SECONDS", 10.0, validate=positive)
+    # How long the last answer is given, marked as stale, when Redis cannot be read.
+    STALE_SECONDS = env.float("STALE_SECONDS", 10.0)
+    # The most members that one request may ask for.
+    MAX_MEMBERS = env.int("MAX_MEMBERS", 1_000, validate=positive)
+    # The least time between two events of a stream, and the most: a comment keeps proxies from closing it.
+    STREAM_SECONDS = env.float("STREAM_SECONDS", 0.1, validate=positive)
+    HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 15.0, validate=positive)
+    # The most streams open in one worker; each takes about 20 kB.
+    MAX_STREAMS = env.int("MAX_STREAMS", 5_000)
+
+    DEBUG = env.bool("DEBUG", False)
+    SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
+    ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    LOG_JSON = env.bool("LOG_JSON", None)
+except EnvError as error:
+    sys.exit(f"query_service: {error}. See the table of variables in README.md.")
+
+logs.configure("query", LOG_JSON)
+LOGGING_CONFIG = None
+# A refusal (404, 503 while a counter is cold) is an answer, which the metrics count; an exception is a fault.
+logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
+
+DATABASES: dict[str, dict[str, str]] = {}
+INSTALLED_APPS = [
+    "query_service",
+    "ninja",
+    "django.contrib.staticfiles",
+]
+# Each of them is async: one that is not would hand every request to a thread and back.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.common.CommonMiddleware",  # gives every answer its length
+    "query_service.static_files.StaticFilesMiddleware",
+    "query_service.metrics.MetricsMiddleware",
+    "shared_models.http.problems.ProblemMiddleware",
+]
+ROOT_URLCONF = "query_service.urls"
+ASGI_APPLICATION = "query_service.asgi.application"
+TEMPLATES = [
+    {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
+]
+STATIC_URL = "/static/"
+# Files are served from the packages that hold them: there is nothing to collect.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+APPEND_SLASH = False
+USE_TZ = True
+TIME_ZONE = "UTC"

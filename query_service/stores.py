@@ -1,0 +1,60 @@
+"""The connections to Redis: made here, passed in everywhere else. Every failure is the caller's to see, at once."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+# A read takes Redis less than a millisecond, and waits behind one chunk at most. What does take longer is the fork of
+# a save with many gigabytes: up to some 200 ms. Half a second is a Redis that is stopped, or a network that is gone,
+# and somebody is waiting for the answer.
+ANSWER_SECONDS = 0.5
+CONNECT_SECONDS = 0.5
+# Requests for memberships that are under way in one worker; more wait for their turn, as long as an answer may take.
+MEMBERSHIP_CONNECTIONS = 16
+
+
+def connect_for_board(url: str | None = None) -> AsyncRedis:
+    """The one connection of a worker's board."""
+    return AsyncRedis.from_url(
+        url or settings.REDIS_URL,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        retry=AsyncRetry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-query-board",
+        max_connections=1,
+    )
+
+
+def connect_for_members(url: str | None = None) -> AsyncRedis:
+    """A few connections for the questions that no standing answer fits."""
+    from redis.asyncio import BlockingConnectionPool
+
+    pool = BlockingConnectionPool.from_url(
+        url or settings.REDIS_URL,
+        timeout=ANSWER_SECONDS,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        retry=AsyncRetry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-query-members",
+        max_connections=MEMBERSHIP_CONNECTIONS,
+    )
+    return AsyncRedis.from_pool(pool)
+
+
+def connect_for_readiness(url: str | None = None) -> Redis:
+    """A connection that is made for one look at Redis: that one can be made is part of the answer."""
+    return Redis.from_url(
+        url or settings.REDIS_URL,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-query-ready",
+    )

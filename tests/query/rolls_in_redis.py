@@ -1,0 +1,72 @@
+"""What manage and ingest write to Redis, by the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from shared_models import keys, rolls
+from shared_models.counters import get_counter
+from shared_models.members import encode
+
+SOURCE = "7000000000000000001/1"
+THROUGH = datetime(2026, 11, 23, 12, 0, 1, 200_000, tzinfo=UTC)
+
+
+class Rolls:
+    """The rolls of one Redis."""
+
+    def __init__(self, client: Redis) -> None:
+        self.client = client
+
+    def begin_fill(self, name: str, expected: int, token: str = "fill-1") -> None:
+        """What the keeper notes when it begins to build a counter."""
+        self.client.hset(
+            keys.of_counter(name).fill,
+            mapping={
+                "token": token,
+                "source": SOURCE,
+                "horizon": 1000,
+                "complete_through": rolls.to_microseconds(THROUGH),
+                "expected": expected,
+            },
+        )
+
+    def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
+        """The first chunk of a fill; the position behind it."""
+        position = rolls.fill(self.client, name, token, b"", members)
+        assert position is not None
+        return position
+
+    def make_live(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> None:
+        """A whole build."""
+        self.begin_fill(name, len(members), token)
+        position = self.fill(name, members, token) if members else b""
+        assert rolls.promote(self.client, name, token, position)
+
+    def make_all_live(self, cities: int = 3, users: int = 2) -> None:
+        """Both declared counters, built."""
+        self.make_live("cities", [encode(("NY", f"City {i}")) for i in range(cities)])
+        self.make_live("users", [b"user-%d" % i for i in range(users)])
+
+    def record(self, name: str, *members: bytes, xact: int = 1001) -> None:
+        """Rows that ingest has committed, counted."""
+        rolls.record(self.client, {get_counter(name).name: members}, xact, SOURCE)
+
+    def advance(self, name: str, through: datetime) -> None:
+        """A pass of catch-up."""
+        state = rolls.read_states(self.client, [name])[name]
+        assert state.cursor is not None
+        assert rolls.advance(self.client, name, state, state.cursor + 1, through)
+
+    def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0) -> None:
+        """The end of a reconcile."""
+        build = rolls.read_states(self.client, [name])[name].build
+        assert rolls.verify(self.client, name, build, at, missing, extra)
+
+    def lose(self, name: str) -> None:
+        """The counter is lost, as if Redis had been emptied."""
+        at = keys.of_counter(name)
+        self.client.delete(at.members, at.state, at.fill, at.suspects)

@@ -1,0 +1,154 @@
+"""The board: awake while somebody asks, honest while Redis cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
+from fakeredis import FakeStrictRedis as FakeRedis
+from redis import Redis
+
+from compose.servers import Valkey
+from query_service.answers import Condition
+from query_service.board import Board
+from shared_models import keys
+from tests.query.driving import Query, eventually
+from tests.query.rolls_in_redis import Rolls
+
+
+def test_what_is_asked_for_is_kept_true(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live(users=2)
+    query.get("/v1/counts")
+    rolls.record("users", b"somebody else")
+
+    async def scenario() -> None:
+        await eventually(
+            lambda: query.board.answers["/v1/counts/users"].body.startswith(b'{"counter":"users","count":3,'),
+            "the standing answer to follow Redis",
+        )
+
+    query.run(scenario())
+
+
+def test_the_board_is_bare_when_nobody_asks_and_the_next_request_reads(
+    start_query: Callable[..., Query], rolls: Rolls
+) -> None:
+    rolls.make_all_live(users=2)
+    query = start_query(idle_seconds=0.1)
+    assert query.get("/v1/counts/users").json["count"] == 2
+
+    async def until_bare() -> None:
+        await eventually(lambda: not query.board.answers, "the board to be bare")
+
+    query.run(until_bare())
+    rolls.record("users", b"while nobody asked")
+    assert query.get("/v1/counts/users").json["count"] == 3
+
+
+def test_a_connection_that_was_closed_while_nobody_asked_is_no_failure(
+    start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+) -> None:
+    rolls.make_all_live(users=2)
+    query = start_query(idle_seconds=0.05)
+    query.get("/v1/counts")
+
+    async def until_bare() -> None:
+        await eventually(lambda: not query.board.answers, "the board to be bare")
+
+    query.run(until_bare())
+    redis.client_kill_filter(_type="normal", skipme=True)
+    reply = query.get("/v1/counts/users")
+    assert (reply.status, reply.json["state"]) == (200, "live")
+
+
+def test_all_counters_are_read_in_one_transaction() -> None:
+    server = FakeServer()
+    rolls = Rolls(FakeRedis(server=server))
+    rolls.make_all_live(cities=3, users=2)
+
+    async def scenario() -> None:
+        board = Board(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
+        await asyncio.gather(*(board.read_anew() for _ in range(10)))
+        assert board.reading is not None
+        assert {name: state.count for name, state in board.reading.states.items()} == {"cities": 3, "users": 2}
+        await board.close()
+        assert board.answers == {}
+
+    asyncio.run(scenario())
+
+
+class TestRedisAway:
+    def test_the_last_answer_is_given_marked_as_stale(
+        self, start_query: Callable[..., Query], second_valkey: Callable[..., Valkey]
+    ) -> None:
+        valkey = second_valkey()
+        with valkey.client() as client:
+            Rolls(client).make_all_live(users=2)
+        query = start_query(valkey.url)
+        live = query.read("/v1/counts/users")
+        valkey.stop()
+        stopped_at = datetime.now(UTC)
+
+        for _ in range(3):
+            reply = query.get("/v1/counts/users", cache_control="no-cache")
+            assert (reply.status, reply.headers["rollcall-state"]) == (200, "stale")
+            assert (reply.json["state"], reply.json["count"]) == ("stale", 2)
+            assert live["as_of"] <= reply.json["as_of"] <= stopped_at.isoformat()
+        frozen = query.get("/v1/counts").json["as_of"]
+        assert query.get("/v1/counts", cache_control="no-cache").json["as_of"] == frozen
+        assert query.get("/stats/get/").headers["rollcall-state"] == "stale"
+        assert query.get("/v1/counts/users/member?username=user-1").json["type"] == "urn:rollcall:redis-unavailable"
+
+    def test_after_a_while_there_is_no_answer_and_soon_after_redis_is_back_there_is_one(
+        self, start_query: Callable[..., Query], second_valkey: Callable[..., Valkey]
+    ) -> None:
+        valkey = second_valkey(save="", appendonly="yes", appendfsync="always")
+        with valkey.client() as client:
+            Rolls(client).make_all_live(users=2)
+        query = start_query(valkey.url, stale_seconds=0.2)
+        query.get("/v1/counts")
+        valkey.stop()
+
+        async def until(condition: Condition, seconds: float) -> None:
+            await eventually(lambda: query.board.condition is condition, condition.value, seconds)
+
+        query.run(until(Condition.LOST, 5.0))
+        for path in ("/v1/counts", "/v1/counts/users"):
+            reply = query.get(path)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert reply.json["type"] == "urn:rollcall:redis-unavailable"
+        reply = query.get("/stats/get/")
+        assert (reply.status, reply.json["result"], reply.headers["retry-after"]) == (503, "error", "1")
+
+        valkey.start()
+        query.run(until(Condition.FRESH, 1.5))
+        assert query.get("/v1/counts/users").json["count"] == 2
+
+    def test_a_redis_that_hangs_is_given_up_soon(
+        self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+    ) -> None:
+        rolls.make_all_live()
+        query = start_query(stale_seconds=0.1)
+        query.get("/v1/counts")
+        redis.client_pause(1500, all=True)
+        began = monotonic()
+        assert query.get("/v1/counts", cache_control="no-cache").status == 503
+        assert query.get("/v1/counts/users/member?username=ann").status == 503
+        assert monotonic() - began < 1.4
+        redis.client_unpause()
+
+    @pytest.mark.parametrize("part", ["members", "state", "fill"])
+    def test_a_key_of_another_type_is_no_count(self, query: Query, rolls: Rolls, redis: Redis, part: str) -> None:
+        rolls.make_all_live()
+        redis.delete(getattr(keys.of_counter("users"), part))
+        redis.set(getattr(keys.of_counter("users"), part), "what is this?")
+        assert query.get("/v1/counts/users").json["type"] == "urn:rollcall:redis-unavailable"
+
+    def test_a_state_that_is_no_number_is_no_count(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+        rolls.make_all_live()
+        redis.hset(keys.of_counter("users").state, "cursor", "soon")
+        assert query.get("/v1/counts/users").json["type"] == "urn:rollcall:redis-unavailable"

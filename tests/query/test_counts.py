@@ -1,0 +1,279 @@
+"""The standing answers: what they say, and what they never say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from redis import Redis
+
+from query_service import board as board_module
+from query_service.counters import Reading, read_counters
+from shared_models import counters, keys, rolls
+from shared_models.counters import Counter
+from tests.query.driving import Query, Reply
+from tests.query.rolls_in_redis import THROUGH, Rolls
+
+VERIFIED = datetime(2026, 11, 23, 11, 58, tzinfo=UTC)
+
+
+def test_a_live_counter_says_its_count_and_how_good_it_is(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live()
+    rolls.verify("users", VERIFIED, missing=1, extra=2)
+    asked_at = datetime.now(UTC)
+
+    reply = query.get("/v1/counts")
+
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    as_of = datetime.fromisoformat(reply.json["as_of"])
+    assert asked_at <= as_of <= datetime.now(UTC)
+    assert reply.json["as_of"].endswith("Z")
+    assert reply.json["counters"] == {
+        "cities": {
+            "count": 3,
+            "state": "live",
+            "complete_through": "2026-11-23T12:00:01.200000Z",
+            "verified_at": None,
+            "drift": None,
+        },
+        "users": {
+            "count": 2,
+            "state": "live",
+            "complete_through": "2026-11-23T12:00:01.200000Z",
+            "verified_at": "2026-11-23T11:58:00Z",
+            "drift": {"missing": 1, "extra": 2},
+        },
+    }
+
+
+def test_P7_every_number_says_how_good_it_is(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live()
+    before = query.read("/v1/counts/users")
+    assert (before["verified_at"], before["drift"]) == (None, None)
+
+    rolls.advance("users", THROUGH + timedelta(seconds=1))
+    rolls.verify("users", VERIFIED)
+
+    after = query.read("/v1/counts/users")
+    assert (after["state"], after["complete_through"]) == ("live", "2026-11-23T12:00:02.200000Z")
+    assert (after["verified_at"], after["drift"]) == ("2026-11-23T11:58:00Z", {"missing": 0, "extra": 0})
+    assert after["as_of"] > before["as_of"]
+
+
+def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live()
+    document = query.get("/v1/counts/users").json
+    assert next(iter(document)) == "counter"
+    assert (document["counter"], document["count"]) == ("users", 2)
+    assert set(document) == {"counter", "count", "state", "complete_through", "verified_at", "drift", "as_of"}
+
+
+def test_a_counter_with_no_members_is_live_and_zero(query: Query, rolls: Rolls) -> None:
+    rolls.make_live("users", [])
+    document = query.get("/v1/counts/users").json
+    assert (document["count"], document["state"]) == (0, "live")
+
+
+def test_the_flat_counts_of_the_first_demo(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live(cities=5, users=7)
+    assert query.get("/stats/get/").json == {"result": "success", "cities": 5, "users": 7}
+
+
+class TestCold:
+    def test_P4_never_a_partial_count_while_a_counter_is_being_built(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_live("cities", [b'["NY","New York"]'])
+        rolls.begin_fill("users", expected=4000)
+        rolls.fill("users", [b"user-%04d" % i for i in range(1500)])
+
+        for path in ("/v1/counts/users", "/stats/get/"):
+            for ask in (query.get, lambda path: query.get(path, cache_control="no-cache")):
+                reply = ask(path)
+                assert reply.status == 503
+                assert int(reply.headers["retry-after"]) > 0
+                assert "count" not in reply.json
+        one = query.get("/v1/counts/users")
+        assert one.headers["content-type"] == "application/problem+json"
+        assert one.json["type"] == "urn:rollcall:counter-cold"
+        assert one.json["progress"] == {"read": 1500, "expected": 4000}
+        assert query.get("/stats/get/").json["result"] == "error"
+
+        both = query.get("/v1/counts")
+        assert both.status == 200
+        assert both.json["counters"]["cities"]["count"] == 1
+        assert both.json["counters"]["users"] == {
+            "count": None,
+            "state": "cold",
+            "complete_through": None,
+            "verified_at": None,
+            "drift": None,
+            "progress": {"read": 1500, "expected": 4000},
+        }
+
+    def test_P4_never_a_partial_count_when_a_counter_was_lost(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live()
+        assert query.read("/v1/counts/users")["count"] == 2
+        rolls.lose("users")
+        rolls.record("users", b"the first one since")
+
+        reply = query.get("/v1/counts/users", cache_control="no-cache")
+        assert (reply.status, "count" in reply.json, "progress" in reply.json) == (503, False, False)
+
+    def test_P4_never_a_partial_count_of_an_empty_redis(self, query: Query) -> None:
+        reply = query.get("/v1/counts")
+        assert reply.status == 503
+        assert int(reply.headers["retry-after"]) > 0
+        assert reply.json["type"] == "urn:rollcall:counter-cold"
+        assert {c["state"] for c in reply.json["counters"].values()} == {"cold"}
+        assert {c["count"] for c in reply.json["counters"].values()} == {None}
+
+    def test_a_build_that_ends_is_seen_whole(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+        rolls.begin_fill("users", expected=3)
+        position = rolls.fill("users", [b"a", b"b", b"c"])
+        assert query.get("/v1/counts/users", cache_control="no-cache").status == 503
+        assert promote(redis, "users", position)
+        assert query.read("/v1/counts/users")["count"] == 3
+
+    def test_keys_of_another_layout_are_not_counted(
+        self, query: Query, rolls: Rolls, redis: Redis, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(keys, "PREFIX", "rollcall:0:")
+        rolls.make_all_live()
+        monkeypatch.undo()
+        assert query.get("/v1/counts").json["type"] == "urn:rollcall:counter-cold"
+
+
+def promote(client: Redis, name: str, position: bytes) -> bool:
+    return rolls.promote(client, name, "fill-1", position)
+
+
+class TestReadingAnew:
+    def test_P2_counted_means_counted_in_the_next_count_read_from_redis(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live(users=2)
+        for n in range(20):
+            rolls.record("users", b"new-%d" % n)
+            assert query.read("/v1/counts/users")["count"] == 3 + n
+            assert query.read("/v1/counts")["counters"]["users"]["count"] == 3 + n
+            assert query.read("/stats/get/")["users"] == 3 + n
+
+    def test_P2_a_request_never_shares_a_read_that_began_before_it(
+        self, query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rolls.make_all_live(users=2)
+        has_read, may_end = asyncio.Event(), asyncio.Event()
+
+        async def read_and_wait(client: object, names: list[str]) -> Reading:
+            reading = await read_counters(client, names)  # type: ignore[arg-type]
+            has_read.set()
+            await may_end.wait()
+            return reading
+
+        async def scenario() -> list[Reply]:
+            await query.board.read_anew()
+            monkeypatch.setattr(board_module, "read_counters", read_and_wait)
+            first = asyncio.create_task(query.board.read_anew())
+            await has_read.wait()  # that read has the count of before
+            rolls.record("users", b"counted now")
+            headers = {"cache_control": "no-cache"}
+            asked = [asyncio.create_task(query.request("GET", "/v1/counts/users", headers=headers)) for _ in range(5)]
+            await asyncio.sleep(0)
+            may_end.set()
+            await first
+            return await asyncio.gather(*asked)
+
+        assert [reply.json["count"] for reply in query.run(scenario())] == [3] * 5
+
+    def test_requests_that_wait_together_share_one_read(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+        rolls.make_all_live()
+
+        async def scenario() -> None:
+            await asyncio.gather(
+                *(query.request("GET", "/v1/counts", headers={"cache_control": "no-cache"}) for _ in range(50))
+            )
+
+        redis.config_resetstat()
+        query.run(scenario())
+        assert redis.info("commandstats")["cmdstat_exec"]["calls"] <= 3
+
+    def test_a_standing_answer_asks_nothing_of_redis(
+        self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+    ) -> None:
+        rolls.make_all_live()
+        query = start_query(refresh_seconds=30.0)
+        query.get("/v1/counts")
+        redis.config_resetstat()
+        for _ in range(100):
+            assert query.get("/v1/counts").status == 200
+        assert "cmdstat_exec" not in redis.info("commandstats")
+
+
+class TestHTTP:
+    def test_an_unchanged_answer_is_a_304(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live()
+        query.get("/v1/counts")  # the first is Django's, the others are the board's
+        for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
+            first = query.get(path)
+            assert first.headers["cache-control"] == "no-cache"
+            etag = first.headers["etag"]
+            for known in (etag, f'"other", {etag}', etag.removeprefix("W/"), "*"):
+                again = query.get(path, if_none_match=known)
+                assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
+            assert query.get(path, if_none_match='"other"').status == 200
+        etag = query.get("/v1/counts/users").headers["etag"]
+        rolls.record("users", b"one more")
+        assert query.get("/v1/counts/users", if_none_match=etag, cache_control="no-cache").status == 200
+
+    def test_the_first_request_of_a_bare_board_is_answered_alike(
+        self, start_query: Callable[..., Query], rolls: Rolls
+    ) -> None:
+        rolls.make_all_live()
+        etag = start_query().get("/v1/counts").headers["etag"]
+        reply = start_query().get("/v1/counts", if_none_match=etag)
+        assert (reply.status, reply.body) == (304, b"")
+        query = start_query()
+        first, second = query.get("/v1/counts/users"), query.get("/v1/counts/users")
+        for name in ("content-type", "content-length", "cache-control", "etag", "rollcall-state"):
+            assert first.headers[name] == second.headers[name]
+
+    def test_head_is_get_without_the_body(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live()
+        for _ in range(2):  # by Django, and from the board
+            for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
+                head = query.run(query.request("HEAD", path))
+                got = query.get(path)
+                assert (head.status, head.headers["content-length"]) == (200, got.headers["content-length"])
+                assert head.headers["etag"] == got.headers["etag"]
+                if query.board.answers:
+                    assert query.run(query.request("HEAD", path)).body == b""
+
+    def test_an_unknown_counter_is_told_which_there_are(self, query: Query) -> None:
+        reply = query.get("/v1/counts/nobody")
+        assert reply.status == 404
+        assert reply.json["type"] == "urn:rollcall:unknown-counter"
+        assert "cities, users" in reply.json["detail"]
+
+    def test_another_host_is_refused_by_the_board_as_by_django(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live()
+        assert query.get("/v1/counts").status == 200
+        for path in ("/v1/counts", "/v1/stream", "/"):
+            reply = query.get(path, host="evil.example")
+            assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
+
+    def test_another_method_is_refused(self, query: Query, rolls: Rolls) -> None:
+        reply = query.post("/v1/counts", {})
+        assert reply.status == 405
+        assert "GET" in reply.headers["allow"]
+
+
+def test_a_counter_that_is_declared_is_offered(query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch) -> None:
+    rolls.make_all_live()
+    added = (*counters.COUNTERS, Counter("states", model="Message", fields=("state",)))
+    monkeypatch.setattr(counters, "COUNTERS", added)
+    assert query.get("/v1/counts/states").json["type"] == "urn:rollcall:counter-cold"
+    rolls.make_live("states", [b"NY", b"CA"])
+    assert query.read("/v1/counts/states")["count"] == 2
+    assert query.read("/v1/counts")["counters"]["states"]["count"] == 2
+    assert query.read("/stats/get/") == {"result": "success", "cities": 3, "users": 2, "states": 2}
+    assert query.get("/v1/counts/states/member?state=NY").json == {"member": True}

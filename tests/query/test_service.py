@@ -1,0 +1,189 @@
+"""The service as it is run: gunicorn, its asgi worker, a socket."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compose.servers import Valkey
+from tests.query.rolls_in_redis import Rolls
+from tests.servers import free_port, wait_for
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Running:
+    """gunicorn on a free port."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.port = free_port()
+        environment = {
+            "PATH": os.environ["PATH"],
+            "REDIS_URL": url,
+            "PORT": str(self.port),
+            "WORKERS": "2",
+            "TMPDIR": str(folder),
+        }
+        command = [sys.executable, "-m", "gunicorn", "-c", "query_service/gunicorn.conf.py"]
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        wait_for(self.answers, "gunicorn to answer")
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.get("/livez")[0] == 200
+        except OSError:
+            return False
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = self.connect()
+        try:
+            connection.request("GET", path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def running(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    service = Running(valkey.url, tmp_path_factory.mktemp("query"))
+    yield service
+    service.stop()
+
+
+class TestOverASocket:
+    def test_it_answers_everything_that_there_is(self, running: Running, rolls: Rolls) -> None:
+        rolls.make_all_live(cities=3, users=2)
+        for path in (
+            "/v1/counts",
+            "/v1/counts/users",
+            "/stats/get/",
+            "/readyz",
+            "/openapi.json",
+            "/docs",
+            "/",
+            "/metrics",
+        ):
+            status, headers, body = running.get(path, cache_control="no-cache")
+            assert (status, int(headers["content-length"])) == (200, len(body)), path
+
+    def test_P2_counted_means_counted_over_every_worker(self, running: Running, rolls: Rolls) -> None:
+        rolls.make_all_live(users=0)
+        for n in range(1, 21):
+            rolls.record("users", b"user %d" % n)
+            _, _, body = running.get("/v1/counts/users", cache_control="no-cache")
+            assert json.loads(body)["count"] == n
+
+    def test_a_connection_is_kept_and_understands_304_and_head(self, running: Running, rolls: Rolls) -> None:
+        rolls.make_all_live()
+        connection = running.connect()
+        connection.request("GET", "/v1/counts")
+        response = connection.getresponse()
+        length, etag = len(response.read()), response.headers["ETag"]
+        for _ in range(3):
+            connection.request("GET", "/v1/counts", headers={"If-None-Match": etag})
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (304, b"")
+            connection.request("HEAD", "/v1/counts")
+            response = connection.getresponse()
+            assert (response.status, response.headers["Content-Length"]) == (200, str(length))
+            assert response.read() == b""
+        connection.close()
+
+    def test_a_stream_follows_the_counts(self, running: Running, rolls: Rolls) -> None:
+        rolls.make_all_live(users=2)
+        connection = running.connect()
+        connection.request("GET", "/v1/stream")
+        response = connection.getresponse()
+        assert next_counts(response)["counters"]["users"]["count"] == 2
+        rolls.record("users", b"one more")
+        assert next_counts(response)["counters"]["users"]["count"] == 3
+        connection.close()
+        response.close()
+        wait_for(
+            lambda: b"rollcall_query_streams_open 0.0" in running.get("/metrics")[2],
+            "the place of the stream to be free",
+        )
+
+
+def next_counts(response: http.client.HTTPResponse) -> Any:
+    """The data of the next event; None at the end of the stream."""
+    while line := response.readline():
+        if line.startswith(b"data: "):
+            return json.loads(line.removeprefix(b"data: "))
+    return None
+
+
+def test_sigterm_ends_the_streams_and_the_service_in_good_order(valkey: Valkey, rolls: Rolls, tmp_path: Path) -> None:
+    rolls.make_all_live()
+    service = Running(valkey.url, tmp_path)
+    connection = service.connect()
+    connection.request("GET", "/v1/stream")
+    response = connection.getresponse()
+    next_counts(response)
+    service.process.send_signal(signal.SIGTERM)
+    # Within the time for streams, not that for whatever does not end (graceful_timeout).
+    wait_for(lambda: next_counts(response) is None, "the stream to end", seconds=5)
+    connection.close()
+    response.close()
+    assert service.stop() == 0
+    assert "Forcing close" not in service.log.read_text()
+    assert [left.name for left in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"REDIS_URL": None}, "REDIS_URL"),
+        ({"REDIS_URL": "localhost:6379"}, "redis://"),
+        ({"REFRESH_SECONDS": "often"}, "REFRESH_SECONDS"),
+        ({"MAX_MEMBERS": "0"}, "MAX_MEMBERS"),
+    ],
+)
+def test_a_missing_or_mistyped_variable_ends_the_start_with_one_sentence(
+    changed: dict[str, str | None], says: str, tmp_path: Path
+) -> None:
+    variables = {"PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0", "TMPDIR": str(tmp_path), **changed}
+    for command in (["gunicorn", "-c", "query_service/gunicorn.conf.py"], ["query_service", "check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env={name: value for name, value in variables.items() if value is not None},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode != 0
+        assert says in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_it_runs_without_a_database_driver() -> None:
+    program = (
+        "import sys; sys.modules['psycopg2'] = sys.modules['psycopg'] = None; import query_service.asgi; "
+        "from django.urls import get_resolver; get_resolver().url_patterns; "
+        "from django.conf import settings; assert settings.DATABASES == {}; "
+        "assert 'shared_models.models' not in sys.modules"
+    )
+    environment = {"PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, timeout=30)
