@@ -1,0 +1,93 @@
+"""What producers may send: a collection for each model that a counter names. Everything about its rows is derived here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import msgspec
+from django.db import connection, models
+
+from shared_models import counters
+from shared_models.counters import Counter
+from shared_models.models import Countable
+
+TEXT_FIELDS = (models.CharField, models.TextField)
+SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A model as producers see it: /v1/<name> and /v1/<name>/batch."""
+
+    name: str
+    model: type[Countable]
+    counters: tuple[Counter, ...]
+    # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
+    row: type[msgspec.Struct]
+    decoder: msgspec.json.Decoder[Any]
+    array_decoder: msgspec.json.Decoder[list[Any]]
+    insert_sql: str
+    copy_sql: str
+
+
+def read_collections() -> Mapping[str, Collection]:
+    """The collections by name, for the counters that are declared now."""
+    return _derive(counters.COUNTERS)
+
+
+def counted_models() -> tuple[type[Countable], ...]:
+    """The models that counters name, in the order of their first counter."""
+    return tuple(dict.fromkeys(counter.get_model() for counter in counters.COUNTERS))
+
+
+def name_of(model: type[models.Model]) -> str:
+    """The model's name in URLs: "messages"."""
+    return str(model._meta.verbose_name_plural).lower().replace(" ", "-")
+
+
+@lru_cache(maxsize=4)
+def _derive(declared: tuple[Counter, ...]) -> Mapping[str, Collection]:
+    return {name_of(model): describe(model, declared) for model in counted_models()}
+
+
+def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collection:
+    """The collection of one model."""
+    fields = model.sent_fields()
+    row = msgspec.defstruct(
+        model.__name__,
+        [(field.name, type_of(field)) for field in fields],
+        forbid_unknown_fields=True,
+        frozen=True,
+        gc=False,  # texts and numbers form no cycles
+        namespace={"__doc__": f"A row of {name_of(model)}."},
+    )
+    quote = connection.ops.quote_name
+    table = quote(model._meta.db_table)
+    columns = ", ".join(quote(str(field.column)) for field in fields)
+    return Collection(
+        name=name_of(model),
+        model=model,
+        counters=tuple(counter for counter in declared if counter.get_model() is model),
+        row=row,
+        decoder=msgspec.json.Decoder(row),
+        array_decoder=msgspec.json.Decoder(list[row]),  # type: ignore[valid-type]
+        insert_sql=f"INSERT INTO {table} ({columns}) VALUES ({', '.join(['%s'] * len(fields))}) RETURNING id, xact",
+        copy_sql=f"COPY {table} ({columns}) FROM STDIN",
+    )
+
+
+def type_of(field: models.Field) -> Any:
+    """The type that a sent value has to have. Lengths are in characters, as Postgres counts them."""
+    if isinstance(field, TEXT_FIELDS):
+        return Annotated[str, msgspec.Meta(min_length=0 if field.blank else 1, max_length=field.max_length)]
+    low, high = range_of(field)
+    return Annotated[int, msgspec.Meta(ge=low, le=high)]
+
+
+def range_of(field: models.Field) -> tuple[int, int]:
+    """The smallest and the largest number that the column of an integer field holds."""
+    low, high = connection.ops.integer_field_range(field.get_internal_type())
+    return low, high

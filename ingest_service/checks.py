@@ -1,0 +1,43 @@
+"""System checks of what producers may send: what `python -m ingest_service check` says of a model it cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, register
+
+from ingest_service import catalog
+
+
+@register()
+def check_collections(**kwargs: Any) -> list[CheckMessage]:
+    """Every model that a counter names can be sent by producers."""
+    try:
+        models = catalog.counted_models()
+    except LookupError:
+        return []  # shared_models' own check names the counter
+    found = list(check_fields(models))
+    names = [catalog.name_of(model) for model in models]
+    found += [
+        Error(
+            f"two models are sent to /v1/{name}",
+            hint="give one of them another verbose_name_plural",
+            id="rollcall.E102",
+        )
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    return found
+
+
+def check_fields(models: tuple[type[catalog.Countable], ...]) -> Iterator[CheckMessage]:
+    """Each field that a producer sends is text or a whole number, and never null."""
+    for model in models:
+        for field in model.sent_fields():
+            if not isinstance(field, catalog.SENT_FIELDS) or field.null:
+                yield Error(
+                    f"{model.__name__}.{field.name} cannot be sent",
+                    hint="rows are made of text and integer fields that are never null; "
+                    "a field that only the database writes belongs into Countable",
+                    id="rollcall.E101",
+                )

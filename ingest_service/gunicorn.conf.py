@@ -1,0 +1,53 @@
+"""How gunicorn runs the service: `gunicorn -c ingest_service/gunicorn.conf.py`."""
+
+import os
+import shutil
+import tempfile
+from typing import Any
+
+wsgi_app = "ingest_service.wsgi:application"
+bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
+workers = int(os.environ.get("WORKERS", "2"))
+# A request mostly waits, for the primary's disk and for Redis; meanwhile the worker's other threads work. Each thread has
+# a connection to the primary: WORKERS x (THREADS + 1) of them, the one more for the pulse.
+worker_class = "ingest_service.worker.Worker"  # gthread, and ends at once
+threads = int(os.environ.get("THREADS", "8"))
+# The parser in C where it is installed: see requirements-fast.lock.
+http_parser = "auto"
+# Longer than the 60 seconds after which common load balancers close an idle connection: the one who sends requests has to be
+# the one who closes, or a request may meet a connection that is just being closed.
+keepalive = 75
+# A worker that has not turned its loop for this long is replaced. Requests run in threads, and may take longer.
+timeout = 60
+# On SIGTERM, requests in progress have this long to end: as long as a statement may take.
+graceful_timeout = 30
+# The socket would lie in the home folder, where two stacks would meet.
+control_socket_disable = True
+
+# Before anything imports prometheus_client: with several workers it keeps its numbers in files, one set a worker.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="rollcall-ingest-metrics-")
+
+# A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
+import ingest_service.settings  # noqa: E402, F401
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the worker's pulse: Django is set up by now, and the process has been forked."""
+    from django.conf import settings
+
+    from ingest_service.pulse import Pulse
+
+    Pulse(settings.PULSE_SECONDS, settings.IDEMPOTENCY_KEEP_HOURS).start()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Let the numbers of a worker that is gone stand."""
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """Remove the files of the metrics."""
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Idempotency keys: a retry of a request stores nothing twice and gets the first answer.
+
+The receipt is a row in the primary, written in the transaction that stores the request's rows: whatever dies, there are both
+or neither. A second request with the same key waits in `take` until the first one's transaction has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from ingest_service.transactions import NotStored, Transaction
+from shared_models.http.problems import Problem
+
+KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+# Receipts removed by one statement: a few milliseconds.
+PRUNE_ROWS = 5_000
+
+
+class KeyReused(Problem):
+    """This Idempotency-Key has been used for another request."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            422,
+            "idempotency-key-reused",
+            "The Idempotency-Key belongs to another request",
+            "this Idempotency-Key has been used with another body, path or header; nothing was stored: send a new key "
+            "with a new request, and the same request with an old key",
+        )
+
+
+class Ticket(Protocol):
+    """What keeps rows from being stored twice: a receipt that is written in their transaction."""
+
+    def take(self, transaction: Transaction) -> bool:
+        """Whether this is the first time. Waits while another transaction is about to take the same one."""
+        ...
+
+    def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
+        """Note what is answered, now that it is known."""
+        ...
+
+    def read_answer(self, transaction: Transaction) -> dict[str, Any]:
+        """What was answered the first time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request claims to be: its key, and the fingerprint of all that it asks for."""
+
+    key: str
+    fingerprint: str
+
+    def take(self, transaction: Transaction) -> bool:
+        return bool(
+            transaction.execute(
+                """INSERT INTO receipt (key, fingerprint, answer) VALUES (%s, %s, '')
+                   ON CONFLICT DO NOTHING RETURNING true""",
+                self.key,
+                self.fingerprint,
+            )
+        )
+
+    def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
+        text = msgspec.json.encode(answer).decode()
+        transaction.execute("UPDATE receipt SET answer = %s WHERE key = %s", text, self.key)
+
+    def read_answer(self, transaction: Transaction) -> dict[str, Any]:
+        """Raises KeyReused where the first request with this key was another one."""
+        found = transaction.execute("SELECT fingerprint, answer FROM receipt WHERE key = %s", self.key)
+        if not found:
+            raise NotStored("the receipt has been pruned between two looks at it")
+        ((fingerprint, answer),) = found
+        if fingerprint != self.fingerprint:
+            raise KeyReused
+        return msgspec.json.decode(answer, type=dict[str, Any])
+
+
+def read_claim(key: str | None, *request: str | bytes) -> Claim | None:
+    """The claim that a request makes with its Idempotency-Key header; None without one. `request` is all that it says."""
+    if key is None:
+        return None
+    if not KEY.fullmatch(key):
+        raise Problem(
+            400,
+            "invalid-idempotency-key",
+            "The Idempotency-Key cannot be used",
+            "the header Idempotency-Key takes 1 to 255 printable ASCII characters; a UUID is a good one",
+        )
+    digest = hashlib.sha256()
+    for part in request:
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        # The length first, so that no two lists of parts run together to the same bytes.
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return Claim(key, digest.hexdigest())
+
+
+def prune(transaction: Transaction, keep_hours: float) -> int:
+    """Remove some of the receipts that are older than this, the oldest first; how many."""
+    gone = transaction.execute(
+        """DELETE FROM receipt WHERE key IN (
+               SELECT key FROM receipt WHERE create_time < now() - %s * interval '1 hour'
+               ORDER BY create_time LIMIT %s FOR UPDATE SKIP LOCKED)
+           RETURNING true""",
+        keep_hours,
+        PRUNE_ROWS,
+    )
+    return len(gone)

@@ -1,0 +1,127 @@
+"""Ingest's settings, from the environment; each variable X may come from a file named by X_FILE instead."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import dj_database_url
+from environs import EnvError, FileAwareEnv, ValidationError, validate
+
+from shared_models import logs
+
+env = FileAwareEnv(strip_whitespace=True)
+positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
+not_negative = validate.Range(min=0, error="must not be less than 0")
+
+
+def is_redis_url(url: str) -> None:
+    """Refuses what redis-py would refuse at the first request only."""
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
+
+
+def is_postgres_url(url: str) -> None:
+    """Refuses what is no Postgres, and what dj_database_url would say less clearly."""
+    if urlsplit(url).scheme not in ("postgres", "postgresql"):
+        raise ValidationError("must be postgres://user:password@host:port/name, of the primary")
+
+
+try:
+    # The primary: postgres://user:password@host:port/name. Several hosts with ?target_session_attrs=read-write work.
+    DATABASE_URL = env.str("DATABASE_URL", validate=is_postgres_url)
+    # The database that belongs to Rollcall alone: redis://user:password@host:port/0
+    REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
+
+    # What one request may bring. Bytes are counted after unpacking gzip.
+    MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 1 << 20, validate=positive)
+    MAX_BATCH_BYTES = env.int("MAX_BATCH_BYTES", 64 << 20, validate=positive)
+    MAX_BATCH_ROWS = env.int("MAX_BATCH_ROWS", 100_000, validate=positive)
+
+    # For how long a retry with the same Idempotency-Key gets the first answer.
+    IDEMPOTENCY_KEEP_HOURS = env.float("IDEMPOTENCY_KEEP_HOURS", 48.0, validate=positive)
+    # A worker that has committed nothing for this long commits an empty transaction: see pulse.py. 0 is off.
+    PULSE_SECONDS = env.float("PULSE_SECONDS", 1.0, validate=not_negative)
+
+    # Another host of the primary is tried after this long without an answer; libpq takes whole seconds, 2 at least.
+    DATABASE_CONNECT_SECONDS = env.int("DATABASE_CONNECT_SECONDS", 3, validate=positive)
+    # The largest batch takes a few seconds; what takes longer holds back the horizon of every counter. 0 is no limit.
+    DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 30.0, validate=not_negative)
+    # How long a request waits for another one with the same Idempotency-Key, or for a migration. 0 is no limit.
+    DATABASE_LOCK_SECONDS = env.float("DATABASE_LOCK_SECONDS", 10.0, validate=not_negative)
+    # A worker that is stopped in the middle of a transaction does not hold back the horizon for ever.
+    DATABASE_IDLE_SECONDS = env.float("DATABASE_IDLE_SECONDS", 30.0, validate=not_negative)
+    # A primary that vanishes without a word (power, network) is noticed after this long, not after a quarter hour.
+    DATABASE_SILENCE_SECONDS = env.float("DATABASE_SILENCE_SECONDS", 10.0, validate=positive)
+    # A connection is replaced by a new one after this long, so that a new primary behind the same name gets its share.
+    DATABASE_CONNECTION_SECONDS = env.int("DATABASE_CONNECTION_SECONDS", 600, validate=not_negative)
+
+    # How long a request waits for Redis before it answers "counted": false. The largest batch takes a quarter of it.
+    REDIS_TIMEOUT_SECONDS = env.float("REDIS_TIMEOUT_SECONDS", 1.0, validate=positive)
+
+    DEBUG = env.bool("DEBUG", False)
+    SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
+    ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    LOG_JSON = env.bool("LOG_JSON", None)
+
+    DATABASES: dict[str, Any] = {"default": dj_database_url.parse(DATABASE_URL)}
+except (EnvError, ValueError) as error:  # ValueError: what dj_database_url says of a URL that is none
+    sys.exit(f"ingest_service: {error}. See the table of variables in README.md.")
+
+logs.configure("ingest", LOG_JSON)
+LOGGING_CONFIG = None
+# A refusal (404, 422, a Host that is not allowed) is an answer, which has its line already; an exception is a fault.
+logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
+logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
+
+
+def in_milliseconds(seconds: float) -> int:
+    """How Postgres takes its timeouts."""
+    return round(seconds * 1000)
+
+
+DATABASES["default"]["CONN_MAX_AGE"] = DATABASE_CONNECTION_SECONDS
+_options = DATABASES["default"].setdefault("OPTIONS", {})
+_options.update(
+    application_name="rollcall-ingest",
+    connect_timeout=DATABASE_CONNECT_SECONDS,
+    tcp_user_timeout=in_milliseconds(DATABASE_SILENCE_SECONDS),
+    # Two probes in the same span, for a connection that only waits for an answer.
+    keepalives_idle=max(1, int(DATABASE_SILENCE_SECONDS / 2)),
+    keepalives_interval=max(1, int(DATABASE_SILENCE_SECONDS / 4)),
+    keepalives_count=2,
+    options=" ".join(
+        [
+            # Acknowledged means stored: said here, whatever the server's or the role's default is.
+            "-c synchronous_commit=on",
+            f"-c statement_timeout={in_milliseconds(DATABASE_STATEMENT_SECONDS)}",
+            f"-c lock_timeout={in_milliseconds(DATABASE_LOCK_SECONDS)}",
+            f"-c idle_in_transaction_session_timeout={in_milliseconds(DATABASE_IDLE_SECONDS)}",
+            _options.get("options", ""),
+        ]
+    ).strip(),
+)
+
+INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
+MIDDLEWARE = [
+    "ingest_service.bodies.DiscardMiddleware",
+    "ingest_service.access.AccessMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "shared_models.http.problems.ProblemMiddleware",
+]
+ROOT_URLCONF = "ingest_service.urls"
+WSGI_APPLICATION = "ingest_service.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+    }
+]
+APPEND_SLASH = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+USE_I18N = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

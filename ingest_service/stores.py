@@ -1,0 +1,64 @@
+"""The connections to the primary and to Redis: made here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import psycopg2.extensions
+from django.conf import settings
+from django.db import connection
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared_models.source import SOURCE_SQL
+
+# Which history each open connection writes to. A server that changes its timeline, or is put in another's place,
+# ends its connections first: it is enough to ask once for each.
+_sources: WeakKeyDictionary[psycopg2.extensions.connection, str] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """This thread's connection to the primary, in autocommit mode."""
+
+    raw: psycopg2.extensions.connection
+    source: str
+    # It was opened by an earlier request, and may have died since.
+    reused: bool
+
+
+def open_primary() -> Session:
+    """This thread's connection, opened where there is none. Raises django.db.Error or psycopg2.Error."""
+    reused = connection.connection is not None
+    connection.ensure_connection()
+    raw = connection.connection
+    if raw not in _sources:
+        with raw.cursor() as cursor:
+            cursor.execute(f"SELECT {SOURCE_SQL}")
+            _sources[raw] = cursor.fetchone()[0]
+    return Session(raw, _sources[raw], reused)
+
+
+def close_primary() -> None:
+    """Close this thread's connection; the next `open_primary` makes a new one."""
+    connection.close()
+
+
+@cache
+def open_redis() -> Redis:
+    """The client of this process; threads share its pool.
+
+    Nothing is retried: by the time that a second attempt is answered, the producer has waited twice; catch-up does it
+    better. A pooled connection that Redis has closed is noticed, and replaced, before it is used.
+    """
+    return Redis.from_url(
+        settings.REDIS_URL,
+        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        client_name="rollcall-ingest",
+    )

@@ -1,0 +1,154 @@
+"""One transaction on the primary, and what its failure means: not stored, refused, or unknown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any, TypeVar
+
+import django.db
+import psycopg2
+
+from ingest_service import stores
+from shared_models.http.problems import Problem
+
+T = TypeVar("T")
+
+# Long enough for a failover in progress to get on, short enough that nobody is idle for it.
+RETRY_AFTER_SECONDS = 2
+
+COPY_CHUNK_BYTES = 1 << 18
+
+# When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
+last_commit_at = 0.0
+
+
+class NotStored(Problem):
+    """The primary cannot be written to just now; nothing was stored and nothing was counted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            503,
+            "primary-unavailable",
+            "The primary is unavailable",
+            "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+        self.reason = reason
+
+
+class CommitUnknown(Problem):
+    """The connection was lost during COMMIT; the rows are stored, or they are not."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            503,
+            "commit-unknown",
+            "It is unknown whether the commit took place",
+            "the connection to the primary was lost during the commit: unknown, retry with the same Idempotency-Key "
+            "(without one, look for the rows before sending them again)",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+        self.reason = reason
+
+
+class RefusedByDatabase(Problem):
+    """The primary refuses these rows, and would again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            422, "refused-by-database", "The database refused the rows", f"nothing was stored: {reason}", errors=[]
+        )
+        self.reason = reason
+
+
+class Transaction:
+    """A transaction in progress. BEGIN travels with the first statement, which saves a round trip."""
+
+    def __init__(self, session: stores.Session) -> None:
+        self.source = session.source
+        self._cursor = session.raw.cursor()
+        self._begin = "BEGIN; "
+
+    def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement; the rows that it returns."""
+        self._cursor.execute(self._begin + sql, parameters or None)
+        self._begin = ""
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def copy(self, sql: str, lines: bytes) -> None:
+        """Run COPY … FROM STDIN over these lines; not as the first statement."""
+        self._cursor.copy_expert(sql, BytesIO(lines), COPY_CHUNK_BYTES)
+
+    def commit(self) -> None:
+        """End it. A transaction that has failed answers COMMIT with ROLLBACK, and no error."""
+        self._cursor.execute("COMMIT")
+        if self._cursor.statusmessage != "COMMIT":
+            raise NotStored(f"COMMIT was answered with {self._cursor.statusmessage}")
+
+    def roll_back(self) -> None:
+        """Leave nothing of it."""
+        self._cursor.execute("ROLLBACK")
+
+
+def transact(work: Callable[[Transaction], T]) -> T:
+    """Run `work` in a transaction, commit, and give back what it returned.
+
+    A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
+    sent, nothing of the first attempt can be stored. Raises NotStored, CommitUnknown or RefusedByDatabase, and
+    whatever else `work` raises, after a rollback.
+    """
+    try:
+        session = stores.open_primary()
+        try:
+            return _attempt(session, work)
+        except psycopg2.Error:
+            if not (session.reused and session.raw.closed):
+                raise
+        stores.close_primary()
+        return _attempt(stores.open_primary(), work)
+    except (psycopg2.DataError, psycopg2.IntegrityError) as error:
+        raise RefusedByDatabase(reason_of(error)) from error
+    except (psycopg2.Error, django.db.Error) as error:
+        # Not kept, even where it is alive: behind it may be a primary that has become a replica.
+        stores.close_primary()
+        raise NotStored(reason_of(error)) from error
+
+
+def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
+    global last_commit_at
+    transaction = Transaction(session)
+    try:
+        result = work(transaction)
+    except BaseException:
+        _abandon(session, transaction)
+        raise
+    try:
+        transaction.commit()
+    except psycopg2.Error as error:
+        # An answer over a living connection is a refusal: nothing is stored. No answer is no answer.
+        if session.raw.closed or error.pgcode is None:
+            stores.close_primary()
+            raise CommitUnknown(reason_of(error)) from error
+        raise
+    except BaseException:
+        stores.close_primary()
+        raise
+    last_commit_at = time.monotonic()
+    return result
+
+
+def _abandon(session: stores.Session, transaction: Transaction) -> None:
+    """Roll back; where even that fails the connection goes, and the server rolls back."""
+    if session.raw.closed:
+        return
+    try:
+        transaction.roll_back()
+    except psycopg2.Error:
+        stores.close_primary()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what Postgres or libpq said. The lines after it may quote rows."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,69 @@
+"""Ingest's settings for this process, a migrated database, and empty stores for each test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import django
+import pytest
+from redis import Redis
+
+from tests.servers import sql, started_primary, started_valkey
+
+os.environ["DATABASE_URL"] = started_primary().url
+os.environ["REDIS_URL"] = started_valkey().url
+os.environ["DJANGO_SETTINGS_MODULE"] = "ingest_service.settings"
+subprocess.run([sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0"], check=True)
+django.setup()
+
+from django.db import connection  # noqa: E402
+
+from ingest_service import counting, stores  # noqa: E402
+from tests.ingest.producing import Producer  # noqa: E402
+from tests.ingest.severing import Severing  # noqa: E402
+
+
+@pytest.fixture
+def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Producer]:
+    """Somebody who sends requests, and can look into both stores, which are empty."""
+    sql(started_primary(), "TRUNCATE message, receipt")
+    monkeypatch.setattr(counting, "_paused_until", 0.0)
+    stores.open_redis.cache_clear()
+    with started_valkey().client() as redis:
+        redis.flushdb()
+        yield Producer(redis)
+    connection.close()
+    stores.open_redis().close()
+    stores.open_redis.cache_clear()
+
+
+@pytest.fixture
+def redis(producer: Producer) -> Redis:
+    """Redis itself."""
+    return producer.redis
+
+
+@pytest.fixture
+def use_redis(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let ingest use another Redis."""
+
+    def use(url: str) -> None:
+        stores.open_redis().close()
+        stores.open_redis.cache_clear()
+        monkeypatch.setattr("django.conf.settings.REDIS_URL", url)
+
+    return use
+
+
+@pytest.fixture
+def severing(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Severing]:
+    """Ingest reaches the primary over a connection that a test can cut at a chosen moment."""
+    connection.close()
+    with Severing(started_primary().port) as proxy:
+        monkeypatch.setitem(connection.settings_dict, "HOST", "127.0.0.1")
+        monkeypatch.setitem(connection.settings_dict, "PORT", proxy.port)
+        yield proxy
+        connection.close()
