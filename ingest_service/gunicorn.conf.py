@@ -10,7 +10,7 @@ bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
 workers = int(os.environ.get("WORKERS", "2"))
 # A request mostly waits, for the primary's disk and for Redis; meanwhile the worker's other threads work. Each thread has
 # a connection to the primary: WORKERS x (THREADS + 1) of them, the one more for the pulse.
-worker_class = "ingest_service.worker.Worker"  # gthread, and ends at once
+worker_class = "shared_models.http.worker.Worker"  # gthread, and ends at once
 threads = int(os.environ.get("THREADS", "8"))
 # The parser in C where it is installed: see requirements-fast.lock.
 http_parser = "auto"

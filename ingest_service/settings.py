@@ -11,16 +11,11 @@ import dj_database_url
 from environs import EnvError, FileAwareEnv, ValidationError, validate
 
 from shared_models import logs
+from shared_models.stores import is_redis_url
 
 env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
 not_negative = validate.Range(min=0, error="must not be less than 0")
-
-
-def is_redis_url(url: str) -> None:
-    """Refuses what redis-py would refuse at the first request only."""
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
 
 
 def is_postgres_url(url: str) -> None:
@@ -106,7 +101,7 @@ _options.update(
 
 INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
 MIDDLEWARE = [
-    "ingest_service.bodies.DiscardMiddleware",
+    "shared_models.http.discarding.DiscardMiddleware",
     "ingest_service.access.AccessMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",

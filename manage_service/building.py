@@ -122,8 +122,9 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
 
 def read_fill(counter: Counter, redis: Redis) -> Fill | None:
     """The fill that is in progress in Redis."""
-    names = ["token", "source", "lsn", "position", "read", "expected", "jumping"]
-    token, source, lsn, position, read, expected, jumping = redis.hmget(keys.of_counter(counter.name).fill, names)
+    names = ("token", "source", "lsn", "position", "read", "expected", "jumping")
+    fields = rolls.read_fields(redis, keys.of_counter(counter.name).fill, *names)
+    token, source, lsn, position, read, expected, jumping = fields
     if token is None:
         return None
     return Fill(

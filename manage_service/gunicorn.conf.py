@@ -1,11 +1,20 @@
-"""gunicorn's settings for manage: `gunicorn -c manage_service/gunicorn.conf.py manage_service.wsgi`."""
+"""How gunicorn runs manage: `gunicorn -c manage_service/gunicorn.conf.py`."""
 
 import os
 
-bind = os.environ.get("BIND", f"127.0.0.1:{os.environ.get('PORT', '8002')}")
+wsgi_app = "manage_service.wsgi:application"
+bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
 # A few operators and a scraper: one worker, whose threads wait for Redis and the replica without waiting for each other.
-worker_class = "gthread"
+worker_class = "shared_models.http.worker.Worker"  # gthread, and ends at once
 workers = int(os.environ.get("WORKERS", "1"))
 threads = int(os.environ.get("THREADS", "8"))
+http_parser = "auto"  # the parser in C where it is installed: see requirements-fast.lock
+# Longer than the 60 seconds after which common load balancers close an idle connection.
+keepalive = 75
 timeout = 30
 graceful_timeout = 10
+# The socket would lie in the home folder, where two stacks would meet.
+control_socket_disable = True
+
+# A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
+import manage_service.settings  # noqa: E402, F401

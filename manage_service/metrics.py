@@ -57,7 +57,7 @@ class Facts:
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(runs.still_open(self.redis))
         )
-        ticked = rolls.from_microseconds(self.redis.hget(keys.KEEPER, "ticked_at"))
+        ticked = rolls.from_microseconds(*rolls.read_fields(self.redis, keys.KEEPER, "ticked_at"))
         if ticked is not None:
             yield GaugeMetricFamily(
                 "rollcall_keeper_tick_age_seconds",

@@ -17,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 from django.db import models
 from psycopg2 import sql
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
@@ -211,12 +212,9 @@ class Replica:
         except psycopg2.Error:
             self.close()
             raise
-        else:
-            self._end()
         finally:
-            # Whatever else went wrong in the block (Redis, Ctrl-C): no transaction stays open.
-            if self._connection is not None and self._connection.info.transaction_status != 0:
-                self._end()
+            # However the block ended (Redis failed, Ctrl-C): no transaction stays open.
+            self._end()
 
     def _begin(self, cursor: Cursor) -> Snapshot:
         # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
@@ -227,6 +225,8 @@ class Replica:
         return Snapshot(cursor.connection, source, lsn, committed_through, cursor.fetchone()[0])
 
     def _end(self) -> None:
+        if self._connection is None or self._connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            return
         try:
             with self._connection.cursor() as cursor:
                 cursor.execute("ROLLBACK")
@@ -262,7 +262,7 @@ def quoted_table(counter: Counter) -> str:
 def fill_in(statement: str, counter: Counter, **more: sql.Composable) -> sql.Composed:
     """A statement of this module, for this counter."""
     options = counter.get_model()._meta
-    fields = [options.get_field(name) for name in counter.fields]
+    fields = [cast(models.Field, options.get_field(name)) for name in counter.fields]
     columns = [sql.Identifier(field.column) for field in fields]
     comma, conjunction = sql.SQL(", "), sql.SQL(" AND ")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from secrets import token_hex
+from typing import Any
 
 import msgspec
 from redis import Redis
@@ -206,7 +207,7 @@ def still_open(redis: Redis) -> list[Run]:
     return [run for run in _found(redis, redis.lrange(keys.RUNS_OPEN, 0, -1)) if run.open]
 
 
-def _found(redis: Redis, ids: Sequence[bytes]) -> Iterator[Run]:
+def _found(redis: Redis, ids: Any) -> Iterator[Run]:
     pipe = redis.pipeline(transaction=False)
     for run_id in ids:
         pipe.hget(keys.of_run(run_id.decode()), "document")

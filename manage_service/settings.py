@@ -5,27 +5,28 @@ There is no DATABASES: the replica is read by SQL of our own (`replica.py`) over
 
 from __future__ import annotations
 
+import logging
 import sys
-from pathlib import Path
 
-from environs import EnvError, FileAwareEnv
+from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
+from shared_models.stores import is_redis_url
 
-env = FileAwareEnv()
-BASE = Path(__file__).resolve().parent
+env = FileAwareEnv(strip_whitespace=True)
+positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
 
 try:
     # The replica (or, on a small site, the only database): postgres://user:password@host:port/name
     DATABASE_URL = env.str("DATABASE_URL")
     # The database that belongs to Rollcall alone: redis://user:password@host:port/0
-    REDIS_URL = env.str("REDIS_URL")
+    REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
 
     # How often the keeper catches up, and how often it reconciles each counter.
-    CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 1.0)
-    RECONCILE_SECONDS = env.float("RECONCILE_SECONDS", 3600.0)
+    CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 1.0, validate=positive)
+    RECONCILE_SECONDS = env.float("RECONCILE_SECONDS", 3600.0, validate=positive)
     # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
-    FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0)
+    FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0, validate=positive)
 
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
@@ -36,6 +37,8 @@ except EnvError as error:
 
 logs.configure("manage", LOG_JSON)
 LOGGING_CONFIG = None
+# A refusal (404, 422, a Host that is not allowed) is an answer; an exception is a fault.
+logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
 
 INSTALLED_APPS = [
     "shared_models",
@@ -44,8 +47,10 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
+    "shared_models.http.discarding.DiscardMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.middleware.common.CommonMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "manage_service.urls"

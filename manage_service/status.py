@@ -26,7 +26,7 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
     states = rolls.read_states(redis, names)
     history = runs.latest(redis, 100)
     shown = read_replica(replica, now)
-    keeper_ticked, job = redis.hmget(keys.KEEPER, ["ticked_at", "job"])
+    keeper_ticked, job = rolls.read_fields(redis, keys.KEEPER, "ticked_at", "job")
     ticked_at = rolls.from_microseconds(keeper_ticked)
     return {
         "counters": {name: counter_status(name, states[name], shown, history) for name in names},

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from urllib.parse import urlsplit
 
-from environs import EnvError, FileAwareEnv, ValidationError, validate
+from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
+from shared_models.stores import is_redis_url
 
-env = FileAwareEnv()
+env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
-
-
-def is_redis_url(url: str) -> None:
-    """Refuses what redis-py would refuse at the first request only."""
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
 
 
 try:

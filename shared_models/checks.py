@@ -66,7 +66,7 @@ def leading_fields(model: type[models.Model], length: int) -> set[tuple[str, ...
     """The first `length` fields of every full, ascending index of the model."""
     options = model._meta
     indexes = [tuple(i.fields) for i in options.indexes if i.condition is None and not i.expressions]
-    singles = [(f.name,) for f in options.concrete_fields if f.db_index or f.unique]
+    singles = [(f.name,) for f in options.concrete_fields if f.unique or getattr(f, "db_index", False)]
     uniques = [
         tuple(c.fields) for c in options.constraints if isinstance(c, models.UniqueConstraint) and not c.condition
     ]

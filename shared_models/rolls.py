@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import NoScriptError
@@ -209,6 +209,11 @@ def parse_state(count: int, state: Sequence[bytes | None], fill: Sequence[bytes 
         drift=None if verified_at is None else Drift(int(missing or 0), int(extra or 0)),
         filled=None if fill[0] is None else (int(fill[1] or 0), int(fill[2] or 0)),
     )
+
+
+def read_fields(client: Redis, key: str, *names: str) -> list[Any]:
+    """Fields of a hash, as bytes; None for each that is not there."""
+    return cast("list[Any]", client.hmget(key, names))
 
 
 def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:

@@ -1,8 +1,17 @@
-"""How Redis is asked whether it may be trusted with counts."""
+"""Whether a Redis may be trusted with counts: the shape of its URL, and how it runs."""
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+from environs import ValidationError
 from redis import Redis
+
+
+def is_redis_url(url: str) -> None:
+    """Refuses what redis-py would refuse at the first request only."""
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
 
 
 def check_noeviction(client: Redis) -> str | None:
