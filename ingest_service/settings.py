@@ -43,9 +43,11 @@ try:
     # Another host of the primary is tried after this long without an answer; libpq takes whole seconds, 2 at least.
     DATABASE_CONNECT_SECONDS = env.int("DATABASE_CONNECT_SECONDS", 3, validate=positive)
     # The largest batch takes a few seconds; what takes longer holds back the horizon of every counter. 0 is no limit.
-    DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 30.0, validate=not_negative)
+    DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 10.0, validate=not_negative)
+    # A primary that is stopped keeps no limit of its own: a transaction that has no answer by then is given up. 0: never.
+    DATABASE_ANSWER_SECONDS = env.float("DATABASE_ANSWER_SECONDS", 15.0, validate=not_negative)
     # How long a request waits for another one with the same Idempotency-Key, or for a migration. 0 is no limit.
-    DATABASE_LOCK_SECONDS = env.float("DATABASE_LOCK_SECONDS", 10.0, validate=not_negative)
+    DATABASE_LOCK_SECONDS = env.float("DATABASE_LOCK_SECONDS", 5.0, validate=not_negative)
     # A worker that is stopped in the middle of a transaction does not hold back the horizon for ever.
     DATABASE_IDLE_SECONDS = env.float("DATABASE_IDLE_SECONDS", 30.0, validate=not_negative)
     # A primary that vanishes without a word (power, network) is noticed after this long, not after a quarter hour.

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import django.db
 import psycopg2
+from django.conf import settings
 
 from ingest_service import stores
+from shared_models.deadlines import cut_after
 from shared_models.http.problems import Problem
 
 T = TypeVar("T")
@@ -117,8 +119,12 @@ def transact(work: Callable[[Transaction], T]) -> T:
 
 
 def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
+    with cut_after(session.raw, settings.DATABASE_ANSWER_SECONDS):
+        return _committed(session, Transaction(session), work)
+
+
+def _committed(session: stores.Session, transaction: Transaction, work: Callable[[Transaction], T]) -> T:
     global last_commit_at
-    transaction = Transaction(session)
     try:
         result = work(transaction)
     except BaseException:

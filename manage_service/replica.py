@@ -24,9 +24,9 @@ from django.db import models
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import cursor as Cursor
 
 from shared_models.counters import Counter
+from shared_models.deadlines import cut_after
 from shared_models.members import Values
 from shared_models.source import SOURCE_SQL
 
@@ -43,7 +43,7 @@ JUMP_FROM_ROWS_PER_MEMBER = 40
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
-        "statement_timeout": "20s",  # a chunk takes milliseconds; this is a disk that hangs
+        "statement_timeout": "10s",  # a chunk takes milliseconds; this is a disk that hangs
         "idle_in_transaction_session_timeout": "60s",  # a keeper that hangs must not hold back vacuum
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
@@ -56,6 +56,8 @@ OPTIONS = " ".join(
 # The time until a host that does not answer is given up, and until one that went away in the middle is noticed.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
+# A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
+ANSWER_SECONDS = 12.0
 
 STANDPOINT = f"""
     SELECT {SOURCE_SQL},
@@ -138,33 +140,25 @@ class Snapshot:
             behind=sql.SQL("") if after is None else fill_in(BEHIND, counter),
             limit=sql.Literal(CHUNK_JUMPS if jumping else CHUNK_ROWS),
         )
-        with self._connection.cursor() as cursor:
-            cursor.execute(statement, after or ())
-            return cursor.fetchall()
+        return ask(self._connection, statement, after or ())
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """Where to cut the rows from `cursor_xact` on so that about `rows` are in front; None: there are fewer.
 
         A cut is an xact at or below the horizon. One transaction is never cut in two.
         """
-        with self._connection.cursor() as cursor:
-            cursor.execute(fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
-            found = cursor.fetchone()
-        return None if found is None else max(found[0], cursor_xact + 1)
+        found = ask(self._connection, fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
+        return max(found[0][0], cursor_xact + 1) if found else None
 
     def read_recent(self, counter: Counter, since: int, below: int | None) -> Iterator[set[Values]]:
         """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several."""
         statement = fill_in(RECENT, counter, below=sql.SQL("" if below is None else "AND xact < %s"))
         bounds = (since,) if below is None else (since, below)
         # The server hands out a chunk at a time; each FETCH is a short statement of its own.
-        with self._connection.cursor() as cursor:
-            cursor.execute(sql.SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
-            while True:
-                cursor.execute(FETCH)
-                if not (rows := cursor.fetchall()):
-                    break
-                yield set(rows)
-            cursor.execute("CLOSE recent")
+        ask(self._connection, sql.SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
+        while rows := ask(self._connection, FETCH):
+            yield set(rows)
+        ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
         """Those of these members that no row has."""
@@ -175,18 +169,15 @@ class Snapshot:
         return self._filter(WITH_ROW_BELOW, counter, values, xact)
 
     def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: Any) -> set[Values]:
-        with self._connection.cursor() as cursor:
-            cursor.execute(fill_in(statement, counter), (*map(list, zip(*values, strict=True)), *more))
-            return set(cursor.fetchall())
+        arrays = map(list, zip(*values, strict=True))
+        return set(ask(self._connection, fill_in(statement, counter), (*arrays, *more)))
 
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter."""
-        with self._connection.cursor() as cursor:
-            cursor.execute(ANALYZED, (quoted_table(counter),))
-            if not cursor.fetchone()[0]:
-                return None
-            cursor.execute(fill_in(ESTIMATE, counter))
-            plan = cursor.fetchone()[0][0]["Plan"]
+        if ask(self._connection, ANALYZED, (quoted_table(counter),)) != [(True,)]:
+            return None
+        (((document,),),) = ask(self._connection, fill_in(ESTIMATE, counter))
+        plan = document["Plan"]
         members = plan["Plan Rows"]
         while "Plans" in plan:
             plan = plan["Plans"][0]
@@ -206,9 +197,11 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            with self._connection.cursor() as cursor:
-                snapshot = self._begin(cursor)
-            yield snapshot
+            # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
+            ((source, lsn, committed_through),) = ask(self._connection, STANDPOINT)
+            ask(self._connection, BEGIN)
+            ((horizon,),) = ask(self._connection, HORIZON)
+            yield Snapshot(self._connection, source, lsn, committed_through, horizon)
         except psycopg2.Error:
             self.close()
             raise
@@ -216,20 +209,11 @@ class Replica:
             # However the block ended (Redis failed, Ctrl-C): no transaction stays open.
             self._end()
 
-    def _begin(self, cursor: Cursor) -> Snapshot:
-        # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
-        cursor.execute(STANDPOINT)
-        source, lsn, committed_through = cursor.fetchone()
-        cursor.execute(BEGIN)
-        cursor.execute(HORIZON)
-        return Snapshot(cursor.connection, source, lsn, committed_through, cursor.fetchone()[0])
-
     def _end(self) -> None:
         if self._connection is None or self._connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
             return
         try:
-            with self._connection.cursor() as cursor:
-                cursor.execute("ROLLBACK")
+            ask(self._connection, "ROLLBACK")
         except psycopg2.Error:
             self.close()
 
@@ -252,6 +236,13 @@ class Replica:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def ask(connection: Connection, statement: str | sql.Composable, parameters: Sequence[Any] = ()) -> list[Any]:
+    """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
+    with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return cursor.fetchall() if cursor.description else []
 
 
 def quoted_table(counter: Counter) -> str:

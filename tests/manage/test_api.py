@@ -14,7 +14,7 @@ from tests import servers
 
 @pytest.fixture
 def client():
-    return Client()
+    return Client(SERVER_NAME="localhost")
 
 
 def test_a_run_is_accepted_followed_and_listed(world, client):

@@ -1,0 +1,55 @@
+# Rollcall's commands. `make` alone lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STACK := $(BIN)/python -m compose
+
+.DEFAULT_GOAL := help
+.PHONY: help env up demo status down reset test check
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
+	@echo "The environment in .venv is the one that requirements.lock describes."
+
+up: .venv/complete ## Start the whole stack in the background, on this machine only
+	@$(STACK) up
+
+demo: .venv/complete ## up, then 100,000 messages (MESSAGES=…), then the counts beside COUNT(DISTINCT)
+	@$(STACK) demo
+
+status: .venv/complete ## Each process, its port, its health
+	@$(STACK) status
+
+down: .venv/complete ## End every process of the stack
+	@$(STACK) down
+
+reset: .venv/complete ## End every process and remove the data
+	@$(STACK) reset
+
+test: .venv/complete ## Run every test, each service's in a process of its own
+	@$(BIN)/python -m tests.run
+
+# Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
+check: .venv/complete ## Lint, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@set -e; for packages in "ingest_service shared_models compose" manage_service query_service; do \
+		echo "mypy $$packages"; \
+		DJANGO_SETTINGS_MODULE=$${packages%% *}.settings DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 \
+			$(BIN)/mypy --cache-dir ".mypy_cache/$${packages%% *}" $$packages; \
+	done
+	@$(BIN)/python -m tests.run
+
+# `complete` is written last: an environment that was interrupted, or made from another lock file, is made anew.
+.venv/complete: requirements.lock requirements-fast.lock
+	@command -v $(PYTHON) > /dev/null || { echo "Rollcall needs Python 3.11 or later, and there is no $(PYTHON): make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rollcall needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) comes without its venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "Making .venv from requirements.lock …"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-fast.lock > .venv/fast.log 2>&1 \
+		|| echo "gunicorn's C parser could not be built (see .venv/fast.log; it needs a C compiler): gunicorn parses HTTP in Python instead."
+	@touch $@

@@ -1,0 +1,117 @@
+"""`python -m compose up|status|down|reset|demo`: the local stack. The Makefile's targets call this."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compose.ordinary_user import CHECKOUT, CannotBecomeOrdinary
+from compose.processes import StackError
+from compose.stack import Stack, Standing, alone, open_stack
+
+
+def up(folder: Path) -> int:
+    """Start what does not run, and wait until it is ready."""
+    stack, started = bring_up(folder)
+    show(stack.standing())
+    print(
+        f"""
+Live counts   {stack.query.url}/
+API pages     {stack.ingest.url}/docs  {stack.manage.url}/docs  {stack.query.url}/docs
+Logs          {stack.folder / "log"}"""
+    )
+    if not started:
+        print("Everything was running already.")
+    return 0
+
+
+def bring_up(folder: Path) -> tuple[Stack, list[str]]:
+    """Start the stack; it, and the names of what was not running."""
+    with alone(folder):
+        stack = open_stack(folder, to_start=True)
+        print("Starting the stack …", flush=True)
+        return stack, stack.up()
+
+
+def status(folder: Path) -> int:
+    """Each process, its port, its health."""
+    stack = open_stack(folder)
+    if not stack.exists():
+        print("There is no stack here; `make up` starts one.")
+        return 1
+    standing = stack.standing()
+    show(standing)
+    return 0 if all(each.ok for each in standing) else 1
+
+
+def down(folder: Path) -> int:
+    """End every process."""
+    with alone(folder):
+        ended = open_stack(folder).down()
+    print(f"Ended {', '.join(ended)}." if ended else "Nothing was running.")
+    return 0
+
+
+def reset(folder: Path) -> int:
+    """End every process and remove the data."""
+    with alone(folder):
+        open_stack(folder).reset()
+    print("The stack's processes are ended and its data is removed.")
+    return 0
+
+
+def demo(folder: Path) -> int:
+    """Up, then messages from real cities, then the counts beside COUNT(DISTINCT)."""
+    stack, _ = bring_up(folder)
+    # Imported here: only the demo needs Django and the cities.
+    from compose import demo as demonstration
+
+    return demonstration.run(stack)
+
+
+def show(standing: list[Standing]) -> None:
+    """A table for people, plain lines for programs."""
+    if not sys.stdout.isatty():
+        for each in standing:
+            print(f"{each.name:<8} pid {each.pid or '-':<8} port {each.port or '-':<6} {each.health}")
+        return
+    table = Table("process", "pid", "port", "health")
+    for each in standing:
+        health = Text(each.health, style="green" if each.ok else "red")
+        table.add_row(each.name, str(each.pid or "-"), str(each.port or "-"), health)
+    Console().print(table)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m compose", description="The local stack.")
+    parser.add_argument("--folder", type=Path, default=CHECKOUT / ".local", help="where its state lies")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (up, demo, status, down, reset):
+        commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return options.command(options.folder)
+    except (StackError, CannotBecomeOrdinary) as error:
+        print(error, file=sys.stderr)
+    except PermissionError as error:
+        print(f"{error.filename} belongs to another user: run this as the one who started the stack.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

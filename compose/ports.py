@@ -1,0 +1,62 @@
+"""Which ports the stack uses: chosen at its first start, and remembered, so that later commands need no variables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from compose.processes import StackError, make_folder, own
+
+DEFAULTS = {
+    "PRIMARY_PORT": 15432,
+    "REPLICA_PORT": 15433,
+    "REDIS_PORT": 16379,
+    "INGEST_PORT": 8001,
+    "MANAGE_PORT": 8002,
+    "QUERY_PORT": 8003,
+}
+OFFSET = "PORT_OFFSET"  # added to every default: a second checkout beside the first
+
+
+def choose(remembered: Mapping[str, int], environ: Mapping[str, str] = os.environ) -> dict[str, int]:
+    """What a variable says, else what is remembered, else the default."""
+    offset = read_number(environ, OFFSET)
+    ports = {}
+    for variable, default in DEFAULTS.items():
+        said = read_number(environ, variable)
+        if said is None and offset is not None:
+            said = default + offset
+        ports[variable] = said if said is not None else remembered.get(variable, default)
+        if not 0 < ports[variable] < 65536:
+            raise StackError(f"{variable}: {ports[variable]} is not a port; use 1 to 65535.")
+    for variable, port in ports.items():
+        if list(ports.values()).count(port) > 1:
+            raise StackError(f"{variable}: port {port} is wanted twice; give each process its own.")
+    return ports
+
+
+def remembered_in(folder: Path) -> dict[str, int]:
+    """The ports of the stack in this folder; empty where there was none."""
+    try:
+        return dict(json.loads((folder / "ports.json").read_text()))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def remember(folder: Path, ports: Mapping[str, int]) -> None:
+    """Keep them for later commands."""
+    make_folder(folder)
+    path = folder / "ports.json"
+    path.write_text(json.dumps(ports, indent=2) + "\n")
+    own(path)
+
+
+def read_number(environ: Mapping[str, str], variable: str) -> int | None:
+    """A variable that holds a whole number; None where it is not set."""
+    text = environ.get(variable, "").strip()
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise StackError(f"{variable}: {text!r} is not a number.") from None

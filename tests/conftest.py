@@ -1,0 +1,24 @@
+"""What every test sees: the servers. And one rule: the tests of one service at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.servers"]
+
+SERVICES = {"ingest", "manage", "query"}
+_seen: set[str] = set()
+
+
+def pytest_plugin_registered(plugin: object) -> None:
+    """Stop where the conftest of a second service comes in: its tests would run with the first one's settings."""
+    path = Path(getattr(plugin, "__file__", None) or "")
+    if path.name == "conftest.py" and path.parent.name in SERVICES:
+        _seen.add(path.parent.name)
+    if len(_seen) > 1:
+        raise pytest.UsageError(
+            f"settings are per process, and these tests are of {' and '.join(sorted(_seen))}: "
+            "run `make test`, or pytest on one folder of tests/"
+        )

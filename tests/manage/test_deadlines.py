@@ -1,0 +1,37 @@
+"""A replica that is stopped, not gone: its kernel still acknowledges every byte, and no time limit of its own is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import psycopg2
+import pytest
+
+from manage_service import replica
+
+
+def test_a_replica_that_is_stopped_is_given_up_after_the_deadline_and_used_again_when_it_goes_on(world, monkeypatch):
+    monkeypatch.setattr(replica, "ANSWER_SECONDS", 0.3)
+    with world.replica.snapshot() as snapshot:
+        pid = snapshot._connection.info.backend_pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(psycopg2.OperationalError), world.replica.snapshot():
+            pass
+        assert time.monotonic() - began < 5
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    with world.replica.snapshot() as snapshot:
+        assert snapshot.horizon
+
+
+def test_a_deadline_that_was_met_leaves_the_connection_alone(world, monkeypatch):
+    monkeypatch.setattr(replica, "ANSWER_SECONDS", 0.3)
+    with world.replica.snapshot() as snapshot:
+        pid = snapshot._connection.info.backend_pid
+    time.sleep(0.8)  # the deadline of what was asked has passed long since
+    with world.replica.snapshot() as snapshot:
+        assert snapshot._connection.info.backend_pid == pid

@@ -1,0 +1,222 @@
+"""The local stack, as `make` runs it: started, killed, started again, ended; on ports and in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from compose.ordinary_user import own
+from compose.ports import DEFAULTS
+from compose.processes import Process, kill
+from compose.servers import Primary, Replica, Valkey
+from shared_models.counters import COUNTERS
+from tests.servers import FAST, free_port, sql, wait_for
+
+NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query"]
+
+
+class Checkout:
+    """A stack's folder and ports, and the commands over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = {variable: str(free_port()) for variable in DEFAULTS}
+
+    def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "compose", "--folder", str(self.folder), command],
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, command: str, **variables: str) -> tuple[int, str]:
+        """Exit status and output."""
+        with self.start(command, **variables) as process:
+            output, _ = process.communicate()
+        return process.returncode, output
+
+    def up(self) -> None:
+        """The ports are named every time, as they may be: only the first time decides."""
+        status, output = self.run("up", **self.ports)
+        assert status == 0, output
+
+    def pids(self) -> dict[str, int]:
+        """Process ids by name, as `status` tells them."""
+        _, output = self.run("status")
+        rows = [line.split() for line in output.splitlines()]
+        return {row[0]: int(row[2]) for row in rows if row[0] in NAMES and row[2] != "-"}
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything on this machine that belongs to this stack, whether or not it has a pid file."""
+
+        def belongs(process: psutil.Process) -> bool:
+            try:
+                return str(self.folder) in " ".join([process.cwd(), *process.cmdline(), *process.environ().values()])
+            except psutil.Error:
+                return False
+
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and belongs(process)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-stack-")).resolve()
+    own(folder)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def checkout() -> Iterator[Checkout]:
+    """One stack for the tests below. Each begins with `up`, and leaves it as it likes."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-stack-")).resolve()
+    own(folder)
+    checkout = Checkout(folder)
+    yield checkout
+    checkout.run("reset")
+    left = checkout.processes()
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left
+
+
+def test_up_starts_everything_and_status_shows_it(checkout: Checkout) -> None:
+    checkout.up()
+    status, output = checkout.run("status")
+    assert status == 0
+    assert [line.split()[0] for line in output.splitlines()] == NAMES
+    assert all(line.endswith(" ok") for line in output.splitlines())
+    ports = [line.split()[4] for line in output.splitlines()]
+    assert [port for port in ports if port != "-"] == list(checkout.ports.values())
+
+
+def test_no_process_of_the_stack_is_root(checkout: Checkout) -> None:
+    checkout.up()
+    assert {psutil.Process(pid).uids().effective for pid in checkout.pids().values()}.isdisjoint({0})
+
+
+def test_up_again_leaves_what_runs_alone(checkout: Checkout) -> None:
+    checkout.up()
+    before = checkout.pids()
+    checkout.up()
+    assert checkout.pids() == before
+
+
+def test_up_on_other_ports_names_the_variable_while_the_stack_runs(checkout: Checkout) -> None:
+    checkout.up()
+    status, output = checkout.run("up", **checkout.ports | {"QUERY_PORT": str(free_port())})
+    assert status == 1
+    assert f"QUERY_PORT={checkout.ports['QUERY_PORT']}" in output
+    assert len(checkout.pids()) == len(NAMES)
+
+
+def test_the_demo_serves_the_counts_that_the_table_has(checkout: Checkout) -> None:
+    status, output = checkout.run("demo", **checkout.ports, MESSAGES="7000")
+    assert status == 0, output
+    assert "7,000 messages" in output
+    rows = [line for line in output.splitlines() if any(f" {counter.name} " in line for counter in COUNTERS)]
+    assert [" yes " in row for row in rows] == [True] * len(COUNTERS)
+    assert len(checkout.pids()) == len(NAMES)
+
+
+@pytest.mark.parametrize("names", [["primary"], ["valkey"], ["ingest", "manage", "query"], NAMES])
+def test_what_was_killed_comes_back_with_its_data(checkout: Checkout, names: list[str]) -> None:
+    checkout.up()
+    before = checkout.pids()
+    database = Primary(checkout.folder / "primary", int(checkout.ports["PRIMARY_PORT"]))
+    rows = sql(database, "SELECT count(*) FROM message")
+    for name in names:
+        kill(psutil.Process(before[name]))
+    checkout.up()
+    after = checkout.pids()
+    assert {name for name in NAMES if after[name] != before[name]} == set(names)
+    assert sql(database, "SELECT count(*) FROM message") == rows
+
+
+def test_down_leaves_no_process_and_keeps_the_data(checkout: Checkout) -> None:
+    checkout.up()
+    assert len(checkout.processes()) > len(NAMES)
+    status, output = checkout.run("down")
+    assert status == 0
+    assert "keeper" in output
+    assert checkout.processes() == []
+    assert checkout.run("status")[0] == 1
+    assert (checkout.folder / "primary" / "complete").exists()
+
+
+def test_a_taken_port_is_named_with_its_holder_and_its_variable(folder: Path) -> None:
+    checkout = Checkout(folder)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", int(checkout.ports["QUERY_PORT"])))
+        holder.listen()
+        status, output = checkout.run("up", **checkout.ports)
+    assert status == 1
+    (sentence,) = [line for line in output.splitlines() if "taken" in line]
+    assert checkout.ports["QUERY_PORT"] in sentence
+    assert f"pid {os.getpid()}" in sentence
+    assert "QUERY_PORT" in sentence
+    assert checkout.processes() == []
+
+
+def test_an_interrupted_up_ends_what_it_started(folder: Path) -> None:
+    checkout = Checkout(folder)
+    with checkout.start("up", **checkout.ports) as up:
+        wait_for((folder / "replica" / "pid").exists, "the replica to be started")
+        up.send_signal(signal.SIGINT)
+        output, _ = up.communicate()
+    assert up.returncode == 130, output
+    assert checkout.processes() == []
+
+
+def test_status_without_a_stack_says_so(folder: Path) -> None:
+    assert Checkout(folder).run("status") == (1, "There is no stack here; `make up` starts one.\n")
+
+
+def test_half_written_data_folders_are_made_anew(folder: Path) -> None:
+    primary = Primary(folder / "primary", free_port(), settings=FAST, dies_with_parent=True)
+    replica = Replica(folder / "replica", free_port(), primary, settings=FAST, dies_with_parent=True)
+    half_write(primary)
+    half_write(replica)
+    try:
+        primary.start()
+        replica.start()
+        assert sql(replica, "SELECT pg_is_in_recovery()") == [(True,)]
+    finally:
+        replica.stop()
+        primary.stop()
+
+
+def half_write(server: Process) -> None:
+    """What an interrupted first start leaves: some files, and no word that they are all."""
+    server.folder.mkdir()
+    own(server.folder)
+    data = server.folder / "data"
+    data.mkdir()
+    (data / "PG_VERSION").write_text("18\n")
+
+
+def test_a_process_id_that_is_somebody_elses_now_is_neither_believed_nor_killed(folder: Path) -> None:
+    valkey = Valkey(folder / "valkey", free_port(), dies_with_parent=True)
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            valkey.create()
+            (valkey.folder / "pid").write_text(f"{stranger.pid} {psutil.Process(stranger.pid).create_time() - 3600}\n")
+            assert valkey.pid is None
+            valkey.start()
+            assert valkey.pid not in (None, stranger.pid)
+            valkey.stop()
+            assert stranger.poll() is None
+        finally:
+            valkey.stop()
+            stranger.kill()
