@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
-FOLDERS = ("manage", "system", "ingest", "query", "contract", "unit")
+FOLDERS = ("manage", "system", "ingest", "query", "protocol", "contract", "unit")
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 
@@ -44,10 +44,11 @@ def main() -> int:
                 failed.append(f"tests/{folder}")
             tally += outcomes(Path(reports) / f"{folder}.xml")
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    told = ", ".join(f"{tally[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
-    print(f"{told} in {minutes} min {seconds} s" + (f"; failed: {', '.join(sorted(failed))}" if failed else ""))
+    print(f"Took {minutes} min {seconds} s." + (f" Failed: {', '.join(sorted(failed))}." if failed else ""))
     if not tally["passed"]:
         print("No test ran.")
+    # The last line, alone: what programs look for.
+    print(", ".join(f"{tally[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")))
     return 1 if failed or not tally["passed"] else 0
 
 
