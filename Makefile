@@ -49,7 +49,7 @@ check: .venv/complete ## Lint, types and every test
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) comes without its venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Making .venv from requirements.lock …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-fast.lock > .venv/fast.log 2>&1 \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements-fast.lock > .venv/fast.log 2>&1 \
 		|| echo "gunicorn's C parser could not be built (see .venv/fast.log; it needs a C compiler): gunicorn parses HTTP in Python instead."
 	@touch $@

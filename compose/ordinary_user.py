@@ -21,8 +21,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 # From linux/prctl.h and linux/capability.h.
 PR_SET_PDEATHSIG = 1
-PR_SET_KEEPCAPS = 8
 PR_CAPBSET_READ = 23
+PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP = 28, 1 << 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 CAPABILITY_VERSION_3 = 0x20080522
@@ -53,7 +53,9 @@ class OrdinaryUser:
     def become(self) -> None:
         """Called between fork and exec. There is no way back."""
         if self.capability is not None:
-            _call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            # Capabilities stay when the user changes; and access(2), by which initdb looks for postgres beside itself,
+            # counts those of a user other than root only with this bit.
+            _call("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
         os.setgroups([])
         os.setgid(self.gid)
         os.setuid(self.uid)
