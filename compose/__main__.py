@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -76,6 +77,16 @@ def demo(folder: Path) -> int:
     return demonstration.run(stack)
 
 
+def variables(folder: Path, service: str) -> int:
+    """The environment of a service of this stack, for a shell: eval "$(python -m compose variables manage)"."""
+    stack = open_stack(folder)
+    if not stack.exists():
+        raise StackError("There is no stack here; `make up` starts one.")
+    for name, value in getattr(stack, service).variables().items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
 def show(standing: list[Standing]) -> None:
     """A table for people, plain lines for programs."""
     if not sys.stdout.isatty():
@@ -95,6 +106,9 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (up, demo, status, down, reset):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
+    printing = commands.add_parser(variables.__name__, help=variables.__doc__)
+    printing.add_argument("service", choices=["ingest", "manage", "query"])
+    printing.set_defaults(command=lambda folder: variables(folder, options.service))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:

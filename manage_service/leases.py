@@ -17,7 +17,7 @@ from redis.lock import Lock
 from shared_models import keys
 
 # Longer than any step of a job, and short enough that another keeper goes on soon after a crash.
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 5.0
 
 
 class LeaseLost(Exception):

@@ -1,0 +1,78 @@
+"""The README is true: what it names exists, and what exists it names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
+SERVICES = ("ingest_service", "manage_service", "query_service")
+
+
+def section(title: str) -> str:
+    """The text under a heading, up to the next one of its level."""
+    level, _, _ = title.partition(" ")
+    _, _, rest = README.partition(f"\n{title}\n")
+    assert rest, f"there is no section {title!r}"
+    return re.split(rf"\n{level} ", rest)[0]
+
+
+def source(*patterns: str) -> str:
+    return "\n".join(path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern)))
+
+
+def test_every_make_target_is_named_and_every_named_target_exists():
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z]+)`", section("## Start"))) == targets
+    assert set(re.findall(r"\bmake ([a-z]+)`", README)) <= targets
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_variable_is_named(service):
+    settings = source(f"{service}/settings.py", f"{service}/gunicorn.conf.py")
+    read = set(re.findall(r"env\.\w+\(\s*\"([A-Z_]+)\"", settings)) | set(
+        re.findall(r"environ(?:\.get\(|\[)['\"](\w+)", settings)
+    )
+    assert read
+    assert read <= set(re.findall(r"`([A-Z_]+)`", section("## Configuration")))
+
+
+def test_every_named_variable_is_read():
+    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py")
+    named = set(re.findall(r"`([A-Z][A-Z_]+)`", section("## Configuration")))
+    assert {name for name in named if name not in settings} == set()
+    ports = set(re.findall(r"`([A-Z_]+_(?:PORT|OFFSET))", section("## Start")))
+    assert {name for name in ports if name not in source("compose/ports.py")} == set()
+
+
+def test_every_metric_is_named_and_every_named_metric_exists():
+    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", source("*_service/metrics.py")))
+    assert declared == set(re.findall(r"`(rollcall_[a-z_]+)`", section("### Metrics")))
+
+
+def test_every_test_that_is_named_as_proof_exists():
+    named = set(re.findall(r"`(test_[A-Za-z0-9_]+)`", README))
+    written = set(re.findall(r"def (test_\w+)", source("tests/*/test_*.py")))
+    assert named and named <= written
+
+
+@pytest.mark.parametrize("promise", [f"P{n}" for n in range(1, 9)])
+def test_every_promise_has_a_test_of_its_name(promise):
+    assert f"| {promise} |" in section("## What is promised")
+    assert re.search(rf"def test_{promise}_", source("tests/*/test_*.py"))
+
+
+def test_every_file_that_is_named_exists():
+    paths = set(re.findall(r"`((?:[a-z_]+/)+[a-z_0-9.]*)`", README))
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_every_command_that_is_named_exists():
+    commands = set(re.findall(r"python -m (\w+_service) (\w+)", README))
+    own = {(path.parts[-4], path.stem) for path in ROOT.glob("*_service/management/commands/*.py")}
+    of_django = {("ingest_service", "migrate"), ("ingest_service", "check")}
+    assert commands <= own | of_django
+    assert {command for command in own if command[1] != "__init__"} <= commands
