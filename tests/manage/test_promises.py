@@ -125,7 +125,8 @@ def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypa
         servers.sql(world.primary, "TRUNCATE message")
         servers.sql(
             world.primary,
-            f"INSERT INTO message (state, city, username, message) SELECT 'NY', 'X', 'u' || n, '' FROM generate_series(1, {rows}) n",
+            "INSERT INTO message (state, city, username, message) "
+            f"SELECT 'NY', 'X', 'u' || n, '' FROM generate_series(1, {rows}) AS n",
         )
         world.replay()
         pipe = world.redis.pipeline()

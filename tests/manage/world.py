@@ -135,7 +135,7 @@ class World:
         fields = ", ".join(counter.fields)
         return set(
             encode_all(
-                servers.sql(self.primary, f"SELECT DISTINCT {fields} FROM {options.db_table}"), len(counter.fields)
+                servers.sql(self.primary, f'SELECT DISTINCT {fields} FROM "{options.db_table}"'), len(counter.fields)
             )
         )
 
