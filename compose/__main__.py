@@ -104,15 +104,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compose", description="The local stack.")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / ".local", help="where its state lies")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (up, demo, status, down, reset):
-        commands.add_parser(command.__name__, help=command.__doc__).set_defaults(command=command)
+    for simple in (up, demo, status, down, reset):
+        commands.add_parser(simple.__name__, help=simple.__doc__).set_defaults(command=simple)
     printing = commands.add_parser(variables.__name__, help=variables.__doc__)
     printing.add_argument("service", choices=["ingest", "manage", "query"])
-    printing.set_defaults(command=lambda folder: variables(folder, options.service))
-    options = parser.parse_args()
+    printing.set_defaults(command=variables)
+    arguments = vars(parser.parse_args())
+    command = arguments.pop("command")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return options.command(options.folder)
+        return int(command(**arguments))
     except (StackError, CannotBecomeOrdinary) as error:
         print(error, file=sys.stderr)
     except PermissionError as error:
