@@ -154,7 +154,10 @@ class Process:
         if process is not None:
             kill(process)
         self.end_leftovers()
-        self.running()  # reaps it, where it was our child
+        if self._child is not None:
+            # Our child, to be reaped: a process counts as a zombie a moment before its last thread has ended.
+            self._child.wait(KILLED_SECONDS)
+            self._child = None
         (self.folder / "pid").unlink(missing_ok=True)
 
     def check_port(self) -> None:

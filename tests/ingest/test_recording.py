@@ -339,7 +339,7 @@ def test_the_connection_says_what_it_is_made_for(producer: Producer) -> None:
                       current_setting('lock_timeout'), current_setting('idle_in_transaction_session_timeout'),
                       current_setting('application_name')"""
         )
-        assert cursor.fetchone() == ("on", "30s", "10s", "30s", "rollcall-ingest")
+        assert cursor.fetchone() == ("on", "10s", "5s", "30s", "rollcall-ingest")
 
 
 def test_rows_of_many_threads_are_all_stored_and_counted(producer: Producer) -> None:
