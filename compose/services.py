@@ -14,8 +14,9 @@ import redis
 
 from compose.ordinary_user import CHECKOUT
 from compose.processes import Process
-from compose.servers import HOST, PROBE_SECONDS, Valkey
+from compose.servers import HOST, PROBE_SECONDS, Valkey, read_secret, write_private
 from shared_models import keys, rolls
+from shared_models.http import tokens
 
 # The keeper ticks every second or so; one that has been silent for this long is stuck.
 TICK_SECONDS = 15
@@ -55,6 +56,27 @@ class Web(Service):
 
     def environment(self) -> dict[str, str]:
         return {"PORT": str(self.port), **super().environment()}
+
+    @property
+    def token_path(self) -> Path:
+        """Where the token of the people of this machine lies; there is none where the service is open."""
+        return self.folder / "token"
+
+    def make_token(self) -> None:
+        """Make a token, unless there is one: it, and the line by which the service knows it."""
+        self.create()
+        if not self.token_path.exists() or not (self.folder / "tokens").exists():
+            token, line = tokens.make("local")
+            write_private(self.folder / "tokens", line)
+            write_private(self.token_path, token)
+
+    def tokens_variable(self) -> dict[str, str]:
+        """The variable that tells the service whom to let in."""
+        return {"TOKENS_FILE": str(self.folder / "tokens")}
+
+    def authorization(self) -> dict[str, str]:
+        """The header that requests to this service need."""
+        return {"Authorization": f"Bearer {read_secret(self.token_path)}"} if self.token_path.exists() else {}
 
     def command(self) -> list[str]:
         package = self.application.partition(".")[0]

@@ -46,20 +46,25 @@ class Stack:
 
         self.primary = Primary(self.folder / "primary", ports["PRIMARY_PORT"], log=log("primary"))
         self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
-        self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], log=log("valkey"))
+        self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], locked=True, log=log("valkey"))
 
+        # Each has a role of its own in each store, and what it needs to know and nothing else.
         def of_ingest() -> dict[str, str]:
-            return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url}
+            stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.valkey.url_of("ingest")}
+            return stores | self.ingest.tokens_variable()
 
         def of_manage() -> dict[str, str]:
-            return {"DATABASE_URL": self.replica.url, "REDIS_URL": self.valkey.url}
+            return of_keeper() | self.manage.tokens_variable()
+
+        def of_keeper() -> dict[str, str]:
+            return {"DATABASE_URL": self.replica.url_of("manage"), "REDIS_URL": self.valkey.url_of("manage")}
 
         def of_query() -> dict[str, str]:
-            return {"REDIS_URL": self.valkey.url}
+            return {"REDIS_URL": self.valkey.url_of("query")}
 
         self.ingest = web("ingest", "ingest_service.wsgi", of_ingest)
         self.manage = web("manage", "manage_service.wsgi", of_manage)
-        self.keeper = Keeper(self.folder / "keeper", of_manage, valkey=self.valkey, log=log("keeper"))
+        self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))
         self.query = web("query", "query_service.asgi", of_query)
 
         self.servers: list[Process] = [self.primary, self.replica, self.valkey]
@@ -80,9 +85,11 @@ class Stack:
             for process in self.servers:
                 begun += [process] if process in missing else []
                 process.start()
+            for service in (self.ingest, self.manage):
+                service.make_token()
             if self.ingest in missing:
-                self.ingest.create()
-                self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
+                migrate = [sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"]
+                self.ingest.run(migrate, self.owner_variables())
             for process in self.services:
                 begun += [process] if process in missing else []
                 process.begin()
@@ -112,6 +119,10 @@ class Stack:
     def standing(self) -> list[Standing]:
         """Each process, in the order of their start."""
         return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
+
+    def owner_variables(self) -> dict[str, str]:
+        """For what ingest itself may not do: migrate, and empty a table."""
+        return {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
 
     def exists(self) -> bool:
         """Whether it was ever started here."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -29,7 +30,11 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="rollcall-ingest-metrics-")
 
 # A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
-import ingest_service.settings  # noqa: E402, F401
+from ingest_service import settings  # noqa: E402
+from shared_models.http.tokens import refusal_to_start  # noqa: E402
+
+if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
+    sys.exit(f"ingest_service: {reason}. See Credentials in README.md.")
 
 
 def post_worker_init(worker: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ import dj_database_url
 from environs import EnvError, FileAwareEnv, ValidationError, validate
 
 from shared_models import logs
+from shared_models.http.headers import SILENCED_CHECKS
+from shared_models.http.tokens import open_tokens
 from shared_models.stores import is_redis_url
 
 env = FileAwareEnv(strip_whitespace=True)
@@ -58,9 +61,19 @@ try:
     # How long a request waits for Redis before it answers "counted": false. The largest batch takes a quarter of it.
     REDIS_TIMEOUT_SECONDS = env.float("REDIS_TIMEOUT_SECONDS", 1.0, validate=positive)
 
+    # Who may ask: see shared_models/http/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
+    AUTH = env.str("AUTH", "")
+    TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
+    # Prometheus may be given a token like everybody else; this is for one that cannot be.
+    METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
+    # Requests a second for each token, over all workers; 0 is no limit.
+    RATE_LIMIT_PER_SECOND = env.int("RATE_LIMIT_PER_SECOND", 0, validate=not_negative)
+
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
 
     DATABASES: dict[str, Any] = {"default": dj_database_url.parse(DATABASE_URL)}
@@ -101,12 +114,19 @@ _options.update(
     ).strip(),
 )
 
+SERVICE = "ingest"
+SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
+    "shared_models.http.requests.RequestIdMiddleware",
+    "shared_models.http.requests.LogMiddleware",
     "ingest_service.access.AccessMiddleware",
+    "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",
+    "shared_models.http.tokens.TokenMiddleware",
+    "shared_models.http.rates.RateMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "ingest_service.urls"

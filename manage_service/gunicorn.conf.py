@@ -1,6 +1,7 @@
 """How gunicorn runs manage: `gunicorn -c manage_service/gunicorn.conf.py`."""
 
 import os
+import sys
 
 wsgi_app = "manage_service.wsgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
@@ -17,4 +18,8 @@ graceful_timeout = 10
 control_socket_disable = True
 
 # A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
-import manage_service.settings  # noqa: E402, F401
+from manage_service import settings  # noqa: E402
+from shared_models.http.tokens import refusal_to_start  # noqa: E402
+
+if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
+    sys.exit(f"manage_service: {reason}. See Credentials in README.md.")

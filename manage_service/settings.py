@@ -6,15 +6,19 @@ There is no DATABASES: the replica is read by SQL of our own (`replica.py`) over
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
+from shared_models.http.headers import SILENCED_CHECKS
+from shared_models.http.tokens import open_tokens
 from shared_models.stores import is_redis_url
 
 env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
+not_negative = validate.Range(min=0, error="must not be less than 0")
 
 try:
     # The replica (or, on a small site, the only database): postgres://user:password@host:port/name
@@ -28,11 +32,21 @@ try:
     # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
     FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0, validate=positive)
 
+    # Who may ask: see shared_models/http/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
+    AUTH = env.str("AUTH", "")
+    TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
+    # Prometheus may be given a token like everybody else; this is for one that cannot be.
+    METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
+    # Requests a second for each token, over all workers; 0 is no limit.
+    RATE_LIMIT_PER_SECOND = env.int("RATE_LIMIT_PER_SECOND", 0, validate=not_negative)
+
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
-except EnvError as error:
+except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
     sys.exit(f"manage_service: {error}. See the table of variables in README.md.")
 
 logs.configure("manage", LOG_JSON)
@@ -40,6 +54,8 @@ LOGGING_CONFIG = None
 # A refusal (404, 422, a Host that is not allowed) is an answer; an exception is a fault.
 logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
 
+SERVICE = "manage"
+SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
     "shared_models",
     "manage_service",
@@ -48,9 +64,14 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
+    "shared_models.http.requests.RequestIdMiddleware",
+    "shared_models.http.requests.LogMiddleware",
+    "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
+    "shared_models.http.tokens.TokenMiddleware",
+    "shared_models.http.rates.RateMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "manage_service.urls"

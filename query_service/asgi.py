@@ -20,16 +20,13 @@ from redis.asyncio import Redis
 
 from query_service import metrics, stores, streams
 from query_service.board import Board
+from query_service.door import Door
 from query_service.scope import hand_over
 from query_service.streams import Streams
 
 
 class Application:
-    """The ASGI application of one worker.
-
-    Answers for other origins (a setting CORS_ORIGINS) would get their header in two places: the three lines that send
-    a standing answer, and `streams.START`; Django's own go through a middleware.
-    """
+    """The ASGI application of one worker."""
 
     def __init__(self, board: Board, open_streams: Streams, members: Redis, django: Any) -> None:
         self.board, self.streams, self.members, self.django = board, open_streams, members, django
@@ -99,7 +96,7 @@ def is_allowed(host: bytes) -> bool:
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
 
 
-def make_application() -> Application:
+def make_application() -> Door:
     """Everything that a worker serves, by its settings. Nothing is connected before the first request."""
     board = Board(
         stores.connect_for_board(),
@@ -113,7 +110,14 @@ def make_application() -> Application:
         heartbeat_seconds=settings.HEARTBEAT_SECONDS,
         limit=settings.MAX_STREAMS,
     )
-    return Application(board, open_streams, stores.connect_for_members(), get_asgi_application())
+    return Door(
+        Application(board, open_streams, stores.connect_for_members(), get_asgi_application()),
+        tokens=settings.TOKENS,
+        metrics_public=settings.METRICS_PUBLIC,
+        origins=settings.CORS_ORIGINS,
+        body_bytes=settings.MAX_BODY_BYTES,
+        streams_per_client=settings.MAX_STREAMS_PER_CLIENT,
+    )
 
 
 application = make_application()

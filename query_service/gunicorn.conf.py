@@ -10,7 +10,7 @@ wsgi_app = "query_service.asgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8003')}"
 # Each worker has a board of its own, and reads Redis 20 times a second while it is asked.
 workers = int(os.environ.get("WORKERS", "2"))
-worker_class = "asgi"
+worker_class = "query_service.worker.Worker"  # gunicorn's ASGI worker, which does not wait for ever
 asgi_loop = "uvloop"
 # The parser in C where it is installed: see requirements-fast.lock.
 http_parser = "auto"

@@ -77,6 +77,24 @@ def too_many_members(limit: int) -> Problem:
     )
 
 
+def body_too_large(limit_bytes: int) -> Problem:
+    """A body that is larger than any question has to be."""
+    return Problem(
+        413, "body-too-large", "The body is too large", f"the limit is {limit_bytes} bytes", limit_bytes=limit_bytes
+    )
+
+
+def too_many_streams_of_client(limit: int) -> Problem:
+    """One client has all the event streams open that it may have."""
+    return Problem(
+        429,
+        "too-many-streams",
+        "Too many streams",
+        f"you have {limit} streams open at this worker already; close one first, or try again in a while",
+        headers={"Retry-After": str(STREAMS_RETRY_SECONDS)},
+    )
+
+
 def too_many_streams(limit: int) -> Problem:
     """All places for event streams are taken."""
     return Problem(

@@ -6,15 +6,22 @@ Everything is read from Redis: there are no DATABASES, and no driver of one is i
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
+from shared_models.http.headers import SILENCED_CHECKS
+from shared_models.http.tokens import open_tokens
 from shared_models.stores import is_redis_url
 
 env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
+not_negative = validate.Range(min=0, error="must not be less than 0")
+
+# scheme://host[:port], as browsers send it; or * for all of them.
+is_origin = validate.Regexp(r"(\*|https?://[^/\s,]+)\Z", error="must be https://host, or *")
 
 
 try:
@@ -32,13 +39,27 @@ try:
     STREAM_SECONDS = env.float("STREAM_SECONDS", 0.1, validate=positive)
     HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 15.0, validate=positive)
     # The most streams open in one worker; each takes about 20 kB.
-    MAX_STREAMS = env.int("MAX_STREAMS", 5_000)
+    MAX_STREAMS = env.int("MAX_STREAMS", 5_000, validate=positive)
+    # Of these, the most for one client: one token, or one address where there are no tokens. 0 is no limit of its own: behind
+    # a proxy all clients may have one address.
+    MAX_STREAMS_PER_CLIENT = env.int("MAX_STREAMS_PER_CLIENT", 0, validate=not_negative)
+    # The most bytes of a request's body: a thousand members with every character escaped take half of it.
+    MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 4 << 20, validate=positive)
+
+    # Who may ask: see shared_models/http/tokens.py. Everybody, where there are no tokens: counts are made to be shown.
+    AUTH = env.str("AUTH", "")
+    TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
+    METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
+    # Pages of these origins may read the answers: "https://dash.example.org,https://…", or "*".
+    CORS_ORIGINS: list[str] = env.list("CORS_ORIGINS", [], validate=lambda origins: [is_origin(origin) for origin in origins])
 
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
-except EnvError as error:
+except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
     sys.exit(f"query_service: {error}. See the table of variables in README.md.")
 
 logs.configure("query", LOG_JSON)
@@ -47,6 +68,8 @@ LOGGING_CONFIG = None
 logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
 
 DATABASES: dict[str, dict[str, str]] = {}
+SERVICE = "query"
+SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
     "query_service",
     "ninja",
@@ -54,6 +77,8 @@ INSTALLED_APPS = [
 ]
 # Each of them is async: one that is not would hand every request to a thread and back.
 MIDDLEWARE = [
+    "shared_models.http.requests.RequestIdMiddleware",
+    "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",  # gives every answer its length
     "query_service.static_files.StaticFilesMiddleware",
@@ -69,6 +94,7 @@ STATIC_URL = "/static/"
 # Files are served from the packages that hold them: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_ALLOW_ALL_ORIGINS = False
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 APPEND_SLASH = False
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -23,8 +23,10 @@ cold counters, which get built.
     rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
     rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), source, job
+    rollcall:1:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest the first three of a counter; manage everything; query nothing.
+Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
+compose/redis/users.acl gives each exactly that.
 """
 
 from __future__ import annotations
@@ -59,6 +61,11 @@ def of_run(run_id: str) -> str:
 def of_lock(name: str) -> str:
     """A lock that avoids double work. Nothing is wrong where two hold it: the protocol is safe without."""
     return f"{PREFIX}lock:{name}"
+
+
+def of_rate(service: str, token: str, second: int) -> str:
+    """How many requests a token (its name) has sent to a service in one second (since 1970)."""
+    return f"{PREFIX}rate:{service}:{token}:{second}"
 
 
 RUNS = f"{PREFIX}runs"

@@ -16,7 +16,13 @@ def configure(service: str, json: bool | None = None) -> None:
     """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal."""
     if json is None:
         json = not sys.stderr.isatty()
+
+    def add_service(logger: Any, method: str, event: Any) -> Any:
+        event["service"] = service  # not a contextvar: a thread begins with none
+        return event
+
     shared: list[Any] = [
+        add_service,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -37,4 +43,3 @@ def configure(service: str, json: bool | None = None) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    structlog.contextvars.bind_contextvars(service=service)

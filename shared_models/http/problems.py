@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, HttpResponse
+
+MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(Exception):
@@ -36,9 +39,7 @@ class Problem(Exception):
 
     def response(self) -> HttpResponse:
         """As a Django response."""
-        return HttpResponse(
-            self.body(), status=self.status, content_type="application/problem+json", headers=self.headers
-        )
+        return HttpResponse(self.body(), status=self.status, content_type=MEDIA_TYPE, headers=self.headers)
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
@@ -60,20 +61,40 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Htt
     ).response()
 
 
+def method_not_allowed(allowed: str) -> Problem:
+    """The methods that this address takes, as the header Allow lists them."""
+    return Problem(
+        405,
+        "method-not-allowed",
+        "This method is not allowed here",
+        f"use {allowed.replace(', ', ' or ')}",
+        headers={"Allow": allowed},
+    )
+
+
+def as_problem(response: HttpResponse) -> HttpResponse:
+    """The same answer; a bare 405, as Django and ninja give it, as a problem."""
+    if response.status_code != 405 or response.get("Content-Type", "") == MEDIA_TYPE:
+        return response
+    return method_not_allowed(response.get("Allow", "")).response()
+
+
 class ProblemMiddleware:
     """Answers a Problem that a view raised. Sync and async views alike."""
 
     sync_capable = async_capable = True
 
     def __init__(self, get_response: Any) -> None:
-        from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-
         self.get_response = get_response
-        if iscoroutinefunction(get_response):
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> Any:
-        return self.get_response(request)
+        return self._acall(request) if self.is_async else as_problem(self.get_response(request))
+
+    async def _acall(self, request: HttpRequest) -> HttpResponse:
+        return as_problem(await self.get_response(request))
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return exception.response() if isinstance(exception, Problem) else None

@@ -1,15 +1,262 @@
-"""gunicorn's threaded worker, which lets go of idle connections when it is told to end."""
+"""gunicorn's threaded worker, made safe against clients that are slow, on purpose or not.
+
+gunicorn's own gives each connection to a thread at once, which then waits for the request, byte by byte, for ever: as many
+slow clients as there are threads, and nobody else is answered. Here the worker's one event loop waits for all
+connections, and a thread gets a request that is all there (`arriving`), on a socket on which nothing waits for long. What a
+thread has answered is closed by the loop, too: gunicorn would wait for the client's goodbye in it, and all with it.
+"""
 
 from __future__ import annotations
 
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+import contextlib
+import errno
+import resource
+import selectors
+import socket
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from gunicorn import http  # type: ignore[import-untyped]
+from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
+
+from shared_models.http.arriving import Arriving, Refused
+from shared_models.http.problems import Problem
+
+# How long a thread waits for a client: for one that does not take its answer, all in all.
+CLIENT_SECONDS = 30.0
+# From the last byte of an answer until the client has closed the connection, too. RFC 9112, section 9.6: closing
+# while it is still sending may cost it the answer.
+LINGER_SECONDS = 2.0
+# One look at the sockets takes this much of each.
+READ_BYTES = 1 << 16
+# What all requests that are arriving may hold, in memory and on the disk. Above that the largest is let go.
+HELD_BYTES = 512 << 20
+# How often deadlines are looked at.
+LOOK_SECONDS = 0.5
+
+
+class BoundedSocket(socket.socket):
+    """A socket on which no thread waits for ever: what gunicorn sets to blocking gets a time limit."""
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(CLIENT_SECONDS if flag else 0.0)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        try:
+            super().sendall(data, flags)  # the limit is for all of it together
+        except TimeoutError as error:
+            # What gunicorn takes for a client that has gone, and not for a fault.
+            raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer") from error
+
+
+class Held(SocketUnreader):
+    """What gunicorn's parser reads from: the request that has arrived."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.file: Any = None
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        size = max(self.mxchunk, min(size_hint or 0, self.max_body_chunk))
+        # The socket only where gunicorn's idea of where a request ends is not ours; it is bounded, too.
+        return (self.file.read(size) if self.file is not None else b"") or super().chunk(size_hint)
+
+    def take_rest(self) -> bytes:
+        """What the client has sent behind the request: the beginning of its next one."""
+        rest: bytes = self.take_buffered() + (self.file.read() if self.file is not None else b"")
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+        return rest
 
 
 class Worker(ThreadWorker):
-    """Otherwise one client that keeps a connection for its next request would hold up every stop for graceful_timeout."""
+    """Otherwise gunicorn's. On SIGTERM it lets go of idle connections, which would hold up every stop."""
 
-    def murder_keepalived(self) -> None:
+    def init_process(self) -> None:
+        # Connections are many and mostly idle: as many as the system lets us have.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # By connection, oldest first.
+        self.arriving: dict[TConn, Arriving] = {}
+        self.lingering: dict[TConn, float] = {}
+        self.look_at = 0.0
+        super().init_process()
+
+    def accept(self, listener: Any) -> None:
+        """Take a new connection. Where there is no room for one more, the one that has been arriving longest goes."""
+        try:
+            raw, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.make_room()
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
+                raise
+            return
+        self.nr_conns += 1
+        if self.nr_conns >= self.worker_connections:
+            self.make_room()
+        connection = TConn(self.cfg, BoundedSocket(fileno=raw.detach()), address, listener.getsockname())
+        if self.cfg.is_ssl:
+            self.enqueue_req(connection)  # bytes of TLS: gunicorn's threads have to read them
+        else:
+            self.begin(connection)
+
+    def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
+        """A kept connection has something to say."""
+        if self.cfg.is_ssl:
+            super().on_client_socket_readable(conn, client)
+            return
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        self.begin(conn)
+
+    def begin(self, connection: TConn, rest: bytes = b"") -> None:
+        """Wait for a request on this connection; `rest` has been read already."""
+        arriving = Arriving(time.monotonic(), self.cfg.keepalive)
+        self.arriving[connection] = arriving
+        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self.on_readable, connection))
+        self.take(connection, arriving, rest) if rest else self.on_readable(connection, connection.sock)
+
+    def on_readable(self, connection: TConn, client: Any) -> None:
+        """Some of a request is there."""
+        try:
+            data = connection.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        arriving = self.arriving[connection]
+        if data:
+            self.take(connection, arriving, data)
+        elif arriving.has_head:
+            # The client has said all that it will say, and may wait for an answer; a thread does not wait for the rest.
+            self.hand_over(connection, arriving)
+        else:
+            self.drop(connection)
+
+    def take(self, connection: TConn, arriving: Arriving, data: bytes) -> None:
+        """Add to what has arrived; a request that is all there goes to a thread."""
+        try:
+            whole = arriving.add(data)
+        except Refused as refused:
+            self.refuse(connection, refused)
+            return
+        if arriving.must_be_told_to_continue():
+            with contextlib.suppress(OSError):
+                connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if whole:
+            self.hand_over(connection, arriving)
+        elif arriving.size > READ_BYTES and sum(each.size for each in self.arriving.values()) > HELD_BYTES:
+            self.drop(max(self.arriving, key=lambda each: self.arriving[each].size))
+
+    def hand_over(self, connection: TConn, arriving: Arriving) -> None:
+        """Give a request to a thread."""
+        del self.arriving[connection]
+        self.poller.unregister(connection.sock)
+        if connection.parser is None:
+            connection.parser = http.get_parser(self.cfg, connection.sock, connection.client)
+            connection.parser.unreader = Held(connection.sock)
+        connection.parser.unreader.file = arriving.as_file()
+        connection.data_ready = True
+        self.enqueue_req(connection)
+
+    def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
+        """A thread is done with a request: wait for the next one, or close."""
+        if self.cfg.is_ssl:
+            super().finish_request(conn, fs)
+            return
+        stays = not fs.cancelled() and fs.exception() is None and bool(fs.result())
+        rest = conn.parser.unreader.take_rest()
+        if not stays:
+            self.linger(conn)
+        elif rest:
+            conn.sock.setblocking(False)
+            self.begin(conn, rest)
+        else:
+            super().finish_request(conn, fs)
+
+    def linger(self, connection: TConn) -> None:
+        """Say goodbye, and wait for the client's without making anybody else wait."""
+        try:
+            connection.sock.setblocking(False)
+            connection.sock.shutdown(socket.SHUT_WR)
+            self.lingering[connection] = time.monotonic() + LINGER_SECONDS
+            self.poller.register(connection.sock, selectors.EVENT_READ, partial(self.on_goodbye, connection))
+        except (OSError, ValueError):  # gone already
+            self.lingering.pop(connection, None)
+            self.close(connection)
+
+    def on_goodbye(self, connection: TConn, client: Any) -> None:
+        """Throw away what a client still sends; close when it does."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                if connection.sock.recv(READ_BYTES):
+                    return
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+            self.end_lingering(connection)
+
+    def end_lingering(self, connection: TConn) -> None:
+        del self.lingering[connection]
+        self.poller.unregister(connection.sock)
+        self.close(connection)
+
+    def refuse(self, connection: TConn, problem: Problem) -> None:
+        """Answer a request that no thread shall see. The answer fits into the socket's buffer, or is lost."""
+        self.arriving.pop(connection).close()
+        self.poller.unregister(connection.sock)
+        body = problem.body()
+        head = (
+            f"HTTP/1.1 {problem.status} {problem.title}\r\nContent-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            connection.sock.send(head.encode() + body)
+        self.linger(connection)
+
+    def drop(self, connection: TConn) -> None:
+        """Forget a request that has not arrived."""
+        self.arriving.pop(connection).close()
+        self.poller.unregister(connection.sock)
+        self.close(connection)
+
+    def close(self, connection: TConn) -> None:
+        self.nr_conns -= 1
+        connection.close()
+
+    def make_room(self) -> None:
+        """Let go of the connection that has been arriving longest, or else of the one that has been idle longest."""
+        if self.arriving:
+            self.drop(next(iter(self.arriving)))
+        elif self.keepalived_conns:
+            self.keepalived_conns[0].timeout = 0.0
+            super().murder_keepalived()
+
+    def murder_keepalived(self, force: bool = False) -> None:
+        """Called at every turn of the loop: end what has waited for too long."""
         if not self.alive:
             for connection in (*self.keepalived_conns, *self.pending_conns):
                 connection.timeout = 0.0
-        super().murder_keepalived()
+        super().murder_keepalived(force)
+        now = time.monotonic()
+        if not force and self.alive and now < self.look_at:
+            return
+        self.look_at = now + LOOK_SECONDS
+        for connection, arriving in list(self.arriving.items()):
+            if force or (not self.alive and not arriving.size):
+                self.drop(connection)
+            elif now >= arriving.deadline():
+                if arriving.size:
+                    self.refuse(connection, arriving.timed_out())
+                else:
+                    self.drop(connection)
+        for connection, deadline in list(self.lingering.items()):
+            if force or now >= deadline:
+                self.end_lingering(connection)

@@ -15,6 +15,7 @@ from tests.servers import sql, started_primary, started_valkey
 
 os.environ["DATABASE_URL"] = started_primary().url
 os.environ["REDIS_URL"] = started_valkey().url
+os.environ["AUTH"] = "off"
 os.environ["DJANGO_SETTINGS_MODULE"] = "ingest_service.settings"
 subprocess.run([sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0"], check=True)
 django.setup()

@@ -14,6 +14,7 @@ from tests.servers import started_primary, started_replica, started_valkey
 
 os.environ["DATABASE_URL"] = started_replica().url
 os.environ["REDIS_URL"] = started_valkey().url
+os.environ["AUTH"] = "off"
 os.environ["DJANGO_SETTINGS_MODULE"] = "manage_service.settings"
 subprocess.run(
     [sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0", "--skip-checks"],

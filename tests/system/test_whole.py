@@ -50,7 +50,9 @@ def ask(service: Web, method: str, path: str, body: Any = None, **headers: str) 
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
     try:
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, raw, {"Content-Type": "application/json", **headers})
+        connection.request(
+            method, path, raw, {"Content-Type": "application/json", **service.authorization(), **headers}
+        )
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
     finally:

@@ -1,0 +1,43 @@
+"""What each role of compose/postgres/roles.sql may do with the tables, granted by `migrate` when it has made them.
+
+Derived from the models, so that another table has its grants without a line here. Where the database does not have a
+role (one user for all, on a small site) nothing is granted to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.migrations.recorder import MigrationRecorder
+
+from ingest_service import catalog
+from ingest_service.models import Receipt
+
+INGEST, MANAGE = "rollcall_ingest", "rollcall_manage"
+
+
+def grant(using: str = "default", **kwargs: Any) -> None:
+    """Grant to the roles that are there. Connected to `post_migrate`; the migrations' owner runs it."""
+    connection = connections[using]
+    with transaction.atomic(using), connection.cursor() as cursor:
+        cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s)", [INGEST, MANAGE])
+        roles = {name for (name,) in cursor.fetchall()}
+        tables = set(connection.introspection.table_names(cursor))
+        for role, table, rights in wanted():
+            if role in roles and table in tables:
+                quoted = connection.ops.quote_name(table)
+                cursor.execute(f"REVOKE ALL ON {quoted} FROM {role}")
+                cursor.execute(f"GRANT {rights} ON {quoted} TO {role}")
+
+
+def wanted() -> Iterator[tuple[str, str, str]]:
+    """Role, table, rights. Ingest writes what is sent, and neither ids nor xacts; it cannot read what others have sent."""
+    for model in catalog.counted_models():
+        sent = ", ".join(f'"{field.column}"' for field in model.sent_fields())
+        yield INGEST, model._meta.db_table, f"INSERT ({sent}), SELECT (id, xact)"
+        yield MANAGE, model._meta.db_table, "SELECT"
+    yield INGEST, Receipt._meta.db_table, "SELECT, INSERT, UPDATE, DELETE"
+    # For /readyz: whether all migrations have run.
+    yield INGEST, MigrationRecorder.Migration._meta.db_table, "SELECT"

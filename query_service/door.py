@@ -1,0 +1,164 @@
+"""The door in front of all that query answers, whoever answers it: the board, a stream, or Django.
+
+It asks for a token where there are any, lets pages of other origins in where a setting says so, and keeps a client from
+taking more than its share: bytes of a body, open streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter as Tally
+from collections.abc import Sequence
+from typing import Any
+
+from query_service import refusals, streams
+from shared_models.http.problems import MEDIA_TYPE, Problem
+from shared_models.http.tokens import Tokens, needs_token, unauthorized
+
+# How long the body of a request may take to arrive: a few megabytes at most.
+BODY_SECONDS = 30.0
+
+Headers = list[tuple[bytes, bytes]]
+
+PREFLIGHT_HEADERS: Headers = [
+    (b"access-control-allow-methods", b"GET, HEAD, POST"),
+    (b"access-control-allow-headers", b"authorization, cache-control, content-type, if-none-match, x-request-id"),
+    (b"access-control-max-age", b"3600"),
+]
+EXPOSED = (b"access-control-expose-headers", b"etag, retry-after, rollcall-state, x-request-id")
+
+
+class Door:
+    """An ASGI application around another one. `metrics_public`: /metrics needs no token."""
+
+    def __init__(
+        self,
+        application: Any,
+        *,
+        tokens: Tokens | None,
+        metrics_public: bool,
+        origins: Sequence[str],
+        body_bytes: int,
+        streams_per_client: int,
+    ) -> None:
+        self.application = application
+        self.tokens, self.metrics_public = tokens, metrics_public
+        self.origins = {origin.encode() for origin in origins}
+        self.body_bytes, self.streams_per_client = body_bytes, streams_per_client
+        # How many streams each client has open; nobody who has none.
+        self.open_streams: Tally[str] = Tally()
+
+    @property
+    def streams(self) -> Any:
+        """The open streams of the worker, which end with it."""
+        return self.application.streams
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.application(scope, receive, send)
+            return
+        if self.origins:
+            origin = header(scope, b"origin")
+            send = with_headers(send, self.cross_origin(origin))
+            if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
+                # Before the token: browsers ask without one whether they may send it.
+                await answer(send, 204, PREFLIGHT_HEADERS)
+                return
+        client = ""
+        if self.tokens is not None and needs_token(scope["path"], metrics_public=self.metrics_public):
+            authorization = header(scope, b"authorization")
+            client = self.tokens.find(authorization) or ""
+            if not client:
+                await refuse(send, unauthorized(presented=bool(authorization)))
+                return
+        if scope["method"] in ("GET", "HEAD"):
+            if self.streams_per_client and scope["path"] == streams.PATH:
+                await self._stream(client or str((scope.get("client") or [""])[0]), scope, receive, send)
+                return
+        elif await self._is_too_large(scope, send):
+            return
+        else:
+            receive = self._limited(receive)
+        await self.application(scope, receive, send)
+
+    def cross_origin(self, origin: bytes) -> Headers:
+        """What tells a browser, and the caches on the way, whether a page of this origin may read the answer."""
+        if b"*" in self.origins:
+            return [(b"access-control-allow-origin", b"*"), EXPOSED]
+        if origin in self.origins:
+            return [(b"vary", b"origin"), (b"access-control-allow-origin", origin), EXPOSED]
+        return [(b"vary", b"origin")]
+
+    async def _stream(self, client: str, scope: Any, receive: Any, send: Any) -> None:
+        if self.open_streams[client] >= self.streams_per_client:
+            await refuse(send, refusals.too_many_streams_of_client(self.streams_per_client))
+            return
+        self.open_streams[client] += 1
+        try:
+            await self.application(scope, receive, send)
+        finally:
+            self.open_streams[client] -= 1
+            if not self.open_streams[client]:
+                del self.open_streams[client]
+
+    async def _is_too_large(self, scope: Any, send: Any) -> bool:
+        """Refuse a body by its declared length, before any of it is read."""
+        declared = header(scope, b"content-length")
+        if not declared.isdigit() or int(declared[:20]) <= self.body_bytes:
+            return False
+        await refuse(send, refusals.body_too_large(self.body_bytes))
+        return True
+
+    def _limited(self, receive: Any) -> Any:
+        """`receive`, which gives up on a body that takes too long, or grows too long without having said so.
+
+        Django writes a body to the disk before it looks at it: it has to end here.
+        """
+        read = 0
+        deadline: float | None = asyncio.get_running_loop().time() + BODY_SECONDS
+
+        async def limited() -> Any:
+            nonlocal read, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                return {"type": "http.disconnect"}
+            read += len(message.get("body", b""))
+            if read > self.body_bytes:
+                return {"type": "http.disconnect"}
+            if not message.get("more_body"):
+                deadline = None  # all there; from here on it is waited for the client's leaving
+            return message
+
+        return limited
+
+
+def header(scope: Any, name: bytes) -> bytes:
+    """The first header of this name; b"" where there is none."""
+    return next((value for known, value in scope["headers"] if known == name), b"")
+
+
+def with_headers(send: Any, headers: Headers) -> Any:
+    """`send`, which adds headers to the answer, also to one that was made before anybody asked."""
+
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
+
+    return sending
+
+
+async def refuse(send: Any, problem: Problem) -> None:
+    """Answer a problem from outside of Django."""
+    headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    headers |= {name.lower(): value for name, value in problem.headers.items()}
+    await answer(send, problem.status, [(n.encode(), v.encode()) for n, v in headers.items()], problem.body())
+
+
+async def answer(send: Any, status: int, headers: Headers, body: bytes = b"") -> None:
+    """A whole answer."""
+    length = [] if status == 204 else [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
+    await send({"type": "http.response.body", "body": body})
