@@ -3,70 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pytest
 import redis
 
-from compose.ordinary_user import CHECKOUT, own
-from compose.ports import DEFAULTS
-from compose.services import Web
+from compose.ordinary_user import CHECKOUT
 from compose.stack import Stack
 from shared_models import keys
-from tests.servers import free_port, replay_paused, sql, wait_for
-
-
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    """A whole stack of its own; gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="rollcall-whole-")).resolve()
-    own(folder)
-    stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def live(stack: Stack) -> Stack:
-    """Everything runs, whatever the last test has ended, and every counter is live."""
-    stack.up()
-    wait_for(lambda: all(count(stack, name) is not None for name in ("users", "cities")), "live counters", seconds=60)
-    return stack
-
-
-def ask(service: Web, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    """Status and JSON of one request; a body that is not bytes is sent as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
-    try:
-        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(
-            method, path, raw, {"Content-Type": "application/json", **service.authorization(), **headers}
-        )
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+from tests.servers import replay_paused, sql, wait_for
+from tests.system.asking import ask, count
 
 
 def message(username: str, city: str = "Ithaca") -> dict[str, str]:
     return {"state": "NY", "city": city, "username": username, "message": "hello"}
-
-
-def count(stack: Stack, name: str = "users") -> int | None:
-    """What query says now, read from Redis; None where it says that it cannot say."""
-    status, answer = ask(stack.query, "GET", f"/v1/counts/{name}", **{"Cache-Control": "no-cache"})
-    return answer["count"] if status == 200 and answer["state"] == "live" else None
 
 
 def is_counted(stack: Stack, username: str) -> bool:

@@ -1,0 +1,206 @@
+"""Slow clients, hundreds of them, on real sockets: each kind holds what it can, and normal requests go on meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shared_models.http import arriving
+from tests.ingest.producing import Producer, message, ndjson
+from tests.ingest.test_gunicorn import Gunicorn
+from tests.servers import DEADLINE_SECONDS, wait_for
+
+# Many times as many as there are threads.
+SLOW_CLIENTS = 300
+# A request among all of them takes milliseconds; a thread or a loop that waited for one of them would take this long.
+NORMAL_SECONDS = 1.0
+
+HEAD = "POST /v1/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+
+
+@pytest.fixture(scope="module")
+def gunicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    running = Gunicorn(tmp_path_factory.mktemp("gunicorn"), WORKERS="1", THREADS="4")
+    wait_for(running.ready, "gunicorn to answer")
+    yield running
+    running.process.terminate()
+    running.process.wait(DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def connect(gunicorn: Gunicorn) -> Iterator[Callable[[], socket.socket]]:
+    """A factory of connections, closed at the end."""
+    with contextlib.ExitStack() as opened:
+        yield lambda: opened.enter_context(socket.create_connection(("127.0.0.1", gunicorn.port), DEADLINE_SECONDS))
+
+
+def silent(number: int) -> bytes:
+    return b""
+
+
+def in_the_head(number: int) -> bytes:
+    return HEAD.encode()[: 1 + number % 100]
+
+
+def in_the_body(number: int) -> bytes:
+    return f"{HEAD}Content-Length: 100000\r\n\r\n{{".encode()
+
+
+def in_a_chunk(number: int) -> bytes:
+    return f"{HEAD}Transfer-Encoding: chunked\r\n\r\nffff\r\n{{".encode()
+
+
+def after_half_a_megabyte(number: int) -> bytes:
+    return f"{HEAD}Content-Length: 9000000\r\n\r\n".encode() + b" " * (1 << 19) if number < 50 else silent(number)
+
+
+def not_closing(number: int) -> bytes:
+    return b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "say", [silent, in_the_head, in_the_body, in_a_chunk, after_half_a_megabyte, not_closing], ids=lambda f: f.__name__
+)
+def test_hundreds_of_slow_clients_hold_nobody_up(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket], say: Callable[[int], bytes]
+) -> None:
+    for number in range(SLOW_CLIENTS):
+        connect().sendall(say(number))
+    took = []
+    for number in range(20):
+        began = time.monotonic()
+        body = json.dumps(message(f"normal-{number}"))
+        assert gunicorn.request("POST", "/v1/messages", body, Content_Type="application/json")[0] == 201
+        took.append(time.monotonic() - began)
+    assert max(took) < NORMAL_SECONDS
+
+
+def test_more_connections_than_there_is_room_for_push_out_the_oldest(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    oldest = connect()
+    oldest.sendall(in_the_head(50))
+    for number in range(1_100):
+        connect().sendall(in_the_head(number))
+    assert gunicorn.request("POST", "/v1/messages/batch", ndjson(message()))[0] == 200
+    assert oldest.recv(100) == b""
+
+
+def test_a_client_that_is_too_slow_is_told_so(gunicorn: Gunicorn, connect: Callable[[], socket.socket]) -> None:
+    slow = connect()
+    slow.sendall(in_the_body(0))
+    slow.settimeout(arriving.ARRIVE_SECONDS + 5)
+    assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_does_not_read_its_answers_holds_no_other_up(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    """More than its socket takes: gunicorn waits for it in a thread, for CLIENT_SECONDS."""
+    rows = b"{}\n" * 20_000
+    request = f"{HEAD}Content-Length: {len(rows)}\r\n\r\n".encode() + rows
+    for _ in range(2):
+        connect().sendall(request)
+    assert gunicorn.request("POST", "/v1/messages/batch", ndjson(message()))[0] == 200
+
+
+def test_a_request_that_comes_byte_by_byte_is_answered_like_any_other(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    body = ndjson(message("in-pieces"))
+    chunked = b"%x\r\n%s\r\n" % (len(body[:20]), body[:20]) + b"%x;x=y\r\n%s\r\n" % (len(body[20:]), body[20:])
+    plain = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    both = [plain, f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode() + chunked + b"0\r\nX-Trailer: 1\r\n\r\n"]
+    kept = connect()
+    for request in both * 2:
+        for byte in request:
+            kept.sendall(bytes([byte]))
+        assert read_answer(kept).startswith(b"HTTP/1.1 200 ")
+    assert len(producer.rows()) == 4
+
+
+def test_requests_that_come_together_are_answered_one_after_the_other(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    body = ndjson(message())
+    request = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    kept = connect()
+    kept.sendall(request * 5 + request[:50])
+    answers = [read_answer(kept) for _ in range(5)]
+    kept.sendall(request[50:])
+    answers.append(read_answer(kept))
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    assert len(producer.rows()) == 6
+
+
+def test_one_who_asks_first_is_told_to_continue(
+    producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    body = ndjson(message())
+    asking = connect()
+    asking.sendall(f"{HEAD}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert asking.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    asking.sendall(body)
+    assert read_answer(asking).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"X: " + b"x" * (70 << 10), b"431"),
+        (b"Content-Length: 300000000000\r\n\r\n", b"413"),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+        (b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", b"400"),
+        (b"Content-Length: -5\r\n\r\n", b"400"),
+        (b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", b"400"),
+        (b"Transfer-Encoding: gzip\r\n\r\n", b"400"),
+        (b"Bad Header: 1\r\n\r\n", b"400"),
+        (b"NUL: \x00\r\n\r\n", b"400"),
+    ],
+)
+def test_tricks_with_the_head_are_refused_at_once(
+    gunicorn: Gunicorn, connect: Callable[[], socket.socket], head: bytes, status: bytes
+) -> None:
+    tricky = connect()
+    with contextlib.suppress(ConnectionError):
+        tricky.sendall(HEAD.encode() + head)
+    began = time.monotonic()
+    answer = tricky.recv(1000)
+    assert answer.startswith((b"HTTP/1.1 " + status, b"HTTP/1.0 " + status)), answer
+    assert time.monotonic() - began < NORMAL_SECONDS
+
+
+def test_large_bodies_lie_on_the_disk_and_not_in_the_memory(producer: Producer, gunicorn: Gunicorn) -> None:
+    body = ndjson(*(message(f"user{n}", message="x" * 1000) for n in range(10_000)))
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(gunicorn.request("POST", "/v1/messages/batch", body)[0]))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 4
+    assert len(producer.rows()) == 40_000
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One answer, by its length."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        more = connection.recv(1)
+        assert more, answer
+        answer += more
+    head = answer.lower()
+    length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while length:
+        more = connection.recv(length)
+        answer, length = answer + more, length - len(more)
+    return answer

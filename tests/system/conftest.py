@@ -1,0 +1,38 @@
+"""One whole stack for the tests of this folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compose.ordinary_user import own
+from compose.ports import DEFAULTS
+from compose.stack import Stack
+from tests.servers import free_port, wait_for
+from tests.system.asking import count
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A whole stack of its own; gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-system-")).resolve()
+    own(folder)
+    stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def live(stack: Stack) -> Stack:
+    """Everything runs, whatever the last test has ended, and every counter is live."""
+    stack.up()
+    wait_for(lambda: all(count(stack, name) is not None for name in ("users", "cities")), "live counters", seconds=60)
+    return stack

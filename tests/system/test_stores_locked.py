@@ -1,0 +1,242 @@
+"""Each credential of the stores, tried: its own work is allowed, and that of the others is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+import pytest
+import redis
+
+from compose.servers import POSTGRES_ROLES, REDIS_USERS
+from compose.stack import Stack
+from shared_models import keys, rolls
+from tests.servers import sql
+
+MESSAGE = "INSERT INTO message (state, city, username, message) VALUES ('NY', 'Ithaca', 'door', '')"
+USERS = keys.of_counter("users")
+
+
+@contextmanager
+def logged_in(url: str) -> Iterator[Any]:
+    """A cursor, in a transaction that is rolled back."""
+    connection = psycopg2.connect(url)
+    try:
+        with connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+def test_the_passwords_are_kept_as_scram_verifiers(live: Stack) -> None:
+    kept = sql(live.primary, "SELECT rolname, rolpassword FROM pg_authid WHERE rolname LIKE 'rollcall_%'")
+    assert {name for name, _ in kept} == {f"rollcall_{role}" for role in POSTGRES_ROLES}
+    assert all(password.startswith("SCRAM-SHA-256$") for _, password in kept)
+
+
+@pytest.mark.parametrize("role", POSTGRES_ROLES)
+def test_a_wrong_password_is_refused_and_no_role_is_more_than_it_should_be(live: Stack, role: str) -> None:
+    password = live.primary.password_of(role)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(live.primary.url_of(role).replace(password, "0" * 32))
+    ((superuser, database, roles, replication),) = sql(
+        live.primary,
+        "SELECT rolsuper, rolcreatedb, rolcreaterole, rolreplication FROM pg_roles WHERE rolname = %s",
+        f"rollcall_{role}",
+    )
+    assert (superuser, database, roles, replication) == (False, False, False, role == "replica")
+
+
+def test_nobody_but_the_roles_may_connect_to_the_database(live: Stack) -> None:
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        psycopg2.connect(live.primary.url_of("replica"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        MESSAGE + " RETURNING id, xact",
+        "SELECT id, xact FROM message LIMIT 1",
+        "INSERT INTO receipt (key, fingerprint, answer) VALUES ('k', '', '')",
+        "UPDATE receipt SET answer = ''",
+        "DELETE FROM receipt",
+        "SELECT name FROM django_migrations",
+        "SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')",
+    ],
+)
+def test_ingest_may_do_its_work(live: Stack, statement: str) -> None:
+    with logged_in(live.primary.url_of("ingest")) as cursor:
+        cursor.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT username FROM message",
+        "SELECT * FROM message",
+        "UPDATE message SET username = 'mallory'",
+        "DELETE FROM message",
+        "TRUNCATE message",
+        MESSAGE.replace("message)", "message, xact)").replace("'')", "'', 1)"),
+        MESSAGE.replace("message)", "message, id)").replace("'')", "'', 1)"),
+        MESSAGE.replace("message)", "message, create_time)").replace("'')", "'', now())"),
+        "DROP TABLE message",
+        "ALTER TABLE message DISABLE TRIGGER ALL",
+        "CREATE TABLE loot (id int)",
+        "CREATE TEMPORARY TABLE loot (id int)",
+        "DELETE FROM django_migrations",
+        "SET ROLE rollcall_owner",
+        "SELECT rolpassword FROM pg_authid",
+        "COPY message TO PROGRAM 'cat'",
+        "SELECT pg_read_file('postgresql.conf')",
+        "SELECT pg_create_physical_replication_slot('loot')",
+    ],
+)
+def test_ingest_may_not_do_the_work_of_others(live: Stack, statement: str) -> None:
+    with logged_in(live.primary.url_of("ingest")) as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        cursor.execute(statement)
+
+
+def test_manage_reads_and_is_read_only_on_the_primary_too(live: Stack) -> None:
+    for server in (live.primary, live.replica):
+        with logged_in(server.url_of("manage")) as cursor:
+            cursor.execute("SELECT username, xact FROM message")
+            cursor.execute("SHOW transaction_read_only")
+            assert cursor.fetchall() == [("on",)]
+    with logged_in(live.primary.url_of("manage")) as cursor, pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
+        cursor.execute(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "statement", [MESSAGE, "DELETE FROM message", "SELECT answer FROM receipt", "CREATE TABLE loot (id int)"]
+)
+def test_manage_may_not_write_where_it_overrules_its_own_setting(live: Stack, statement: str) -> None:
+    with logged_in(live.primary.url_of("manage")) as cursor:
+        cursor.execute("SET TRANSACTION READ WRITE")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            cursor.execute(statement)
+
+
+def test_the_owner_owns_the_tables_and_may_not_read_the_system(live: Stack) -> None:
+    owners = sql(live.primary, "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
+    assert owners == [("rollcall_owner",)]
+    with logged_in(live.primary.url_of("owner")) as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        cursor.execute("SELECT rolpassword FROM pg_authid")
+
+
+def test_redis_wants_a_user_and_the_right_password(live: Stack) -> None:
+    for url in ("redis://{}", "redis://:x@{}", "redis://default:x@{}", "redis://query:x@{}", "redis://admin:@{}"):
+        with (
+            redis.Redis.from_url(url.format(f"127.0.0.1:{live.valkey.port}")) as client,
+            pytest.raises(redis.AuthenticationError),
+        ):
+            client.ping()
+
+
+def refused(live: Stack, user: str, *command: Any) -> bool:
+    """Whether Redis refuses this user the command, or the key."""
+    with redis.Redis.from_url(live.valkey.url_of(user)) as client:
+        try:
+            client.execute_command(*command)
+        except redis.exceptions.NoPermissionError:
+            return True
+        except redis.ResponseError as error:
+            # In a script it is the script that fails.
+            return "ACL failure in script" in str(error) or "permission" in str(error).lower()
+        return False
+
+
+# Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
+READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBER", USERS.members, "x"), ("PING",)]
+ALLOWED = {
+    "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token")],
+    "ingest": [
+        ("EVAL", rolls.RECORD.text, 3, USERS.members, USERS.suspects, USERS.state, "", "", "door"),
+        ("SCRIPT", "LOAD", rolls.RECORD.text),
+        ("SMISMEMBER", USERS.members, "x"),
+        ("INCR", keys.of_rate("ingest", "door", 0)),
+    ],
+    "manage": [
+        *READS,
+        ("HGET", keys.KEEPER, "job"),
+        ("LRANGE", keys.RUNS_OPEN, 0, -1),
+        ("ZREVRANGE", keys.RUNS, 0, 1),
+        ("SSCAN", USERS.members, 0),
+    ],
+}
+# For all three: what takes long, what tells or changes how Redis runs, other databases' and other programs' keys.
+FOR_NOBODY = [
+    ("KEYS", "*"),
+    ("SCAN", 0),
+    ("SMEMBERS", USERS.members),
+    ("FLUSHALL",),
+    ("FLUSHDB",),
+    ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "maxmemory", "1"),
+    ("ACL", "LIST"),
+    ("SHUTDOWN",),
+    ("SAVE",),
+    ("REPLICAOF", "NO", "ONE"),
+    ("MONITOR",),
+    ("CLIENT", "LIST"),
+    ("CLIENT", "KILL", "TYPE", "normal"),
+    ("SCRIPT", "FLUSH"),
+    ("FUNCTION", "LOAD", "#!lua name=x\nredis.register_function('x', function() return 1 end)"),
+    ("SUBSCRIBE", "x"),
+    ("RENAME", USERS.members, USERS.suspects),
+    ("SMISMEMBER", "somebody:elses", "x"),
+    ("GET", "somebody:elses"),
+    ("EVAL", "return redis.call('FLUSHALL')", 0),
+]
+REFUSED = {
+    "query": [
+        ("SADD", USERS.members, "mallory"),
+        ("DEL", USERS.members),
+        ("HSET", USERS.state, "cursor", 1),
+        ("EVAL", "return 1", 0),
+        ("EVALSHA", rolls.RECORD.sha, 3, USERS.members, USERS.suspects, USERS.state, "", "", "mallory"),
+        ("SCRIPT", "LOAD", "return 1"),
+        ("HMGET", USERS.suspects, "x"),
+        ("HMGET", keys.KEEPER, "job"),
+        ("HMGET", keys.of_run("x"), "document"),
+        ("SSCAN", USERS.members, 0),
+    ],
+    "ingest": [
+        ("SREM", USERS.members, "x"),
+        ("DEL", USERS.members),
+        ("UNLINK", USERS.state),
+        ("SSCAN", USERS.members, 0),
+        ("EVAL", rolls.SWEEP.text, 2, USERS.members, USERS.suspects, "t", "x"),
+        ("EVAL", "return redis.call('SREM', KEYS[1], 'x')", 1, USERS.members),
+        ("HSET", USERS.fill, "token", "x"),
+        ("HSET", keys.of_run("x"), "document", "{}"),
+        ("RPUSH", keys.RUNS_OPEN, "x"),
+        ("SET", keys.of_lock("keeper"), "x"),
+        ("HSET", keys.KEEPER, "job", "x"),
+        ("INCR", keys.of_rate("manage", "x", 0)),
+    ],
+    "manage": [("INCR", keys.of_rate("ingest", "x", 0)), ("RENAME", keys.KEEPER, keys.RUNS), ("SPOP", USERS.members)],
+}
+
+
+@pytest.mark.parametrize("user", ALLOWED)
+def test_a_user_of_redis_may_do_its_work_and_nothing_else(live: Stack, user: str) -> None:
+    assert [command for command in ALLOWED[user] if refused(live, user, *command)] == []
+    assert [command for command in (*REFUSED[user], *FOR_NOBODY) if not refused(live, user, *command)] == []
+    with live.valkey.client() as client:
+        client.srem(USERS.members, "door")
+
+
+def test_there_are_no_other_users(live: Stack) -> None:
+    with live.valkey.client() as client:
+        assert set(client.acl_users()) == {*REDIS_USERS, "default"}
+        assert client.acl_getuser("default")["enabled"] is False
+
+
+def test_the_secrets_of_a_stack_are_its_users_alone(live: Stack) -> None:
+    secret = [path for path in live.folder.rglob("*") if path.name.startswith(("password", "token", "users.acl"))]
+    assert len(secret) > 10
+    assert {path.stat().st_mode & 0o777 for path in secret} == {0o600}
