@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import psycopg2
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from ninja import NinjaAPI, Query, Schema, Status
 from ninja.errors import HttpError, ValidationError
 from ninja.renderers import BaseRenderer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from redis.exceptions import RedisError
 
 from manage_service import metrics as measures
@@ -20,6 +21,7 @@ from manage_service import runs, stores
 from manage_service.runs import Mode, Run, UnknownRun
 from manage_service.status import read_status
 from shared_models.counters import COUNTERS, UnknownCounter
+from shared_models.http.describing import complete
 from shared_models.http.problems import Problem
 from shared_models.stores import check_noeviction
 
@@ -33,7 +35,24 @@ class Renderer(BaseRenderer):
         return msgspec.json.encode(data, enc_hook=str)
 
 
-api = NinjaAPI(
+class Api(NinjaAPI):
+    """Ninja's, with refusals described as what they are."""
+
+    def get_openapi_schema(self, **kwargs: Any) -> Any:
+        document = super().get_openapi_schema(**kwargs)
+        return complete(document, tokens=settings.TOKENS is not None, limited=bool(settings.RATE_LIMIT_PER_SECOND))
+
+
+class Refusal(Schema):
+    """A problem; `complete` describes it."""
+
+
+def refusals(*statuses: int) -> dict[int, Any]:
+    """With which statuses an operation may refuse, for its description."""
+    return dict.fromkeys(statuses, Refusal)
+
+
+api = Api(
     title="Rollcall manage",
     version="1",
     description="Keeps the counters true to the table: how they stand, and runs that reconcile them.",
@@ -43,10 +62,13 @@ api = NinjaAPI(
 )
 
 
+NAME_OF_A_COUNTER = {"type": "string", "enum": [counter.name for counter in COUNTERS]}
+
+
 class RunRequest(Schema):
     """Which counters to reconcile, and whether to mend what is found."""
 
-    counters: list[str] | None = Field(
+    counters: list[Annotated[str, WithJsonSchema(NAME_OF_A_COUNTER)]] | None = Field(
         None,
         min_length=1,
         max_length=100,
@@ -94,7 +116,7 @@ class RunsOut(Schema):
     runs: list[RunOut]
 
 
-@api.post("/v1/runs", response={202: RunOut}, summary="Ask for a reconcile")
+@api.post("/v1/runs", response={202: RunOut, **refusals(400, 422, 503)}, summary="Ask for a reconcile")
 def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
     """The keeper executes it; follow it at Location."""
     names = asked.counters or [counter.name for counter in COUNTERS]
@@ -103,24 +125,36 @@ def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) 
     return Status(202, run.as_json())
 
 
-@api.get("/v1/runs", response=RunsOut, summary="The last runs, the newest first")
+@api.get("/v1/runs", response={200: RunsOut, **refusals(422, 503)}, summary="The last runs, the newest first")
 def list_runs(request: HttpRequest, limit: int = Query(50, ge=1, le=runs.HISTORY_RUNS)) -> Any:
     return {"runs": [run.as_json() for run in runs.latest(stores.connect_redis(), limit)]}
 
 
-@api.get("/v1/runs/{run_id}", response=RunOut, summary="One run: its progress, its drift, sample members")
+@api.get(
+    "/v1/runs/{run_id}",
+    response={200: RunOut, **refusals(404, 503)},
+    summary="One run: its progress, its drift, sample members",
+)
 def get_run(request: HttpRequest, run_id: str) -> Any:
     return runs.get(stores.connect_redis(), run_id).as_json()
 
 
-@api.post("/v1/runs/{run_id}/cancel", response={202: RunOut}, summary="Ask a run to stop after its current step")
+@api.post(
+    "/v1/runs/{run_id}/cancel",
+    response={202: RunOut, **refusals(404, 503)},
+    summary="Ask a run to stop after its current step",
+)
 def cancel_run(request: HttpRequest, run_id: str) -> Status:
     """A run that has ended stays as it is. What it has mended so far stays mended."""
     run: Run = runs.request_cancel(stores.connect_redis(), run_id)
     return Status(202, run.as_json())
 
 
-@api.get("/v1/status", response=dict, summary="How every counter, the replica and the keeper stand")
+@api.get(
+    "/v1/status",
+    response={200: dict, **refusals(503)},
+    summary="How every counter, the replica and the keeper stand",
+)
 def get_status(request: HttpRequest) -> Any:
     replica = stores.connect_replica()
     try:

@@ -51,7 +51,9 @@ try:
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
     # Pages of these origins may read the answers: "https://dash.example.org,https://…", or "*".
-    CORS_ORIGINS: list[str] = env.list("CORS_ORIGINS", [], validate=lambda origins: [is_origin(origin) for origin in origins])
+    CORS_ORIGINS: list[str] = env.list(
+        "CORS_ORIGINS", [], validate=lambda origins: [is_origin(origin) for origin in origins]
+    )
 
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything

@@ -15,9 +15,18 @@ from query_service.counters import CounterIsCold, Unreadable, read_memberships
 from query_service.scope import get_board, get_members
 from shared_models import counters
 from shared_models.counters import Counter, UnknownCounter
+from shared_models.http.describing import complete
 from shared_models.http.problems import Problem
 
-api = NinjaAPI(
+
+class Api(NinjaAPI):
+    """Ninja's, with refusals described as what they are."""
+
+    def get_openapi_schema(self, **kwargs: Any) -> Any:
+        return complete(super().get_openapi_schema(**kwargs), tokens=settings.TOKENS is not None)
+
+
+api = Api(
     title="Rollcall: query",
     version="1",
     description="How many distinct members there are, and whether a value is one of them. Every count says how good it is.",
@@ -125,7 +134,7 @@ async def one_count(request: HttpRequest, counter: str) -> HttpResponse:
 
 
 @api.api_operation(["HEAD"], "/stats/get/", include_in_schema=False)
-@api.get("/stats/get/", response={200: Stats, 503: Stats}, tags=["counts"])
+@api.get("/stats/get/", response={200: Stats, 503: Stats}, tags=["counts"], openapi_extra={"x-own-refusals": True})
 async def stats(request: HttpRequest) -> HttpResponse:
     """All counts in one flat object, for the frontends of the first demo; 503 unless every counter is complete."""
     return await answer_from_board(request)

@@ -1,0 +1,180 @@
+"""Ingest behind its door: tokens, ids of requests, limits of rate; and what it never says: secrets, SQL, traces."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.test import Client
+from structlog.testing import CapturingLogger
+
+from shared_models import keys
+from shared_models.http import rates
+from shared_models.http.tokens import Tokens, make
+from tests.ingest.producing import Producer, message, ndjson
+from tests.ingest.test_gunicorn import ROOT, Gunicorn
+from tests.servers import DEADLINE_SECONDS, free_port, wait_for
+
+JSON = {"Content_Type": "application/json"}
+PLANTED = "planted-Zq7vX2-secret"
+
+
+class Locked(Gunicorn):
+    """The service with a file of tokens."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        (self.old, old_line), (self.new, self.new_line) = make("till-old"), make("till-new")
+        self.tokens = folder / "tokens"
+        self.tokens.write_text(old_line)
+        super().__init__(folder, AUTH="", TOKENS_FILE=str(self.tokens), WORKERS="1", THREADS="4", **env)
+
+    def post(self, token: str, **headers: str) -> tuple[int, bytes]:
+        body = json.dumps(message())
+        return self.request("POST", "/v1/messages", body, Authorization=f"Bearer {token}", **JSON, **headers)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    running = Locked(tmp_path_factory.mktemp("locked"))
+    wait_for(running.ready, "gunicorn to answer")
+    yield running
+    running.process.terminate()
+    running.process.wait(DEADLINE_SECONDS)
+
+
+def test_who_has_no_token_stores_nothing(producer: Producer, locked: Locked) -> None:
+    for authorization in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {locked.old}"}):
+        for path in ("/v1/messages", "/v1/messages/batch", "/nowhere", "/metrics"):
+            status, answer = locked.request("POST", path, ndjson(message()), **authorization)
+            assert (status, json.loads(answer)["type"]) == (401, "urn:rollcall:unauthorized")
+    assert producer.rows() == []
+    assert locked.post(locked.old)[0] == 201
+
+
+def test_what_machines_ask_is_open(producer: Producer, locked: Locked) -> None:
+    assert {locked.request("GET", path)[0] for path in ("/livez", "/readyz", "/openapi.json", "/docs")} == {200}
+    assert "securitySchemes" in json.loads(locked.request("GET", "/openapi.json")[1])["components"]
+
+
+def test_a_token_is_rotated_while_requests_go_on(producer: Producer, locked: Locked) -> None:
+    old = locked.tokens.read_text()
+    assert [locked.post(token)[0] for token in (locked.old, locked.new)] == [201, 401]
+    locked.tokens.write_text(f"{old}\n{locked.new_line}\n")
+    wait_for(lambda: locked.post(locked.new)[0] == 201, "the new token")
+    assert locked.post(locked.old)[0] == 201
+    locked.tokens.write_text(locked.new_line)
+    wait_for(lambda: locked.post(locked.old)[0] == 401, "the old token's end")
+    assert locked.post(locked.new)[0] == 201
+    locked.tokens.write_text(old)
+    wait_for(lambda: locked.post(locked.old)[0] == 201, "the old token")
+
+
+def test_a_log_line_names_the_token_and_the_request_and_not_what_opens_the_door(
+    producer: Producer, locked: Locked
+) -> None:
+    locked.post(locked.old, X_Request_ID="order-17")
+    locked.post(locked.old, X_Request_ID='"}\\n{"event": "forged')
+    locked.request("GET", "/nowhere", X_Request_ID="refused-18")
+    lines = wait_for(
+        lambda: (found := locked.lines()[-3:]) and found[-1].get("request_id") == "refused-18" and found, ""
+    )
+    assert (lines[0]["token"], lines[0]["request_id"], lines[0]["service"]) == ("till-old", "order-17", "ingest")
+    assert len(str(lines[1]["request_id"])) == 16
+    assert lines[2]["status"] == 401 and "token" not in lines[2]
+    assert locked.old not in locked.log.read_text() and "forged" not in locked.log.read_text()
+
+
+@pytest.mark.parametrize("variables", [{"AUTH": ""}, {"AUTH": "on"}, {"TOKENS": "till"}, {"TOKENS": "x" * 40}])
+def test_a_service_that_would_be_open_by_accident_does_not_start(tmp_path: Path, variables: dict[str, str]) -> None:
+    running = Gunicorn(tmp_path, **variables)
+    assert running.process.wait(DEADLINE_SECONDS) != 0
+    (line,) = [line for line in running.log.read_text().splitlines() if line]
+    assert line.startswith("ingest_service: ") and ("AUTH" in line or "TOKENS" in line)
+    assert "x" * 40 not in line
+
+
+@pytest.mark.parametrize(
+    ("service", "variables"),
+    [
+        ("ingest", {"DATABASE_URL": "postgres://a:b@c/d", "AUTH": "", "TOKENS": make("till")[1]}),
+        ("manage", {"DATABASE_URL": "postgres://a:b@c/d", "AUTH": "", "TOKENS": make("till")[1]}),
+        ("query", {"AUTH": ""}),
+    ],
+)
+def test_djangos_own_check_of_a_deployment_finds_nothing(service: str, variables: dict[str, str]) -> None:
+    production = {"REDIS_URL": "rediss://a:b@c/0", "ALLOWED_HOSTS": "rollcall.example", "HSTS_SECONDS": "31536000"}
+    checked = subprocess.run(
+        [sys.executable, "-m", f"{service}_service", "check", "--deploy", "--fail-level", "WARNING"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **production, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_nothing_of_the_inside_goes_out(producer: Producer, tmp_path: Path) -> None:
+    """The passwords of both stores are planted, and both fail; so are a key, a token and a value."""
+    running = Locked(
+        tmp_path,
+        DATABASE_URL=f"postgres://{PLANTED}-user:{PLANTED}@127.0.0.1:{free_port()}/{PLANTED}-name",
+        REDIS_URL=f"redis://{PLANTED}-user:{PLANTED}@127.0.0.1:{free_port()}/0",
+        RATE_LIMIT_PER_SECOND="1000",
+        SECRET_KEY=PLANTED,
+    )
+    wait_for(running.ready, "gunicorn to answer")
+    answers = b""
+    planted = message(username=PLANTED)
+    for body in (
+        json.dumps(planted),
+        f'{{"username": "{PLANTED}"',
+        "[" * 100_000,
+        json.dumps({**planted, "message": "\0"}),
+    ):
+        for path in ("/v1/messages", "/v1/messages/batch", "/readyz", f"/v1/messages?password={PLANTED}"):
+            for authorization in (running.old, PLANTED):
+                headers = {"Authorization": f"Bearer {authorization}", "Idempotency_Key": PLANTED, **JSON}
+                status, answer = running.request("GET" if path == "/readyz" else "POST", path, body, **headers)
+                assert status in (200, 400, 401, 422, 503)
+                answers += answer
+    running.process.terminate()
+    running.process.wait(DEADLINE_SECONDS)
+    for said in (answers.decode(), running.log.read_text()):
+        for secret in (PLANTED, running.old, "INSERT", "SELECT", "Traceback"):
+            assert secret not in said, said[max(0, said.index(secret) - 300) :][:600]
+
+
+@pytest.fixture
+def limited(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """The service, with a limit of 3 requests a second for each of two tokens, `one` and `two`."""
+    known = {name: make(name) for name in ("one", "two")}
+    monkeypatch.setattr("django.conf.settings.TOKENS", Tokens(",".join(line for _, line in known.values())))
+    monkeypatch.setattr("django.conf.settings.RATE_LIMIT_PER_SECOND", 3)
+    monkeypatch.setattr("shared_models.http.rates.time.time", lambda: 1_800_000_000.5)
+    client = Client(headers={"host": "localhost"})
+    client.tokens = {name: {"Authorization": f"Bearer {token}"} for name, (token, _) in known.items()}  # type: ignore[attr-defined]
+    return client
+
+
+def test_a_token_above_its_limit_waits_and_others_do_not(limited: Client, producer: Producer) -> None:
+    one, two = limited.tokens["one"], limited.tokens["two"]  # type: ignore[attr-defined]
+    assert [limited.get("/v1/messages", headers=one).status_code for _ in range(5)] == [405] * 3 + [429] * 2
+    refused = limited.get("/v1/messages", headers=one)
+    assert refused["Retry-After"] == "1" and refused.json()["limit_per_second"] == 3
+    assert limited.get("/v1/messages", headers=two).status_code == 405
+    assert limited.get("/livez", headers=one).status_code == 200
+    assert 0 < producer.redis.ttl(keys.of_rate("ingest", "one", 1_800_000_000)) <= 10
+
+
+def test_without_redis_nobody_is_limited_and_the_log_says_so(limited: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("django.conf.settings.REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    log = CapturingLogger()
+    monkeypatch.setattr(rates, "log", log)
+    one = limited.tokens["one"]  # type: ignore[attr-defined]
+    assert {limited.get("/v1/messages", headers=one).status_code for _ in range(5)} == {405}
+    assert [(call.method_name, call.args) for call in log.calls] == [("warning", ("rate.not_limited",))]
