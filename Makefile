@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check
+.PHONY: help env up demo status down reset test check audit
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ check: .venv/complete ## Lint, types and every test
 			$(BIN)/mypy --cache-dir ".mypy_cache/$${packages%% *}" $$packages; \
 	done
 	@$(BIN)/python -m tests.run
+
+audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up
+	@$(BIN)/python -m tests.audit
 
 # `complete` is written last: an environment that was interrupted, or made from another lock file, is made anew.
 .venv/complete: requirements.lock requirements-fast.lock

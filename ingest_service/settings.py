@@ -84,7 +84,6 @@ logs.configure("ingest", LOG_JSON)
 LOGGING_CONFIG = None
 # A refusal (404, 422, a Host that is not allowed) is an answer, which has its line already; an exception is a fault.
 logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
-logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
 
 
 def in_milliseconds(seconds: float) -> int:

@@ -111,7 +111,7 @@ class Board:
         self.answers = answers.render(self.names, self.reading, self.condition)
 
     def _note_success(self, seconds: float) -> None:
-        assert self.reading is not None
+        assert self.reading is not None  # noqa: S101  (for the type checker)
         self.condition, self._read_at = Condition.FRESH, monotonic()
         if self._noted is not Condition.FRESH:
             self._noted = Condition.FRESH

@@ -42,4 +42,6 @@ def configure(service: str, json: bool | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    # A Host that is not allowed is a refusal, which is an answer; Django would log it as a fault, with a traceback.
+    logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
