@@ -118,14 +118,10 @@ SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.http.requests.RequestIdMiddleware",
-    "shared_models.http.requests.LogMiddleware",
     "ingest_service.access.AccessMiddleware",
     "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.http.tokens.TokenMiddleware",
-    "shared_models.http.rates.RateMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "ingest_service.urls"

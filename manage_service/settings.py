@@ -64,14 +64,11 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.http.requests.RequestIdMiddleware",
     "shared_models.http.requests.LogMiddleware",
     "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.http.tokens.TokenMiddleware",
-    "shared_models.http.rates.RateMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "manage_service.urls"

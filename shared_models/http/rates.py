@@ -7,12 +7,8 @@ limit keeps one client from crowding out the others, and is no accounting.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import structlog
-from django.conf import settings
-from django.core.exceptions import MiddlewareNotUsed
-from django.http import HttpRequest, HttpResponse
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -20,7 +16,6 @@ from redis.retry import Retry
 
 from shared_models import keys
 from shared_models.http.problems import Problem
-from shared_models.http.tokens import needs_token
 
 log = structlog.get_logger()
 
@@ -32,20 +27,14 @@ PAUSE_SECONDS = 1.0
 KEEP_SECONDS = 10
 
 
-class RateMiddleware:
-    """Answers 429 above RATE_LIMIT_PER_SECOND. While Redis is away everybody passes, which is logged.
+class Rates:
+    """Counts requests. While Redis is away everybody passes, which is logged."""
 
-    Stands behind TokenMiddleware. With AUTH=off all clients share one limit.
-    """
-
-    def __init__(self, get_response: Any) -> None:
-        if not settings.RATE_LIMIT_PER_SECOND:
-            raise MiddlewareNotUsed
-        self.get_response = get_response
-        self.limit: int = settings.RATE_LIMIT_PER_SECOND
+    def __init__(self, service: str, redis_url: str, limit: int) -> None:
+        self.service, self.limit = service, limit
         self._paused_until = 0.0
         self._redis = Redis.from_url(
-            settings.REDIS_URL,
+            redis_url,
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
@@ -53,18 +42,15 @@ class RateMiddleware:
             client_name="rollcall-rates",
         )
 
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        if needs_token(request.path_info, metrics_public=True):
-            name = getattr(request, "token", "")
-            if self.count(name) > self.limit:
-                return too_many(self.limit).response()
-        return self.get_response(request)
+    def refusal(self, name: str) -> Problem | None:
+        """The problem, where the token of this name (or all clients together, where it is "") is above the limit."""
+        return too_many(self.limit) if self.count(name) > self.limit else None
 
     def count(self, name: str) -> int:
         """How many requests this token has sent in this second; 0 where nobody knows."""
         if time.monotonic() < self._paused_until:
             return 0
-        key = keys.of_rate(settings.SERVICE, name, int(time.time()))
+        key = keys.of_rate(self.service, name, int(time.time()))
         try:
             with self._redis.pipeline(transaction=True) as pipe:
                 pipe.incr(key)

@@ -17,12 +17,8 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import structlog
-from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
-from django.http import HttpRequest, HttpResponse
 
 from shared_models.http.problems import Problem
 
@@ -149,27 +145,6 @@ def unauthorized(*, presented: bool) -> Problem:
         f"{detail}; send the header Authorization: Bearer TOKEN",
         headers={"WWW-Authenticate": challenge, "Cache-Control": "no-store"},
     )
-
-
-class TokenMiddleware:
-    """Lets requests through that carry a token; notes its name for the log line (`token`) and the rate limit."""
-
-    def __init__(self, get_response: Any) -> None:
-        reason = refusal_to_start(settings.AUTH, settings.TOKENS)
-        if reason:
-            raise ImproperlyConfigured(reason)
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        tokens: Tokens | None = settings.TOKENS
-        if tokens is not None and needs_token(request.path_info, metrics_public=settings.METRICS_PUBLIC):
-            authorization = request.META.get("HTTP_AUTHORIZATION", "")
-            name = tokens.find(authorization.encode("latin-1", "replace"))
-            if name is None:
-                return unauthorized(presented=bool(authorization)).response()
-            request.token = name  # type: ignore[attr-defined]
-            structlog.contextvars.bind_contextvars(token=name)
-        return self.get_response(request)
 
 
 def main(arguments: Iterable[str]) -> int:

@@ -6,19 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from django.test import Client
+from redis import Redis
 from structlog.testing import CapturingLogger
 
 from shared_models import keys
 from shared_models.http import rates
+from shared_models.http.door import Door
+from shared_models.http.rates import Rates
 from shared_models.http.tokens import Tokens, make
 from tests.ingest.producing import Producer, message, ndjson
 from tests.ingest.test_gunicorn import ROOT, Gunicorn
-from tests.servers import DEADLINE_SECONDS, free_port, wait_for
+from tests.servers import DEADLINE_SECONDS, free_port, started_valkey, wait_for
 
 JSON = {"Content_Type": "application/json"}
 PLANTED = "planted-Zq7vX2-secret"
@@ -150,31 +153,46 @@ def test_nothing_of_the_inside_goes_out(producer: Producer, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def limited(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """The service, with a limit of 3 requests a second for each of two tokens, `one` and `two`."""
+def ask_often(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Asks several times within one second, with the token `one` or `two`, where 3 requests are allowed; the statuses."""
     known = {name: make(name) for name in ("one", "two")}
-    monkeypatch.setattr("django.conf.settings.TOKENS", Tokens(",".join(line for _, line in known.values())))
-    monkeypatch.setattr("django.conf.settings.RATE_LIMIT_PER_SECOND", 3)
     monkeypatch.setattr("shared_models.http.rates.time.time", lambda: 1_800_000_000.5)
-    client = Client(headers={"host": "localhost"})
-    client.tokens = {name: {"Authorization": f"Bearer {token}"} for name, (token, _) in known.items()}  # type: ignore[attr-defined]
-    return client
+
+    def ask(times: int, name: str = "one", path: str = "/v1/messages", url: str = started_valkey().url) -> list[int]:
+        statuses = []
+
+        def answer(environ: Any, start_response: Any) -> list[bytes]:
+            start_response("200 OK", [])
+            return []
+
+        door = Door(
+            answer,
+            auth="",
+            tokens=Tokens(",".join(line for _, line in known.values())),
+            metrics_public=False,
+            rates=Rates("ingest", url, 3),
+            note=lambda *noted: None,
+        )
+        environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "HTTP_AUTHORIZATION": f"Bearer {known[name][0]}"}
+        for _ in range(times):
+            door(environ, lambda status, headers: statuses.append(int(status.split()[0])))
+        return statuses
+
+    return ask
 
 
-def test_a_token_above_its_limit_waits_and_others_do_not(limited: Client, producer: Producer) -> None:
-    one, two = limited.tokens["one"], limited.tokens["two"]  # type: ignore[attr-defined]
-    assert [limited.get("/v1/messages", headers=one).status_code for _ in range(5)] == [405] * 3 + [429] * 2
-    refused = limited.get("/v1/messages", headers=one)
-    assert refused["Retry-After"] == "1" and refused.json()["limit_per_second"] == 3
-    assert limited.get("/v1/messages", headers=two).status_code == 405
-    assert limited.get("/livez", headers=one).status_code == 200
-    assert 0 < producer.redis.ttl(keys.of_rate("ingest", "one", 1_800_000_000)) <= 10
+def test_a_token_above_its_limit_waits_and_others_do_not(ask_often: Callable[..., list[int]], redis: Redis) -> None:
+    assert ask_often(5) == [200, 200, 200, 429, 429]
+    assert ask_often(1) == [429], "other workers count along"
+    assert ask_often(1, "two") == [200]
+    assert ask_often(5, path="/livez") == [200] * 5
+    assert 0 < redis.ttl(keys.of_rate("ingest", "one", 1_800_000_000)) <= 10
 
 
-def test_without_redis_nobody_is_limited_and_the_log_says_so(limited: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("django.conf.settings.REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+def test_without_redis_nobody_is_limited_and_the_log_says_so(
+    ask_often: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = CapturingLogger()
     monkeypatch.setattr(rates, "log", log)
-    one = limited.tokens["one"]  # type: ignore[attr-defined]
-    assert {limited.get("/v1/messages", headers=one).status_code for _ in range(5)} == {405}
+    assert ask_often(9, url=f"redis://127.0.0.1:{free_port()}/0") == [200] * 9
     assert [(call.method_name, call.args) for call in log.calls] == [("warning", ("rate.not_limited",))]

@@ -1,0 +1,95 @@
+"""The door in front of all that a WSGI service answers, whoever answers it: Django, or something quicker before it.
+
+It names the request for the log, asks for a token, and keeps a client from sending more than its share. Nothing behind it
+is reached without.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from django.core.exceptions import ImproperlyConfigured
+
+from shared_models.http.problems import MEDIA_TYPE, Problem
+from shared_models.http.rates import Rates
+from shared_models.http.requests import HEADER, id_of
+from shared_models.http.tokens import Tokens, needs_token, refusal_to_start, unauthorized
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+# Method, route, status, seconds: how the service logs and measures a request.
+Note = Callable[[str, str, int, float], None]
+
+
+class Door:
+    """A WSGI application around another one."""
+
+    def __init__(
+        self,
+        application: Any,
+        *,
+        auth: str,
+        tokens: Tokens | None,
+        metrics_public: bool,
+        rates: Rates | None,
+        note: Note,
+    ) -> None:
+        reason = refusal_to_start(auth, tokens)
+        if reason:
+            raise ImproperlyConfigured(reason)
+        self.application, self.tokens, self.metrics_public = application, tokens, metrics_public
+        self.rates, self.note = rates, note
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        request_id = id_of(environ.get("HTTP_X_REQUEST_ID", ""))
+
+        def start(status: str, headers: list[tuple[str, str]], *failure: Any) -> Any:
+            return start_response(status, [*headers, (HEADER, request_id)], *failure)
+
+        # The thread goes on with somebody else's request: what this one bound must not stay.
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            begun = time.perf_counter()
+            name, problem = self.admit(environ)
+            if problem is None:
+                with structlog.contextvars.bound_contextvars(**({"token": name} if name else {})):
+                    return self.application(environ, start)
+            self.note(environ["REQUEST_METHOD"], "none", problem.status, time.perf_counter() - begun)
+            return refuse(start, problem)
+
+    def admit(self, environ: Environ) -> tuple[str, Problem | None]:
+        """Whose request this is (\"\" where nobody asks), and why it is not let in, if so."""
+        path = environ.get("PATH_INFO", "")
+        if not needs_token(path, metrics_public=self.metrics_public):
+            return "", None
+        name = ""
+        if self.tokens is not None:
+            authorization = environ.get("HTTP_AUTHORIZATION", "")
+            name = self.tokens.find(authorization.encode("latin-1", "replace")) or ""
+            if not name:
+                return "", unauthorized(presented=bool(authorization))
+        return name, None if self.rates is None else self.rates.refusal(name)
+
+
+def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
+    """Answer a problem."""
+    body = problem.body()
+    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff"}
+    start(f"{problem.status} {HTTPStatus(problem.status).phrase}", list({**headers, **problem.headers}.items()))
+    return [body]
+
+
+def put_door(application: Any, settings: Any, note: Note) -> Door:
+    """The door by a service's settings."""
+    limit = settings.RATE_LIMIT_PER_SECOND
+    return Door(
+        application,
+        auth=settings.AUTH,
+        tokens=settings.TOKENS,
+        metrics_public=settings.METRICS_PUBLIC,
+        rates=Rates(settings.SERVICE, settings.REDIS_URL, limit) if limit else None,
+        note=note,
+    )
