@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import redis
 
 from compose.ordinary_user import CHECKOUT
-from compose.processes import Process
+from compose.processes import Process, make_folder
 from compose.servers import HOST, PROBE_SECONDS, Valkey
 from shared_models import keys, rolls
 
@@ -53,8 +54,18 @@ class Web(Service):
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def metrics(self) -> Path:
+        """Where its workers keep their numbers. gunicorn removes it at its end, unless it is killed."""
+        return self.folder / "metrics"
+
+    def create(self) -> None:
+        super().create()
+        shutil.rmtree(self.metrics, ignore_errors=True)
+        make_folder(self.metrics)
+
     def environment(self) -> dict[str, str]:
-        return {"PORT": str(self.port), **super().environment()}
+        return {"PORT": str(self.port), "PROMETHEUS_MULTIPROC_DIR": str(self.metrics), **super().environment()}
 
     def command(self) -> list[str]:
         package = self.application.partition(".")[0]
