@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check audit
+.PHONY: help env up demo status down reset test check audit chaos
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ reset: .venv/complete ## End every process and remove the data
 
 test: .venv/complete ## Run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
+
+chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…)
+	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 # Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
 check: .venv/complete ## Lint, types and every test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import redis
 
 from compose.ordinary_user import CHECKOUT
-from compose.processes import Process
+from compose.processes import Process, make_folder
 from compose.servers import HOST, PROBE_SECONDS, Valkey, read_secret, write_private
 from shared_models import keys, rolls
 from shared_models.http import tokens
@@ -54,8 +55,18 @@ class Web(Service):
     def url(self) -> str:
         return f"http://{HOST}:{self.port}"
 
+    @property
+    def metrics(self) -> Path:
+        """Where its workers keep their numbers. gunicorn removes it at its end, unless it is killed."""
+        return self.folder / "metrics"
+
+    def create(self) -> None:
+        super().create()
+        shutil.rmtree(self.metrics, ignore_errors=True)
+        make_folder(self.metrics)
+
     def environment(self) -> dict[str, str]:
-        return {"PORT": str(self.port), **super().environment()}
+        return {"PORT": str(self.port), "PROMETHEUS_MULTIPROC_DIR": str(self.metrics), **super().environment()}
 
     @property
     def token_path(self) -> Path:
@@ -64,7 +75,7 @@ class Web(Service):
 
     def make_token(self) -> None:
         """Make a token, unless there is one: it, and the line by which the service knows it."""
-        self.create()
+        make_folder(self.folder)
         if not self.token_path.exists() or not (self.folder / "tokens").exists():
             token, line = tokens.make("local")
             write_private(self.folder / "tokens", line)

@@ -88,6 +88,7 @@ class Stack:
             for service in (self.ingest, self.manage):
                 service.make_token()
             if self.ingest in missing:
+                self.ingest.create()
                 migrate = [sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"]
                 self.ingest.run(migrate, self.owner_variables())
             for process in self.services:

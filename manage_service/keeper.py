@@ -31,7 +31,8 @@ log = structlog.get_logger()
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
 # While a job waits for the replica, and while another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
-# A scheduled run that failed is not asked for again before; unless the counter has been built anew since.
+# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
+# unless the counter has been built anew since.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -201,7 +202,8 @@ class Keeper:
         for name in due:
             build, again_at = self.asked.get(name, ("", 0.0))
             if name not in asked and (build != states[name].build or time.monotonic() >= again_at):
-                self.asked[name] = states[name].build, time.monotonic() + RETRY_RUN_SECONDS
+                retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
+                self.asked[name] = states[name].build, time.monotonic() + retry_seconds
                 runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def drop_job(self) -> None:

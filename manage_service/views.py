@@ -193,7 +193,10 @@ def readyz(request: HttpRequest) -> HttpResponse:
 
 def metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same."""
-    return HttpResponse(measures.render(stores.connect_redis()), content_type=CONTENT_TYPE_LATEST)
+    try:
+        return HttpResponse(measures.render(stores.connect_redis()), content_type=CONTENT_TYPE_LATEST)
+    except RedisError as error:
+        return redis_failed(request, error)
 
 
 @api.exception_handler(ValidationError)

@@ -91,7 +91,12 @@ def test_the_description_gives_the_rules_of_the_model(producer: Producer) -> Non
     row = api["components"]["schemas"]["Message"]
     assert row["required"] == ["state", "city", "username", "message"]
     assert row["additionalProperties"] is False
-    assert row["properties"]["state"] == {"type": "string", "minLength": 1, "maxLength": 64}
+    assert row["properties"]["state"] == {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 64,
+        "pattern": "^[^\\u0000]*$",
+    }
     batch = api["paths"]["/v1/messages/batch"]["post"]
     assert set(batch["requestBody"]["content"]) == {
         "application/json",

@@ -36,6 +36,7 @@ class Gunicorn:
                 env={
                     **os.environ,
                     "PORT": str(self.port),
+                    "TMPDIR": str(folder),
                     "DATABASE_URL": started_primary().url,
                     "REDIS_URL": started_valkey().url,
                     **env,

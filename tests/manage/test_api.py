@@ -101,6 +101,7 @@ def test_status_and_readiness_name_what_is_missing(world, client):
     with override_settings(REDIS_URL=f"redis://127.0.0.1:{nobody}/0"):
         assert client.get("/readyz").status_code == 503
         assert client.get("/v1/status").status_code == 503
+        assert client.get("/metrics").status_code == 503
         assert client.post("/v1/runs", "{}", "application/json").status_code == 503
         assert client.get("/livez").status_code == 200
 

@@ -47,9 +47,12 @@ def test_the_empty_text_is_a_member_like_any_other(world, small_chunks):
 def test_a_counter_is_cold_until_the_last_chunk_is_in(world, small_chunks):
     world.store(*names(50))
     world.replay()
+    reads = []
     for progress in build(USERS, world.replica, world.passes()):
         assert world.state().cold
         assert world.state().filled[0] == progress.read
+        reads.append(progress.read)
+    assert reads == [10, 20, 30, 40, 50]
     assert not world.state().cold and world.state().filled is None
 
 

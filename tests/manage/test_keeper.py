@@ -59,8 +59,7 @@ def test_what_ingest_could_not_count_is_caught_up_at_the_next_tick(world):
     assert world.exact()
 
 
-def test_a_counter_is_reconciled_again_when_its_interval_is_over(world, monkeypatch):
-    monkeypatch.setattr(keeping, "RETRY_RUN_SECONDS", 0.0)
+def test_a_counter_is_reconciled_again_when_its_interval_is_over(world):
     with keeper_of(world, reconcile_seconds=0.05) as keeper:
         tick_until(keeper, lambda: world.state().verified_at)
         first = world.state().verified_at

@@ -65,14 +65,23 @@ class World:
         self.redis = Redis.from_url(valkey.url)
         self.replica = stores.connect_replica(replica.url)
         self.opened: list[Redis] = []
+        self.database = psycopg2.connect(primary.url)
+        self.database.autocommit = True
+
+    def ask_primary(self, statement: str, *parameters: object) -> list[tuple]:
+        """Run one statement in a transaction of its own, over a connection that stays."""
+        with self.database.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
 
     def empty(self) -> None:
-        servers.sql(self.primary, "TRUNCATE message")
+        self.ask_primary("TRUNCATE message")
         self.redis.flushall()
         self.replay()
 
     def close(self) -> None:
         self.replica.close()
+        self.database.close()
         for client in (self.redis, *self.opened):
             client.close()
 
@@ -91,7 +100,7 @@ class World:
         return self.begin().insert(*usernames, city=city).commit()
 
     def erase(self, username: str) -> None:
-        servers.sql(self.primary, "DELETE FROM message WHERE username = %s", username)
+        self.ask_primary("DELETE FROM message WHERE username = %s", username)
 
     def replay(self) -> None:
         """Wait until the replica shows all that is committed."""
@@ -134,9 +143,7 @@ class World:
         options = counter.get_model()._meta
         fields = ", ".join(counter.fields)
         return set(
-            encode_all(
-                servers.sql(self.primary, f'SELECT DISTINCT {fields} FROM "{options.db_table}"'), len(counter.fields)
-            )
+            encode_all(self.ask_primary(f'SELECT DISTINCT {fields} FROM "{options.db_table}"'), len(counter.fields))
         )
 
     def set(self, name: str = "users") -> set[bytes]:

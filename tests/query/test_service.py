@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 from compose.servers import Valkey
+from query_service import worker
 from tests.query.rolls_in_redis import Rolls
 from tests.servers import free_port, wait_for
 
@@ -187,3 +191,32 @@ def test_it_runs_without_a_database_driver() -> None:
     )
     environment = {"PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0"}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, timeout=30)
+
+
+SLOW_CLIENTS = 300
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /v1/cou",
+        b"POST /v1/counts/users/members HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
+    ],
+    ids=["silent", "in the head", "in the body"],
+)
+def test_hundreds_of_slow_clients_hold_no_other_up(running: Running, rolls: Rolls, said: bytes) -> None:
+    rolls.make_all_live(cities=3, users=2)
+    with contextlib.ExitStack() as opened:
+        for _ in range(SLOW_CLIENTS):
+            opened.enter_context(socket.create_connection(("127.0.0.1", running.port), 10)).sendall(said)
+        began = time.monotonic()
+        for path in ("/v1/counts", "/v1/counts/users/member?username=user0", "/livez") * 5:
+            assert running.get(path)[0] == 200
+        assert time.monotonic() - began < 5
+
+
+def test_a_client_that_never_asks_is_not_kept(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), worker.HEAD_SECONDS + 5) as silent:
+        silent.sendall(b"GET /v1/cou")
+        assert silent.recv(100) == b""

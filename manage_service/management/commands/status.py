@@ -1,6 +1,7 @@
 """`python -m manage_service status`: how everything stands."""
 
 import sys
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -39,8 +40,8 @@ class Command(BaseCommand):
 
 def show(status: dict[str, Any]) -> None:
     """As a table; rich leaves the colours away where nobody is looking."""
-    console = Console()
-    table = Table("counter", "state", "count", "complete through", "verified", "missing", "extra", "last run")
+    console, now = Console(), status["as_of"]
+    table = Table("counter", "state", "count", "complete to", "verified", "missing", "extra", "last run")
     for name, counter in status["counters"].items():
         drift = counter["drift"] or {"missing": "–", "extra": "–"}
         last = counter["last_run"]
@@ -49,8 +50,8 @@ def show(status: dict[str, Any]) -> None:
             name,
             counter["state"] if building is None else f"building {building['read']:,}/{building['expected']:,}",
             "–" if counter["count"] is None else f"{counter['count']:,}",
-            moment(counter["complete_through"]),
-            moment(counter["verified_at"]),
+            ago(counter["complete_through"], now),
+            ago(counter["verified_at"], now),
             str(drift["missing"]),
             str(drift["extra"]),
             "–" if last is None else f"{last['id']} {last['status']}",
@@ -61,10 +62,19 @@ def show(status: dict[str, Any]) -> None:
         console.print(f"replica  {replica['lag_seconds']:.1f} s behind, all below xact {replica['horizon']}")
     else:
         console.print(f"replica  not reachable: {replica['detail']}")
-    console.print(f"keeper   {'alive' if keeper['alive'] else 'NOT RUNNING'}, last tick {moment(keeper['ticked_at'])}"
-                  + (f", doing {keeper['job']}" if keeper["job"] else ""))  # fmt: skip
+    alive, doing = (
+        ("alive" if keeper["alive"] else "NOT RUNNING"),
+        (f", doing {keeper['job']}" if keeper["job"] else ""),
+    )
+    console.print(f"keeper   {alive}, last tick {ago(keeper['ticked_at'], now)}{doing}")
 
 
-def moment(at: Any) -> str:
-    """To the second, UTC."""
-    return "never" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+def ago(at: datetime | None, now: datetime) -> str:
+    """How long ago, in the unit that a person would use."""
+    if at is None:
+        return "never"
+    seconds = max(0.0, (now - at).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.1f} s ago"

@@ -1,0 +1,1 @@
+"""What puts the whole system under load, and under faults."""

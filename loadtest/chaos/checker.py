@@ -1,0 +1,228 @@
+"""What the history of a round proves to be wrong. Pure functions; each bound is argued where it is drawn.
+
+Two moments decide what may be said of a row and of an answer:
+
+    gone_at    the beginning of the first erase that may have met the row: one that matches it, was not refused, and had
+               not ended before the row was first sent. Before that moment the row, once acknowledged, is in the table.
+    lost_at    the beginning of the first kill of Valkey that had not ended before the row was counted. Before that
+               moment Redis has lost nothing of it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+from loadtest.chaos.history import Count, Member, Membership, Request, Round, Row
+
+COUNTERS = ("cities", "users")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A broken promise, and the operation of the journal that shows it (0: the table in the end)."""
+
+    promise: str
+    what: str
+    n: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.promise}: {self.what}" + (f" (operation {self.n})" if self.n else "")
+
+
+@dataclass
+class Verdict:
+    """What was judged, and what is wrong with it."""
+
+    violations: list[Violation] = field(default_factory=list)
+    counts: int = 0
+    memberships: int = 0
+
+    def broken(self, *promises: str) -> int:
+        """How many violations there are of these promises."""
+        return sum(violation.promise in promises for violation in self.violations)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One row, and since when and until when what is known of it."""
+
+    row: Row
+    acknowledged_wall: float
+    gone_at: float
+    counted: float
+    lost_at: float
+
+    def surely_complete(self, through_wall: float | None, until: float) -> bool:
+        """P7: whoever claims to be complete through a moment has to count this row, until then.
+
+        The acknowledgement was seen before that moment, hence the commit was before it, on the same clock; and no erase
+        had begun when the answer was there, hence the row existed when the set was read.
+        """
+        return through_wall is not None and self.acknowledged_wall < through_wall and until <= self.gone_at
+
+    def surely_counted(self, began: float, ended: float) -> bool:
+        """P2: a read within these times finds the member.
+
+        It was counted before the read began, Redis lost nothing before the read had ended, and no erase had begun: the
+        row was there all the time, so nobody had a reason to take the member out.
+        """
+        return self.counted <= began and ended <= min(self.lost_at, self.gone_at)
+
+
+def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
+    """All that the history of this round proves."""
+    verdict = Verdict()
+    known = facts(now)
+    for counter in COUNTERS:
+        counts = [count for count in now.counts if count.counter == counter]
+        memberships = [answer for answer in now.memberships if answer.counter == counter]
+        verdict.counts += len(counts)
+        verdict.memberships += sum(len(answer.asked) for answer in memberships)
+        verdict.violations += judge_counts(counter, counts, known, now)
+        verdict.violations += judge_memberships(counter, memberships, counts, known, now)
+    verdict.violations += judge_requests(now.requests.values())
+    verdict.violations += judge_waits(now, limits or {})
+    if now.final is not None:
+        verdict.violations += judge_table(now, now.final)
+    return verdict
+
+
+def facts(now: Round) -> list[Fact]:
+    """What is known of every acknowledged row. Those of the base were acknowledged when the table was read."""
+    found = [Fact(row, now.base_wall, gone_at(now, row, -inf), inf, inf) for row in now.base]
+    for request in now.requests.values():
+        if request.acknowledged < inf:
+            lost_at = min((began for began, ended in now.losses if ended >= request.counted_began), default=inf)
+            found += [
+                Fact(row, request.acknowledged_wall, gone_at(now, row, request.began), request.counted, lost_at)
+                for row in request.rows
+            ]
+    return found
+
+
+def gone_at(now: Round, row: Row, sent: float) -> float:
+    """See the head of this module."""
+    met = (e.began for e in now.erases if not e.refused and e.ended > sent and e.matches(row))
+    return min(met, default=inf)
+
+
+def judge_counts(counter: str, counts: list[Count], known: list[Fact], now: Round) -> Iterable[Violation]:
+    """P4, P7, P2: every count lies between what must and what may be counted."""
+    # Rows of the base that nothing happened to are in every claim that reaches beyond the base: counted once for all.
+    constant = {f.row.member(counter) for f in known if f.acknowledged_wall == now.base_wall and f.gone_at == inf}
+    moving = [(f, member) for f in known if (member := f.row.member(counter)) not in constant]
+    # What may be counted: the set was equal to the base, and only what was sent since can have come; what was refused by
+    # every attempt cannot. Sorted, so that "before this answer" is a search.
+    base = {row.member(counter) for row in now.base}
+    came: dict[Member, float] = {}
+    for request in now.requests.values():
+        for row in request.rows if not request.surely_not_stored else ():
+            member = row.member(counter)
+            came[member] = min(came.get(member, inf), request.began)
+    came_at = sorted(began for member, began in came.items() if member not in base)
+    for answer in counts:
+        through = answer.complete_through_wall
+        if through is None:
+            yield Violation("P4", f"{counter}: the count {answer.count} does not say how complete it is", answer.n)
+        must = {member for f, member in moving if f.surely_complete(through, answer.ended)}
+        if through is not None and through > now.base_wall:
+            must |= constant
+        if answer.count < len(must):
+            yield Violation(
+                "P7", f"{counter}: {answer.count} counted, at least {len(must)} were acknowledged before", answer.n
+            )
+        elif answer.fresh and answer.live:
+            must |= {member for f, member in moving if f.surely_counted(answer.began, answer.ended)}
+            if answer.count < len(must):
+                yield Violation("P2", f"{counter}: {answer.count} counted, {len(must)} said to be counted", answer.n)
+        most = len(base) + bisect_left(came_at, answer.ended)
+        if answer.count > most:
+            yield Violation("P4", f"{counter}: {answer.count} counted, only {most} were ever sent", answer.n)
+
+
+def judge_memberships(
+    counter: str, answers: list[Membership], counts: list[Count], known: list[Fact], now: Round
+) -> Iterable[Violation]:
+    """P2, P7, P4, member by member. A "no" is judged by what was said before it was asked; a "yes" by what was sent."""
+    by_member: dict[Member, list[Fact]] = {}
+    for fact in known:
+        by_member.setdefault(fact.row.member(counter), []).append(fact)
+    sent: dict[Member, float] = {row.member(counter): -inf for row in now.base}
+    for request in now.requests.values():
+        for row in request.rows:
+            sent.setdefault(row.member(counter), request.began)
+    for answer in answers:
+        claim = latest_claim(answer, counts, now)
+        for member, found in zip(answer.asked, answer.found, strict=True):
+            if found and sent.get(member, inf) > answer.ended:
+                yield Violation("P4", f"{counter}: {member} is counted, and was never sent", answer.n)
+            if found:
+                continue
+            of_member = by_member.get(member, [])
+            if any(fact.surely_counted(answer.began, answer.ended) for fact in of_member):
+                yield Violation("P2", f"{counter}: {member} was said to be counted, and is not", answer.n)
+            elif claim and any(f.surely_complete(claim.complete_through_wall, answer.ended) for f in of_member):
+                through = f"was acknowledged before complete_through of operation {claim.n}"
+                yield Violation("P7", f"{counter}: {member} {through}, and is not counted", answer.n)
+
+
+def latest_claim(answer: Membership, counts: list[Count], now: Round) -> Count | None:
+    """The last count before this answer whose claim still binds: read from Redis itself, and Redis lost nothing since.
+
+    The set held every row of the claim then; only a sweep could have taken one out since, and only without its row.
+    """
+    for count in reversed(counts):
+        if count.ended <= answer.began and count.fresh and count.live:
+            lost = any(began <= answer.ended and ended >= count.began for began, ended in now.losses)
+            return None if lost else count
+    return None
+
+
+def judge_requests(requests: Iterable[Request]) -> Iterable[Violation]:
+    """P1, of the answers alone: a retry gets the first answer."""
+    for request in requests:
+        if any(answer != request.answers[0] for answer in request.answers):
+            yield Violation("P1", f"one Idempotency-Key, different answers: {request.answers}")
+
+
+def judge_table(now: Round, final: list[Row]) -> Iterable[Violation]:
+    """P1: what was acknowledged is there, once; what was refused is not; nothing else is."""
+    there = Tally(row.token for row in final)
+    for row in now.base:
+        if not there[row.token] and gone_at(now, row, -inf) == inf:
+            yield Violation("P1", f"{row} was there, was not erased, and is gone")
+    known = {row.token for row in now.base}
+    for request in now.requests.values():
+        known.update(row.token for row in request.rows)
+        kept = [row for row in request.rows if gone_at(now, row, request.began) == inf]
+        present = [row for row in kept if there[row.token]]
+        for row in request.rows:
+            if there[row.token] > 1:
+                yield Violation("P1", f"{row} was sent under one key, and is stored {there[row.token]} times")
+            if request.surely_not_stored and there[row.token]:
+                yield Violation("P1", f"{row} was refused, and is stored")
+            # An erase that began after the acknowledgement saw the row; done, it stays done.
+            if there[row.token] and any(
+                e.done and e.began > request.acknowledged and e.matches(row) for e in now.erases
+            ):
+                yield Violation("P1", f"{row} was erased, and is stored")
+        if request.acknowledged < inf and len(present) < len(kept):
+            lost = [row for row in kept if not there[row.token]]
+            yield Violation("P1", f"acknowledged, not erased, and lost: {lost}")
+        elif present and len(present) < len(kept):
+            yield Violation("P1", f"stored in part: {len(present)} of {len(kept)} rows of one request")
+    for token in there.keys() - known:
+        yield Violation("P1", f"a row that nobody sent: {token}")
+
+
+def judge_waits(now: Round, limits: Mapping[str, float]) -> Iterable[Violation]:
+    """No request waits longer than its limit, unless its own service was killed or stopped meanwhile."""
+    for wait in now.waits:
+        seconds = wait.ended - wait.began
+        halted = any(s == wait.service and a <= wait.ended and b >= wait.began for s, a, b in now.stops)
+        if seconds > limits.get(wait.service, inf) and not halted:
+            yield Violation("limits", f"{wait.service} took {seconds:.1f} s", wait.n)

@@ -1,0 +1,235 @@
+"""The clients: producers, erasers, readers, operators. Each is a thread that asks, and notes what it was answered."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import psycopg2
+
+from compose.servers import HOST
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.schedule import Options
+from loadtest.chaos.stack import ChaosStack, connected
+
+# Longer than any limit that the services keep: what takes longer is a finding.
+PATIENCE_SECONDS = 25.0
+CITIES = [(state, f"City {n}") for state in ("NY", "CA", "TX") for n in range(15)]
+# The problem of which ingest says that nothing was stored. Others leave it open.
+NOT_STORED = "urn:rollcall:primary-unavailable"
+ATTEMPTS = 6
+
+
+class Sent:
+    """What the clients know of each other: names that were acknowledged a moment ago."""
+
+    def __init__(self) -> None:
+        self.usernames: deque[str] = deque(maxlen=400)
+
+
+class Client(threading.Thread):
+    """One client. `act` is one thing that it does; the random numbers are its own."""
+
+    pause_seconds = 0.05
+
+    def __init__(self, name: str, seed: str, stack: ChaosStack, journal: Journal, options: Options, sent: Sent) -> None:
+        super().__init__(name=name, daemon=True)
+        self.stack, self.journal, self.options, self.sent = stack, journal, options, sent
+        self.random = Random(f"{seed}/{name}")
+        self.stopping = threading.Event()
+        self.failure: Exception | None = None  # an answer that no client could make sense of
+        self._connections: dict[int, http.client.HTTPConnection] = {}
+
+    def run(self) -> None:
+        try:
+            while not self.stopping.wait(self.random.uniform(0.5, 1.5) * self.pause_seconds):
+                self.act()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def act(self) -> None:
+        """Ask once, whatever becomes of it."""
+        raise NotImplementedError
+
+    def ask(self, port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and decoded body. Raises OSError or http.client.HTTPException."""
+        connection = self._connections.setdefault(
+            port, http.client.HTTPConnection(HOST, port, timeout=PATIENCE_SECONDS)
+        )
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, data, {"Content-Type": "application/json", **named})
+            answer = connection.getresponse()
+            status, content = answer.status, answer.read()
+            return status, json.loads(content) if content.startswith((b"{", b"[")) else None
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            raise
+
+    def ask_members(self, counter: str, members: list[list[str]]) -> None:
+        """Ask whether these are counted."""
+        fields = ("username",) if counter == "users" else ("state", "city")
+        n = self.journal.invoke(self.name, "members", service="query", counter=counter, asked=members)
+        try:
+            body = {"members": [dict(zip(fields, member, strict=True)) for member in members]}
+            status, said = self.ask(self.stack.query.port, "POST", f"/v1/counts/{counter}/members", body)
+        except (OSError, http.client.HTTPException) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+            return
+        if status == 200:
+            self.journal.complete(n, "ok", found=said["members"])
+        else:
+            self.journal.complete(n, "refused", status=status)
+
+
+class Producer(Client):
+    """Sends rows: single ones and batches, with and without an Idempotency-Key; retries what has one."""
+
+    pause_seconds = 0.05
+    _made = 0
+
+    def act(self) -> None:
+        batch, keyed = self.random.random() < 0.3, self.random.random() < 0.6
+        rows = [self.make_row() for _ in range(self.random.randint(1, self.options.batch_rows) if batch else 1)]
+        request = f"{rows[0][0]}-request"
+        acknowledged = False
+        for _ in range(ATTEMPTS if keyed else 1):
+            acknowledged = self.send(request, rows, batch, keyed) or acknowledged
+            # Now and then a request is repeated although it was answered: a producer that has lost the answer.
+            if self.stopping.is_set() or (acknowledged and self.random.random() < 0.9):
+                break
+            self.stopping.wait(self.random.uniform(0.1, 0.6))
+
+    def make_row(self) -> list[str]:
+        """[token, username, state, city]: a new name, or one that is erased and comes back."""
+        self._made += 1
+        token = f"{self.name}-{self._made}"
+        if self.random.random() < 0.5:
+            username = f"again-{self.random.randrange(self.options.recycled_names)}"
+        else:
+            username = f"new-{token}"
+        state, city = self.random.choice(CITIES) if self.random.random() < 0.9 else ("WA", f"Town {token}")
+        return [token, username, state, city]
+
+    def send(self, request: str, rows: list[list[str]], batch: bool, keyed: bool) -> bool:
+        """One attempt; whether it was acknowledged."""
+        bodies = [{"message": t, "username": u, "state": s, "city": c} for t, u, s, c in rows]
+        headers = {"Idempotency_Key": request} if keyed else {}
+        # A producer may believe whatever it likes about the time: nothing of it is taken over.
+        headers["Date"] = "Thu, 01 Jan 1970 00:00:00 GMT"
+        path = "/v1/messages/batch" if batch else "/v1/messages"
+        n = self.journal.invoke(self.name, "post", service="ingest", request=request, rows=rows)
+        try:
+            status, said = self.ask(self.stack.ingest.port, "POST", path, bodies if batch else bodies[0], **headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+            return False
+        if status not in (200, 201):
+            surely = status < 500 or (said or {}).get("type") == NOT_STORED
+            self.journal.complete(n, "refused" if surely else "unknown", status=status, said=said)
+            return False
+        counted = said.pop("counted")
+        self.journal.complete(n, "ok", counted=counted, answer=said)
+        self.sent.usernames.extend(row[1] for row in rows)
+        if counted and self.random.random() < 0.5:  # read your write
+            self.ask_members("users", [row[1:2] for row in rows])
+            self.ask_members("cities", [row[2:] for row in rows])
+        return True
+
+
+class Eraser(Client):
+    """Removes rows by SQL, past the services."""
+
+    pause_seconds = 0.25
+
+    def act(self) -> None:
+        where = self.pick()
+        n = self.journal.invoke(self.name, "erase", where=where)
+        condition = " AND ".join(f"{field} = %s" for field in where)
+        begun = False
+        try:
+            with connected(self.stack.primary) as cursor:
+                begun = True
+                cursor.execute(f"DELETE FROM message WHERE {condition}", list(where.values()))
+        except psycopg2.Error as error:
+            # An error that the server names is an answer: the statement was undone. Unless it is that the server ends.
+            said = error.pgcode is not None and not error.pgcode.startswith(("57P", "08"))
+            self.journal.complete(n, "refused" if said or not begun else "unknown", why=str(error).strip())
+        else:
+            self.journal.complete(n, "ok")
+
+    def pick(self) -> dict[str, str]:
+        """Mostly a name that will come back; sometimes one that was just acknowledged, or a whole city."""
+        which = self.random.random()
+        if which < 0.1:
+            return dict(zip(("state", "city"), self.random.choice(CITIES), strict=True))
+        if which < 0.3 and self.sent.usernames:
+            return {"username": self.random.choice(list(self.sent.usernames))}
+        return {"username": f"again-{self.random.randrange(self.options.recycled_names)}"}
+
+
+class Reader(Client):
+    """Asks for counts, and then for members that these counts speak of."""
+
+    pause_seconds = 0.06
+
+    def act(self) -> None:
+        fresh = self.random.random() < 0.6
+        path = self.random.choice(("/v1/counts", "/v1/counts/users", "/v1/counts/cities"))
+        n = self.journal.invoke(self.name, "counts", service="query", fresh=fresh)
+        try:
+            headers = {"Cache_Control": "no-cache"} if fresh else {}
+            status, said = self.ask(self.stack.query.port, "GET", path, **headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+            return
+        if status != 200:
+            self.journal.complete(n, "refused", status=status)
+            return
+        self.journal.complete(n, "ok", counters=said.get("counters") or {said["counter"]: said})
+        recent = list(self.sent.usernames)
+        names = self.random.sample(recent, min(20, len(recent)))
+        names += [f"again-{self.random.randrange(self.options.recycled_names)}", f"ghost-{n}"]
+        self.ask_members("users", [[name] for name in names])
+        if self.random.random() < 0.3:
+            self.ask_members("cities", [list(city) for city in self.random.sample(CITIES, 10)])
+
+
+class Operator(Client):
+    """Asks for runs, and cancels some. What comes of them is seen in the counts."""
+
+    pause_seconds = 2.0
+
+    def act(self) -> None:
+        asked = {
+            "mode": self.random.choice(("repair", "repair", "check")),
+            "counters": self.random.choice((["users"], ["cities"], ["users", "cities"])),
+        }
+        n = self.journal.invoke(self.name, "run", asked=asked)
+        try:
+            status, said = self.ask(self.stack.manage.port, "POST", "/v1/runs", asked)
+            if status == 202 and self.random.random() < 0.2:
+                self.ask(self.stack.manage.port, "POST", f"/v1/runs/{said['id']}/cancel")
+        except (OSError, http.client.HTTPException) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+        else:
+            self.journal.complete(n, "ok", status=status)
+
+
+def make_clients(
+    round_number: int, seed: str, stack: ChaosStack, journal: Journal, options: Options
+) -> Iterator[Client]:
+    """The clients of one round. Their names are their own in the whole run: tokens of rows are made of them."""
+    sent = Sent()
+    numbers = {Producer: options.producers, Eraser: options.erasers, Reader: options.readers, Operator: 1}
+    for kind, number in numbers.items():
+        for which in range(number):
+            name = f"{kind.__name__.lower()}-{round_number}-{which}"
+            yield kind(name, seed, stack, journal, options, sent)

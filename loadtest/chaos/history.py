@@ -1,0 +1,203 @@
+"""A round of the journal, typed. Times are seconds of the monotonic clock unless they are called wall."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import inf
+from pathlib import Path
+from typing import Any
+
+Member = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Its token, which is its message, tells it from every other."""
+
+    token: str
+    username: str
+    state: str
+    city: str
+
+    def member(self, counter: str) -> Member:
+        """What it stands behind."""
+        return (self.username,) if counter == "users" else (self.state, self.city)
+
+
+@dataclass
+class Request:
+    """Rows that were to be stored, all or none: every attempt with the same Idempotency-Key, or the only one."""
+
+    rows: list[Row]
+    began: float
+    # The first acknowledgement, and the last one that said "counted".
+    acknowledged: float = inf
+    acknowledged_wall: float = inf
+    counted_began: float = inf
+    counted: float = inf
+    refused: int = 0
+    attempts: int = 0
+    answers: list[Any] = field(default_factory=list)
+
+    @property
+    def surely_not_stored(self) -> bool:
+        """Every attempt was refused."""
+        return self.attempts > 0 and self.refused == self.attempts
+
+
+@dataclass
+class Erase:
+    """Rows that were removed, or were to be: those with these values. `ended` is inf where the outcome is unknown."""
+
+    where: dict[str, str]
+    began: float
+    ended: float = inf
+    refused: bool = False
+    done: bool = False
+
+    def matches(self, row: Row) -> bool:
+        return all(getattr(row, name) == value for name, value in self.where.items())
+
+
+@dataclass
+class Count:
+    """One counter in one answer. `complete_through_wall` is None where the answer had none."""
+
+    n: int
+    counter: str
+    count: int
+    live: bool  # not "stale"
+    fresh: bool  # it had to be read from Redis after the question
+    began: float
+    ended: float
+    complete_through_wall: float | None
+
+
+@dataclass
+class Membership:
+    """One answer about members."""
+
+    n: int
+    counter: str
+    began: float
+    ended: float
+    asked: list[Member]
+    found: list[bool]
+
+
+@dataclass
+class Wait:
+    """How long a service let somebody wait."""
+
+    n: int
+    service: str
+    began: float
+    ended: float
+
+
+@dataclass
+class Round:
+    """All that happened between two tables."""
+
+    # What the primary and the counters both held when it began.
+    base: list[Row] = field(default_factory=list)
+    base_wall: float = -inf
+    requests: dict[str, Request] = field(default_factory=dict)
+    erases: list[Erase] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    memberships: list[Membership] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)
+    stops: list[tuple[str, float, float]] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+    # What the primary held in the end; None while the round goes on.
+    final: list[Row] | None = None
+
+
+def read(path: Path) -> Iterator[Round]:
+    """The rounds of a journal, the last one even where it has not ended."""
+    with path.open() as lines:
+        # The last line of a run that was killed may be half a line.
+        yield from rounds(json.loads(line) for line in lines if line.endswith("\n"))
+
+
+def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
+    """The rounds in a sequence of events: each ends with a table, and the next one begins with it."""
+    now = Round()
+    invoked: dict[int, dict[str, Any]] = {}
+    faults: dict[int, dict[str, Any]] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "invoke":
+            invoked[event["n"]] = event
+            begin(now, event)
+        elif kind == "complete":
+            end(now, invoked.pop(event["n"]), event)
+        elif kind == "loss":
+            now.losses.append((event["from"], event["t"]))
+        elif kind == "fault":
+            faults[event["number"]] = event
+        elif kind == "mended":
+            fault = faults.pop(event["number"])
+            # What is killed or stopped itself is not waiting for a store.
+            now.stops.append((fault["target"].split()[0], fault["t"], event["t"]))
+        elif kind == "table":
+            now.final = [Row(*row) for row in event["rows"]]
+            yield now
+            now = Round(base=now.final, base_wall=event["wall"])
+    if now.requests or now.counts or now.memberships:
+        yield now
+
+
+def begin(now: Round, event: dict[str, Any]) -> None:
+    """What an invocation alone says: from here on it may take place."""
+    if event["op"] == "post":
+        request = now.requests.setdefault(event["request"], Request([Row(*row) for row in event["rows"]], event["t"]))
+        request.attempts += 1
+    elif event["op"] == "erase":
+        now.erases.append(Erase(event["where"], event["t"]))
+        event["erase"] = now.erases[-1]
+
+
+def end(now: Round, asked: dict[str, Any], answer: dict[str, Any]) -> None:
+    """What a completion adds."""
+    began, ended, outcome = asked["t"], answer["t"], answer["outcome"]
+    if "service" in asked:
+        now.waits.append(Wait(asked["n"], asked["service"], began, ended))
+    if asked["op"] == "post":
+        request = now.requests[asked["request"]]
+        if outcome == "ok":
+            if request.acknowledged == inf:
+                request.acknowledged, request.acknowledged_wall = ended, answer["wall"]
+            if answer["counted"]:
+                request.counted_began, request.counted = began, ended
+            request.answers.append(answer["answer"])
+        request.refused += outcome == "refused"
+    elif asked["op"] == "erase":
+        erase: Erase = asked["erase"]
+        erase.done, erase.refused = outcome == "ok", outcome == "refused"
+        erase.ended = inf if outcome == "unknown" else ended
+    elif asked["op"] == "counts" and outcome == "ok":
+        now.counts += counts_of(asked, answer)
+    elif asked["op"] == "members" and outcome == "ok":
+        members = [tuple(values) for values in asked["asked"]]
+        now.memberships.append(Membership(asked["n"], asked["counter"], began, ended, members, answer["found"]))
+
+
+def counts_of(asked: dict[str, Any], answer: dict[str, Any]) -> Iterator[Count]:
+    """The counters in an answer that have a count."""
+    for name, said in answer["counters"].items():
+        if said["count"] is not None:
+            through = said["complete_through"]
+            yield Count(
+                asked["n"],
+                name,
+                said["count"],
+                said["state"] == "live",
+                asked["fresh"],
+                asked["t"],
+                answer["t"],
+                None if through is None else datetime.fromisoformat(through).timestamp(),
+            )

@@ -1,0 +1,92 @@
+"""Carrying out a schedule: each fault is done in its time, and undone in its time.
+
+What was killed is started again, as a supervisor would, and nothing else is done. All of it happens in one thread, the main
+one: what it starts ends with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+import psutil
+import psycopg2
+import redis
+
+from loadtest.chaos.faults import UNDO_SECONDS, Faults, Impossible, Undo
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.schedule import Fault
+from loadtest.chaos.stack import ChaosStack, resume
+
+# The failures that a fault may meet because of another one.
+FAILURES = (psycopg2.Error, redis.RedisError, psutil.Error, OSError)
+
+
+@dataclass(order=True)
+class Event:
+    """The beginning of a fault, or its end; ordered by time, and by number at the same time."""
+
+    at_seconds: float
+    number: int
+    act: Callable[[], Undo | None] = field(compare=False)
+    fault: Fault = field(compare=False)
+
+
+class Injector:
+    """Does what a schedule says to a stack."""
+
+    def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
+        self.stack, self.journal, self.say = stack, journal, say
+        self.faults = Faults(stack, journal, say)
+        self.done: list[Fault] = []
+
+    def run(self, faults: Sequence[Fault], seconds: float) -> None:
+        """Do the faults, each in its time, and end with all of them undone."""
+        began = time.monotonic()
+        numbers = count()
+        due = [Event(fault.at_seconds, next(numbers), partial(self.begin, fault), fault) for fault in faults]
+        heapq.heapify(due)
+        try:
+            while due:
+                event = heapq.heappop(due)
+                time.sleep(max(0.0, began + event.at_seconds - time.monotonic()))
+                undo = event.act()
+                if undo is not None:
+                    end = event.at_seconds + event.fault.seconds
+                    heapq.heappush(due, Event(end, next(numbers), partial(self.end, event.fault, undo), event.fault))
+            time.sleep(max(0.0, began + seconds - time.monotonic()))
+        finally:
+            for wire in self.stack.wires.values():
+                wire.mend()
+            for process in self.stack.processes:
+                resume(process)
+
+    def begin(self, fault: Fault) -> Undo | None:
+        """Do it; how to undo it, None where it could not be done."""
+        self.say(str(fault))
+        self.journal.write("fault", number=fault.number, kind=fault.kind, target=fault.target, how=fault.how)
+        try:
+            undo = self.faults.do(fault)
+        except (Impossible, *FAILURES) as error:
+            self.say(f"          skipped: {error!r}")
+            self.journal.write("mended", number=fault.number, skipped=repr(error))
+            return None
+        self.done.append(fault)
+        return undo
+
+    def end(self, fault: Fault, undo: Undo) -> None:
+        """Undo it, however often that has to be tried."""
+        deadline = time.monotonic() + UNDO_SECONDS
+        while True:
+            try:
+                undo()
+                break
+            except FAILURES:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        self.journal.write("mended", number=fault.number)

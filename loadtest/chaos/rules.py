@@ -1,0 +1,189 @@
+"""The rules of the protocol, each with a way to leave it out: for the tests of the checker, and of the targeted tests.
+
+The product has no such option: what is replaced here is replaced from outside, in a process of a test (with pytest's
+`monkeypatch`) or of a chaos run that is meant to fail (`--without`, by way of patched/sitecustomize.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from shared_models import rolls
+
+Patch = Callable[[Any, str, Any], None]
+
+
+def leave_out(rule: str, patch: Patch = setattr) -> None:
+    """Break the protocol in this process. `patch` is setattr, or a test's way to have it undone."""
+    RULES[rule](patch)
+
+
+def cut_out(script: rolls.Script, text: str, instead: str = "") -> rolls.Script:
+    """A script without a part of it, which has to be there."""
+    assert text in script.text, text
+    return rolls.Script(script.text.replace(text, instead))
+
+
+def module_with(module: Any, **changed: Any) -> SimpleNamespace:
+    """A module as one other module sees it, with something changed."""
+    return SimpleNamespace(**{**vars(module), **changed})
+
+
+def token(patch: Patch) -> None:
+    """A sweep takes out what carries any mark, not only its own."""
+    own = "redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1]"
+    patch(rolls, "SWEEP", cut_out(rolls.SWEEP, own, "redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1"))
+
+
+def fence(patch: Patch) -> None:
+    """A sweep does not wait until the replica shows what was acknowledged."""
+    from manage_service import sweeping
+
+    patch(sweeping, "fence", lambda snapshot, state: None)
+
+
+def cursor_fence(patch: Patch) -> None:
+    """… nor what is below the cursor."""
+    from manage_service import sweeping
+
+    whole = sweeping.fence
+    patch(sweeping, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
+
+
+def claim(patch: Patch) -> None:
+    """A pass does not raise the watermark to what it is about to claim."""
+    from manage_service import catching_up
+
+    def record(redis: Any, members: Any, xact: int | None = None, source: str = "") -> int:
+        return rolls.record(redis, members)
+
+    patch(catching_up, "rolls", module_with(rolls, record=record))
+
+
+UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 3))"
+
+
+def unmark(patch: Patch) -> None:
+    """Recording leaves the mark of a sweep on."""
+    patch(rolls, "RECORD", cut_out(rolls.RECORD, UNMARK))
+
+
+def unmark_in_catch_up(patch: Patch) -> None:
+    """Catching up leaves the mark of a sweep on."""
+    from manage_service import catching_up
+
+    whole, marked = rolls.RECORD, cut_out(rolls.RECORD, UNMARK)
+
+    def record(*args: Any, **options: Any) -> int:
+        rolls.RECORD = marked
+        try:
+            return rolls.record(*args, **options)
+        finally:
+            rolls.RECORD = whole
+
+    patch(catching_up, "rolls", module_with(rolls, record=record))
+
+
+def compare(patch: Patch) -> None:
+    """A pass sets the cursor wherever it is by now."""
+    patch(rolls, "ADVANCE", cut_out(rolls.ADVANCE, "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] then return 0 end"))
+
+
+def one_connection(patch: Patch) -> None:
+    """A pass goes on over a new connection when the old one broke."""
+    from manage_service.stores import ConnectsOnce
+
+    patch(ConnectsOnce, "_connect", lambda self: super(ConnectsOnce, self)._connect())
+
+
+def horizon(patch: Patch) -> None:
+    """The cursor is the highest xact seen, not the horizon."""
+    from manage_service import replica
+
+    patch(replica, "HORIZON", replica.HORIZON.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
+
+
+def fill_lsn(patch: Patch) -> None:
+    """A fill is gone on with from a replica that came back earlier than it was."""
+    from manage_service import building
+
+    for name in ("read_fill", "begin_fill"):
+        whole = getattr(building, name)
+        patch(building, name, lambda *args, whole=whole: (fill := whole(*args)) and replace(fill, lsn=0))
+
+
+def fill_position(patch: Patch) -> None:
+    """The position of a fill and its members are two steps."""
+    position_only = cut_out(rolls.FILL, "redis.call('SADD', KEYS[1], unpack(ARGV, 3))", "0")
+    patch(rolls, "FILL", position_only)
+    whole = rolls.fill
+
+    def fill(client: Any, name: str, token: str, position: bytes, members: Any) -> bytes | None:
+        moved = whole(client, name, token, position, members)
+        rolls.record(client, {name: members})
+        return moved
+
+    patch(rolls, "fill", fill)
+
+
+def promote_last(patch: Patch) -> None:
+    """A counter is live from the first chunk of its build on."""
+    from manage_service import building
+
+    whole = building.begin_fill
+
+    def begin_fill(counter: Any, snapshot: Any, redis: Any) -> Any:
+        fill = whole(counter, snapshot, redis)
+        rolls.promote(redis, counter.name, fill.token, b"")
+        return fill
+
+    patch(building, "begin_fill", begin_fill)
+
+
+def complete_through(patch: Patch) -> None:
+    """What the replica shows is said to be all that there is now."""
+    from manage_service import replica
+
+    shown = "greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))"
+    assert shown in replica.STANDPOINT
+    patch(replica, "STANDPOINT", replica.STANDPOINT.replace(shown, "clock_timestamp()"))
+
+
+def cold(patch: Patch) -> None:
+    """Query serves what is in the set of a counter that is not complete."""
+    from query_service import counters
+
+    def parse_state(*replies: Any) -> rolls.State:
+        state = rolls.parse_state(*replies)
+        return replace(state, cursor=state.cursor or 0)
+
+    patch(counters, "rolls", module_with(rolls, parse_state=parse_state))
+
+
+def one_key(patch: Patch) -> None:
+    """An Idempotency-Key keeps nothing from being stored again."""
+    from ingest_service.receipts import Claim
+
+    patch(Claim, "take", lambda self, transaction: True)
+
+
+RULES: dict[str, Callable[[Patch], None]] = {
+    "token": token,
+    "fence": fence,
+    "cursor fence": cursor_fence,
+    "claim": claim,
+    "unmark": unmark,
+    "unmark in catch-up": unmark_in_catch_up,
+    "compare": compare,
+    "one connection": one_connection,
+    "horizon": horizon,
+    "fill lsn": fill_lsn,
+    "fill position": fill_position,
+    "promote last": promote_last,
+    "complete through": complete_through,
+    "cold": cold,
+    "one key": one_key,
+}

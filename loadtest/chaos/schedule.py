@@ -1,0 +1,122 @@
+"""Which faults, when: a seed expands into a schedule that can be printed, and is the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+WIRES = ("ingest-primary", "ingest-valkey", "manage-replica", "manage-valkey", "query-valkey", "replica-primary")
+
+# Seconds between the beginnings of two faults, on average. Several are in force at a time.
+SPACING_SECONDS = 0.4
+# The last part of a round begins no fault, so that most have ended by themselves.
+QUIET_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to fail. `hows` are its variants; `weight` is how often it is drawn beside the others."""
+
+    name: str
+    targets: tuple[str, ...]
+    shortest_seconds: float
+    longest_seconds: float
+    hows: tuple[str, ...] = ("",)
+    weight: float = 1.0
+
+
+# The stack's time-outs are 1 s (ingest to Valkey), 0.5 s (query to Valkey), 5 s (manage to Valkey), 3 s (ingest to the
+# primary, as set in stack.py), 12 s (manage to the replica); the keeper's lease runs for 5 s.
+KINDS = (
+    Kind("kill", ("ingest worker",), 0.1, 0.1, ("0", "1"), 1.5),
+    Kind("kill", ("keeper",), 0.2, 2.0, weight=0.8),
+    Kind("kill", ("ingest", "query", "manage"), 0.2, 2.0),
+    Kind("kill", ("replica", "primary"), 0.2, 1.5, weight=1.2),
+    Kind(
+        "kill valkey", ("valkey",), 0.2, 1.5, ("restart empty", "restart from an older save", "restart with AOF"), 2.5
+    ),
+    Kind("stop", ("ingest worker",), 0.5, 4.0, ("0", "1")),
+    Kind("stop", ("keeper",), 0.5, 4.0),
+    Kind("stop", ("query",), 0.5, 2.0, weight=0.5),
+    Kind("stop", ("valkey",), 0.3, 2.5, weight=1.5),
+    Kind("stop", ("primary",), 0.5, 4.5),
+    Kind("stop", ("replica",), 0.5, 4.0),
+    Kind("stop for long", ("keeper", "replica"), 12.5, 13.5, weight=0.2),
+    Kind("stop for long", ("valkey",), 5.5, 6.5, weight=0.2),
+    Kind("replay paused", ("replica",), 1.0, 5.0, weight=2.0),
+    Kind("cut", WIRES, 0.05, 0.3, weight=2.0),
+    Kind("refuse", WIRES, 0.3, 2.0),
+    Kind("delay", WIRES, 0.5, 3.0, ("0.05", "0.3")),
+    Kind("hold", WIRES, 0.5, 4.0, weight=1.5),
+    Kind("half-open", WIRES, 0.5, 4.0),
+    Kind("reset during COMMIT", ("ingest-primary",), 0.2, 1.0, ("before", "after"), 1.5),
+    Kind("read only", ("primary",), 0.5, 2.0),
+    Kind("statements time out", ("primary",), 0.5, 2.0),
+    Kind("table locked", ("primary",), 0.5, 2.5),
+    Kind("writes refused", ("valkey",), 0.5, 2.5, weight=1.5),
+    Kind("transaction left open", ("a transaction",), 1.0, 6.0, ("commit", "roll back")),
+    Kind("wrong clock", ("ingest",), 1.0, 4.0, ("-3600", "+3600"), 0.7),
+)
+NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: from `at_seconds` of its round on, for `seconds`."""
+
+    number: int
+    at_seconds: float
+    seconds: float
+    kind: str
+    target: str
+    how: str
+
+    def __str__(self) -> str:
+        how = f" ({self.how})" if self.how else ""
+        return f"{self.at_seconds:6.2f} s  {self.kind}: {self.target}{how}, for {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one round is driven."""
+
+    producers: int
+    erasers: int
+    readers: int
+    # Names that are erased and come back; few of them meet more often.
+    recycled_names: int
+    batch_rows: int
+    faults: tuple[Fault, ...]
+
+
+def expand(seed: int, round_number: int, seconds: float, kinds: Sequence[str] = NAMES) -> Options:
+    """The options of one round."""
+    random = Random(f"{seed}/{round_number}")
+    return Options(
+        producers=random.randint(4, 8),
+        erasers=random.randint(1, 2),
+        readers=random.randint(2, 3),
+        recycled_names=random.choice((5, 20, 80)),
+        batch_rows=random.choice((5, 20)),
+        faults=tuple(draw_faults(random, seconds, [kind for kind in KINDS if kind.name in kinds])),
+    )
+
+
+def draw_faults(random: Random, seconds: float, kinds: list[Kind]) -> list[Fault]:
+    """Faults for so many seconds. Two of them never have the same target at the same time."""
+    # Some kinds are left out of each round: what is always there can hide what it drowns out (swarm testing).
+    drawn_from = [kind for kind in kinds if random.random() < 0.8] or kinds
+    faults: list[Fault] = []
+    busy_until: dict[str, float] = {}
+    at = 0.0
+    while (at := at + random.expovariate(1 / SPACING_SECONDS)) < seconds - QUIET_SECONDS:
+        (kind,) = random.choices(drawn_from, [kind.weight for kind in drawn_from])
+        target, how = random.choice(kind.targets), random.choice(kind.hows)
+        lasts = min(random.uniform(kind.shortest_seconds, kind.longest_seconds), seconds - at)
+        server = target.split()[0]  # "ingest worker" is a part of "ingest"
+        if busy_until.get(server, 0.0) > at:
+            continue
+        busy_until[server] = at + lasts + 0.2
+        faults.append(Fault(len(faults) + 1, round(at, 3), round(lasts, 3), kind.name, target, how))
+    return faults

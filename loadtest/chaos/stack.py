@@ -1,0 +1,205 @@
+"""A whole stack for one run: in a folder of its own, on ports of its own, with a wire wherever two processes meet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+
+from compose.ordinary_user import CHECKOUT
+from compose.processes import Process, has_ended
+from compose.servers import Postgres, Primary, Replica, Valkey
+from compose.services import Keeper, Service, Web
+from loadtest.chaos.schedule import WIRES
+from loadtest.chaos.wires import Wire, serve
+from shared_models.deadlines import cut_after
+
+# Read by patched/sitecustomize.py, in the children, and by nothing of the product.
+CLOCK, WITHOUT = "CHAOS_CLOCK_SECONDS", "CHAOS_WITHOUT_RULE"
+
+# fsync stays on, which is the default: what is killed has to come back with everything that it acknowledged.
+POSTGRES = {
+    "shared_buffers": "64MB",
+    "max_connections": "60",
+    # The least that a crash leaves of a connection is noticed by the other end within this.
+    "wal_receiver_timeout": "2s",
+    "wal_sender_timeout": "2s",
+}
+# Shorter than a service's own defaults, so that a pause of a few seconds is longer than each.
+INGEST = {
+    "WORKERS": "2",
+    "THREADS": "6",
+    "DATABASE_CONNECT_SECONDS": "2",
+    "DATABASE_STATEMENT_SECONDS": "2",
+    "DATABASE_LOCK_SECONDS": "1",
+    "DATABASE_ANSWER_SECONDS": "3",
+    "PULSE_SECONDS": "0.5",
+}
+MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "2", "FENCE_SECONDS": "5"}
+
+# What nobody may wait longer for while only the stores fail: the limits on the longest way through a request, and some more
+# for a machine that is busy. Ingest: two connections and two transactions on the primary, then Redis, 14 s. Query: two reads
+# of Redis, each with a connection, its greeting of four commands, and the answer, 0.5 s apiece, 6 s.
+LONGEST_SECONDS = {"ingest": 20.0, "query": 8.0}
+
+STATEMENT_SECONDS = 3.0  # for the statements of the run itself
+
+
+class FarReplica(Replica):
+    """A replica whose way to the primary leads over a wire."""
+
+    wire_port = 0
+
+    def _primary_conninfo(self) -> str:
+        return super()._primary_conninfo().replace(f"port={self.primary.port} ", f"port={self.wire_port} ")
+
+
+class ChaosStack:
+    """Seven processes and six wires. Everything of it ends with this process, however that ends."""
+
+    def __init__(self, folder: Path, without: str = "") -> None:
+        self.folder, self.without = folder, without
+        self.clock_seconds = 0  # how wrong the clock of ingest is
+        ports = free_ports(6 + len(WIRES))
+        self.primary = Primary(folder / "primary", ports[0], settings=POSTGRES, **self._options("primary"))
+        self.replica = FarReplica(
+            folder / "replica", ports[1], self.primary, settings=POSTGRES, **self._options("replica")
+        )
+        self.valkey = Valkey(folder / "valkey", ports[2], save="", **self._options("valkey"))
+        servers: dict[str, Postgres | Valkey] = {
+            "primary": self.primary,
+            "replica": self.replica,
+            "valkey": self.valkey,
+        }
+        self.wires = {
+            name: Wire(name, servers[name.partition("-")[2]].port, port)
+            for name, port in zip(WIRES, ports[6:], strict=True)
+        }
+        self.replica.wire_port = self.wires["replica-primary"].port
+        self.ingest = self._web("ingest", "ingest_service.wsgi", ports[3])
+        self.manage = self._web("manage", "manage_service.wsgi", ports[4])
+        self.query = self._web("query", "query_service.asgi", ports[5])
+        self.keeper = Keeper(
+            folder / "keeper", lambda: self._variables("manage"), valkey=self.valkey, **self._options("keeper")
+        )
+        self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
+        self.processes: list[Process] = [self.primary, self.replica, self.valkey, *self.services]
+
+    def _options(self, name: str) -> dict[str, Any]:
+        return {"log": self.folder / "log" / f"{name}.log", "dies_with_parent": True}
+
+    def _web(self, name: str, application: str, port: int) -> Web:
+        return Web(
+            self.folder / name,
+            port,
+            lambda: self._variables(name),
+            application=application,
+            **self._options(name),
+        )
+
+    def _variables(self, name: str) -> dict[str, str]:
+        """The environment of a service: its servers by way of its wires."""
+
+        def over(server: Postgres | Valkey, wire: str) -> str:
+            return server.url.replace(f":{server.port}/", f":{self.wires[wire].port}/")
+
+        variables = {
+            "AUTH": "off",
+            "REDIS_URL": over(self.valkey, f"{name}-valkey"),
+            "PYTHONPATH": f"{CHECKOUT / 'loadtest' / 'chaos' / 'patched'}{os.pathsep}{CHECKOUT}",
+            WITHOUT: self.without,
+            CLOCK: str(self.clock_seconds if name == "ingest" else 0),
+        }
+        if name == "ingest":
+            variables |= INGEST | {"DATABASE_URL": over(self.primary, "ingest-primary")}
+        elif name == "manage":
+            variables |= MANAGE | {"DATABASE_URL": over(self.replica, "manage-replica")}
+        return variables
+
+    def up(self) -> None:
+        """Start everything, and wait until it is ready."""
+        serve(self.wires.values())
+        for server in (self.primary, self.replica, self.valkey):
+            server.start()
+        self.ingest.create()
+        self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
+        for service in self.services:
+            service.begin()
+        for service in self.services:
+            service.wait_until_ready()
+
+    def down(self) -> None:
+        """End everything, also what is stopped. Postgres is told, so that it gives its shared memory back."""
+        for process in reversed(self.processes):
+            resume(process)
+            running = process.running()
+            if running is not None and isinstance(process, Postgres):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    running.send_signal(signal.SIGQUIT)  # "immediate"
+                has_ended(running, 5)
+            process.kill()
+
+    def by_name(self, name: str) -> Process:
+        """The process of this name."""
+        return next(process for process in self.processes if process.name == name)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment."""
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in sockets]
+
+
+def family(process: Process) -> list[psutil.Process]:
+    """A process and its children; empty where it does not run."""
+    running = process.running()
+    if running is None:
+        return []
+    try:
+        return [running, *running.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def resume(process: Process) -> None:
+    """Let all of it go on."""
+    for each in family(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.resume()
+
+
+@contextlib.contextmanager
+def connected(server: Postgres, seconds: float = STATEMENT_SECONDS) -> Iterator[Any]:
+    """A cursor of the run's own, past all wires, that no fault of the settings reaches; for so long at most.
+
+    Raises psycopg2.Error.
+    """
+    connection = psycopg2.connect(
+        server.url,
+        connect_timeout=2,
+        options="-c default_transaction_read_only=off -c transaction_timeout=0 -c statement_timeout=2500",
+    )
+    try:
+        connection.autocommit = True
+        with cut_after(connection, seconds), connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+def run_sql(server: Postgres, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """One statement, in a transaction of its own; its rows. Raises psycopg2.Error."""
+    with connected(server) as cursor:
+        cursor.execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []

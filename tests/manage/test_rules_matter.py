@@ -1,0 +1,121 @@
+"""Each rule of the protocol is needed: with it left out, the test that is there for it fails.
+
+`loadtest.chaos.rules` leaves them out, from outside. The scenarios below are those that other files have no test for; they
+hold with all rules.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from redis.exceptions import RedisError
+
+from loadtest.chaos.rules import RULES, leave_out
+from manage_service import catching_up, stores
+from manage_service.building import build
+from manage_service.catching_up import catch_up
+from manage_service.sweeping import sweep
+from shared_models import rolls
+from shared_models.counters import get_counter
+from tests.manage import test_building, test_catching_up, test_reconciling
+from tests.manage.test_building import small_chunks  # noqa: F401  (a fixture)
+
+USERS = get_counter("users")
+
+
+def steps_of_a_sweep(world, most=5):
+    """A sweep on the replica, as far as it comes: a fence that holds would hold for ever."""
+    sweeping = sweep(USERS, world.replica, world.passes(), take_out=True, found=list, expected=1)
+    for _, _ in zip(range(most), sweeping, strict=False):
+        pass
+
+
+def ahead_of(world):
+    """Another replica, or the same one before it crashed: it shows what the world's own does not show yet."""
+    return stores.connect_replica(world.primary.url)
+
+
+def a_member_built_from_a_replica_that_came_back_earlier_is_not_swept(world):
+    with world.replay_paused():
+        world.store("ann")
+        ahead = ahead_of(world)
+        list(build(USERS, ahead, world.passes()))
+        ahead.close()
+        steps_of_a_sweep(world)
+        assert world.set() == {b"ann"}, "the counter claims to be complete beyond her row"
+
+
+def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier(world, monkeypatch):
+    world.build("users")
+    advance = rolls.advance
+
+    def held(*args):
+        steps_of_a_sweep(world)
+        return advance(*args)
+
+    with world.replay_paused():
+        world.store("ann")
+        ahead = ahead_of(world)
+        monkeypatch.setattr(catching_up.rolls, "advance", held)
+        catch_up(USERS, ahead, world.passes())
+        ahead.close()
+        assert world.state().cursor > 0 and world.set() == {b"ann"}
+
+
+def a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it(world, monkeypatch):
+    world.store("ann")
+    world.replay()
+    record = rolls.record
+
+    def cut_off(*args, **options):
+        monkeypatch.setattr(rolls, "record", record)
+        raise RedisError("the connection is gone")
+
+    monkeypatch.setattr(rolls, "record", cut_off)
+    try:
+        list(build(USERS, world.replica, world.passes()))
+    except RedisError:
+        list(build(USERS, world.replica, world.passes()))  # another keeper goes on
+    assert world.exact(["users"])
+
+
+CAUGHT_BY = {
+    "token": test_reconciling.test_a_member_marked_anew_by_another_sweep_is_left_to_that_one,
+    "fence": test_reconciling.test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused,
+    "cursor fence": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
+    "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
+    "unmark": test_reconciling.test_a_member_recorded_between_the_check_and_the_sweep_stays,
+    "unmark in catch-up": test_reconciling.test_a_member_caught_up_between_the_check_and_the_sweep_stays,
+    "compare": test_catching_up.test_a_cursor_is_not_set_on_a_counter_that_was_lost_during_the_pass,
+    "one connection": test_catching_up.test_a_pass_over_a_lost_connection_is_void,
+    "horizon": test_catching_up.test_the_cursor_stays_below_a_transaction_that_is_still_open_while_later_ones_commit,
+    "fill lsn": test_building.test_a_replica_that_came_back_earlier_is_waited_for,
+    "fill position": a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it,
+    "promote last": test_building.test_a_table_that_was_there_before_the_counter_is_counted_whole,
+    "complete through": test_catching_up.test_complete_through_is_never_later_than_a_row_that_is_not_counted,
+}
+# These two are not manage's: the chaos run fails without them (tests/system/test_chaos.py).
+ELSEWHERE = {"cold", "one key"}
+
+
+def run(scenario, request):
+    """Call a test, or a scenario, with the fixtures that it asks for."""
+    scenario(**{name: request.getfixturevalue(name) for name in inspect.signature(scenario).parameters})
+
+
+@pytest.mark.parametrize("rule", [rule for rule, scenario in CAUGHT_BY.items() if scenario.__module__ == __name__])
+def test_the_scenario_holds_with_all_rules(rule, request):
+    run(CAUGHT_BY[rule], request)
+
+
+@pytest.mark.parametrize("rule", CAUGHT_BY)
+def test_without_the_rule_its_test_fails(rule, request, monkeypatch):
+    leave_out(rule, monkeypatch.setattr)
+    # StopIteration: it waits for a step that no longer comes.
+    with pytest.raises((AssertionError, pytest.fail.Exception, StopIteration)):
+        run(CAUGHT_BY[rule], request)
+
+
+def test_every_rule_has_its_test():
+    assert CAUGHT_BY.keys() | ELSEWHERE == RULES.keys()

@@ -1,0 +1,385 @@
+"""Chaos: the checker finds what is wrong in histories written by hand, and nothing in one that is right; then a short run
+of the whole, with several kinds of fault."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loadtest.chaos.checker import judge
+from loadtest.chaos.history import read, rounds
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.schedule import KINDS, expand
+from tests.servers import wait_for
+
+WALL = 1_700_000_000.0
+ANN = ["t1", "ann", "NY", "Rome"]
+BOB = ["t2", "bob", "NY", "Troy"]
+
+
+class Hand:
+    """A journal written by hand: the times of each operation are given, the wall clock runs beside them."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.n = 0
+
+    def add(self, event: str, t: float, **details: Any) -> None:
+        self.events.append({"event": event, "t": t, "wall": WALL + t, **details})
+
+    def operation(self, began: float, ended: float | None, invoke: dict[str, Any], complete: dict[str, Any]) -> None:
+        self.n += 1
+        self.add("invoke", began, n=self.n, client="hand", **invoke)
+        if ended is not None:
+            self.add("complete", ended, n=self.n, **complete)
+
+    def post(self, began, ended, *rows, outcome="ok", counted=False, request="", answer=1):
+        asked = {"op": "post", "service": "ingest", "request": request or rows[0][0], "rows": list(rows)}
+        self.operation(began, ended, asked, {"outcome": outcome, "counted": counted, "answer": answer})
+
+    def erase(self, began, ended, outcome="ok", **where):
+        self.operation(began, ended, {"op": "erase", "where": where}, {"outcome": outcome})
+
+    def users(self, began, ended, count, *, through, fresh=True, state="live"):
+        moment = None if through is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(WALL + through))
+        said = {"users": {"count": count, "state": state, "complete_through": moment}}
+        self.operation(began, ended, {"op": "counts", "fresh": fresh}, {"outcome": "ok", "counters": said})
+
+    def is_member(self, began, ended, username, found):
+        asked = {"op": "members", "counter": "users", "asked": [[username]]}
+        self.operation(began, ended, asked, {"outcome": "ok", "found": [found]})
+
+    def lose(self, began, ended):
+        self.add("loss", ended, **{"from": began})
+
+    def table(self, t, *rows):
+        self.add("table", t, rows=list(rows))
+
+    def broken(self) -> list[str]:
+        """The promises that the last round breaks."""
+        (*_, last) = rounds(sorted(self.events, key=lambda event: event["t"]))
+        return [violation.promise for violation in judge(last, {"ingest": 5.0}).violations]
+
+
+@pytest.fixture
+def hand() -> Hand:
+    return Hand()
+
+
+def test_a_history_in_which_all_is_well(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.users(3, 4, 1, through=1)
+    hand.is_member(4, 5, "ann", True)
+    hand.post(5, 6, BOB)
+    hand.users(7, 8, 1, through=1)  # bob is not counted yet, and nobody says so
+    hand.users(9, 10, 2, through=8)
+    hand.erase(11, 12, username="ann")
+    hand.users(13, 14, 1, through=12)
+    hand.is_member(14, 15, "ann", False)
+    hand.table(20, BOB)
+    assert hand.broken() == []
+
+
+# -- P1
+
+
+def test_an_acknowledged_row_that_is_not_in_the_table(hand):
+    hand.post(1, 2, ANN)
+    hand.table(20)
+    assert hand.broken() == ["P1"]
+
+
+def test_a_row_of_unknown_outcome_may_be_there_or_not_but_once(hand):
+    hand.post(1, 2, ANN, outcome="unknown")
+    hand.table(20)
+    assert hand.broken() == []
+    hand.events[-1]["rows"] = [ANN]
+    assert hand.broken() == []
+    hand.events[-1]["rows"] = [ANN, ANN]
+    assert hand.broken() == ["P1"]
+
+
+def test_a_retry_that_was_stored_again(hand):
+    hand.post(1, 2, ANN, outcome="unknown")
+    hand.post(3, 4, ANN)
+    hand.table(20, ANN, ANN)
+    assert hand.broken() == ["P1"]
+
+
+def test_a_retry_that_was_answered_otherwise(hand):
+    hand.post(1, 2, ANN, answer={"id": 1})
+    hand.post(3, 4, ANN, answer={"id": 2})
+    hand.table(20, ANN)
+    assert hand.broken() == ["P1"]
+
+
+def test_a_refused_row_that_was_stored_all_the_same(hand):
+    hand.post(1, 2, ANN, outcome="refused")
+    hand.table(20, ANN)
+    assert hand.broken() == ["P1"]
+
+
+def test_a_refusal_after_an_unknown_outcome_proves_nothing(hand):
+    hand.post(1, 2, ANN, outcome="unknown")
+    hand.post(3, 4, ANN, outcome="refused")
+    hand.table(20, ANN)
+    assert hand.broken() == []
+
+
+def test_a_batch_that_was_stored_in_part(hand):
+    hand.post(1, 2, ANN, BOB, outcome="unknown")
+    hand.table(20, ANN)
+    assert hand.broken() == ["P1"]
+
+
+def test_a_row_that_nobody_sent(hand):
+    hand.post(1, 2, ANN)
+    hand.table(20, ANN, BOB)
+    assert hand.broken() == ["P1"]
+
+
+def test_an_erased_row_that_came_back(hand):
+    hand.post(1, 2, ANN)
+    hand.erase(3, 4, username="ann")
+    hand.table(20, ANN)
+    assert hand.broken() == ["P1"]
+
+
+@pytest.mark.parametrize(("began", "ended"), [(1.5, 3), (3, None)])
+def test_an_erase_that_may_have_met_the_row_proves_nothing_about_it(hand, began, ended):
+    hand.post(1, 2, ANN)
+    hand.erase(began, ended, username="ann")
+    for table in ([], [ANN]):
+        hand.table(20, *table)
+        assert hand.broken() == []
+        hand.events.pop()
+
+
+def test_a_row_of_an_earlier_round_that_is_gone(hand):
+    hand.post(1, 2, ANN)
+    hand.table(20, ANN)
+    hand.table(40)
+    assert hand.broken() == ["P1"]
+
+
+# -- P2
+
+
+def test_a_counted_member_that_the_next_count_lacks(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.users(3, 4, 0, through=0)
+    assert hand.broken() == ["P2"]
+
+
+def test_a_counted_member_that_is_said_to_be_none(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.is_member(3, 4, "ann", False)
+    assert hand.broken() == ["P2"]
+
+
+@pytest.mark.parametrize("excuse", ["not counted", "asked before", "lost", "erased", "cached", "stale"])
+def test_what_excuses_a_count_without_the_member(hand, excuse):
+    hand.post(1, 2, ANN, counted=excuse != "not counted")
+    if excuse == "lost":
+        hand.lose(1.5, 2.5)
+    if excuse == "erased":
+        hand.erase(2.5, 6, username="ann")
+    began = 1.5 if excuse == "asked before" else 3
+    state = "stale" if excuse == "stale" else "live"
+    hand.users(began, 4, 0, through=0, fresh=excuse != "cached", state=state)
+    assert hand.broken() == []
+
+
+def test_a_loss_before_the_member_was_counted_excuses_nothing(hand):
+    hand.lose(0.1, 0.5)
+    hand.post(1, 2, ANN, counted=True)
+    hand.users(3, 4, 0, through=0)
+    assert hand.broken() == ["P2"]
+
+
+# -- P4 and P7
+
+
+def test_a_count_without_a_row_from_before_complete_through(hand):
+    hand.post(1, 2, ANN)
+    hand.users(10, 11, 0, through=5)
+    assert hand.broken() == ["P7"]
+
+
+def test_redis_having_lost_something_does_not_excuse_what_complete_through_claims(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.lose(3, 4)
+    hand.users(10, 11, 0, through=5, fresh=False)
+    assert hand.broken() == ["P7"]
+
+
+def test_a_member_denied_after_a_count_that_claims_it(hand):
+    hand.post(1, 2, ANN)
+    hand.post(1, 2, BOB)
+    hand.users(10, 11, 2, through=5)
+    hand.is_member(12, 13, "ann", False)
+    assert hand.broken() == ["P7"]
+
+
+def test_a_loss_after_the_claim_excuses_the_denial(hand):
+    hand.post(1, 2, ANN)
+    hand.users(10, 11, 1, through=5)
+    hand.lose(10.5, 11.5)
+    hand.is_member(12, 13, "ann", False)
+    assert hand.broken() == []
+
+
+def test_a_partial_count_of_what_was_there_when_the_round_began(hand):
+    hand.post(1, 2, ANN, BOB)
+    hand.table(20, ANN, BOB)
+    hand.users(30, 31, 1, through=25)
+    assert hand.broken() == ["P7"]
+
+
+def test_a_count_that_does_not_say_how_complete_it_is(hand):
+    hand.users(3, 4, 0, through=None)
+    assert hand.broken() == ["P4"]
+
+
+def test_a_count_of_more_than_was_ever_sent(hand):
+    hand.post(1, 2, ANN)
+    hand.post(1, 2, BOB, outcome="refused")
+    hand.users(3, 4, 2, through=0)
+    assert hand.broken() == ["P4"]
+
+
+def test_a_member_that_nobody_sent(hand):
+    hand.is_member(3, 4, "ghost", True)
+    assert hand.broken() == ["P4"]
+
+
+def test_a_member_may_be_counted_before_its_producer_hears_of_it(hand):
+    hand.post(1, None, ANN)
+    hand.users(3, 4, 1, through=0)
+    hand.is_member(4, 5, "ann", True)
+    assert hand.broken() == []
+
+
+# -- limits
+
+
+def test_a_request_that_took_longer_than_its_limit(hand):
+    hand.post(1, 7, ANN)
+    assert hand.broken() == ["limits"]
+
+
+def test_a_service_that_was_stopped_itself_may_keep_its_clients_waiting(hand):
+    hand.add("fault", 2, number=1, kind="stop", target="ingest worker", how="0")
+    hand.post(1, 7, ANN)
+    hand.add("mended", 8, number=1)
+    assert hand.broken() == []
+
+
+# -- the parts
+
+
+def test_a_seed_says_all_and_another_seed_says_otherwise():
+    assert expand(7, 1, 30.0) == expand(7, 1, 30.0)
+    assert expand(7, 1, 30.0) != expand(8, 1, 30.0) != expand(8, 2, 30.0)
+
+
+def test_every_kind_of_fault_is_drawn_and_no_target_suffers_two_at_a_time():
+    drawn = [expand(seed, 1, 60.0).faults for seed in range(20)]
+    assert {fault.kind for faults in drawn for fault in faults} == {kind.name for kind in KINDS}
+    for faults in drawn:
+        ends: dict[str, float] = {}
+        for fault in faults:
+            server = fault.target.split()[0]
+            assert ends.get(server, 0.0) <= fault.at_seconds
+            ends[server] = fault.at_seconds + fault.seconds
+
+
+def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    n = journal.invoke("me", "post", service="ingest", request="r", rows=[ANN])
+    journal.complete(n, "ok", counted=True, answer={"id": 1})
+    journal.close()
+    path.write_text(path.read_text() + '{"event": "invo')
+    (only,) = read(path)
+    assert only.requests["r"].acknowledged < float("inf")
+
+
+# -- the whole
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Where a run puts its folder. The stack's ordinary user has to come through."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-chaos-test-")).resolve()
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def chaos(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "loadtest.chaos", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """What still runs of a run whose folder lies in this one."""
+
+    def belongs(process: psutil.Process) -> bool:
+        try:
+            return str(folder) in " ".join([process.cwd(), *process.cmdline(), *process.environ().values()])
+        except psutil.Error:
+            return False
+
+    return [process for process in psutil.process_iter() if belongs(process)]
+
+
+def test_half_a_minute_of_faults_breaks_no_promise(temporary: Path):
+    with chaos(temporary, "--seed", "3", "--seconds", "30", "--rounds", "2") as run:
+        output, _ = run.communicate()
+    assert run.returncode == 0, output
+    assert "| **wrong answers** (P2, P4, P7) | **0** |" in output
+    assert list(temporary.iterdir()) == [] and processes_of(temporary) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "promise"),
+    [
+        ("cold", "kill valkey", "P4"),
+        ("one key", "reset during COMMIT", "P1"),
+    ],
+)
+def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: str, kind: str, promise: str):
+    """The two rules that tests/manage/test_rules_matter.py leaves to this one."""
+    options = ("--seed", "3", "--seconds", "8", "--rounds", "1", "--quiet", "--kind", kind, "--without", rule)
+    with chaos(temporary, *options) as run:
+        output, _ = run.communicate()
+    assert run.returncode == 1, output
+    assert f"{promise}: " in output
+    (kept,) = temporary.iterdir()
+    assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log"}
+
+
+def test_ctrl_c_leaves_nothing_behind(temporary: Path):
+    with chaos(temporary, "--seed", "3", "--seconds", "60", "--rounds", "1", "--kind", "stop") as run:
+        wait_for(lambda: "stop: " in run.stdout.readline(), "the first process to be stopped", seconds=60)
+        run.send_signal(signal.SIGINT)
+        output, _ = run.communicate()
+    assert run.returncode == 130, output
+    assert list(temporary.iterdir()) == [] and processes_of(temporary) == []
