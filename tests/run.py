@@ -55,7 +55,10 @@ def main() -> int:
 def run_folder(folder: str, report: Path) -> tuple[int, str]:
     """pytest's exit status and output for one folder."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", f"tests/{folder}", *sys.argv[1:]],
+        [
+            *(sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"),
+            *(f"tests/{folder}", *sys.argv[1:]),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
