@@ -28,13 +28,12 @@ class AccessMiddleware:
         seconds = time.perf_counter() - begun
         # The route and not the path: paths that lead nowhere are made up by others, and would be metrics without end.
         route = request.resolver_match.route if request.resolver_match else "none"
-        metrics.REQUESTS.labels(route, response.status_code).observe(seconds)
-        if route not in QUIET_ROUTES:
-            log.info(
-                "request",
-                method=request.method,
-                route=route,
-                status=response.status_code,
-                milliseconds=round(seconds * 1000, 1),
-            )
+        note(request.method or "", route, response.status_code, seconds)
         return response
+
+
+def note(method: str, route: str, status: int, seconds: float) -> None:
+    """Log and measure one request."""
+    metrics.requests(route, status).observe(seconds)
+    if route not in QUIET_ROUTES:
+        log.info("request", method=method, route=route, status=status, milliseconds=round(seconds * 1000, 1))

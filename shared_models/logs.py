@@ -9,11 +9,17 @@ import logging
 import sys
 from typing import Any
 
+import msgspec
 import structlog
 
+from shared_models.lines import DelayedLines
 
-def configure(service: str, json: bool | None = None) -> None:
-    """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal."""
+
+def configure(service: str, json: bool | None = None, *, delayed: bool = False) -> None:
+    """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal.
+
+    `delayed`: structlog's lines, of which there is one a request, are written by a thread (see `lines`).
+    """
     if json is None:
         json = not sys.stderr.isatty()
     shared: list[Any] = [
@@ -22,10 +28,10 @@ def configure(service: str, json: bool | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer()
+    renderer = structlog.processors.JSONRenderer(to_json) if json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[*shared, renderer],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(DelayedLines(sys.stderr) if delayed else sys.stderr),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -38,3 +44,8 @@ def configure(service: str, json: bool | None = None) -> None:
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def to_json(value: Any, default: Any, **options: Any) -> str:
+    """A line as JSON, several times as fast as by Python's own encoder."""
+    return msgspec.json.encode(value, enc_hook=default).decode()
