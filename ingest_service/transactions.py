@@ -19,6 +19,14 @@ T = TypeVar("T")
 # Long enough for a failover in progress to get on, short enough that nobody is idle for it.
 RETRY_AFTER_SECONDS = 2
 
+# What takes longer than this was not said by a connection that had died before.
+AT_ONCE_SECONDS = 1.0
+# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait out the limit, one
+# group of requests after the other, for as long as it is stopped.
+PAUSE_SECONDS = 0.5
+# Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
+_paused_until = 0.0
+
 # When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
 last_commit_at = 0.0
 
@@ -111,15 +119,34 @@ def transact(work: Callable[[Transaction], T]) -> T:
     """Run `work` in a transaction, commit, and give back what it returned.
 
     A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
-    sent, nothing of the first attempt can be stored. Raises NotStored, CommitUnknown or RefusedByDatabase, and
-    whatever else `work` raises, after a rollback.
+    sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
+    vain is no reason to wait again. Raises NotStored, CommitUnknown or RefusedByDatabase, and whatever else `work`
+    raises, after a rollback.
     """
+    began = time.monotonic()
+    if began < _paused_until:
+        raise NotStored("the primary did not answer a moment ago")
+    try:
+        return _twice_at_most(work, began)
+    except (NotStored, CommitUnknown):
+        if time.monotonic() - began > AT_ONCE_SECONDS:
+            _pause()
+        raise
+
+
+def _pause() -> None:
+    """Let the others hear at once, for a moment, what this one had to wait for."""
+    global _paused_until
+    _paused_until = time.monotonic() + PAUSE_SECONDS
+
+
+def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
     try:
         session = stores.open_primary()
         try:
             return _attempt(session, work)
         except psycopg2.Error:
-            if not (session.reused and session.raw.closed):
+            if not (session.reused and session.raw.closed and time.monotonic() - began < AT_ONCE_SECONDS):
                 raise
         stores.close_primary()
         return _attempt(stores.open_primary(), work)

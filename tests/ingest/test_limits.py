@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 
 from tests.ingest.producing import Producer, message
-from tests.servers import started_primary
+from tests.servers import started_primary, wait_for
 
 
 @pytest.fixture
@@ -56,3 +56,20 @@ def test_readiness_does_not_wait_for_a_primary_that_is_stopped(
     response = producer.client.get("/readyz")
     assert response.status_code == 503 and "cannot be reached" in response.json()["detail"]
     assert time.monotonic() - began < 5
+
+
+def test_while_a_primary_is_stopped_one_request_waits_and_the_next_hears_at_once_and_then_it_is_used_again(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch, stop_primary: Callable[[], None]
+) -> None:
+    monkeypatch.setattr("django.conf.settings.DATABASE_ANSWER_SECONDS", 1.5)
+    assert producer.send(message("before")).status_code == 201
+    stop_primary()
+    began = time.monotonic()
+    assert producer.send(message("ann")).status_code == 503
+    waited = time.monotonic() - began
+    assert 1.0 < waited < 3.0, "it waited once, and not again over another connection"
+    assert producer.send(message("ann")).status_code == 503
+    assert time.monotonic() - began - waited < 0.4
+    for process in (postmaster := psutil.Process(started_primary().pid), *postmaster.children()):
+        process.resume()
+    wait_for(lambda: producer.send(message("ann")).status_code == 201, "ingest to write again", seconds=2)
