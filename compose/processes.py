@@ -212,7 +212,11 @@ class Process:
     def _launch(self) -> None:
         user, starter, pid_file = ordinary_user(), os.getpid(), self.folder / "pid"
 
+        # A Ctrl-C that comes while Python forks would be lost: its own hooks swallow it. It is kept until that is done.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+
         def before_exec() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
             # The child writes its pid file itself, so that there is never a process without one: the starter may be
             # killed at any moment.
             new = pid_file.with_suffix(".new")
@@ -225,18 +229,21 @@ class Process:
                 die_with_parent(self.stop_signal, starter)
 
         self.launched_at = time.time()
-        with self.log.open("ab") as log:
-            own(self.log)
-            self._child = subprocess.Popen(
-                self.command(),
-                cwd=self.working_folder(),
-                env=self.full_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the starter alone
-                preexec_fn=before_exec,
-            )
+        try:
+            with self.log.open("ab") as log:
+                own(self.log)
+                self._child = subprocess.Popen(
+                    self.command(),
+                    cwd=self.working_folder(),
+                    env=self.full_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # a Ctrl-C in the terminal is for the starter alone
+                    preexec_fn=before_exec,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
 
     def _last_lines(self, lines: int = 10) -> list[str]:
         with self.log.open("rb") as log:

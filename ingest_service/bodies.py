@@ -9,6 +9,7 @@ from typing import Protocol
 
 from django.http import HttpRequest
 
+from shared_models.http.discarding import UNREADABLE
 from shared_models.http.problems import Problem
 
 
@@ -46,7 +47,7 @@ def read_raw(request: HttpRequest, limit_bytes: int) -> bytes:
         raise too_large(limit_bytes)
     try:
         body = stream.read(limit_bytes + 1)
-    except OSError as error:  # Django's UnreadablePostError, and what gunicorn raises where a chunk is missing
+    except UNREADABLE as error:
         raise cut_short() from error
     if len(body) > limit_bytes:
         raise too_large(limit_bytes)

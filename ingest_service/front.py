@@ -23,6 +23,7 @@ from ingest_service import access, grouping, metrics, payloads, receipts
 from ingest_service.catalog import Collection, read_collections
 from ingest_service.recording import Recorded
 from shared_models.http import problems
+from shared_models.http.discarding import UNREADABLE
 from shared_models.http.problems import Problem
 
 log = structlog.get_logger()
@@ -90,7 +91,7 @@ def read_body(environ: Environ) -> bytes:
     length, read = int(environ["CONTENT_LENGTH"]), b""
     try:
         read = environ["wsgi.input"].read(length)
-    except OSError as error:
+    except UNREADABLE as error:
         log.debug("request.cut_short", reason=str(error))
     # A body that ends early may still be valid, such as a row with blanks announced behind it.
     return read if len(read) == length else b""

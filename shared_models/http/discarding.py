@@ -6,6 +6,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from django.http import HttpRequest, HttpResponse
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
+
+# What reading a body may raise: the client is gone, or a chunk of it is none.
+UNREADABLE = (OSError, ParseException)
 
 # Behind a body larger than this the connection is closed.
 DISCARD_BYTES = 256 << 20
@@ -28,7 +32,7 @@ class DiscardMiddleware:
         response = self.get_response(request)
         if request.META.get("wsgi.input_terminated"):
             stream = request.META["wsgi.input"]
-            with suppress(OSError):  # the client is gone
+            with suppress(*UNREADABLE):
                 left = DISCARD_BYTES
                 while left > 0 and (read := stream.read(DISCARD_CHUNK_BYTES)):
                     left -= len(read)

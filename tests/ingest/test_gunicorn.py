@@ -197,3 +197,11 @@ def test_a_service_without_a_setting_does_not_start_and_says_so_once(tmp_path: P
     assert running.process.wait(DEADLINE_SECONDS) != 0
     (line,) = [line for line in running.log.read_text().splitlines() if line]
     assert line.startswith('ingest_service: Environment variable "MAX_BATCH_ROWS" invalid')
+
+
+def test_a_chunk_that_is_none_is_refused_and_nothing_is_stored(producer: Producer, gunicorn: Gunicorn) -> None:
+    head = b"POST /v1/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+    with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as raw:
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n{}\r\n0\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    assert sql(started_primary(), "SELECT count(*) FROM message") == [(0,)]
