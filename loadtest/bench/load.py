@@ -51,8 +51,8 @@ def as_fast_as_possible(url: str, *, connections: int, seconds: float, posting: 
         raise LoadFailed(f"{url}: {said}")
     return Load(
         per_second=float(found(r"Requests/sec:\s+(\S+)", said)),
-        p50_ms=in_ms(found(r"50%\s+(\S+)", said)),
-        p99_ms=in_ms(found(r"99%\s+(\S+)", said)),
+        p50_ms=in_ms(found(r"\n +50% +(\S+)", said)),
+        p99_ms=in_ms(found(r"\n +99% +(\S+)", said)),
     )
 
 
