@@ -22,8 +22,14 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     """
     if json is None:
         json = not sys.stderr.isatty()
+
+    def add_service(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        # Not a context variable: those are empty in threads, where most lines are written.
+        return {**event, "service": service}
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        add_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -43,7 +49,6 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    structlog.contextvars.bind_contextvars(service=service)
 
 
 def to_json(value: Any, default: Any, **options: Any) -> str:

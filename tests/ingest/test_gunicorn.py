@@ -136,6 +136,7 @@ def test_a_log_line_says_what_was_asked_and_nothing_of_who_asked(producer: Produ
         ("POST", "v1/<str:collection>", 201),
     ]
     assert not any(word in gunicorn.log.read_text() for word in ("secret", "ann-of-the-log"))
+    assert {line["service"] for line in lines} == {"ingest"}, "also in a thread's line"
 
 
 def test_the_metrics_are_those_of_all_workers(producer: Producer, gunicorn: Gunicorn) -> None:
