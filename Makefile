@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check audit chaos
+.PHONY: help env up demo status down reset test check audit chaos bench
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ test: .venv/complete ## Run every test, each service's in a process of its own
 
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
+	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench
 
 # Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
 check: .venv/complete ## Lint, types and every test

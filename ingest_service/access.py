@@ -34,6 +34,6 @@ class AccessMiddleware:
 
 def note(method: str, route: str, status: int, seconds: float) -> None:
     """Log and measure one request."""
-    metrics.REQUESTS.labels(route, status).observe(seconds)
+    metrics.requests(route, status).observe(seconds)
     if route not in QUIET_ROUTES:
         log.info("request", method=method, route=route, status=status, milliseconds=round(seconds * 1000, 1))

@@ -8,7 +8,16 @@ class IngestServiceConfig(AppConfig):
     name = "ingest_service"
 
     def ready(self) -> None:
+        from django import db
+        from django.core.signals import request_finished, request_started
+
         from ingest_service import checks  # noqa: F401  (importing registers them)
         from ingest_service.grants import grant
 
         post_migrate.connect(grant, sender=self)
+
+        # Whether a connection is still good is asked where one is used (stores.open_primary): most requests are
+        # carried out by another one's thread, and do not use their own.
+        for signal in (request_started, request_finished):
+            signal.disconnect(db.close_old_connections)
+        request_started.disconnect(db.reset_queries)

@@ -18,7 +18,7 @@ TEXT_FIELDS = (models.CharField, models.TextField)
 SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Collection:
     """A model as producers see it: /v1/<name> and /v1/<name>/batch."""
 
@@ -29,7 +29,8 @@ class Collection:
     row: type[msgspec.Struct]
     decoder: msgspec.json.Decoder[Any]
     array_decoder: msgspec.json.Decoder[list[Any]]
-    insert_sql: str
+    # INSERT …, up to the values of a row; the values of one row; what comes after the last row.
+    insert_sql: tuple[str, str, str]
     copy_sql: str
 
 
@@ -74,7 +75,11 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
         row=row,
         decoder=msgspec.json.Decoder(row),
         array_decoder=msgspec.json.Decoder(list[row]),  # type: ignore[valid-type]
-        insert_sql=f"INSERT INTO {table} ({columns}) VALUES ({', '.join(['%s'] * len(fields))}) RETURNING id, xact",
+        insert_sql=(
+            f"INSERT INTO {table} ({columns}) VALUES ",
+            f"({', '.join(['%s'] * len(fields))})",
+            " RETURNING id, xact",
+        ),
         copy_sql=f"COPY {table} ({columns}) FROM STDIN",
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import structlog
@@ -18,6 +18,9 @@ from shared_models import keys, members, rolls
 
 log = structlog.get_logger()
 
+# The members of some rows, by the name of their counter.
+Members: TypeAlias = dict[str, list[bytes]]
+
 # After Redis has not answered, nobody asks it for this long. Otherwise every request would wait out the time limit, and
 # with a few threads ingest would take a few requests a second as long as Redis hangs.
 PAUSE_SECONDS = 0.5
@@ -26,16 +29,16 @@ PAUSE_SECONDS = 0.5
 _paused_until = 0.0
 
 
-def count(collection: Collection, rows: Sequence[msgspec.Struct], xact: int, source: str) -> bool:
-    """Add the members of committed rows to their counters; whether all of them are in the sets now.
+def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
+    """Add the members of so many committed rows to their counters; whether all of them are in the sets now.
 
     False is no error: the rows are stored, and catch-up counts them.
     """
     try:
         with _unless_paused():
-            rolls.record(stores.open_redis(), members_of(collection, rows), xact, source)
+            rolls.record(stores.open_redis(), found, xact, source)
     except RedisError as error:
-        log.warning("record.not_counted", collection=collection.name, rows=len(rows), reason=str(error))
+        log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     return True
 
@@ -54,7 +57,7 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> bool:
         return False
 
 
-def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> dict[str, list[bytes]]:
+def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
     """The distinct members of each counter of the collection that these rows stand behind."""
     found = {}
     for counter in collection.counters:

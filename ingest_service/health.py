@@ -11,7 +11,11 @@ from django.db.migrations.executor import MigrationExecutor
 from redis.exceptions import RedisError
 
 from ingest_service import stores
+from shared_models.deadlines import cut_after
 from shared_models.stores import check_noeviction
+
+# Whoever asks for readiness waits a second or a few. A primary that is stopped would let them wait for ever.
+ANSWER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,13 @@ def read_health() -> Health:
 def check_primary() -> str | None:
     """It can be reached, it can be written to, and its tables are there."""
     try:
-        stores.open_primary()
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW transaction_read_only")
-            if cursor.fetchone() == ("on",):
-                return "the database is read-only: DATABASE_URL has to name the primary"
-        executor = MigrationExecutor(connection)
-        plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        with cut_after(stores.open_primary().raw, ANSWER_SECONDS):
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW transaction_read_only")
+                if cursor.fetchone() == ("on",):
+                    return "the database is read-only: DATABASE_URL has to name the primary"
+            executor = MigrationExecutor(connection)
+            plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except (psycopg2.Error, django.db.Error) as error:
         stores.close_primary()
         return f"the primary cannot be reached: {str(error).strip().splitlines()[0]}"

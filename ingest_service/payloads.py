@@ -27,6 +27,9 @@ BOM = b"\xef\xbb\xbf"
 # The only way for U+0000 into a JSON text. Bytes that do not hold this need no second look.
 ESCAPED_NUL = b"\\u0000"
 
+# NDJSON is decoded in blocks of about this size: some thousand rows.
+BLOCK_BYTES = 1 << 18
+
 # One row may be wrong in many ways; nobody reads more than these.
 ERRORS_OF_A_ROW = 10
 # How much of an unknown field's name is repeated.
@@ -97,7 +100,7 @@ def read_batch(collection: Collection, body: bytes, content_type: str, limit_row
     """The rows of a body, NDJSON or a JSON array. Raises Problem: 400, or 413 for too many rows."""
     body = body.removeprefix(BOM)
     if content_type in NDJSON:
-        return read_rows(collection, enumerate(BytesIO(body), 1), limit_rows)
+        return read_lines(collection, body, limit_rows)
     if ESCAPED_NUL not in body:
         try:
             rows = collection.array_decoder.decode(body)
@@ -110,9 +113,49 @@ def read_batch(collection: Collection, body: bytes, content_type: str, limit_row
     return read_rows(collection, enumerate(elements(body), 1), limit_rows)
 
 
-def read_rows(collection: Collection, numbered: Iterable[tuple[int, bytes]], limit_rows: int) -> Batch:
-    """The rows of JSON texts, each with its number. Blank ones are no rows."""
-    batch = Batch()
+def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
+    """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
+    batch, start, number = Batch(), 0, 1
+    while start < len(body):
+        end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
+        block = body[start:end]
+        ends = block.count(b"\n")
+        rows = decode_lines(collection, block, ends + (not block.endswith(b"\n")))
+        if rows is None:
+            read_rows(collection, enumerate(BytesIO(block), number), limit_rows, batch)
+        else:
+            batch.rows += rows
+            if len(batch.rows) + len(batch.errors) > limit_rows:
+                raise too_many_rows(limit_rows)
+        start, number = end, number + ends
+    return batch
+
+
+def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] | None:
+    """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
+
+    msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
+    Here neither is accepted, as it would not be if the lines were decoded one by one:
+
+    - Every line's end, save the block's, stands between `}` and `{`. No value of a row holds an object, and no text a
+      line's end: so it stands between two rows, and every line holds whole rows, one at least.
+    - There are as many rows as lines.
+    """
+    # A search for one character first: it takes no time.
+    if (b"\\" in block and ESCAPED_NUL in block) or block.count(b"}\n{") != lines - 1:
+        return None
+    try:
+        rows = collection.decoder.decode_lines(block)
+    except (ValueError, RecursionError):
+        return None
+    return rows if len(rows) == lines else None
+
+
+def read_rows(
+    collection: Collection, numbered: Iterable[tuple[int, bytes]], limit_rows: int, batch: Batch | None = None
+) -> Batch:
+    """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
+    batch = batch or Batch()
     for number, text in numbered:
         if text.isspace():
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,10 @@ KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 # Receipts removed by one statement: a few milliseconds.
 PRUNE_ROWS = 5_000
+
+
+# A group of requests waits for no longer than this for a key that another transaction is about to use.
+GROUP_LOCK_MILLISECONDS = 20
 
 
 class KeyReused(Problem):
@@ -102,6 +106,33 @@ def read_claim(key: str | None, *request: str | bytes) -> Claim | None:
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return Claim(key, digest.hexdigest())
+
+
+def take_all(transaction: Transaction, claims: Sequence[Claim]) -> set[str]:
+    """Take the keys, all different, that nobody has used yet; which they were.
+
+    In the order of the keys, so that two groups never wait for each other. A key that another transaction is about to
+    use fails the transaction, soon.
+    """
+    ordered = sorted(claims, key=lambda claim: claim.key)
+    taken = transaction.execute(
+        f"""SET LOCAL lock_timeout = {GROUP_LOCK_MILLISECONDS};
+            INSERT INTO receipt (key, fingerprint, answer) VALUES {", ".join(["(%s, %s, '')"] * len(ordered))}
+            ON CONFLICT DO NOTHING RETURNING key""",
+        *(text for claim in ordered for text in (claim.key, claim.fingerprint)),
+    )
+    return {key for (key,) in taken}
+
+
+def keep_all(transaction: Transaction, answers: Sequence[tuple[Claim, Mapping[str, Any]]]) -> None:
+    """`Claim.keep` for many."""
+    if answers:
+        transaction.execute(
+            f"""UPDATE receipt SET answer = kept.answer
+                FROM (VALUES {", ".join(["(%s, %s)"] * len(answers))}) AS kept (key, answer)
+                WHERE receipt.key = kept.key""",
+            *(text for claim, answer in answers for text in (claim.key, msgspec.json.encode(answer).decode())),
+        )
 
 
 def prune(transaction: Transaction, keep_hours: float) -> int:

@@ -7,8 +7,10 @@ whether a request is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,10 +20,14 @@ from ingest_service import counting, metrics
 from ingest_service.catalog import Collection
 from ingest_service.receipts import Ticket
 from ingest_service.transactions import CommitUnknown, NotStored, Transaction, transact
+from shared_models.rolls import chunks
 
 log = structlog.get_logger()
 
 Rows = Sequence[msgspec.Struct]
+
+# Rows that COPY is given at a time: the server begins with the first while the next are being written.
+COPY_ROWS = 1_000
 
 XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
 
@@ -49,7 +55,7 @@ def record_one(collection: Collection, row: msgspec.Struct, ticket: Ticket | Non
     """Record one row; the answer is its id. Raises what `record` raises."""
 
     def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
-        ((row_id, xact),) = transaction.execute(collection.insert_sql, *msgspec.structs.astuple(row))
+        ((row_id, xact),) = insert(transaction, collection, [row])
         return {"id": row_id}, xact
 
     return record(collection, [row], write, ticket)
@@ -60,16 +66,24 @@ def record_batch(
 ) -> Recorded:
     """Record rows, all or none of them, to be answered with `answer`. Raises what `record` raises."""
 
+    members = cache(partial(counting.members_of, collection, rows))
+
+    def pieces() -> Iterator[bytes]:
+        for some in chunks(rows, COPY_ROWS):
+            yield as_copy_lines(some) + b"\n"
+        # All is sent, and the server has most of it still before it. Otherwise it would have to wait for this later.
+        members()
+
     def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
         # The xact first: a COPY cannot be a transaction's first statement here, and returns nothing.
         ((xact,),) = transaction.execute(XACT_SQL)
         if rows:
-            transaction.copy(collection.copy_sql, as_copy_lines(rows))
+            transaction.copy(collection.copy_sql, pieces())
         return answer, xact
 
     if not rows and ticket is None:
         return Recorded(answer, counted=True)
-    return record(collection, rows, write, ticket)
+    return record(collection, rows, write, ticket, members)
 
 
 def record(
@@ -77,8 +91,10 @@ def record(
     rows: Rows,
     write: Callable[[Transaction], tuple[Mapping[str, Any], int]],
     ticket: Ticket | None,
+    members: Callable[[], counting.Members] | None = None,
 ) -> Recorded:
-    """Store the rows by `write`, which gives the answer and the xact; then count their members.
+    """Store the rows by `write`, which gives the answer and the xact; then count their members (`members`, where
+    somebody has them already).
 
     1. In one transaction: take the ticket (where there is one, and it has been taken before, there is nothing to
        store); write the rows; keep the answer with the ticket; commit. From here on they are acknowledged.
@@ -104,11 +120,26 @@ def record(
     if stored.xact is None:
         # Looked up, not added again: the rows may have been deleted since, and their members with them.
         return Recorded(stored.answer, counting.are_counted(collection, rows), replayed=True)
+    return Recorded(stored.answer, count(collection, rows, stored.xact, stored.source, members))
+
+
+def count(
+    collection: Collection, rows: Rows, xact: int, source: str, members: Callable[[], counting.Members] | None = None
+) -> bool:
+    """Count the members of committed rows, and the rows themselves for the metrics; whether all are counted now."""
     metrics.ROWS.labels(collection.name).inc(len(rows))
-    counted = counting.count(collection, rows, stored.xact, stored.source)
+    found = members() if members else counting.members_of(collection, rows)
+    counted = counting.count(collection, found, len(rows), xact, source)
     if not counted:
         metrics.UNCOUNTED_ROWS.labels(collection.name).inc(len(rows))
-    return Recorded(stored.answer, counted)
+    return counted
+
+
+def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list[tuple[int, int]]:
+    """INSERT a few rows; the id and the xact of each, in their order."""
+    start, values, end = collection.insert_sql
+    sql = start + ", ".join([values] * len(rows)) + end
+    return transaction.execute(sql, *chain.from_iterable(map(msgspec.structs.astuple, rows)))
 
 
 def as_copy_lines(rows: Rows) -> bytes:

@@ -80,7 +80,7 @@ try:
 except (EnvError, ValueError) as error:  # ValueError: what dj_database_url says of a URL that is none
     sys.exit(f"ingest_service: {error}. See the table of variables in README.md.")
 
-logs.configure("ingest", LOG_JSON)
+logs.configure("ingest", LOG_JSON, delayed=True)
 LOGGING_CONFIG = None
 # A refusal (404, 422, a Host that is not allowed) is an answer, which has its line already; an exception is a fault.
 logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
@@ -105,6 +105,8 @@ _options.update(
         [
             # Acknowledged means stored: said here, whatever the server's or the role's default is.
             "-c synchronous_commit=on",
+            # Otherwise Django sets it by a statement of its own, to which a primary that stops just then gives no answer.
+            "-c timezone=UTC",
             f"-c statement_timeout={in_milliseconds(DATABASE_STATEMENT_SECONDS)}",
             f"-c lock_timeout={in_milliseconds(DATABASE_LOCK_SECONDS)}",
             f"-c idle_in_transaction_session_timeout={in_milliseconds(DATABASE_IDLE_SECONDS)}",

@@ -13,6 +13,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared_models.deadlines import cut_after
 from shared_models.source import SOURCE_SQL
 
 # Which history each open connection writes to. A server that changes its timeline, or is put in another's place,
@@ -32,11 +33,14 @@ class Session:
 
 def open_primary() -> Session:
     """This thread's connection, opened where there is none. Raises django.db.Error or psycopg2.Error."""
+    # Too old, or failed: Django asks that before and after each request, ours only where one is needed.
+    connection.close_if_unusable_or_obsolete()
     reused = connection.connection is not None
     connection.ensure_connection()
     raw = connection.connection
     if raw not in _sources:
-        with raw.cursor() as cursor:
+        # A primary may stop right after it has let us in: this question has its limit as every other.
+        with cut_after(raw, settings.DATABASE_ANSWER_SECONDS), raw.cursor() as cursor:
             cursor.execute(f"SELECT {SOURCE_SQL}")
             _sources[raw] = cursor.fetchone()[0]
     return Session(raw, _sources[raw], reused)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import django.db
@@ -20,16 +19,25 @@ T = TypeVar("T")
 # Long enough for a failover in progress to get on, short enough that nobody is idle for it.
 RETRY_AFTER_SECONDS = 2
 
-COPY_CHUNK_BYTES = 1 << 18
+# What takes longer than this was not said by a connection that had died before.
+AT_ONCE_SECONDS = 1.0
+# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait out the limit, one
+# group of requests after the other, for as long as it is stopped.
+PAUSE_SECONDS = 0.5
+# Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
+_paused_until = 0.0
 
 # When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
 last_commit_at = 0.0
 
 
 class NotStored(Problem):
-    """The primary cannot be written to just now; nothing was stored and nothing was counted."""
+    """The primary cannot be written to just now; nothing was stored and nothing was counted.
 
-    def __init__(self, reason: str) -> None:
+    `answered`: it has said so itself, at once; else there was no answer.
+    """
+
+    def __init__(self, reason: str, *, answered: bool = False) -> None:
         super().__init__(
             503,
             "primary-unavailable",
@@ -37,7 +45,7 @@ class NotStored(Problem):
             "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
-        self.reason = reason
+        self.reason, self.answered = reason, answered
 
 
 class CommitUnknown(Problem):
@@ -79,9 +87,12 @@ class Transaction:
         self._begin = ""
         return self._cursor.fetchall() if self._cursor.description else []
 
-    def copy(self, sql: str, lines: bytes) -> None:
-        """Run COPY … FROM STDIN over these lines; not as the first statement."""
-        self._cursor.copy_expert(sql, BytesIO(lines), COPY_CHUNK_BYTES)
+    def copy(self, sql: str, pieces: Iterator[bytes]) -> None:
+        """Run COPY … FROM STDIN over these pieces; not as the first statement.
+
+        A piece is made while the server works on those before it.
+        """
+        self._cursor.copy_expert(sql, Pieces(pieces))
 
     def commit(self) -> None:
         """End it. A transaction that has failed answers COMMIT with ROLLBACK, and no error."""
@@ -94,19 +105,48 @@ class Transaction:
         self._cursor.execute("ROLLBACK")
 
 
+class Pieces:
+    """As much of a file as COPY needs: it takes a read that gives more than it asked for."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def read(self, size: int) -> bytes:
+        return next(self._pieces, b"")
+
+
 def transact(work: Callable[[Transaction], T]) -> T:
     """Run `work` in a transaction, commit, and give back what it returned.
 
     A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
-    sent, nothing of the first attempt can be stored. Raises NotStored, CommitUnknown or RefusedByDatabase, and
-    whatever else `work` raises, after a rollback.
+    sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
+    vain is no reason to wait again. Raises NotStored, CommitUnknown or RefusedByDatabase, and whatever else `work`
+    raises, after a rollback.
     """
+    began = time.monotonic()
+    if began < _paused_until:
+        raise NotStored("the primary did not answer a moment ago")
+    try:
+        return _twice_at_most(work, began)
+    except (NotStored, CommitUnknown):
+        if time.monotonic() - began > AT_ONCE_SECONDS:
+            _pause()
+        raise
+
+
+def _pause() -> None:
+    """Let the others hear at once, for a moment, what this one had to wait for."""
+    global _paused_until
+    _paused_until = time.monotonic() + PAUSE_SECONDS
+
+
+def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
     try:
         session = stores.open_primary()
         try:
             return _attempt(session, work)
         except psycopg2.Error:
-            if not (session.reused and session.raw.closed):
+            if not (session.reused and session.raw.closed and time.monotonic() - began < AT_ONCE_SECONDS):
                 raise
         stores.close_primary()
         return _attempt(stores.open_primary(), work)
@@ -115,7 +155,7 @@ def transact(work: Callable[[Transaction], T]) -> T:
     except (psycopg2.Error, django.db.Error) as error:
         # Not kept, even where it is alive: behind it may be a primary that has become a replica.
         stores.close_primary()
-        raise NotStored(reason_of(error)) from error
+        raise NotStored(reason_of(error), answered=getattr(error, "pgcode", None) is not None) from error
 
 
 def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:

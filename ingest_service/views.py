@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ingest_service import bodies, description, health, metrics, payloads, receipts, recording
+from ingest_service import bodies, description, grouping, health, metrics, payloads, receipts, recording
 from ingest_service.catalog import Collection, read_collections
 from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded
@@ -23,7 +23,7 @@ def post_row(request: HttpRequest, collection: str) -> HttpResponse:
     check_content_type(request, (payloads.JSON,))
     body = bodies.read_body(request, settings.MAX_BODY_BYTES)
     row = payloads.read_row(target, body)
-    return answer(target, 201, recording.record_one(target, row, claim_of(request, body)))
+    return answer(target, 201, grouping.line_of(target).record(row, claim_of(request, body)))
 
 
 def post_batch(request: HttpRequest, collection: str) -> HttpResponse:

@@ -16,7 +16,8 @@ from redis.lock import Lock
 
 from shared_models import keys
 
-# Longer than any step of a job, and short enough that another keeper goes on soon after a crash.
+# Longer than a step of a job takes while the stores answer, and short enough that another keeper goes on soon after a
+# crash. Whoever is held up for longer finds its lease lost, and stops.
 LEASE_SECONDS = 5.0
 
 

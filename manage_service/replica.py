@@ -111,7 +111,7 @@ WITH_ROW_BELOW = """
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the statistics say of a counter: members and rows; None where the table has never been analyzed."""
+    """What the table's statistics say of a counter: about how many members, in about how many rows."""
 
     members: int
     rows: int
@@ -173,7 +173,7 @@ class Snapshot:
         return set(ask(self._connection, fill_in(statement, counter), (*arrays, *more)))
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """What the table's statistics say about this counter."""
+        """What the table's statistics say about this counter; None where it has never been analyzed."""
         if ask(self._connection, ANALYZED, (quoted_table(counter),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, fill_in(ESTIMATE, counter))

@@ -55,6 +55,7 @@ class Findings(msgspec.Struct):
     position: bytes = b""
     read: int = 0
     table_read: bool = False
+    absent: int = 0  # members of the table that were not in the set, drift or on their way
     missing: int = 0
     extra: int = 0
     # Up to SAMPLE_MEMBERS of each, by field; one that no row could have made is given as {"member": …}.

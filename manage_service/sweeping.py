@@ -29,8 +29,8 @@ from shared_models import keys, rolls, source
 from shared_models.counters import Counter
 from shared_models.members import Values, decode, encode
 
-# How many members one question to the replica names. The answer takes about 10 ms.
-CHUNK_ASKED = 2_000
+# How many members one question to the replica names. The answer takes 20 to 40 ms.
+CHUNK_ASKED = 5_000
 BIGINT = range(-(2**63), 2**63)
 
 
@@ -116,32 +116,28 @@ def fence(snapshot: Snapshot, state: rolls.State) -> str | None:
 
 def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
     """Those of these members that no row has. What could never be in a row is among them."""
-    by_values: dict[Values, bytes] = {}
+    options, fields = counter.get_model()._meta, len(counter.fields)
+    numbers = [at for at, name in enumerate(counter.fields) if isinstance(options.get_field(name), models.IntegerField)]
+    asked: list[Values] = []
     junk = []
     for member in members:
-        values = decode(member, len(counter.fields))
-        if values is not None and can_be_stored(counter, values):
-            by_values[values] = member
-        else:
+        values = decode(member, fields)
+        # Postgres can be asked for neither: U+0000 in a text, and a number that is none.
+        if values is None or any("\0" in text for text in values) or not all(is_number(values[at]) for at in numbers):
             junk.append(member)
-    if not by_values:
+        else:
+            asked.append(values)
+    if not asked:
         return junk
-    return junk + [encode(values) for values in snapshot.without_row(counter, list(by_values))]
+    return junk + [encode(values) for values in snapshot.without_row(counter, asked)]
 
 
-def can_be_stored(counter: Counter, values: tuple[str, ...]) -> bool:
-    """Whether these texts can be asked for: Postgres refuses NUL in a text, and a number that is none."""
-    model = counter.get_model()
-    for name, text in zip(counter.fields, values, strict=True):
-        if isinstance(model._meta.get_field(name), models.IntegerField):
-            try:
-                if str(int(text)) != text or int(text) not in BIGINT:
-                    return False
-            except ValueError:
-                return False
-        elif "\0" in text:
-            return False
-    return True
+def is_number(text: str) -> bool:
+    """Whether this is how a 64-bit number is written in a member."""
+    try:
+        return str(int(text)) == text and int(text) in BIGINT
+    except ValueError:
+        return False
 
 
 def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:

@@ -70,7 +70,7 @@ class Application:
             return False
         self.board.ask()
         status, headers, body = answer.pick(if_none_match, scope["method"] == "HEAD")
-        metrics.requests(answer.route, status).inc()
+        metrics.note_standing_answer(answer.route, status)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return True

@@ -89,12 +89,14 @@ class Board:
                     await self._read()
                 finally:
                     this_read.set()
+                metrics.pass_on_standing_answers()
                 pause = self.refresh_seconds if self.condition is Condition.FRESH else RETRY_SECONDS
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._wanted.wait()
         finally:
             # No await from here on: a request either finds the task at work, or bare and done, never in between.
+            metrics.pass_on_standing_answers()
             self.answers = {}
             self._next_read.set()
             self._next_read = asyncio.Event()

@@ -53,6 +53,23 @@ def requests(route: str, status: int) -> Counter:
     return REQUESTS.labels(route, str(status))
 
 
+# Standing answers that have been given and not yet noted, by route and status. Touched by the worker's event loop only.
+_given: dict[tuple[str, int], int] = {}
+
+
+def note_standing_answer(route: str, status: int) -> None:
+    """Count one. A counter that several workers share takes a third of the time of such an answer, a dictionary nothing."""
+    key = route, status
+    _given[key] = _given.get(key, 0) + 1
+
+
+def pass_on_standing_answers() -> None:
+    """Note those that have been given since the last time. The board does so after each of its reads."""
+    for (route, status), times in _given.items():
+        requests(route, status).inc(times)
+    _given.clear()
+
+
 def set_counts(names: list[str], reading: Reading | None) -> None:
     """Set the gauges of the counters to what a reading says; None: to unknown."""
     for name in names:
@@ -64,7 +81,8 @@ def set_counts(names: list[str], reading: Reading | None) -> None:
 
 
 def exposition() -> bytes:
-    """All metrics of all workers, as Prometheus reads them."""
+    """All metrics of all workers, as Prometheus reads them. Standing answers of other workers may be a read late."""
+    pass_on_standing_answers()
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()

@@ -9,29 +9,35 @@ import logging
 import sys
 from typing import Any
 
+import msgspec
 import structlog
 
+from shared_models.lines import DelayedLines
 
-def configure(service: str, json: bool | None = None) -> None:
-    """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal."""
+
+def configure(service: str, json: bool | None = None, *, delayed: bool = False) -> None:
+    """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal.
+
+    `delayed`: structlog's lines, of which there is one a request, are written by a thread (see `lines`).
+    """
     if json is None:
         json = not sys.stderr.isatty()
 
-    def add_service(logger: Any, method: str, event: Any) -> Any:
-        event["service"] = service  # not a contextvar: a thread begins with none
-        return event
+    def add_service(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+        # Not a context variable: those are empty in threads, where most lines are written.
+        return {**event, "service": service}
 
     shared: list[Any] = [
-        add_service,
         structlog.contextvars.merge_contextvars,
+        add_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer = structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer()
+    renderer = structlog.processors.JSONRenderer(to_json) if json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[*shared, renderer],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(DelayedLines(sys.stderr) if delayed else sys.stderr),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -45,3 +51,8 @@ def configure(service: str, json: bool | None = None) -> None:
     # A Host that is not allowed is a refusal, which is an answer; Django would log it as a fault, with a traceback.
     logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def to_json(value: Any, default: Any, **options: Any) -> str:
+    """A line as JSON, several times as fast as by Python's own encoder."""
+    return msgspec.json.encode(value, enc_hook=default).decode()

@@ -54,11 +54,11 @@ def main() -> int:
 
 def run_folder(folder: str, report: Path) -> tuple[int, str]:
     """pytest's exit status and output for one folder."""
+    # A folder of its own for its tests' files, which goes with the reports: pytest's would be shared with whoever else
+    # runs tests on this machine, and tidied up by them.
+    options = ["-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"]
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"),
-            *(f"tests/{folder}", *sys.argv[1:]),
-        ],
+        [sys.executable, "-m", "pytest", *options, f"tests/{folder}", *sys.argv[1:]],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
+from shared_models.http.headers import PLAIN
 from shared_models.http.problems import MEDIA_TYPE, Problem
 from shared_models.http.rates import Rates
 from shared_models.http.requests import HEADER, id_of
@@ -77,7 +78,7 @@ class Door:
 def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
     """Answer a problem."""
     body = problem.body()
-    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff"}
+    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), **PLAIN}
     start(f"{problem.status} {HTTPStatus(problem.status).phrase}", list({**headers, **problem.headers}.items()))
     return [body]
 

@@ -47,7 +47,7 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
     return Problem(404, "not-found", "Not found", f"there is nothing at {request.path}; see /docs").response()
 
 
-def server_error(request: HttpRequest) -> HttpResponse:
+def server_error(request: HttpRequest | None = None) -> HttpResponse:
     """Django's handler500: nothing of the inside goes out."""
     return Problem(
         500, "internal-error", "Internal error", "this is a fault of the service and has been logged; try again"

@@ -130,11 +130,13 @@ def test_a_log_line_says_what_was_asked_and_nothing_of_who_asked(producer: Produ
     gunicorn.request("GET", "/ann-of-the-log")
     gunicorn.request("GET", "/livez")
     lines = wait_for(lambda: gunicorn.lines()[before:][1:] and gunicorn.lines()[before:], "two lines")
-    assert [(line["method"], line["route"], line["status"]) for line in lines] == [
-        ("POST", "v1/<str:collection>", 201),
+    # Two workers, each of which writes its lines a moment later: in either order.
+    assert sorted((line["method"], line["route"], line["status"]) for line in lines) == [
         ("GET", "none", 404),
+        ("POST", "v1/<str:collection>", 201),
     ]
     assert not any(word in gunicorn.log.read_text() for word in ("secret", "ann-of-the-log"))
+    assert {line["service"] for line in lines} == {"ingest"}, "also in a thread's line"
 
 
 def test_the_metrics_are_those_of_all_workers(producer: Producer, gunicorn: Gunicorn) -> None:
@@ -196,3 +198,11 @@ def test_a_service_without_a_setting_does_not_start_and_says_so_once(tmp_path: P
     assert running.process.wait(DEADLINE_SECONDS) != 0
     (line,) = [line for line in running.log.read_text().splitlines() if line]
     assert line.startswith('ingest_service: Environment variable "MAX_BATCH_ROWS" invalid')
+
+
+def test_a_chunk_that_is_none_is_refused_and_nothing_is_stored(producer: Producer, gunicorn: Gunicorn) -> None:
+    head = b"POST /v1/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+    with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as raw:
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n{}\r\n0\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    assert sql(started_primary(), "SELECT count(*) FROM message") == [(0,)]

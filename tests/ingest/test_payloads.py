@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
 import msgspec
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ingest_service import payloads
 from ingest_service.catalog import read_collections
@@ -222,3 +225,50 @@ def test_too_many_rows_are_refused_by_number(bad: bytes) -> None:
 def test_a_body_of_very_many_tiny_elements_is_refused_before_it_fills_the_memory() -> None:
     with pytest.raises(Problem, match="the limit is 100 rows"):
         read_batch(b"[" + b"0," * 5_000_000 + b"0]", JSON)
+
+
+# What may stand in a line, and what somebody might try to make lines run together with.
+PIECES = st.sampled_from(
+    [
+        *(json.dumps(message(name)) for name in ("ann", "", "a\0b", "a\ud800")),
+        json.dumps(message("b\n]"))[:-1],
+        '{"state":"NY"',
+        '"city":"x","username":"y","message":"z"}',
+        '"state":',
+        *("[", "]", "],[", "],\n[", "{", "}", ",", '"', "\n", "\r\n", " ", "\t", "\x0b", "", "null", "1", '"a\nb"'),
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(PIECES, max_size=8))
+@example(
+    [
+        json.dumps(message("ann")) + json.dumps(message("bob")),
+        "\n",
+        '{"state":"NY"',
+        "\n",
+        json.dumps(message("cat"))[1:],
+    ]
+)
+@example([json.dumps(message("ann"))[:-1], "}\n{", json.dumps(message("bob"))[1:], "\n"])
+@example([json.dumps(message("ann"))[:-1], "\n", "}", "\n", json.dumps(message("bob")) + json.dumps(message("cat"))])
+@example(['{"state":"NY"', "\n", '"city":"x","username":"y","message":"z"}'])
+def test_lines_decoded_at_once_are_those_that_are_valid_one_by_one(pieces: list[str]) -> None:
+    body = "".join(pieces).encode("utf-8", "surrogatepass")
+    collection = read_collections()["messages"]
+    one_by_one = payloads.read_rows(collection, enumerate(BytesIO(body), 1), 100)
+    assert payloads.read_lines(collection, body, 100) == one_by_one
+    at_once = payloads.decode_lines(collection, body, body.count(b"\n") + (not body.endswith(b"\n")))
+    assert at_once is None or (at_once == one_by_one.rows and not one_by_one.errors)
+
+
+def test_lines_of_many_blocks_keep_their_order_and_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payloads, "BLOCK_BYTES", 100)
+    rows = [message(f"user{n}") if n % 7 else message("") for n in range(50)]
+    body = b"\n".join(json.dumps(row).encode() for row in rows)
+    found = payloads.read_batch(read_collections()["messages"], body, NDJSON, 100)
+    assert [row.username for row in found.rows] == [f"user{n}" for n in range(50) if n % 7]
+    assert [error.line for error in found.errors] == [n + 1 for n in range(50) if not n % 7]
+    with pytest.raises(Problem):
+        payloads.read_batch(read_collections()["messages"], body, NDJSON, 49)

@@ -373,3 +373,11 @@ def test_members_of_a_batch_are_those_of_its_rows(producer: Producer) -> None:
         "users": [b"ann", b"bob"],
         "cities": [b'["NY","Ithaca"]', b'["NY","New York"]'],
     }
+
+
+def test_a_batch_of_the_longest_rows_is_copied_whole(producer: Producer) -> None:
+    sent = [message(f"user{n}", message=str(n % 10) * 65_536) for n in range(900)]
+    assert producer.send_batch(*sent).json()["accepted"] == 900
+    assert sql(started_primary(), "SELECT count(*), count(DISTINCT username), min(length(message)) FROM message") == [
+        (900, 900, 65_536)
+    ]

@@ -1,0 +1,204 @@
+"""Ingest: batches beside Postgres' own COPY, single messages beside the obvious handler and beside one that stores nothing."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import psycopg2
+
+from loadtest.bench import load, rows
+from loadtest.bench.memory import watched
+from loadtest.bench.results import Report, Result, by_turns, paired
+from loadtest.bench.world import World, wait_until_replayed
+
+PRODUCERS = 2
+BATCHES = 6  # that each producer sends in a round
+COPY_SQL = "COPY message (state, city, username, message) FROM STDIN"
+CONNECTIONS = 32
+SECONDS = 3.0
+
+
+class Batches:
+    """The same batches, ready for both sides: made once, sent again and again."""
+
+    def __init__(self, world: World) -> None:
+        made = [rows.batch(seed) for seed in range(PRODUCERS * BATCHES)]
+        self.bodies = [rows.as_ndjson(messages) for messages in made]
+        self.lines = [rows.as_copy(messages) for messages in made]
+        self.host_and_port = f"127.0.0.1:{world.ingest.port}"
+        self.database = world.primary.url
+
+    def through_ingest(self) -> float:
+        """Rows a second, acknowledged and counted."""
+
+        @contextmanager
+        def producer() -> Iterator[Callable[[int], None]]:
+            connection = http.client.HTTPConnection(self.host_and_port, timeout=120)
+
+            def send(number: int) -> None:
+                connection.request(
+                    "POST", "/v1/messages/batch", self.bodies[number], {"Content-Type": "application/x-ndjson"}
+                )
+                answer = json.loads(connection.getresponse().read())
+                if answer.get("accepted") != rows.BATCH_ROWS or not answer["counted"]:
+                    raise load.LoadFailed(f"a batch was answered with {answer}")
+
+            yield send
+            connection.close()
+
+        return self._rate(producer)
+
+    def by_copy(self) -> float:
+        """Rows a second, committed."""
+
+        @contextmanager
+        def producer() -> Iterator[Callable[[int], None]]:
+            connection = psycopg2.connect(self.database)
+            connection.autocommit = True
+
+            def send(number: int) -> None:
+                with connection.cursor() as cursor:
+                    cursor.copy_expert(COPY_SQL, BytesIO(self.lines[number]), 1 << 18)
+
+            yield send
+            connection.close()
+
+        return self._rate(producer)
+
+    def _rate(self, producer: Any) -> float:
+        """All batches, by as many producers at once, each over a connection of its own."""
+        failures: list[BaseException] = []
+        began: list[float] = []
+        barrier = threading.Barrier(PRODUCERS, action=lambda: began.append(time.perf_counter()))
+
+        def run(first: int) -> None:
+            try:
+                with producer() as send:
+                    barrier.wait()
+                    for number in range(first, PRODUCERS * BATCHES, PRODUCERS):
+                        send(number)
+            except Exception as error:  # noqa: BLE001  (raised again by the one who waits)
+                failures.append(error)
+                barrier.abort()
+
+        threads = [threading.Thread(target=run, args=(first,)) for first in range(PRODUCERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return PRODUCERS * BATCHES * rows.BATCH_ROWS / (time.perf_counter() - began[0])
+
+
+def batches(world: World, report: Report, rounds: int, table_rows: int) -> None:
+    """ingest.batch: beside COPY; and into a large table beside an empty one."""
+    sides = Batches(world)
+    rows.fill(world, 0)
+    sides.through_ingest(), sides.by_copy()  # connections, caches
+    rows.fill(world, 0)
+    with watched(world.ingest.pid) as peak:
+        empty = by_turns(rounds, {"ingest": sides.through_ingest, "copy": sides.by_copy})
+    report.add(
+        Result(
+            "ingest.batch", "rows/s", "raw COPY, rows/s", paired(empty, "ingest", "copy"), goal=0.85, peak_mb=peak.mb
+        )
+    )
+    rows.fill(world, table_rows)
+    large = by_turns(rounds, {"ingest": sides.through_ingest, "copy": sides.by_copy})
+    report.add(
+        Result(
+            f"ingest.batch.at {table_rows:,} rows",
+            "rows/s",
+            "into an empty table, rows/s",
+            list(zip(large["ingest"], empty["ingest"], strict=True)),
+            goal=0.8,
+            note=f"raw COPY into the same: {sorted(large['copy'])[rounds // 2]:,.0f} rows/s",
+        )
+    )
+    rows.fill(world, 0)
+
+
+def singles(world: World, report: Report, rounds: int, table_rows: int) -> None:
+    """ingest.single: beside save() and a pipeline, and beside a handler that stores nothing."""
+    plain = world.peer("plain", "plain:application", like="ingest_service")
+    urls = {
+        "ingest": f"{world.ingest.url}/v1/messages",
+        "naive": f"{plain.url}/naive",
+        "nodb": f"{plain.url}/nodb",
+    }
+    if not load.has_wrk():
+        report.skip(load.WITHOUT_WRK)
+    limited = False
+
+    def measure(url: str) -> float:
+        nonlocal limited
+        measured = load.as_fast_as_possible(url, connections=CONNECTIONS, seconds=SECONDS, posting=True)
+        limited = limited or measured.limited_by_client
+        return measured.per_second
+
+    for url in urls.values():
+        load.as_fast_as_possible(url, connections=CONNECTIONS, seconds=1, posting=True)
+    with watched(world.ingest.pid) as peak:
+        found = by_turns(rounds, {name: lambda url=url: measure(url) for name, url in urls.items()})  # type: ignore[misc]
+    note = f"{CONNECTIONS} connections" + ("; limited by the client" if limited else "")
+    report.add(
+        Result(
+            "ingest.single.naive",
+            "requests/s",
+            "save() and a pipeline each, requests/s",
+            paired(found, "ingest", "naive"),
+            goal=2.5,
+            peak_mb=peak.mb,
+            note=note,
+        ),
+        Result(
+            "ingest.single.nodb",
+            "requests/s",
+            "handler that stores nothing, requests/s",
+            paired(found, "ingest", "nodb"),
+            goal=0.6,
+            note=note,
+        ),
+    )
+    rate = sorted(found["naive"])[rounds // 2] / 2
+    p99 = by_turns(
+        rounds,
+        {
+            name: lambda url=urls[name]: (
+                load.at_rate(  # type: ignore[misc]
+                    url, rate=rate, connections=CONNECTIONS, seconds=SECONDS, posting=True
+                ).p99_ms
+            )
+            for name in ("ingest", "naive")
+        },
+    )
+    report.add(
+        Result(
+            "ingest.single.p99",
+            "ms",
+            "save() and a pipeline each, ms",
+            paired(p99, "ingest", "naive"),
+            goal=-1.0,
+            note=f"at {rate:,.0f} requests/s, half of what the naive handler can do",
+        )
+    )
+    world.stop(plain)
+    wait_until_replayed(world)
+
+
+def rate_of_batches(world: World) -> float:
+    """For the growth table."""
+    sides = Batches(world)
+    sides.through_ingest()
+    return sides.through_ingest()
+
+
+CASES = {"ingest.batch": batches, "ingest.single": singles}

@@ -1,0 +1,61 @@
+"""A Django project of one file with two handlers for one message, as a first version would have them.
+
+`naive`: the ORM's save(), then a Redis pipeline; each request for itself. `nodb`: reads the message and answers.
+No metrics, no log, no validation beyond the model's fields being there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from typing import Any
+
+import dj_database_url
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpRequest, JsonResponse
+from django.urls import path
+from redis import Redis
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DATABASES={"default": dj_database_url.parse(os.environ["DATABASE_URL"], conn_max_age=600)},
+    INSTALLED_APPS=["shared_models"],
+    MIDDLEWARE=["django.middleware.security.SecurityMiddleware", "django.middleware.common.CommonMiddleware"],
+    ROOT_URLCONF=__name__,
+    USE_TZ=True,
+    LOGGING_CONFIG=None,
+)
+django.setup()
+
+from shared_models.models import Message  # noqa: E402
+
+
+@cache
+def open_redis() -> Redis:
+    """The client of this process."""
+    return Redis.from_url(os.environ["REDIS_URL"])
+
+
+def naive(request: HttpRequest) -> JsonResponse:
+    """Stored, then counted, then answered. Its sets are its own: they are not Rollcall's counters."""
+    sent: dict[str, Any] = json.loads(request.body)
+    row = Message(**sent)
+    row.save()
+    pipe = open_redis().pipeline(transaction=False)
+    pipe.sadd("bench:cities", json.dumps([row.state, row.city]))
+    pipe.sadd("bench:users", row.username)
+    pipe.execute()
+    return JsonResponse({"id": row.id, "counted": True}, status=201)
+
+
+def nodb(request: HttpRequest) -> JsonResponse:
+    """Nothing is stored."""
+    json.loads(request.body)
+    return JsonResponse({"id": 1, "counted": True}, status=201)
+
+
+urlpatterns = [path("naive", naive), path("nodb", nodb)]
+application = get_wsgi_application()
