@@ -28,14 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Running:
     """gunicorn on a free port."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, url: str, folder: Path, *, port: int = 0, **variables: str) -> None:
+        self.port = port or free_port()
         environment = {
             "PATH": os.environ["PATH"],
             "REDIS_URL": url,
             "PORT": str(self.port),
             "WORKERS": "2",
             "TMPDIR": str(folder),
+            **variables,
         }
         command = [sys.executable, "-m", "gunicorn", "-c", "query_service/gunicorn.conf.py"]
         self.log = folder / "log"
