@@ -70,7 +70,8 @@ class Application:
         echoed = [(b"x-request-id", id_of(request_id.decode("latin-1")).encode())] if request_id else []
         if is_stream:
             status = await self.streams.serve(receive, with_headers(send, echoed) if echoed else send)
-            self.write_line(scope, path, status, begun, echoed)
+            if self.access_log:
+                self.write_line(scope, path, status, begun, echoed)
             return True
 
         if cache_control and b"no-cache" in cache_control.lower():
@@ -80,18 +81,20 @@ class Application:
             return False
         self.board.ask()
         status, headers, body = answer.pick(if_none_match, scope["method"] == "HEAD")
-        await send({"type": "http.response.start", "status": status, "headers": headers + echoed})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": headers + echoed if echoed else headers}
+        )
         await send({"type": "http.response.body", "body": body})
         metrics.note_standing_answer(answer.route, status, begun)
-        self.write_line(scope, answer.route, status, begun, echoed)
+        if self.access_log:
+            self.write_line(scope, answer.route, status, begun, echoed)
         return True
 
     def write_line(self, scope: Any, route: str, status: int, begun: float, echoed: Headers) -> None:
         """What Django's middleware writes of the other requests. `echoed`: the id that the client has sent, if so."""
-        if self.access_log:
-            known = {"token": scope.get(TOKEN), "request_id": echoed[0][1].decode() if echoed else None}
-            more = {name: value for name, value in known.items() if value}
-            write_line(scope["method"], route, status, perf_counter() - begun, **more)
+        known = {"token": scope.get(TOKEN), "request_id": echoed[0][1].decode() if echoed else None}
+        more = {name: value for name, value in known.items() if value}
+        write_line(scope["method"], route, status, perf_counter() - begun, **more)
 
     async def _live(self, receive: Any, send: Any) -> None:
         """The lifespan protocol: nothing to do at the start."""

@@ -12,7 +12,7 @@ from tests.ingest.test_gunicorn import Gunicorn
 from tests.rolling import Balancer, Clients, wait_until_replaced, workers_of
 from tests.servers import DEADLINE_SECONDS, sql, started_primary, wait_for
 
-VARIABLES = {"WORKERS": "2", "THREADS": "4", "PULSE_SECONDS": "0"}
+VARIABLES = {"WORKERS": "1", "THREADS": "4", "PULSE_SECONDS": "0"}
 HEADERS = {"Content-Type": "application/json"}
 
 
