@@ -39,7 +39,7 @@ COMPLETE_THROUGH = Gauge(
 QUICK_SECONDS = 0.001
 
 
-class Tally:
+class Given:
     """Quick answers of one route and status that have been given and not yet noted."""
 
     __slots__ = ("seconds", "times")
@@ -49,7 +49,7 @@ class Tally:
 
 
 # Touched by the worker's event loop only.
-_given: dict[tuple[str, int], Tally] = {}
+_given: dict[tuple[str, int], Given] = {}
 
 
 def note_standing_answer(route: str, status: int, begun: float) -> None:
@@ -61,20 +61,20 @@ def note_standing_answer(route: str, status: int, begun: float) -> None:
     if seconds >= QUICK_SECONDS:
         measuring.requests(route, status).observe(seconds)
         return
-    tally = _given.get((route, status))
-    if tally is None:
-        tally = _given[route, status] = Tally()
-    tally.times += 1
-    tally.seconds += seconds
+    given = _given.get((route, status))
+    if given is None:
+        given = _given[route, status] = Given()
+    given.times += 1
+    given.seconds += seconds
 
 
 def pass_on_standing_answers() -> None:
     """Note those that have been given since the last time. The board does so after each of its reads."""
-    for (route, status), tally in _given.items():
+    for (route, status), given in _given.items():
         observed = measuring.requests(route, status)
         # What `observe` does, for many at once; prometheus_client has no method for it.
-        observed._sum.inc(tally.seconds)
-        observed._buckets[0].inc(tally.times)
+        observed._sum.inc(given.seconds)
+        observed._buckets[0].inc(given.times)
     _given.clear()
 
 
