@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
-from ingest_service import stores
+from ingest_service import metrics, stores
 from ingest_service.catalog import Collection
 from shared_models import keys, members, rolls
 
@@ -36,10 +36,11 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     """
     try:
         with _unless_paused():
-            rolls.record(stores.open_redis(), found, xact, source)
+            added = rolls.record(stores.open_redis(), found, xact, source)
     except RedisError as error:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
+    metrics.NEW_MEMBERS.labels(collection.name).inc(added)
     return True
 
 

@@ -19,13 +19,14 @@ import structlog
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
-from ingest_service import access, grouping, metrics, payloads, receipts
+from ingest_service import grouping, metrics, payloads, receipts
 from ingest_service.catalog import Collection, read_collections
 from ingest_service.recording import Recorded
 from shared_models.http import problems
 from shared_models.http.discarding import UNREADABLE
 from shared_models.http.headers import PLAIN
 from shared_models.http.problems import Problem
+from shared_models.http.requests import note
 
 log = structlog.get_logger()
 
@@ -33,8 +34,8 @@ Environ = dict[str, Any]
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 PREFIX = "/v1/"
-# What Django calls the address, in the log and the metrics.
-ROUTE = "v1/<str:collection>"
+# What the log and the metrics call the address, also where Django answers.
+ROUTE = "/v1/{collection}"
 
 
 class Front:
@@ -65,9 +66,9 @@ class Front:
             log.exception("request.error", route=ROUTE)
             response = problems.server_error()
         else:
-            access.note("POST", ROUTE, 201, time.perf_counter() - begun)
+            note("POST", ROUTE, 201, time.perf_counter() - begun)
             return send_answer(start_response, collection, recorded)
-        access.note("POST", ROUTE, response.status_code, time.perf_counter() - begun)
+        note("POST", ROUTE, response.status_code, time.perf_counter() - begun)
         return send(start_response, response.status_code, dict(response.items()), response.content)
 
 

@@ -1,10 +1,10 @@
 """How gunicorn runs the service: `gunicorn -c ingest_service/gunicorn.conf.py`."""
 
 import os
-import shutil
 import sys
-import tempfile
 from typing import Any
+
+from shared_models.http.hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
 
 wsgi_app = "ingest_service.wsgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
@@ -24,12 +24,12 @@ keepalive = 75
 timeout = 60
 # On SIGTERM, requests in progress have this long to end: as long as a statement may take.
 graceful_timeout = 30
+logger_class = Logger
 # The socket would lie in the home folder, where two stacks would meet.
 control_socket_disable = True
 
-# Before anything imports prometheus_client: with several workers it keeps its numbers in files, one set a worker.
-if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="rollcall-ingest-metrics-")
+# With several workers prometheus_client keeps its numbers in files, one set a worker, in PROMETHEUS_MULTIPROC_DIR.
+make_metrics_folder("ingest")
 
 # A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
 from ingest_service import settings  # noqa: E402
@@ -63,15 +63,3 @@ def post_worker_init(worker: Any) -> None:
     from ingest_service.pulse import Pulse
 
     Pulse(settings.PULSE_SECONDS, settings.IDEMPOTENCY_KEEP_HOURS).start()
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    """Let the numbers of a worker that is gone stand."""
-    from prometheus_client import multiprocess
-
-    multiprocess.mark_process_dead(worker.pid)
-
-
-def on_exit(server: Any) -> None:
-    """Remove the files of the metrics."""
-    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)

@@ -128,6 +128,7 @@ def count(
 ) -> bool:
     """Count the members of committed rows, and the rows themselves for the metrics; whether all are counted now."""
     metrics.ROWS.labels(collection.name).inc(len(rows))
+    metrics.COMMIT_ROWS.labels(collection.name).observe(len(rows))
     found = members() if members else counting.members_of(collection, rows)
     counted = counting.count(collection, found, len(rows), xact, source)
     if not counted:

@@ -120,7 +120,7 @@ SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
-    "ingest_service.access.AccessMiddleware",
+    "shared_models.http.requests.NoteMiddleware",
     "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",

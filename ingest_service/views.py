@@ -14,6 +14,7 @@ from ingest_service import bodies, description, grouping, health, metrics, paylo
 from ingest_service.catalog import Collection, read_collections
 from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded
+from shared_models.http import measuring
 from shared_models.http.problems import Problem
 
 
@@ -139,7 +140,7 @@ def get_readyz(request: HttpRequest) -> HttpResponse:
 def get_metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus' text format."""
     check_method(request, "GET", "HEAD")
-    return HttpResponse(metrics.read_metrics(), content_type=CONTENT_TYPE_LATEST)
+    return HttpResponse(measuring.exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
 def get_openapi(request: HttpRequest) -> HttpResponse:

@@ -9,9 +9,8 @@ from django.core.wsgi import get_wsgi_application
 
 django = get_wsgi_application()
 
-from ingest_service.access import note  # noqa: E402
 from ingest_service.front import Front  # noqa: E402
 from shared_models.http.door import put_door  # noqa: E402
 
 front = Front(django)
-application = put_door(front, settings, note)
+application = put_door(front, settings)

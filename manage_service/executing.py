@@ -13,7 +13,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from manage_service import runs
+from manage_service import runs, totals
 from manage_service.leases import Lease
 from manage_service.progress import Progress, Steps
 from manage_service.reconciling import CounterWasLost, reconcile
@@ -55,6 +55,7 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
     except (WaitedTooLong, CounterWasLost, UnknownCounter) as error:
         run.end(Status.FAILED, str(error))
     runs.save(redis, run)
+    totals.note_run(redis, run)
     found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}
     log.info("run.ended", run=run.id, status=run.status, detail=run.detail, drift=found)
 
@@ -91,7 +92,7 @@ def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *,
         try:
             return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
         except psycopg2.Error as error:
-            reason = str(error).strip()
+            reason = str(error).strip().partition("\n")[0]  # the lines after it may quote rows
         yield Progress("waiting", findings.read, waiting=reason)
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from threading import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg2
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from manage_service import runs, stores
+from manage_service import runs, stores, totals
 from manage_service.building import build, needs_building
 from manage_service.catching_up import catch_up
 from manage_service.executing import execute
 from manage_service.leases import Lease, LeaseLost
 from manage_service.progress import Steps
+from manage_service.replica import Snapshot
 from manage_service.runs import Mode
 from shared_models import counters, keys, rolls
 
@@ -65,6 +66,8 @@ class Keeper:
         self.job: Job | None = None
         self.catch_up_at = 0.0
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
+        # Where an open transaction holds the horizon, and since when; for whoever watches.
+        self.held_at, self.held_since = 0, 0.0
         self.asked: dict[str, tuple[str, float]] = {}
         self.failure = ""
         self.behind: dict[str, str] = {}
@@ -107,6 +110,7 @@ class Keeper:
                 # The job under way goes on: a run waits for the replica only so long, and then says why it failed.
                 self.note_failure("replica", error)
                 self.source, finished = "", True
+                self.note_tick({})
             took = time.monotonic() - now
             # At most half of the time goes into catching up: a transaction that is left open for hours makes every
             # pass read again what is above the horizon.
@@ -115,7 +119,8 @@ class Keeper:
 
     def note_failure(self, store: str, error: Exception) -> None:
         """Say it once, not every second."""
-        reason = f"{type(error).__name__}: {str(error).strip()}"
+        said, _, _ = str(error).strip().partition("\n")  # the lines after it may quote rows
+        reason = f"{type(error).__name__}: {said}"
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
             self.failure = reason
@@ -130,6 +135,7 @@ class Keeper:
         """One pass over each counter that has a cursor; whether all of them are through."""
         with self.replica.snapshot() as snapshot:
             self.source = snapshot.source
+            shown = self.describe(snapshot)
         finished = True
         for counter in counters.COUNTERS:
             did = catch_up(counter, self.replica, self.redis)
@@ -139,15 +145,28 @@ class Keeper:
                 log.info("keeper.behind" if did.behind else "keeper.abreast", counter=counter.name, reason=did.behind)
             if did.added:
                 log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
-        self.redis.hset(
-            keys.KEEPER,
-            mapping={
-                "ticked_at": rolls.to_microseconds(datetime.now(UTC)),
-                "job": self.job.name if self.job else "",
-                "source": self.source,
-            },
-        )
+            if did.read_members:
+                totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
+        self.note_tick(shown)
         return finished
+
+    def describe(self, snapshot: Snapshot) -> dict[str, int]:
+        """What the metrics say of the replica, and for how long an open transaction has held the horizon where it is."""
+        now = time.monotonic()
+        if not snapshot.held or snapshot.horizon != self.held_at:
+            self.held_at, self.held_since = snapshot.horizon, now
+        return {
+            "committed_through": rolls.to_microseconds(snapshot.committed_through),
+            "behind_bytes": snapshot.behind_bytes,
+            "held_microseconds": round((now - self.held_since) * 1e6),
+        }
+
+    def note_tick(self, shown: dict[str, int]) -> None:
+        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
+        ticked_at = rolls.to_microseconds(datetime.now(UTC))
+        job = self.job.name if self.job else ""
+        noted: dict[Any, Any] = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
+        self.redis.hset(keys.KEEPER, mapping=noted)
 
     def step_job(self) -> float:
         """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""

@@ -1,23 +1,16 @@
-"""Manage's metrics. They are facts in Redis: any worker of any instance gives the same text at the same moment."""
+"""Manage's metrics, beside that of its requests. They are facts in Redis, where the keeper, which listens nowhere, leaves
+what it knows: any worker of any instance gives the same text at the same moment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from redis import Redis
 
-from manage_service import runs
+from manage_service import runs, totals
 from shared_models import counters, keys, rolls
-
-
-def render(redis: Redis) -> bytes:
-    """Everything, as Prometheus text. Raises redis.RedisError."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Facts(redis))
-    return generate_latest(registry)
 
 
 class Facts:
@@ -57,10 +50,49 @@ class Facts:
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(runs.still_open(self.redis))
         )
-        ticked = rolls.from_microseconds(*rolls.read_fields(self.redis, keys.KEEPER, "ticked_at"))
-        if ticked is not None:
+        yield from self.collect_totals(list(states))
+        yield from self.collect_keeper(now)
+
+    def collect_totals(self, names: list[str]) -> Iterator[Metric]:
+        """What was done since Redis was last empty."""
+        caught_up = CounterMetricFamily(
+            "rollcall_keeper_caught_up_members_total",
+            "Members of the rows that catching up has read, and those of them that were missing",
+            labels=["counter", "kind"],
+        )
+        for name in names:
+            read, added = totals.read_passes(self.redis, name)
+            caught_up.add_metric([name, "read"], read)
+            caught_up.add_metric([name, "added"], added)
+        took = SummaryMetricFamily("rollcall_run_seconds", "How long runs took", labels=["mode", "status"])
+        for (mode, status), (times, seconds) in totals.read_runs(self.redis).items():
+            took.add_metric([mode.value, status.value], times, seconds)
+        yield from (caught_up, took)
+
+    def collect_keeper(self, now: datetime) -> Iterator[Metric]:
+        """How the keeper stands, and what the replica has shown it. Nothing, where there has never been one."""
+        names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
+        ticked, source, through, behind, held = rolls.read_fields(self.redis, keys.KEEPER, *names)
+        ticked_at, shown_through = rolls.from_microseconds(ticked), rolls.from_microseconds(through)
+        if ticked_at is not None:
+            age = (now - ticked_at).total_seconds()
             yield GaugeMetricFamily(
-                "rollcall_keeper_tick_age_seconds",
-                "How long ago the keeper caught up",
-                value=(now - ticked).total_seconds(),
+                "rollcall_keeper_tick_age_seconds", "How long ago the keeper last turned its loop", value=age
+            )
+            yield GaugeMetricFamily(
+                "rollcall_replica_reachable", "1, or 0 where the keeper cannot read it", value=1 if source else 0
+            )
+        if shown_through is not None:
+            yield GaugeMetricFamily(
+                "rollcall_replica_lag_seconds",
+                "How long ago the last commit was that the replica shows",
+                value=max(0.0, (now - shown_through).total_seconds()),
+            )
+            yield GaugeMetricFamily(
+                "rollcall_replica_lag_bytes", "Log that the replica has received and not replayed", value=int(behind)
+            )
+            yield GaugeMetricFamily(
+                "rollcall_horizon_age_seconds",
+                "For how long an open transaction has held the horizon where it is",
+                value=int(held) / 1e6,
             )

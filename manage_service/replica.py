@@ -6,6 +6,8 @@ Every read happens in a `Snapshot`: one repeatable-read transaction, short, whic
     lsn                how far the replica had replayed before it: it shows everything up to there
     committed_through  it shows every row that the primary committed before this moment (the primary's clock)
     horizon            it shows every row of a transaction with a lower xact
+    held               a transaction is open at the horizon: others that came later may have ended
+    behind_bytes       log that the replica had received and not replayed
 
 A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
 combines several of them compares these facts (see `building` and `sweeping`).
@@ -65,10 +67,14 @@ STANDPOINT = f"""
             - '0/0')::bigint,
            CASE WHEN pg_is_in_recovery()
                 THEN greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
-                ELSE clock_timestamp() END
+                ELSE clock_timestamp() END,
+           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint
 """
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+HORIZON = """
+    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmin(now) < pg_snapshot_xmax(now)
+    FROM pg_current_snapshot() AS now
+"""
 
 # The statements, with the fields and the table of a counter filled in: {fields} f, g · {table} · {marks} %s, %s ·
 # {joined} t.f = v.f AND t.g = v.g · {walked} w.f, w.g · {unnest} unnest(%s::text[], %s::text[])
@@ -125,9 +131,20 @@ class Estimate:
 class Snapshot:
     """One repeatable-read transaction on the replica: see the head of this module. Made by `Replica.snapshot`."""
 
-    def __init__(self, connection: Connection, source: str, lsn: int, committed_through: datetime, horizon: int):
+    def __init__(
+        self,
+        connection: Connection,
+        source: str,
+        lsn: int,
+        committed_through: datetime,
+        horizon: int,
+        *,
+        held: bool = False,
+        behind_bytes: int = 0,
+    ) -> None:
         self._connection = connection
         self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
+        self.held, self.behind_bytes = held, behind_bytes
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -198,10 +215,12 @@ class Replica:
             self._connection = self._connect()
         try:
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
-            ((source, lsn, committed_through),) = ask(self._connection, STANDPOINT)
+            ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, STANDPOINT)
             ask(self._connection, BEGIN)
-            ((horizon,),) = ask(self._connection, HORIZON)
-            yield Snapshot(self._connection, source, lsn, committed_through, horizon)
+            ((horizon, held),) = ask(self._connection, HORIZON)
+            yield Snapshot(
+                self._connection, source, lsn, committed_through, horizon, held=held, behind_bytes=behind_bytes
+            )
         except psycopg2.Error:
             self.close()
             raise

@@ -39,13 +39,16 @@ class Mode(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a run is in its life. The last three are its ends."""
+    """Where a run is in its life; the last three are its ENDS."""
 
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+ENDS = (Status.DONE, Status.FAILED, Status.CANCELLED)
 
 
 class Findings(msgspec.Struct):

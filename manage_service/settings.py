@@ -64,7 +64,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.http.requests.LogMiddleware",
+    "shared_models.http.requests.NoteMiddleware",
     "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -16,11 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field, WithJsonSchema
 from redis.exceptions import RedisError
 
-from manage_service import metrics as measures
 from manage_service import runs, stores
+from manage_service.metrics import Facts
 from manage_service.runs import Mode, Run, UnknownRun
 from manage_service.status import read_status
 from shared_models.counters import COUNTERS, UnknownCounter
+from shared_models.http import measuring
 from shared_models.http.describing import complete
 from shared_models.http.problems import Problem
 from shared_models.stores import check_noeviction
@@ -194,7 +195,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
 def metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same."""
     try:
-        return HttpResponse(measures.render(stores.connect_redis()), content_type=CONTENT_TYPE_LATEST)
+        return HttpResponse(measuring.exposition(Facts(stores.connect_redis())), content_type=CONTENT_TYPE_LATEST)
     except RedisError as error:
         return redis_failed(request, error)
 

@@ -10,6 +10,5 @@ from django.core.wsgi import get_wsgi_application
 django = get_wsgi_application()
 
 from shared_models.http.door import put_door  # noqa: E402
-from shared_models.http.requests import note  # noqa: E402
 
-application = put_door(django, settings, note)
+application = put_door(django, settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "query_service.settings")
@@ -20,16 +21,20 @@ from redis.asyncio import Redis
 
 from query_service import metrics, stores, streams
 from query_service.board import Board
-from query_service.door import Door
+from query_service.door import Door, Headers, with_headers
 from query_service.scope import hand_over
 from query_service.streams import Streams
+from shared_models.http.requests import TOKEN, id_of, write_line
 
 
 class Application:
     """The ASGI application of one worker."""
 
-    def __init__(self, board: Board, open_streams: Streams, members: Redis, django: Any) -> None:
+    def __init__(
+        self, board: Board, open_streams: Streams, members: Redis, django: Any, *, access_log: bool = False
+    ) -> None:
         self.board, self.streams, self.members, self.django = board, open_streams, members, django
+        self.access_log = access_log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -49,7 +54,8 @@ class Application:
         if answer is None and not is_stream:
             return False
 
-        host = cache_control = if_none_match = b""
+        begun = perf_counter()
+        host = cache_control = if_none_match = request_id = b""
         for name, value in scope["headers"]:
             if name == b"host":
                 host = value
@@ -57,10 +63,15 @@ class Application:
                 cache_control = value
             elif name == b"if-none-match":
                 if_none_match = value
+            elif name == b"x-request-id":
+                request_id = value
         if not is_allowed(host):
             return False
+        echoed = [(b"x-request-id", id_of(request_id.decode("latin-1")).encode())] if request_id else []
         if is_stream:
-            await self.streams.serve(receive, send)
+            status = await self.streams.serve(receive, with_headers(send, echoed) if echoed else send)
+            if self.access_log:
+                self.write_line(scope, path, status, begun, echoed)
             return True
 
         if cache_control and b"no-cache" in cache_control.lower():
@@ -70,10 +81,20 @@ class Application:
             return False
         self.board.ask()
         status, headers, body = answer.pick(if_none_match, scope["method"] == "HEAD")
-        metrics.note_standing_answer(answer.route, status)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": headers + echoed if echoed else headers}
+        )
         await send({"type": "http.response.body", "body": body})
+        metrics.note_standing_answer(answer.route, status, begun)
+        if self.access_log:
+            self.write_line(scope, answer.route, status, begun, echoed)
         return True
+
+    def write_line(self, scope: Any, route: str, status: int, begun: float, echoed: Headers) -> None:
+        """What Django's middleware writes of the other requests. `echoed`: the id that the client has sent, if so."""
+        known = {"token": scope.get(TOKEN), "request_id": echoed[0][1].decode() if echoed else None}
+        more = {name: value for name, value in known.items() if value}
+        write_line(scope["method"], route, status, perf_counter() - begun, **more)
 
     async def _live(self, receive: Any, send: Any) -> None:
         """The lifespan protocol: nothing to do at the start."""
@@ -110,8 +131,11 @@ def make_application() -> Door:
         heartbeat_seconds=settings.HEARTBEAT_SECONDS,
         limit=settings.MAX_STREAMS,
     )
+    application = Application(
+        board, open_streams, stores.connect_for_members(), get_asgi_application(), access_log=settings.ACCESS_LOG
+    )
     return Door(
-        Application(board, open_streams, stores.connect_for_members(), get_asgi_application()),
+        application,
         tokens=settings.TOKENS,
         metrics_public=settings.METRICS_PUBLIC,
         origins=settings.CORS_ORIGINS,

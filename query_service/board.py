@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -49,7 +50,8 @@ class Board:
         """Note that somebody looks: the answers are kept true for another `idle_seconds`."""
         self._asked_at = monotonic()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep())
+            # In a context of its own: it is nobody's request whose id its lines would carry.
+            self._task = asyncio.create_task(self._keep(), context=Context())
 
     async def read_anew(self) -> None:
         """Return when a read has ended that began after this call; what it found is up then.

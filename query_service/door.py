@@ -7,12 +7,17 @@ taking more than its share: bytes of a body, open streams.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter as Tally
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from query_service import refusals, streams
+from shared_models.http.measuring import requests
 from shared_models.http.problems import MEDIA_TYPE, Problem
+from shared_models.http.requests import HEADER, NO_ROUTE, TOKEN, id_of, note
 from shared_models.http.tokens import Tokens, needs_token, unauthorized
 
 # How long the body of a request may take to arrive: a few megabytes at most.
@@ -62,15 +67,18 @@ class Door:
             send = with_headers(send, self.cross_origin(origin))
             if scope["method"] == "OPTIONS" and header(scope, b"access-control-request-method"):
                 # Before the token: browsers ask without one whether they may send it.
+                begun = time.perf_counter()
                 await answer(send, 204, PREFLIGHT_HEADERS)
+                requests(NO_ROUTE, 204).observe(time.perf_counter() - begun)
                 return
         client = ""
         if self.tokens is not None and needs_token(scope["path"], metrics_public=self.metrics_public):
             authorization = header(scope, b"authorization")
             client = self.tokens.find(authorization) or ""
             if not client:
-                await refuse(send, unauthorized(presented=bool(authorization)))
+                await refuse(scope, send, unauthorized(presented=bool(authorization)))
                 return
+            scope[TOKEN] = client
         if scope["method"] in ("GET", "HEAD"):
             if self.streams_per_client and scope["path"] == streams.PATH:
                 await self._stream(client or str((scope.get("client") or [""])[0]), scope, receive, send)
@@ -91,7 +99,7 @@ class Door:
 
     async def _stream(self, client: str, scope: Any, receive: Any, send: Any) -> None:
         if self.open_streams[client] >= self.streams_per_client:
-            await refuse(send, refusals.too_many_streams_of_client(self.streams_per_client))
+            await refuse(scope, send, refusals.too_many_streams_of_client(self.streams_per_client))
             return
         self.open_streams[client] += 1
         try:
@@ -106,7 +114,7 @@ class Door:
         declared = header(scope, b"content-length")
         if not declared.isdigit() or int(declared[:20]) <= self.body_bytes:
             return False
-        await refuse(send, refusals.body_too_large(self.body_bytes))
+        await refuse(scope, send, refusals.body_too_large(self.body_bytes))
         return True
 
     def _limited(self, receive: Any) -> Any:
@@ -150,11 +158,15 @@ def with_headers(send: Any, headers: Headers) -> Any:
     return sending
 
 
-async def refuse(send: Any, problem: Problem) -> None:
-    """Answer a problem from outside of Django."""
+async def refuse(scope: Any, send: Any, problem: Problem) -> None:
+    """Answer a problem from outside of Django, and note it."""
+    begun = time.perf_counter()
+    request_id = id_of(header(scope, b"x-request-id").decode("latin-1"))
     headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store", "x-content-type-options": "nosniff"}
-    headers |= {name.lower(): value for name, value in problem.headers.items()}
+    headers |= {name.lower(): value for name, value in {**problem.headers, HEADER: request_id}.items()}
     await answer(send, problem.status, [(n.encode(), v.encode()) for n, v in headers.items()], problem.body())
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        note(scope["method"], NO_ROUTE, problem.status, time.perf_counter() - begun)
 
 
 async def answer(send: Any, status: int, headers: Headers, body: bytes = b"") -> None:

@@ -1,26 +1,14 @@
-"""Every metric of query, and the middleware that measures what Django answers.
-
-With several workers each writes its numbers to files in PROMETHEUS_MULTIPROC_DIR (gunicorn.conf.py makes it), and
-whichever worker is asked for /metrics adds them up.
-"""
+"""Every metric of query, beside that of its requests; and how a standing answer is counted in next to no time."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable
-from functools import cache
 from time import perf_counter
 
-from asgiref.sync import markcoroutinefunction
-from django.http import HttpRequest, HttpResponse
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import Counter, Gauge, Histogram
 
 from query_service.counters import Reading
+from shared_models.http import measuring
 
-REQUESTS = Counter("rollcall_query_requests_total", "Requests answered", ["route", "status"])
-REQUEST_SECONDS = Histogram(
-    "rollcall_query_request_seconds", "Time to answer a request that no standing answer fits", ["route"]
-)
 READS = Counter("rollcall_query_reads_total", "Reads of the counts from Redis", ["outcome"])
 READ_SECONDS = Histogram(
     "rollcall_query_read_seconds",
@@ -47,26 +35,46 @@ COMPLETE_THROUGH = Gauge(
 )
 
 
-@cache
-def requests(route: str, status: int) -> Counter:
-    """The counter of one route and status. Kept, because looking it up by labels takes longer than an answer may."""
-    return REQUESTS.labels(route, str(status))
+# An answer that takes less than this lies in the first bucket of the histogram.
+QUICK_SECONDS = 0.001
 
 
-# Standing answers that have been given and not yet noted, by route and status. Touched by the worker's event loop only.
-_given: dict[tuple[str, int], int] = {}
+class Given:
+    """Quick answers of one route and status that have been given and not yet noted."""
+
+    __slots__ = ("seconds", "times")
+
+    def __init__(self) -> None:
+        self.times, self.seconds = 0, 0.0
 
 
-def note_standing_answer(route: str, status: int) -> None:
-    """Count one. A counter that several workers share takes a third of the time of such an answer, a dictionary nothing."""
-    key = route, status
-    _given[key] = _given.get(key, 0) + 1
+# Touched by the worker's event loop only.
+_given: dict[tuple[str, int], Given] = {}
+
+
+def note_standing_answer(route: str, status: int, begun: float) -> None:
+    """Note an answer to a request that came at `begun` (perf_counter).
+
+    A histogram that several workers share takes longer than such an answer does; to add two numbers takes nothing.
+    """
+    seconds = perf_counter() - begun
+    if seconds >= QUICK_SECONDS:
+        measuring.requests(route, status).observe(seconds)
+        return
+    given = _given.get((route, status))
+    if given is None:
+        given = _given[route, status] = Given()
+    given.times += 1
+    given.seconds += seconds
 
 
 def pass_on_standing_answers() -> None:
     """Note those that have been given since the last time. The board does so after each of its reads."""
-    for (route, status), times in _given.items():
-        requests(route, status).inc(times)
+    for (route, status), given in _given.items():
+        observed = measuring.requests(route, status)
+        # What `observe` does, for many at once; prometheus_client has no method for it.
+        observed._sum.inc(given.seconds)
+        observed._buckets[0].inc(given.times)
     _given.clear()
 
 
@@ -78,33 +86,3 @@ def set_counts(names: list[str], reading: Reading | None) -> None:
         COUNT.labels(name).set(state.count if state and known else float("nan"))
         through = state.complete_through if state and known else None
         COMPLETE_THROUGH.labels(name).set(float("nan") if through is None else through.timestamp())
-
-
-def exposition() -> bytes:
-    """All metrics of all workers, as Prometheus reads them. Standing answers of other workers may be a read late."""
-    pass_on_standing_answers()
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
-    return generate_latest(registry)
-
-
-class MetricsMiddleware:
-    """Counts and times what Django answers. The standing answers count themselves."""
-
-    sync_capable, async_capable = False, True
-
-    def __init__(self, get_response: Callable[[HttpRequest], Awaitable[HttpResponse]]) -> None:
-        self.get_response = get_response
-        markcoroutinefunction(self)
-
-    async def __call__(self, request: HttpRequest) -> HttpResponse:
-        begun = perf_counter()
-        response = await self.get_response(request)
-        # Not the path: whoever asks for many paths that there are not would make as many series.
-        match = request.resolver_match
-        route = "none" if match is None else "/" + match.route.replace("<", "{").replace(">", "}")
-        requests(route, response.status_code).inc()
-        REQUEST_SECONDS.labels(route).observe(perf_counter() - begun)
-        return response

@@ -61,10 +61,12 @@ try:
     # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
+    # A log line for each standing answer and stream, too. Such a line costs more than the answer.
+    ACCESS_LOG = env.bool("ACCESS_LOG", False)
 except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
     sys.exit(f"query_service: {error}. See the table of variables in README.md.")
 
-logs.configure("query", LOG_JSON)
+logs.configure("query", LOG_JSON, delayed=True)
 LOGGING_CONFIG = None
 # A refusal (404, 503 while a counter is cold) is an answer, which the metrics count; an exception is a fault.
 logging.getLogger("django.request").addFilter(lambda record: bool(record.exc_info))
@@ -84,7 +86,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",  # gives every answer its length
     "query_service.static_files.StaticFilesMiddleware",
-    "query_service.metrics.MetricsMiddleware",
+    "shared_models.http.requests.NoteMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "query_service.urls"

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from time import monotonic
+from random import randint
+from time import monotonic, perf_counter
 from typing import Any
 
 import msgspec
@@ -20,12 +21,15 @@ import msgspec
 from query_service import metrics, refusals
 from query_service.answers import Condition
 from query_service.board import Board
+from shared_models.http.measuring import requests
 from shared_models.rolls import to_microseconds
 
 PATH = "/v1/stream"
 HEARTBEAT = b":\n\n"
 # How soon a browser connects again, in milliseconds, when a stream has ended.
 RETRY = b"retry: 1000\n\n"
+# … and when all streams of a worker end at once: each at another moment, so that thousands do not come together.
+RETRY_FROM, RETRY_TO = 200, 3_000
 START = {
     "type": "http.response.start",
     "status": 200,
@@ -68,29 +72,35 @@ class Streams:
         for listener in self.listeners:
             listener.woken.set()
 
-    async def serve(self, receive: Any, send: Any) -> None:
-        """One stream, from its request to its end."""
+    async def serve(self, receive: Any, send: Any) -> int:
+        """One stream, from its request to its end; the status that it was answered."""
+        begun = perf_counter()
         if len(self.listeners) >= self.limit:
-            await _refuse(send, refusals.too_many_streams(self.limit))
-            return
+            refusal = refusals.too_many_streams(self.limit)
+            await _refuse(send, refusal)
+            requests(PATH, refusal.status).observe(perf_counter() - begun)
+            return refusal.status
         listener = Listener()
         self.listeners.add(listener)
         metrics.STREAMS.inc()
-        metrics.requests(PATH, 200).inc()
         waiting_for_the_end = asyncio.create_task(_note_the_end(listener, receive))
         try:
             # A server may tell by OSError, too, that the client is gone.
             with suppress(OSError):
-                await self._send_events(listener, send)
+                await self._send_events(listener, send, begun)
         finally:
             waiting_for_the_end.cancel()
             self.listeners.discard(listener)
             metrics.STREAMS.dec()
+        return 200
 
-    async def _send_events(self, listener: Listener, send: Any) -> None:
+    async def _send_events(self, listener: Listener, send: Any, begun: float) -> None:
         await send(START)
         await send({"type": "http.response.body", "body": RETRY, "more_body": True})
         await self._board.read_anew()
+        requests(PATH, 200).observe(
+            perf_counter() - begun
+        )  # until it has something to say; how long it lasts is no time
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_the_board())
         while not (listener.is_gone or self._ended):
@@ -102,6 +112,9 @@ class Streams:
             await send({"type": "http.response.body", "body": body, "more_body": True})
             if not (listener.is_gone or self._ended):
                 await listener.woken.wait()
+        if self._ended:
+            retry = b"retry: %d\n\n" % randint(RETRY_FROM, RETRY_TO)  # noqa: S311  (no secret)
+            await send({"type": "http.response.body", "body": retry, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch_the_board(self) -> None:
@@ -142,6 +155,5 @@ async def _note_the_end(listener: Listener, receive: Any) -> None:
 async def _refuse(send: Any, problem: Any) -> None:
     headers = {"content-type": "application/problem+json", "cache-control": "no-store", **problem.headers}
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    metrics.requests(PATH, problem.status).inc()
     await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
     await send({"type": "http.response.body", "body": problem.body()})

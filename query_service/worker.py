@@ -1,4 +1,5 @@
-"""gunicorn's ASGI worker, which waits for the first request on a connection no longer than for the next ones.
+"""gunicorn's ASGI worker, which waits for the first request on a connection no longer than for the next ones, and which
+leaves nobody unanswered when it stops.
 
 A slow client holds no worker here: one event loop waits for all of them. But each holds a connection, and gunicorn would
 let it do so for ever before its first request.
@@ -6,15 +7,23 @@ let it do so for ever before its first request.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import resource
+import signal
+from http import HTTPStatus
 from typing import Any
 
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 from gunicorn.workers import gasgi  # type: ignore[import-untyped]
 
+from shared_models.http.problems import Problem, last_answer
+from shared_models.http.requests import note_unread
+
 # For the head of the first request. Those of later ones have to arrive within `keepalive`.
 HEAD_SECONDS = 10.0
+# For how long a worker that stops waits for requests on the connections that it has.
+LEAVE_SECONDS = 2.0
 
 
 class Protocol(ASGIProtocol):
@@ -24,6 +33,33 @@ class Protocol(ASGIProtocol):
         super().connection_made(transport)
         # The timer of an idle connection, which gunicorn cancels when a request is there.
         self._keepalive_handle = self.worker.loop.call_later(HEAD_SECONDS, self._keepalive_timeout)
+        self.worker.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.worker.connections.discard(self)
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is being answered."""
+        return bool(self._awaiting_request)
+
+    def hang_up(self) -> None:
+        """What the timer of an idle connection does."""
+        self._keepalive_timeout()
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        """Whether the answer says `Connection: close`."""
+        return self.worker.stopping or bool(super()._will_close(request, response_requires_close))
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        """Answer a request that gunicorn cannot parse, as all others are answered."""
+        slug, title = "unreadable-request", "The request cannot be read"
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            slug, title = "internal-error", "Internal error"
+        problem = Problem(status, slug, title, message, headers=dict(extra_headers))
+        self._safe_write(last_answer(problem))
+        note_unread(problem)
 
 
 class Worker(gasgi.ASGIWorker):
@@ -34,4 +70,47 @@ class Worker(gasgi.ASGIWorker):
         with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         gasgi.ASGIProtocol = Protocol  # gunicorn has no setting for it
+        self.stopping = False
+        self.connections: set[Protocol] = set()
         super().init_process()
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        self.loop.add_signal_handler(signal.SIGTERM, self.begin_to_stop)
+
+    def begin_to_stop(self) -> None:
+        """End the event streams, and go on answering for a moment before gunicorn does what it does on SIGTERM."""
+        if not self.stopping:
+            self.stopping = True
+            self.asgi.streams.end()
+            self.loop.create_task(self.take_leave())
+
+    async def take_leave(self) -> None:
+        """Leave nobody unanswered.
+
+        1. The listener is let go of at once, and whom the kernel has connected by then is served: gunicorn would cut them
+           off. Whoever connects from now on meets another worker, or is refused, and can go elsewhere.
+        2. From here on every answer says that the connection ends with it (`Protocol._will_close`). gunicorn would end those, too,
+           which it has just told that they stay.
+        3. A client may be sending its next request just now. Connections on which none has come for a while are closed.
+        """
+        for server, listener in zip(self.servers, self.sockets, strict=True):
+            waiting = listener.sock.dup()
+            waiting.setblocking(False)
+            server.close()
+            while (
+                listener.sock.fileno() >= 0
+            ):  # uvloop closes it a turn later; until then the kernel goes on to connect
+                await asyncio.sleep(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    connection, _ = waiting.accept()
+                    connection.setblocking(False)
+                    await self.loop.connect_accepted_socket(lambda: Protocol(self), connection)
+            waiting.close()
+        deadline = self.loop.time() + LEAVE_SECONDS
+        while self.nr_conns and self.loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for idle in [each for each in self.connections if each.is_idle]:
+            idle.hang_up()
+        self.handle_exit_signal()

@@ -22,7 +22,10 @@ cold counters, which get built.
     rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
-    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), source, job
+    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), job; and what the replica last
+                                          showed it: source (empty while it cannot be reached), committed_through
+                                          (microseconds), behind_bytes, held_microseconds (see manage_service.keeper)
+    rollcall:1:totals             HASH    numbers that only grow: see manage_service.totals
     rollcall:1:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
 Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
@@ -71,3 +74,4 @@ def of_rate(service: str, token: str, second: int) -> str:
 RUNS = f"{PREFIX}runs"
 RUNS_OPEN = f"{PREFIX}runs:open"
 KEEPER = f"{PREFIX}keeper"
+TOTALS = f"{PREFIX}totals"

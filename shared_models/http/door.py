@@ -17,13 +17,11 @@ from django.core.exceptions import ImproperlyConfigured
 from shared_models.http.headers import PLAIN
 from shared_models.http.problems import MEDIA_TYPE, Problem
 from shared_models.http.rates import Rates
-from shared_models.http.requests import HEADER, id_of
+from shared_models.http.requests import HEADER, NO_ROUTE, id_of, note
 from shared_models.http.tokens import Tokens, needs_token, refusal_to_start, unauthorized
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
-# Method, route, status, seconds: how the service logs and measures a request.
-Note = Callable[[str, str, int, float], None]
 
 
 class Door:
@@ -37,13 +35,12 @@ class Door:
         tokens: Tokens | None,
         metrics_public: bool,
         rates: Rates | None,
-        note: Note,
     ) -> None:
         reason = refusal_to_start(auth, tokens)
         if reason:
             raise ImproperlyConfigured(reason)
         self.application, self.tokens, self.metrics_public = application, tokens, metrics_public
-        self.rates, self.note = rates, note
+        self.rates = rates
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request_id = id_of(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -59,7 +56,7 @@ class Door:
                 structlog.contextvars.bind_contextvars(token=name)
             if problem is None:
                 return self.application(environ, start)
-            self.note(environ["REQUEST_METHOD"], "none", problem.status, time.perf_counter() - begun)
+            note(environ["REQUEST_METHOD"], NO_ROUTE, problem.status, time.perf_counter() - begun)
             return refuse(start, problem)
         finally:
             # The thread goes on with somebody else's request: what this one bound must not stay.
@@ -87,7 +84,7 @@ def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
     return [body]
 
 
-def put_door(application: Any, settings: Any, note: Note) -> Door:
+def put_door(application: Any, settings: Any) -> Door:
     """The door by a service's settings."""
     limit = settings.RATE_LIMIT_PER_SECOND
     return Door(
@@ -96,5 +93,4 @@ def put_door(application: Any, settings: Any, note: Note) -> Door:
         tokens=settings.TOKENS,
         metrics_public=settings.METRICS_PUBLIC,
         rates=Rates(settings.SERVICE, settings.REDIS_URL, limit) if limit else None,
-        note=note,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -40,6 +41,17 @@ class Problem(Exception):
     def response(self) -> HttpResponse:
         """As a Django response."""
         return HttpResponse(self.body(), status=self.status, content_type=MEDIA_TYPE, headers=self.headers)
+
+
+def last_answer(problem: Problem) -> bytes:
+    """As it goes over the wire, from where there is neither WSGI nor ASGI yet. The connection ends with it."""
+    body = problem.body()
+    headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), "Connection": "close", **problem.headers}
+    lines = [
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}",
+        *(f"{n}: {v}" for n, v in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

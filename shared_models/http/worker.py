@@ -20,11 +20,13 @@ from functools import partial
 from typing import Any
 
 from gunicorn import http  # type: ignore[import-untyped]
+from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]
-from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker  # type: ignore[import-untyped]
 
 from shared_models.http.arriving import Arriving, Refused
-from shared_models.http.problems import Problem
+from shared_models.http.problems import Problem, last_answer
+from shared_models.http.requests import note_unread, unreadable
 
 # How long a thread waits for a client: for one that does not take its answer, all in all.
 CLIENT_SECONDS = 30.0
@@ -119,13 +121,14 @@ class Held(SocketUnreader):
 
 
 class Worker(ThreadWorker):
-    """Otherwise gunicorn's. On SIGTERM it lets go of idle connections, which would hold up every stop."""
+    """Otherwise gunicorn's. On SIGTERM it answers whoever is connected, and lets go of the listener at once."""
 
     def init_process(self) -> None:
         # Connections are many and mostly idle: as many as the system lets us have.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.let_go_at = 0.0  # while it stops: when connections on which nothing was asked are closed
         # By connection, oldest first.
         self.arriving: dict[TConn, Arriving] = {}
         self.lingering: dict[TConn, float] = {}
@@ -133,7 +136,12 @@ class Worker(ThreadWorker):
         super().init_process()
 
     def accept(self, listener: Any) -> None:
-        """Take a new connection. Where there is no room for one more, the one that has been arriving longest goes."""
+        """Take a new connection."""
+        self.accept_one(listener)
+
+    def accept_one(self, listener: Any) -> bool:
+        """Take a new connection; whether there was one. Where there is no room for it, the one that has been arriving longest
+        goes."""
         try:
             raw, address = listener.accept()
         except OSError as error:
@@ -141,7 +149,7 @@ class Worker(ThreadWorker):
                 self.make_room()
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
-            return
+            return False
         self.nr_conns += 1
         if self.nr_conns >= self.worker_connections:
             self.make_room()
@@ -150,6 +158,7 @@ class Worker(ThreadWorker):
             self.enqueue_req(connection)  # bytes of TLS: gunicorn's threads have to read them
         else:
             self.begin(connection)
+        return True
 
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """A kept connection has something to say."""
@@ -257,14 +266,20 @@ class Worker(ThreadWorker):
         """Answer a request that no thread shall see. The answer fits into the socket's buffer, or is lost."""
         self.arriving.pop(connection).close()
         self.poller.unregister(connection.sock)
-        body = problem.body()
-        head = (
-            f"HTTP/1.1 {problem.status} {problem.title}\r\nContent-Type: application/problem+json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
         with contextlib.suppress(OSError):
-            connection.sock.send(head.encode() + body)
+            connection.sock.send(last_answer(problem))
+        note_unread(problem)
         self.linger(connection)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer a request that gunicorn cannot parse. gunicorn would do so in HTML, and log what was asked and by whom."""
+        if not isinstance(exc, ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        problem = unreadable(exc)
+        with contextlib.suppress(OSError):
+            client.sendall(last_answer(problem))
+        note_unread(problem)
 
     def drop(self, connection: TConn) -> None:
         """Forget a request that has not arrived."""
@@ -284,18 +299,33 @@ class Worker(ThreadWorker):
             self.keepalived_conns[0].timeout = 0.0
             super().murder_keepalived()
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """gunicorn stops accepting when it begins to stop. What has been connected until then is answered, too.
+
+        The listener is let go of at once, and not at the end, as gunicorn does: the kernel would go on to connect clients
+        that nobody answers. Whoever connects from now on meets another worker, or is refused, and can go elsewhere.
+        """
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive and not self.let_go_at:
+            self.let_go_at = time.monotonic() + STOP_KEEPALIVE_LINGER
+            for listener in self.sockets:
+                while self.nr_conns < self.worker_connections and self.accept_one(listener):
+                    pass
+                listener.close()
+
     def murder_keepalived(self, force: bool = False) -> None:
-        """Called at every turn of the loop: end what has waited for too long."""
-        if not self.alive:
-            for connection in (*self.keepalived_conns, *self.pending_conns):
-                connection.timeout = 0.0
+        """Called at every turn of the loop: end what has waited for too long.
+
+        While the worker stops, gunicorn leaves idle connections open for STOP_KEEPALIVE_LINGER: a client may be sending its
+        next request just now. It is answered, and told to close the connection.
+        """
         super().murder_keepalived(force)
         now = time.monotonic()
         if not force and self.alive and now < self.look_at:
             return
         self.look_at = now + LOOK_SECONDS
         for connection, arriving in list(self.arriving.items()):
-            if force or (not self.alive and not arriving.size):
+            if force or (self.let_go_at and not arriving.size and now >= self.let_go_at):
                 self.drop(connection)
             elif now >= arriving.deadline():
                 if arriving.size:

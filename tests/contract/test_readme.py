@@ -41,7 +41,7 @@ def test_every_variable_is_named(service):
 
 
 def test_every_named_variable_is_read():
-    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py")
+    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py", "shared_models/http/hooks.py")
     named = set(re.findall(r"`([A-Z][A-Z_]+)`", section("## Configuration")))
     assert {name for name in named if name not in settings} == set()
     ports = set(re.findall(r"`([A-Z_]+_(?:PORT|OFFSET))", section("## Start")))
@@ -49,8 +49,16 @@ def test_every_named_variable_is_read():
 
 
 def test_every_metric_is_named_and_every_named_metric_exists():
-    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", source("*_service/metrics.py")))
+    code = source("*_service/metrics.py", "shared_models/http/measuring.py")
+    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", code))
     assert declared == set(re.findall(r"`(rollcall_[a-z_]+)`", section("### Metrics")))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_metric_stands_beside_the_service_that_has_it(service):
+    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", source(f"{service}/metrics.py")))
+    who = service.removesuffix("_service")
+    assert declared == set(re.findall(rf"^\| {who} \| `(rollcall_[a-z_]+)`", section("### Metrics"), re.M))
 
 
 def test_every_test_that_is_named_as_proof_exists():

@@ -12,8 +12,9 @@ from django.core.management import call_command
 from django.db import connection
 
 from compose.servers import Valkey
-from ingest_service import metrics, pulse, stores, transactions
+from ingest_service import pulse, stores, transactions
 from ingest_service.pulse import Pulse
+from shared_models.http import measuring
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
 from tests.servers import sql, started_primary
@@ -72,7 +73,7 @@ def test_the_metrics_follow_what_happens(producer: Producer) -> None:
     rows = 'rollcall_ingest_rows_total{collection="messages"}'
     rejected = 'rollcall_ingest_rejected_rows_total{collection="messages"}'
     replays = 'rollcall_ingest_replays_total{collection="messages"}'
-    asked = 'rollcall_ingest_request_seconds_count{route="v1/<str:collection>/batch",status="200"}'
+    asked = 'rollcall_request_seconds_count{route="/v1/{collection}/batch",service="ingest",status="200"}'
     before = [value(name) for name in (rows, rejected, replays, asked)]
     for _ in range(2):
         producer.send_batch(message(), message(""), Idempotency_Key="k1")
@@ -83,7 +84,7 @@ def test_the_metrics_follow_what_happens(producer: Producer) -> None:
         before[3] + 2,
     ]
     producer.client.get("/made-up")
-    assert "made-up" not in metrics.read_metrics().decode()
+    assert "made-up" not in measuring.exposition().decode()
 
 
 def test_the_description_gives_the_rules_of_the_model(producer: Producer) -> None:

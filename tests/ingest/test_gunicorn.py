@@ -68,7 +68,7 @@ class Gunicorn:
     def lines(self) -> list[dict[str, object]]:
         """What it has logged about requests."""
         read = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in read if line["event"] == "request"]
+        return [line for line in read if line["event"] == "request.answered"]
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,58 @@ def test_a_log_line_says_what_was_asked_and_nothing_of_who_asked(producer: Produ
     # Two workers, each of which writes its lines a moment later: in either order.
     assert sorted((line["method"], line["route"], line["status"]) for line in lines) == [
         ("GET", "none", 404),
-        ("POST", "v1/<str:collection>", 201),
+        ("POST", "/v1/{collection}", 201),
     ]
     assert not any(word in gunicorn.log.read_text() for word in ("secret", "ann-of-the-log"))
     assert {line["service"] for line in lines} == {"ingest"}, "also in a thread's line"
+
+
+SECRET = "ann-of-the-log"
+
+
+def test_the_log_holds_nothing_of_what_was_sent(producer: Producer, gunicorn: Gunicorn) -> None:
+    before = len(gunicorn.log.read_text())
+    json_type, key = {"Content_Type": "application/json"}, {"Idempotency_Key": SECRET}
+    asked = [
+        (201, "/v1/messages", json.dumps(message(SECRET)), json_type | key),
+        (201, "/v1/messages", json.dumps(message(SECRET)), json_type | key),
+        (422, "/v1/messages", json.dumps(message("other")), json_type | key),
+        (422, "/v1/messages", json.dumps({**message(), SECRET: SECRET}), json_type),
+        (400, "/v1/messages", f'{{"{SECRET}', json_type),
+        (200, "/v1/messages/batch", ndjson(message(SECRET), message(SECRET, city="")), {}),
+        (422, "/v1/messages/batch?strict=1", ndjson(message(SECRET), message(SECRET * 9)), {}),
+        (404, f"/v1/{SECRET}", "", {}),
+    ]
+    for status, path, body, headers in asked:
+        assert gunicorn.request("POST", path, body, X_Request_ID=f"asked-{status}", **headers)[0] == status, path
+    with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as raw:
+        raw.sendall(f"GET /?{SECRET} HTTP/9.{SECRET}\r\nHost: localhost\r\n\r\n".encode())
+        assert raw.recv(1000).startswith(b"HTTP/1.1 400")
+    # Each worker writes its lines a moment later.
+    wait_for(lambda: gunicorn.log.read_text()[before:].count('"request.') >= len(asked) + 1, "a line of each")
+    said = gunicorn.log.read_text()[before:]
+    assert SECRET not in said
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert all(line["request_id"] == f"asked-{line['status']}" for line in lines if line["event"] == "request.answered")
+
+
+def test_what_is_no_http_is_refused_with_a_problem(gunicorn: Gunicorn) -> None:
+    for sent in (b"what is this?\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nno header\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", gunicorn.port), timeout=10) as raw:
+            raw.sendall(sent)
+            head, _, body = b"".join(iter(lambda: raw.recv(1000), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request") and b"application/problem+json" in head
+        assert json.loads(body)["type"] == "urn:rollcall:unreadable-request"
+    refused = re.search(
+        r'rollcall_request_seconds_count\{route="none",service="ingest",status="400"\} (\S+)',
+        gunicorn.request("GET", "/metrics")[1].decode(),
+    )
+    assert refused and float(refused[1]) >= 2
+
+
+def test_gunicorns_own_lines_look_like_all_others(gunicorn: Gunicorn) -> None:
+    lines = [json.loads(line) for line in gunicorn.log.read_text().splitlines()]
+    assert any(line["event"].startswith("Booting worker") and line["service"] == "ingest" for line in lines)
 
 
 def test_the_metrics_are_those_of_all_workers(producer: Producer, gunicorn: Gunicorn) -> None:

@@ -171,7 +171,6 @@ def ask_often(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             tokens=Tokens(",".join(line for _, line in known.values())),
             metrics_public=False,
             rates=Rates("ingest", url, 3),
-            note=lambda *noted: None,
         )
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "HTTP_AUTHORIZATION": f"Bearer {known[name][0]}"}
         for _ in range(times):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from django.test import Client
 from redis import Redis
 
 from manage_service import keeper as keeping
@@ -167,6 +169,75 @@ def test_the_keeper_stops_cleanly_on_sigterm(world):
         said = process.stderr.read()
     assert "keeper.started" in said and "keeper.stopped" in said
     assert not world.redis.exists(keys.of_lock("keeper")), "the next keeper need not wait"
+
+
+SECRET = "ann-of-the-log"
+
+
+def test_the_keeper_logs_no_member(world):
+    with keeper_process(world, RECONCILE_SECONDS="0.2", LOG_JSON="true") as process:
+        wait_for(lambda: world.state().verified_at, "the keeper to have built and verified")
+        world.store(SECRET, city=SECRET)
+        wait_for(lambda: SECRET.encode() in world.set(), "what ingest has not counted to be caught up")
+        world.redis.sadd(keys.of_counter("users").members, f"{SECRET}-gone")
+        wait_for(lambda: world.exact(), "a reconcile")
+        wait_for(lambda: not runs.still_open(world.redis), "its end")
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    events = {json.loads(line)["event"] for line in said.splitlines()}
+    assert {"keeper.caught_up", "run.started", "run.ended", "job.started", "job.ended"} <= events
+    assert SECRET not in said
+
+
+def metrics_of(client):
+    """Each sample, by its name and labels."""
+    lines = client.get("/metrics").content.decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world):
+    client = Client(SERVER_NAME="localhost")
+    assert "rollcall_keeper_tick_age_seconds" not in metrics_of(client), "there has never been one"
+    with keeper_of(world) as keeper:
+        tick_until(keeper, lambda: world.state().verified_at and world.state("cities").verified_at)
+        world.store("ann", "bob")
+        world.replay()
+        tick_until(keeper, lambda: b"ann" in world.set())
+        run = world.ask("users", mode=Mode.CHECK)
+        tick_until(keeper, lambda: not runs.get(world.redis, run.id).open)
+        shown = metrics_of(client)
+        assert 0 <= shown["rollcall_keeper_tick_age_seconds"] < 15
+        assert shown["rollcall_replica_reachable"] == 1
+        assert 0 <= shown["rollcall_replica_lag_seconds"] < 60
+        assert shown["rollcall_horizon_age_seconds"] == 0
+        assert shown['rollcall_keeper_caught_up_members_total{counter="users",kind="added"}'] == 2
+        assert shown['rollcall_keeper_caught_up_members_total{counter="users",kind="read"}'] >= 2
+        assert shown['rollcall_run_seconds_count{mode="check",status="done"}'] == 1
+        assert shown['rollcall_run_seconds_sum{mode="check",status="done"}'] > 0
+        assert shown['rollcall_run_seconds_count{mode="repair",status="failed"}'] == 0
+
+        with world.replay_paused():
+            world.store("cid")
+            behind = wait_for(
+                lambda: keeper.tick() is not None and metrics_of(client)["rollcall_replica_lag_bytes"], "some lag"
+            )
+            assert behind > 0
+        world.replay()
+
+        held = world.begin().insert("dan")
+        world.store("eve")  # later, and ended before
+        world.replay()
+        tick_until(keeper, lambda: metrics_of(client)["rollcall_horizon_age_seconds"] > 0.2, "the horizon to be held")
+        held.commit()
+        world.store("fay")
+        world.replay()
+        tick_until(keeper, lambda: metrics_of(client)["rollcall_horizon_age_seconds"] == 0, "the horizon to be free")
+
+        keeper.replica.close()
+        keeper.replica._dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
+        ticked = world.redis.hget(keys.KEEPER, "ticked_at")
+        tick_until(keeper, lambda: metrics_of(client)["rollcall_replica_reachable"] == 0, "the replica to be missed")
+        assert world.redis.hget(keys.KEEPER, "ticked_at") > ticked, "the keeper itself is alive"
 
 
 def test_a_keeper_that_was_killed_is_followed_by_one_that_goes_on(world):

@@ -136,8 +136,8 @@ def test_the_metrics_show_requests_reads_and_counts(query: Query, rolls: Rolls) 
         query.get("/v1/counts")
     query.get("/v1/counts/users/member?username=ann")
     text = query.get("/metrics").body.decode()
-    assert 'rollcall_query_requests_total{route="/v1/counts",status="200"}' in text
-    assert 'rollcall_query_requests_total{route="/v1/counts/{counter}/member",status="200"}' in text
+    assert 'rollcall_request_seconds_count{route="/v1/counts",service="query",status="200"}' in text
+    assert 'rollcall_request_seconds_count{route="/v1/counts/{counter}/member",service="query",status="200"}' in text
     assert 'rollcall_query_reads_total{outcome="read"}' in text
     assert 'rollcall_query_count{counter="users"} 2.0' in text
     assert 'rollcall_query_count{counter="cities"} NaN' in text

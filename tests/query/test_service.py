@@ -28,14 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Running:
     """gunicorn on a free port."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, url: str, folder: Path, *, port: int = 0, **variables: str) -> None:
+        self.port = port or free_port()
         environment = {
             "PATH": os.environ["PATH"],
             "REDIS_URL": url,
             "PORT": str(self.port),
             "WORKERS": "2",
             "TMPDIR": str(folder),
+            **variables,
         }
         command = [sys.executable, "-m", "gunicorn", "-c", "query_service/gunicorn.conf.py"]
         self.log = folder / "log"
@@ -191,6 +192,58 @@ def test_it_runs_without_a_database_driver() -> None:
     )
     environment = {"PATH": os.environ["PATH"], "REDIS_URL": "redis://127.0.0.1:1/0"}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, timeout=30)
+
+
+SECRET = "ann-of-the-log"
+
+
+@pytest.mark.parametrize("access_log", ["off", "on"])
+def test_the_log_holds_nothing_of_what_was_asked(valkey: Valkey, rolls: Rolls, tmp_path: Path, access_log: str) -> None:
+    rolls.make_live("users", [SECRET.encode()])
+    rolls.make_live("cities", [])
+    service = Running(valkey.url, tmp_path, ACCESS_LOG=access_log)
+    service.get("/v1/counts", cache_control="no-cache")  # the board is bare no longer, in this worker at least
+    before = len(service.log.read_text())
+    for path, status in (
+        (f"/v1/counts/users/member?username={SECRET}", 200),
+        (f"/v1/counts/users/member?{SECRET}={SECRET}", 400),
+        (f"/{SECRET}?{SECRET}", 404),
+        (f"/v1/counts/users?{SECRET}", 200),
+    ):
+        got, headers, _ = service.get(path, x_request_id="mine")
+        assert (got, headers["x-request-id"]) == (status, "mine")
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as raw:
+        raw.sendall(f"GET /?{SECRET} HTTP/9.{SECRET}\r\nHost: localhost\r\n\r\n".encode())
+        head, _, body = b"".join(iter(lambda: raw.recv(1000), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and json.loads(body)["type"] == "urn:rollcall:unreadable-request"
+    service.stop()
+    said = service.log.read_text()[before:]
+    assert SECRET not in said
+    lines = [json.loads(line) for line in said.splitlines()]
+    # Without the line of the first request, which was written a moment later.
+    answered = [line for line in lines if line["event"] == "request.answered" and line["route"] != "/v1/counts"]
+    assert {line["request_id"] for line in answered} == {"mine"}
+    routes = [line["route"] for line in answered]
+    assert routes[:3] == ["/v1/counts/{counter}/member"] * 2 + ["none"]
+    # A worker whose board is bare leaves a standing answer to Django, which writes its line in any case.
+    assert access_log == "off" or routes[3:] == ["/v1/counts/{counter}"]
+    assert sum(line["event"] == "request.unread" for line in lines) == 1
+
+
+def test_standing_answers_leave_a_line_only_where_it_is_asked_for(valkey: Valkey, rolls: Rolls, tmp_path: Path) -> None:
+    rolls.make_all_live()
+    for access_log, expected in (("off", 0), ("on", 20)):
+        (tmp_path / access_log).mkdir()
+        service = Running(valkey.url, tmp_path / access_log, ACCESS_LOG=access_log, WORKERS="1")
+        service.get("/v1/counts")
+        before = len(service.log.read_text())
+        for _ in range(20):
+            assert service.get("/v1/counts")[0] == 200
+        text = service.get("/metrics")[2].decode()
+        assert 'rollcall_request_seconds_count{route="/v1/counts",service="query",status="200"} 21.0' in text
+        service.stop()
+        said = service.log.read_text()[before:]
+        assert said.count('"route":"/v1/counts"') in (expected, expected + 1)  # … and the first, written a moment later
 
 
 SLOW_CLIENTS = 300

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from compose.servers import Valkey
-from query_service.streams import START
+from query_service.streams import RETRY_FROM, RETRY_TO, START
 from tests.query.driving import Query, eventually
 from tests.query.rolls_in_redis import THROUGH, Rolls
 
@@ -199,11 +199,15 @@ def test_at_the_end_streams_end_and_new_ones_are_sent_elsewhere(query: Query, ro
         stream = await query.listen()
         await stream.next_counts()
         query.streams.end()
+        told = await stream.next()
+        # Each at another moment, so that thousands do not come back together.
+        assert told is not None and RETRY_FROM <= int(told.retry) <= RETRY_TO
         assert await stream.next() is None
         late = await query.listen()
         retry = await late.next()
         # 200 and an end: a browser connects again. Told 503, it would not.
         assert retry is not None and (late.status, retry.retry) == (200, "1000")
+        assert (await late.next()).retry  # type: ignore[union-attr]
         assert await late.next() is None
 
     query.run(scenario())
