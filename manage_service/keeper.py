@@ -114,11 +114,13 @@ class Keeper:
         return self.step_job()
 
     def note_failure(self, store: str, error: Exception) -> None:
-        """Say it once, not every second."""
+        """Say it once, not every second; to operators too, where Redis can be told."""
         reason = f"{type(error).__name__}: {str(error).strip()}"
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
             self.failure = reason
+            if store != "redis":
+                self.redis.hset(keys.KEEPER, "failure", reason)
 
     def note_recovery(self) -> None:
         """Both stores answered."""
@@ -145,6 +147,7 @@ class Keeper:
                 "ticked_at": rolls.to_microseconds(datetime.now(UTC)),
                 "job": self.job.name if self.job else "",
                 "source": self.source,
+                "failure": "",
             },
         )
         return finished

@@ -21,8 +21,9 @@ cold counters, which get built.
     rollcall:1:run:{ID}           HASH    one run: see manage_service.runs
     rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
-    rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
-    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), source, job
+    rollcall:1:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
+    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), source, job; and failure, why it
+                                          could not since
     rollcall:1:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
 Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
