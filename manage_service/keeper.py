@@ -156,6 +156,8 @@ class Keeper:
         """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
+            if self.job is not None:
+                self.redis.hset(keys.KEEPER, "job", self.job.name)
         if self.job is None:
             return max(0.0, min(PAUSE_WAITING_SECONDS, self.catch_up_at - time.monotonic()))
         self.job.lease.renew()
@@ -164,6 +166,7 @@ class Keeper:
         except StopIteration:
             log.info("job.ended", job=self.job.name)
             self.drop_job()
+            self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
         except psycopg2.Error as error:
             # A build; runs wait by themselves. The next job is the same build, from the position that it has reached.

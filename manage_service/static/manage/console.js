@@ -59,7 +59,12 @@ function span(seconds) {
 
 // Ages are told by the clock of the service: the reader's may be wrong.
 const seconds = (from, to) => Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000);
-const ago = (moment, now) => (moment ? `${span(seconds(moment, now))} ago` : "never");
+function ago(moment, now) {
+  if (!moment) return "never";
+  const age = seconds(moment, now);
+  return age < 1 ? "just now" : `${span(age)} ago`;
+}
+
 const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const timeOf = (moment) => clock.format(new Date(moment));
@@ -238,7 +243,10 @@ function showCounter(section, name, counter, runs, now) {
   showSamples(part("samples", section), last && counter.drift ? last.drift[name] : null);
 }
 
-// Members are shown as text, each isolated: they hold whatever a producer sent, in any direction of writing.
+// Members hold whatever a producer sent. What would not be seen, or would turn the writing around, is spelled out.
+const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
+const spelled = (text) => text.replace(UNSEEN, (sign) => `\\u{${sign.codePointAt(0).toString(16)}}`);
+
 function showSamples(box, drift) {
   const key = JSON.stringify(drift && [drift.missing_sample, drift.extra_sample, drift.missing, drift.extra]);
   if (box.dataset.key === key) return;
@@ -250,7 +258,7 @@ function showSamples(box, drift) {
     if (!members.length) continue;
     const line = make("p", "", kind);
     line.append(make("b", kind), ` (${where}): `);
-    members.forEach((member, at) => line.append(at ? " " : "", make("bdi", Object.values(member).join(", "))));
+    members.forEach((member, at) => line.append(at ? " " : "", make("bdi", spelled(Object.values(member).join(", ")))));
     if (drift[kind] > members.length) line.append(` and ${number.format(drift[kind] - members.length)} more`);
     box.append(line);
   }
@@ -315,7 +323,7 @@ function drawChart(section, title, proofs) {
   const many = proofs.length > 1 ? `${proofs.length} reconciles` : "1 reconcile";
   const words = `${many} since ${day.format(new Date(proofs[0].verified_at))}: ${worst === "no drift" ? worst : `at most ${worst}`}`;
   svg.setAttribute("aria-label", `Drift of ${title}. ${words}`);
-  setText(part("chart-words", section), `${words}. Missing upwards, extra downwards, the newest on the right.`);
+  setText(part("chart-words", section), `${words}.`);
 }
 
 // -- runs
