@@ -1,7 +1,7 @@
 // The console: asks manage's API how everything stands, and asks for runs. All that it shows comes from the API.
 "use strict";
 
-const BUSY_MS = 1000;         // between two looks while a run or a build is under way
+const BUSY_MS = 1000;         // between two looks while a run or a build is under way, or nothing can be seen
 const CALM_MS = 5000;         // otherwise
 const ANSWER_MS = 20000;      // a replica that is stopped takes manage a while to give up on
 const SHOWN_RUNS = 20;
@@ -183,6 +183,7 @@ async function look() {
       return;
     }
     showConnection("lost", `${error.message}; trying again`);
+    wait = BUSY_MS;
   } finally {
     looking = false;
     if (lookAgain || asked !== session) wait = 0;
@@ -376,8 +377,8 @@ function showRun(row, run, now) {
   const [pill, where, bar] = part("where", row).children;
   showPill(pill, { done: "good", failed: "bad" }[run.status] || "", open && cancelled.has(run.id) ? "stopping" : run.status);
   setText(where, open ? whereWords(run) : run.detail);
-  bar.hidden = run.status !== "running";
-  if (run.status === "running") showBar(bar, run.progress.read, run.progress.expected);
+  bar.hidden = run.status !== "running" || !run.progress.expected;
+  if (!bar.hidden) showBar(bar, run.progress.read, run.progress.expected);
   showFound(part("drift", row), run);
   setText(part("took", row), run.started_at ? span(seconds(run.started_at, run.finished_at || now)) : "");
   showStop(part("stop", row), run, open);
