@@ -26,6 +26,7 @@ PHASES = {
     "build": "building",
     "missing": "reading the table",
     "extra": "looking for extra members",
+    "mark": "marking the suspects",
     "fence": "waiting for the replica",
     "sweep": "going through the suspects",
     "waiting": "waiting for the replica",

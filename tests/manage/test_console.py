@@ -12,7 +12,7 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.test import Client, override_settings
 
-from manage_service import stores
+from manage_service import stores, terminal
 from manage_service.keeper import Keeper, Timing
 from manage_service.leases import Lease
 from manage_service.runs import Mode
@@ -71,6 +71,17 @@ def test_the_script_makes_no_markup_out_of_text():
     text = Path(finders.find("manage/console.js")).read_text()
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|localStorage|document\.cookie|eval\(", text
+    )
+
+
+def test_every_phase_of_a_run_has_words_on_the_page_and_in_the_terminal():
+    code = "".join(path.read_text() for path in Path(keys.__file__).parent.parent.glob("manage_service/*.py"))
+    phases = set(re.findall(r"Progress\(\s*\"(\w+)\"", code))
+    assert {"build", "missing", "extra", "fence", "sweep"} <= phases
+    assert phases <= set(terminal.PHASES)
+    script = Path(finders.find("manage/console.js")).read_text()
+    assert phases <= set(
+        re.findall(r"^  (\w+): \"", script.partition("const PHASES")[2].partition("};")[0], re.MULTILINE)
     )
 
 

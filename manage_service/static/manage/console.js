@@ -14,6 +14,7 @@ const PHASES = {
   build: "building",
   missing: "reading the table",
   extra: "looking for extra members",
+  mark: "marking the suspects",
   fence: "waiting for the replica",
   sweep: "going through the suspects",
   waiting: "waiting for the replica",
