@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psycopg2
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from manage_service import runs, stores
 from manage_service.building import build, needs_building
@@ -23,7 +23,8 @@ from manage_service.executing import execute
 from manage_service.leases import Lease, LeaseLost
 from manage_service.progress import Steps
 from manage_service.runs import Mode
-from shared_models import counters, keys, rolls
+from manage_service.sampling import take_samples
+from shared_models import counters, keys, rolls, samples
 
 log = structlog.get_logger()
 
@@ -64,6 +65,8 @@ class Keeper:
         self.leading = False
         self.job: Job | None = None
         self.catch_up_at = 0.0
+        self.sample_at = 0.0
+        self.unsampled = ""  # why no sample could be taken
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
         self.asked: dict[str, tuple[str, float]] = {}
         self.failure = ""
@@ -111,7 +114,22 @@ class Keeper:
             # At most half of the time goes into catching up: a transaction that is left open for hours makes every
             # pass read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
+        if now >= self.sample_at:
+            self.sample_at = now + samples.SAMPLE_SECONDS
+            self.sample()
         return self.step_job()
+
+    def sample(self) -> None:
+        """Take the samples that are due. A Redis that refuses them (a users.acl from before there were any) costs the charts
+        and nothing else."""
+        reason = ""
+        try:
+            take_samples(self.control)
+        except ResponseError as error:
+            reason = str(error)
+        if reason and reason != self.unsampled:
+            log.warning("keeper.takes_no_samples", reason=reason)
+        self.unsampled = reason
 
     def note_failure(self, store: str, error: Exception) -> None:
         """Say it once, not every second; to operators too, where Redis can be told."""

@@ -1,4 +1,4 @@
-"""What query reads from Redis: the state of the counters, and whether members are counted."""
+"""What query reads from Redis: the state of the counters, whether members are counted, and the counts of the last hour."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared_models import keys, rolls
+from shared_models import keys, rolls, samples
 from shared_models.rolls import State
+from shared_models.samples import Sample
 
 # What a read may raise: Redis gone, slow or loading; a key of another type; a state that is not as `rolls` writes it.
 Unreadable = (RedisError, OSError, ValueError)
@@ -59,3 +60,11 @@ async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -
     if counter_state.cold:
         raise CounterIsCold(name, counter_state)
     return [bool(is_member) for chunk in found for is_member in chunk]
+
+
+async def read_samples(client: Redis, names: Sequence[str], until: datetime) -> dict[str, list[Sample]]:
+    """The samples of each counter in the hour that ends at `until`, in one round trip. Raises one of Unreadable."""
+    pipe = client.pipeline(transaction=True)
+    for name in names:
+        samples.queue_samples(pipe, name)
+    return {name: samples.parse_samples(reply, until) for name, reply in zip(names, await pipe.execute(), strict=True)}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
-from query_service.scope import get_board
+from query_service import charts, questions, views
+from query_service.counters import Unreadable, read_samples
+from query_service.scope import get_board, get_members
 from shared_models import counters
+from shared_models.counters import Counter
+from shared_models.http.problems import Problem
+from shared_models.samples import Sample
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.
 POLICY = (
@@ -16,32 +24,98 @@ POLICY = (
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
+# Names the counter in a question that comes without JavaScript: the button's name. No field can be called like this.
+ASKED = "is-one-of"
+
 
 async def page(request: HttpRequest) -> HttpResponse:
-    """All counters with their freshness, and a question about a member for each."""
+    """All counters with their freshness and their last hour, and a question about a member for each."""
     board = get_board(request)
-    await board.read_anew()
+    _, histories, question = await asyncio.gather(board.read_anew(), read_histories(request), answer(request))
     described = board.describe()
+    now = described["as_of"] or datetime.now(UTC)
     context = {
-        "counters": [present(counter, described["counters"][counter.name]) for counter in counters.COUNTERS],
+        "counters": [
+            present(counter, described["counters"][counter.name], histories.get(counter.name, []), now, question)
+            for counter in counters.COUNTERS
+        ],
         "as_of": described["as_of"],
         "is_stale": any(counter["state"] in ("stale", "unavailable") for counter in described["counters"].values()),
+        "asked": ASKED,
     }
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     return HttpResponse(render_to_string("query/page.html", context), headers=headers)
 
 
-def present(counter: counters.Counter, described: dict[str, Any]) -> dict[str, Any]:
+async def read_histories(request: HttpRequest) -> dict[str, list[Sample]]:
+    """The last hour of each counter. Without Redis there are no charts, and the page says so in its own way."""
+    names = [counter.name for counter in counters.COUNTERS]
+    try:
+        return await read_samples(get_members(request), names, datetime.now(UTC))
+    except Unreadable:
+        return {}
+
+
+async def answer(request: HttpRequest) -> dict[str, Any]:
+    """What the form of a counter asked, and the answer: what `live.js` does by itself where there is JavaScript."""
+    name = request.GET.get(ASKED)
+    if name is None:
+        return {}
+    query = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
+    values = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=None))
+    said: dict[str, Any] = {"counter": name, "values": values}
+    try:
+        counter = views.find(name)
+        (is_member,) = await views.ask(request, counter, [questions.read_query(counter, query)])
+    except Problem as problem:
+        return {**said, "words": f"No answer: {problem.detail}."}
+    asked = ", ".join(values[field] for field in counter.fields)
+    if is_member:
+        return {**said, "kind": "yes", "words": f"Yes, “{asked}” is counted."}
+    return {**said, "kind": "no", "words": f"No, “{asked}” is not counted."}
+
+
+def present(
+    counter: Counter, described: dict[str, Any], samples: list[Sample], now: datetime, question: dict[str, Any]
+) -> dict[str, Any]:
     """One counter as the template wants it: in words and with separators, as `live.js` writes it too."""
     count, drift, progress = described["count"], described["drift"], described.get("progress")
+    samples = [sample for sample in samples if sample.at <= now]
+    if described["state"] == "live":
+        samples.append(Sample(now, count))
+    question = question if question.get("counter") == counter.name else {}
+    values = question.get("values", {})
     return {
         **described,
         "name": counter.name,
-        "title": counter.name.replace("_", " "),
-        "fields": [{"name": field, "title": field.replace("_", " ")} for field in counter.fields],
+        "title": title(counter.name),
+        "fields": [{"name": field, "title": title(field), "value": values.get(field, "")} for field in counter.fields],
         "shown": "—" if count is None else f"{count:,}",
         "drift_in_words": describe_drift(drift.missing, drift.extra) if drift else "",
         "progress_in_words": f"{progress['read']:,} of about {progress['expected']:,} members" if progress else "",
+        "chart": present_chart(charts.draw(samples, now)),
+        "answer": question,
+    }
+
+
+def title(name: str) -> str:
+    """A declared name, for people."""
+    return name.replace("_", " ")
+
+
+def present_chart(chart: charts.Chart | None) -> dict[str, Any]:
+    """The chart with its numbers in words; a place to draw on where there is nothing to draw yet."""
+    place = {"width": charts.WIDTH, "height": charts.HEIGHT}
+    if chart is None:
+        return {**place, "words": "The last hour: nothing is known"}
+    low, high = f"{chart.low:,}", f"{chart.high:,}"
+    words = f"{low} all the time" if low == high else f"between {low} and {high}"
+    return {
+        **place,
+        "path": chart.path,
+        "low": "" if low == high else low,
+        "high": high,
+        "words": f"The last hour: {words}",
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from ninja import NinjaAPI, Schema
 
 from query_service import answers, questions, refusals
-from query_service.counters import CounterIsCold, Unreadable, read_memberships
+from query_service.counters import CounterIsCold, Unreadable, read_memberships, read_samples
 from query_service.scope import get_board, get_members
 from shared_models import counters
 from shared_models.counters import Counter, UnknownCounter
@@ -80,6 +80,13 @@ class Stats(Schema, extra="allow"):
     result: str
 
 
+class History(Schema):
+    """The last hour of a counter, the oldest sample first: when it was read (seconds since 1970), and the count then."""
+
+    counter: str
+    samples: list[tuple[float, int]]
+
+
 class Membership(Schema):
     """Whether the member is counted."""
 
@@ -131,6 +138,18 @@ async def one_count(request: HttpRequest, counter: str) -> HttpResponse:
     """One counter; 503 with `Retry-After` while it is not complete."""
     find(counter)
     return await answer_from_board(request)
+
+
+@api.get("/v1/counts/{counter}/history", response={200: History, 404: Refusal, 503: Refusal}, tags=["counts"])
+async def history(request: HttpRequest, counter: str) -> HttpResponse:
+    """The counts of the last hour, one every ten seconds. Where the counter was not complete there is a gap."""
+    name = find(counter).name
+    try:
+        read = await read_samples(get_members(request), [name], datetime.now(UTC))
+    except Unreadable:
+        raise refusals.redis_is_unavailable() from None
+    samples = [(round(sample.at.timestamp(), 3), sample.count) for sample in read[name]]
+    return answer_now({"counter": name, "samples": samples})
 
 
 @api.api_operation(["HEAD"], "/stats/get/", include_in_schema=False)

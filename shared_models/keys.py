@@ -18,6 +18,7 @@ cold counters, which get built.
                                           missing, extra    … and the drift that it found
     rollcall:1:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through, jumping,
                                           position ("=" and the last member read; absent at the start), read, expected
+    rollcall:1:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.samples
     rollcall:1:run:{ID}           HASH    one run: see manage_service.runs
     rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
@@ -46,12 +47,13 @@ class CounterKeys:
     suspects: str
     state: str
     fill: str
+    samples: str
 
 
 def of_counter(name: str) -> CounterKeys:
     """The keys of the counter with this name."""
     start = f"{PREFIX}{{{name}}}:"
-    return CounterKeys(start + "members", start + "suspects", start + "state", start + "fill")
+    return CounterKeys(start + "members", start + "suspects", start + "state", start + "fill", start + "samples")
 
 
 def of_run(run_id: str) -> str:

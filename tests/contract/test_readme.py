@@ -70,6 +70,12 @@ def test_every_file_that_is_named_exists():
     assert {path for path in paths if not (ROOT / path).exists()} == set()
 
 
+def test_every_picture_exists_and_is_small():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert {picture for picture in pictures if (ROOT / picture).stat().st_size > 150_000} == set()
+
+
 def test_every_command_that_is_named_exists():
     commands = set(re.findall(r"python -m (\w+_service) (\w+)", README))
     own = {(path.parts[-4], path.stem) for path in ROOT.glob("*_service/management/commands/*.py")}

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from shared_models import keys, rolls
+from shared_models import keys, rolls, samples
 from shared_models.counters import get_counter
 from shared_models.members import encode
+from shared_models.samples import Sample
 
 SOURCE = "7000000000000000001/1"
 THROUGH = datetime(2026, 11, 23, 12, 0, 1, 200_000, tzinfo=UTC)
@@ -65,6 +66,11 @@ class Rolls:
         """The end of a reconcile."""
         build = rolls.read_states(self.client, [name])[name].build
         assert rolls.verify(self.client, name, build, at, missing, extra)
+
+    def note(self, name: str, *taken: tuple[datetime, int]) -> None:
+        """Samples that the keeper has taken."""
+        for at, count in taken:
+            samples.queue_sample(self.client, name, Sample(at, count))
 
     def lose(self, name: str) -> None:
         """The counter is lost, as if Redis had been emptied."""

@@ -71,6 +71,22 @@ def test_the_page_says_when_the_counts_cannot_be_read(
     assert query.get("/livez").status == 200
 
 
+def test_a_question_without_javascript_is_answered_in_the_page(query: Query, rolls: Rolls) -> None:
+    rolls.make_live("users", [b"ann & <b>"])
+
+    def ask(question: str) -> Page:
+        reply = query.get(f"/?{question}")
+        assert reply.status == 200
+        return Page(reply.body.decode())
+
+    assert "Yes, “ann & <b>” is counted." in ask("username=ann+%26+%3Cb%3E&is-one-of=users").words
+    assert "No, “bob” is not counted." in ask("is-one-of=users&username=bob").words
+    assert "No answer: 'username' is missing; a member of 'users' has: username." in ask("is-one-of=users").words
+    assert "No answer: a value is not UTF-8." in ask("is-one-of=users&username=%ff").words
+    assert "No answer: counter 'cities' is being built" in ask("is-one-of=cities&state=NY&city=Ithaca").text
+    assert "counted." not in ask("is-one-of=nobody&username=ann").text
+
+
 def test_the_page_asks_no_other_host_and_is_small(query: Query, rolls: Rolls) -> None:
     rolls.make_all_live()
     reply = query.get("/")
@@ -101,6 +117,7 @@ def test_the_description_names_every_route_and_its_page_works_offline(query: Que
     assert set(described) == {
         "/v1/counts",
         "/v1/counts/{counter}",
+        "/v1/counts/{counter}/history",
         "/v1/counts/{counter}/member",
         "/v1/counts/{counter}/members",
         "/v1/stream",

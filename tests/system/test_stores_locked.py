@@ -152,7 +152,7 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
 READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBER", USERS.members, "x"), ("PING",)]
 ALLOWED = {
-    "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token")],
+    "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
         ("EVAL", rolls.RECORD.text, 3, USERS.members, USERS.suspects, USERS.state, "", "", "door"),
         ("SCRIPT", "LOAD", rolls.RECORD.text),
@@ -163,6 +163,7 @@ ALLOWED = {
         *READS,
         ("HGET", keys.KEEPER, "job"),
         ("LRANGE", keys.RUNS_OPEN, 0, -1),
+        ("LTRIM", USERS.samples, -1_000, -1),
         ("ZREVRANGE", keys.RUNS, 0, 1),
         ("SSCAN", USERS.members, 0),
     ],
@@ -203,8 +204,11 @@ REFUSED = {
         ("HMGET", keys.KEEPER, "job"),
         ("HMGET", keys.of_run("x"), "document"),
         ("SSCAN", USERS.members, 0),
+        ("RPUSH", USERS.samples, "0 1"),
+        ("LRANGE", keys.RUNS_OPEN, 0, -1),
     ],
     "ingest": [
+        ("RPUSH", USERS.samples, "0 1"),
         ("SREM", USERS.members, "x"),
         ("DEL", USERS.members),
         ("UNLINK", USERS.state),

@@ -159,3 +159,14 @@ def test_the_endpoints_that_the_readme_names_are_those_that_the_services_describ
     pages = {("GET", "/"), ("GET", "/v1/stream")}
     assert described - everywhere - pages <= named
     assert named - everywhere - pages <= described
+
+
+def test_the_keeper_notes_the_counts_of_the_last_hour(live: Stack) -> None:
+    def samples() -> list[list[float]]:
+        status, answer = ask(live.query, "GET", "/v1/counts/cities/history")
+        assert status == 200
+        return answer["samples"]
+
+    wait_for(samples, "a sample")
+    assert all(isinstance(number, int) and number >= 0 for _, number in samples())
+    assert samples() == sorted(samples())

@@ -3,15 +3,25 @@
 
 const AGAIN_MS = 2000;        // between attempts where the browser itself has given up
 const GRACE_MS = 1500;        // a stream that comes back within this was only handed to another worker
+const QUIET_MS = 60000;       // a stream that says nothing for so long may lead nowhere: a laptop slept, a network changed
+
+// As charts.py draws: in seconds, and in units of the drawing.
+const HOUR = 3600, SAMPLE = 10, GAP = 25, MARGIN = 4;
 
 const number = new Intl.NumberFormat("en");
 const connection = document.querySelector("[data-part=connection]");
 const sections = new Map([...document.querySelectorAll("[data-counter]")].map((s) => [s.dataset.counter, s]));
 
+// Of each counter [seconds since 1970, count], in order: the samples of the service, and what the stream has said since.
+const points = new Map([...sections.keys()].map((name) => [name, []]));
+const drawable = new Set();   // those whose samples have been asked for: until then the chart stays as the server drew it
+
 let latest = null;            // the last event's document
 let receivedAt = 0;           // when it came, on the page's own steady clock
 let lostSince = null;         // the time of day when the stream was lost
 let graceTimer = null;
+let stream = null;
+let heardAt = 0;              // when the stream was opened, or last said something
 
 const part = (section, name) => section.querySelector(`[data-part="${name}"]`);
 
@@ -84,22 +94,83 @@ function showAges() {
   }
 }
 
+// A point may be anywhere after the last sample; the next one takes its place until it is a sample's distance away.
+function addPoint(name, at, count) {
+  const known = points.get(name);
+  const before = known.at(-2);
+  if (before && at - before[0] < SAMPLE) known.pop();
+  known.push([at, count]);
+}
+
+async function readHistory(name) {
+  try {
+    const response = await fetch(`/v1/counts/${name}/history`);
+    if (!response.ok) return;
+    const { samples } = await response.json();
+    const newest = samples.length ? samples.at(-1)[0] : 0;
+    points.set(name, [...samples, ...points.get(name).filter(([at]) => at > newest)]);
+  } catch {
+    // Out of reach: the stream notices that too, and says so.
+  } finally {
+    drawable.add(name);
+    drawChart(name);
+  }
+}
+
+// The line that charts.py has drawn when the page was made, as it is now.
+function drawChart(name) {
+  if (!latest || !drawable.has(name)) return;
+  const now = Date.parse(latest.as_of) / 1000 + (performance.now() - receivedAt) / 1000;
+  const shown = points.get(name).filter(([at]) => at >= now - HOUR);
+  const figure = part(sections.get(name), "chart");
+  points.set(name, shown);
+  figure.hidden = shown.length === 0;
+  if (figure.hidden) return;
+
+  const counts = shown.map(([, count]) => count);
+  const low = Math.min(...counts), high = Math.max(...counts);
+  const svg = figure.querySelector("svg");
+  const { width, height } = svg.viewBox.baseVal;
+  let before = -Infinity;
+  const steps = shown.map(([at, count]) => {
+    const x = Math.round(width * Math.min(1, 1 - (now - at) / HOUR));
+    const share = high > low ? (count - low) / (high - low) : 0.5;
+    const y = Math.round(height - MARGIN - share * (height - 2 * MARGIN));
+    const isJoined = at - before <= GAP;
+    before = at;
+    return isJoined ? `L${x} ${y}` : `M${x} ${y}h0`;
+  });
+  svg.querySelector("path").setAttribute("d", steps.join(""));
+  const [least, most] = [number.format(low), number.format(high)];
+  setText(part(figure, "high"), most);
+  setText(part(figure, "low"), least === most ? "" : least);
+  svg.setAttribute("aria-label", `The last hour: ${least === most ? `${least} all the time` : `between ${least} and ${most}`}`);
+}
+
+function drawCharts() {
+  for (const name of sections.keys()) drawChart(name);
+}
+
 function showConnection(kind, text) {
   connection.dataset.kind = kind;
   setText(connection, text);
 }
 
-const timeOfDay = (moment) => moment.toLocaleTimeString();
+const timeOfDay = (moment) => moment.toLocaleTimeString("en-GB");
 
 function receive(event) {
   clearTimeout(graceTimer);
   graceTimer = lostSince = null;
   latest = JSON.parse(event.data);
-  receivedAt = performance.now();
+  heardAt = receivedAt = performance.now();
   for (const [name, section] of sections) {
-    if (latest.counters[name]) showCounter(section, latest.counters[name]);
+    const counter = latest.counters[name];
+    if (!counter) continue;
+    showCounter(section, counter);
+    if (counter.state === "live") addPoint(name, Date.parse(latest.as_of) / 1000, counter.count);
   }
   showAges();
+  drawCharts();
   if (event.type === "stale") {
     const since = latest.as_of ? `: stale since ${timeOfDay(new Date(latest.as_of))}` : "";
     showConnection("lost", `The counts cannot be read at the moment${since}`);
@@ -115,18 +186,32 @@ function showLoss() {
   }
 }
 
+function noteLoss(since) {
+  if (lostSince) return;
+  lostSince = since;
+  graceTimer = setTimeout(showLoss, GRACE_MS);
+}
+
 function listen() {
-  const stream = new EventSource("/v1/stream");
+  heardAt = performance.now();
+  stream = new EventSource("/v1/stream");
+  stream.addEventListener("open", () => [...sections.keys()].forEach(readHistory));
   stream.addEventListener("counts", receive);
   stream.addEventListener("stale", receive);
   stream.addEventListener("error", () => {
-    if (!lostSince) {
-      lostSince = new Date();
-      graceTimer = setTimeout(showLoss, GRACE_MS);
-    }
+    noteLoss(new Date());
     // The browser connects again by itself, unless it was told something else than a stream.
     if (stream.readyState === EventSource.CLOSED) setTimeout(listen, AGAIN_MS);
   });
+}
+
+// A stream says at once how things stand: asking anew tells a quiet service from one that is out of reach.
+function checkQuiet() {
+  const quiet = performance.now() - heardAt;
+  if (quiet < QUIET_MS || stream.readyState === EventSource.CLOSED) return;
+  noteLoss(new Date(Date.now() - quiet));
+  stream.close();
+  listen();
 }
 
 async function ask(event) {
@@ -137,7 +222,7 @@ async function ask(event) {
   const asked = [...values.values()].join(", ");
   delete output.dataset.answer;
   try {
-    const response = await fetch(`${form.action}?${new URLSearchParams(values)}`);
+    const response = await fetch(`${form.dataset.action}?${new URLSearchParams(values)}`);
     const answer = await response.json();
     if (response.ok) {
       output.dataset.answer = answer.member ? "yes" : "no";
@@ -152,4 +237,6 @@ async function ask(event) {
 
 for (const section of sections.values()) section.querySelector("form").addEventListener("submit", ask);
 setInterval(showAges, 250);
+setInterval(checkQuiet, 1000);
+setInterval(drawCharts, 5000);
 listen();
