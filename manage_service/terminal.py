@@ -47,7 +47,7 @@ class Follower:
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {

@@ -12,10 +12,11 @@ from playwright.sync_api import Locator, Page, expect
 from redis import Redis
 
 from compose.servers import read_secret
+from compose.services import Web
 from compose.stack import Stack
 from shared_models import keys
 from tests.browser.conftest import NARROW, barriers, screenshot
-from tests.servers import replay_paused, wait_for
+from tests.servers import free_port, replay_paused, wait_for
 from tests.system.asking import ask
 
 USERS = keys.of_counter("users").members
@@ -107,11 +108,32 @@ def test_a_wrong_token_says_so_and_the_right_one_stays_in_the_tab(live: Stack, o
     page.reload()
     expect(page.locator("[data-part=connection]")).to_have_text("Live")
     assert page.evaluate("[localStorage.length, document.cookie, location.search]") == [0, "", ""]
+    page.evaluate("for (const key of Object.keys(sessionStorage)) sessionStorage.setItem(key, 'rollcall_taken_out')")
+    page.reload()
+    expect(refusal).to_have_text("This token is not valid any more.")
+    log_in(page, live)
     page.get_by_role("button", name="Forget the token").click()
     expect(field).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
     page.reload()
     expect(page.locator("[data-part=console]")).to_be_hidden()
+
+
+def test_no_token_is_asked_for_where_none_is_needed(live: Stack, page: Page) -> None:
+    def variables() -> dict[str, str]:
+        return live.keeper.variables() | {"AUTH": "off"}
+
+    service = Web(live.folder / "open-manage", free_port(), variables, application="manage_service.wsgi")
+    try:
+        service.start()
+        page.goto(service.url)
+        expect(page.locator("[data-part=connection]")).to_have_text("Live")
+        expect(page.locator("[data-part=login]")).to_be_hidden()
+        expect(page.get_by_role("button", name="Forget the token")).to_be_hidden()
+        counter(page).get_by_role("button", name="Check users").click()
+        expect(newest_run(page)).to_contain_text("check users")
+    finally:
+        service.stop()
 
 
 def test_how_everything_stands(live: Stack, page: Page) -> None:
