@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ def up(folder: Path) -> int:
     print(
         f"""
 Live counts   {stack.query.url}/
+Console       {stack.manage.url}/   (its token: {stack.manage.token_path})
 API pages     {stack.ingest.url}/docs  {stack.manage.url}/docs  {stack.query.url}/docs
 Logs          {stack.folder / "log"}"""
     )
@@ -116,11 +118,11 @@ def show(standing: list[Standing]) -> None:
         for each in standing:
             print(f"{each.name:<8} pid {each.pid or '-':<8} port {each.port or '-':<6} {each.health}")
         return
-    table = Table("process", "pid", "port", "health")
+    table = Table("process", "pid", "port", "health", box=box.SIMPLE_HEAD)
     for each in standing:
         health = Text(each.health, style="green" if each.ok else "red")
-        table.add_row(each.name, str(each.pid or "-"), str(each.port or "-"), health)
-    Console().print(table)
+        table.add_row(each.name, str(each.pid or "–"), str(each.port or "–"), health)
+    Console(highlight=False).print(table)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import psycopg2
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -75,14 +76,18 @@ class Sent:
 
 def run(stack: Stack, console: Console | None = None) -> int:
     """Send, wait, compare; 0 where every count is equal."""
-    console = console or Console()
+    console = console or Console(highlight=False)
     rows = read_number(os.environ, "MESSAGES") or MESSAGES
     sent = send(Api(stack.ingest), rows, console)
     console.print(f"{sent.accepted:,} messages stored and answered in {sent.seconds:.1f} s.")
     query = Api(stack.query)
     wait_until_counted(query, sent)
     equal = compare(query, stack.primary, console)
-    console.print(f"The stack is still up: {stack.query.url}/ shows the counts live; `make down` ends it.")
+    console.print(
+        f"The stack is still up: {stack.query.url}/ shows the counts live, {stack.manage.url}/ how they are kept; "
+        "`make down` ends it.",
+        soft_wrap=True,
+    )
     return 0 if equal else 1
 
 
@@ -141,8 +146,8 @@ def is_complete(answer: dict[str, Any], sent: Sent) -> bool:
 
 def compare(query: Api, primary: Postgres, console: Console) -> bool:
     """Print each count from query beside the same from SQL; whether all are equal."""
-    table = Table("counter", title=f"Counts, and the median time of {TIMES_ASKED} requests, {TIMES_COUNTED} statements")
-    for column in ("query", "ms", "COUNT(DISTINCT …)", "ms", "equal"):
+    table = Table("counter", box=box.SIMPLE_HEAD)
+    for column in ("query", "ms", "COUNT(DISTINCT …)", "ms", "faster", "equal"):
         table.add_column(column, justify="right")
     all_equal = True
     # First: a large table takes longer to count than query keeps an idle connection.
@@ -159,11 +164,13 @@ def compare(query: Api, primary: Postgres, console: Console) -> bool:
                 f"{served_ms:.2f}",
                 f"{in_table:,}",
                 f"{in_table_ms:.1f}",
+                f"{in_table_ms / served_ms:,.0f} times",
                 "[green]yes" if equal else "[red]no",
             )
     finally:
         connection.close()
     console.print(table)
+    console.print(f"Median times of {TIMES_ASKED} requests, {TIMES_COUNTED} statements.")
     return all_equal
 
 

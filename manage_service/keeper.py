@@ -136,12 +136,14 @@ class Keeper:
         self.unsampled = reason
 
     def note_failure(self, store: str, error: Exception) -> None:
-        """Say it once, not every second."""
+        """Say it once, not every second; to operators too, where Redis can be told."""
         said, _, _ = str(error).strip().partition("\n")  # the lines after it may quote rows
         reason = f"{type(error).__name__}: {said}"
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
             self.failure = reason
+            if store != "redis":
+                self.redis.hset(keys.KEEPER, "failure", reason)
 
     def note_recovery(self) -> None:
         """Both stores answered."""
@@ -165,7 +167,7 @@ class Keeper:
                 log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
             if did.read_members:
                 totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
-        self.note_tick(shown)
+        self.note_tick({**shown, "failure": ""})
         return finished
 
     def describe(self, snapshot: Snapshot) -> dict[str, int]:
@@ -179,7 +181,7 @@ class Keeper:
             "held_microseconds": round((now - self.held_since) * 1e6),
         }
 
-    def note_tick(self, shown: dict[str, int]) -> None:
+    def note_tick(self, shown: dict[str, Any]) -> None:
         """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
         ticked_at = rolls.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
@@ -190,6 +192,8 @@ class Keeper:
         """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
+            if self.job is not None:
+                self.redis.hset(keys.KEEPER, "job", self.job.name)
         if self.job is None:
             return max(0.0, min(PAUSE_WAITING_SECONDS, self.catch_up_at - time.monotonic()))
         self.job.lease.renew()
@@ -198,6 +202,7 @@ class Keeper:
         except StopIteration:
             log.info("job.ended", job=self.job.name)
             self.drop_job()
+            self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
         except psycopg2.Error as error:
             # A build; runs wait by themselves. The next job is the same build, from the position that it has reached.

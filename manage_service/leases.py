@@ -6,9 +6,13 @@ stopped for longer than its time to live): the protocol is safe without them.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from secrets import token_hex
+from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import LockError
@@ -34,7 +38,8 @@ class Lease:
 
     def acquire(self) -> bool:
         """Take it, unless somebody else has it."""
-        taken = bool(self._lock.acquire())
+        # Whoever looks sees who holds it; the random part makes it nobody else's.
+        taken = bool(self._lock.acquire(token=f"{socket.gethostname()}:{os.getpid()}:{token_hex(8)}"))
         if taken:
             self._renewed_at = time.monotonic()
         return taken
@@ -55,6 +60,15 @@ class Lease:
             self._lock.release()
         except LockError:
             pass  # ran out, or never held: the same end
+
+
+def read_holder(redis: Redis, name: str) -> dict[str, Any] | None:
+    """Host and process id of whoever holds the lease of this name at the moment; None where nobody does."""
+    token = cast("bytes | None", redis.get(keys.of_lock(name)))
+    match (token or b"").decode().rsplit(":", 2):
+        case [host, pid, _]:
+            return {"host": host, "pid": int(pid)}
+    return None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ combines several of them compares these facts (see `building` and `sweeping`).
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ class Replica:
     """The connection to the replica. Not for several threads."""
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self.dsn = dsn
         self._connection: Connection | None = None
 
     @contextmanager
@@ -238,7 +239,7 @@ class Replica:
 
     def _connect(self) -> Connection:
         connection = psycopg2.connect(
-            self._dsn,
+            self.dsn,
             connect_timeout=CONNECT_SECONDS,
             tcp_user_timeout=SILENCE_MILLISECONDS,
             keepalives_idle=5,
@@ -249,6 +250,11 @@ class Replica:
         )
         connection.autocommit = True  # transactions are begun by name, above
         return connection
+
+    def close_if_lost(self) -> None:
+        """Let go of a connection whose other end has gone: a server says nothing to who asks nothing, but its goodbye."""
+        if self._connection is not None and select.select([self._connection.fileno()], [], [], 0)[0]:
+            self.close()
 
     def close(self) -> None:
         """Let go of the connection."""

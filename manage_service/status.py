@@ -9,6 +9,7 @@ import psycopg2
 from redis import Redis
 
 from manage_service import runs
+from manage_service.leases import read_holder
 from manage_service.replica import Replica
 from shared_models import counters, keys, rolls
 
@@ -26,19 +27,47 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
     states = rolls.read_states(redis, names)
     history = runs.latest(redis, 100)
     shown = read_replica(replica, now)
-    keeper_ticked, job = rolls.read_fields(redis, keys.KEEPER, "ticked_at", "job")
-    ticked_at = rolls.from_microseconds(keeper_ticked)
     return {
         "counters": {name: counter_status(name, states[name], shown, history) for name in names},
         "replica": shown,
-        "keeper": {
-            "alive": ticked_at is not None and now - ticked_at < KEEPER_ALIVE,
-            "ticked_at": ticked_at,
-            "job": (job or b"").decode(),
-        },
+        "keeper": read_keeper(redis, now),
         "open_runs": [run.id for run in runs.still_open(redis)],
         "as_of": now,
     }
+
+
+def read_keeper(redis: Redis, now: datetime) -> dict[str, Any]:
+    """The keeper that works: since when it has caught up with everything, what it does, and who it is."""
+    ticked, job, failure = rolls.read_fields(redis, keys.KEEPER, "ticked_at", "job", "failure")
+    ticked_at, holder = rolls.from_microseconds(ticked), read_holder(redis, "keeper")
+    alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
+    return {
+        "alive": alive,
+        # It renews its lock between any two steps, but catches up only while it can see the replica.
+        "state": "alive" if alive else "held up" if holder else "not running",
+        "ticked_at": ticked_at,
+        "job": (job or b"").decode(),
+        "holder": holder,
+        "failure": (failure or b"").decode(),
+    }
+
+
+def read_drift(redis: Redis) -> dict[str, list[dict[str, Any]]]:
+    """What the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
+    found: dict[str, list[dict[str, Any]]] = {counter.name: [] for counter in counters.COUNTERS}
+    for run in runs.latest(redis, runs.HISTORY_RUNS):
+        for name, findings in run.findings.items():
+            if name in found and findings.verified_at is not None:
+                found[name].append(
+                    {
+                        "run": run.id,
+                        "mode": run.mode,
+                        "verified_at": findings.verified_at,
+                        "missing": findings.missing,
+                        "extra": findings.extra,
+                    }
+                )
+    return {name: sorted(proofs, key=lambda proof: proof["verified_at"]) for name, proofs in found.items()}
 
 
 def counter_status(name: str, state: rolls.State, replica: dict[str, Any], history: list[runs.Run]) -> dict[str, Any]:

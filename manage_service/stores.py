@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cache
+
 from django.conf import settings
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
@@ -62,3 +65,34 @@ def connect_for_passes(url: str | None = None) -> Redis:
 def connect_replica(dsn: str | None = None) -> Replica:
     """The replica. Connects at the first snapshot, and again at the next one after a failure."""
     return Replica(dsn or settings.DATABASE_URL)
+
+
+# What requests use: connections that stay. Jobs have connections of their own, which break for good.
+
+
+def redis_of_requests() -> Redis:
+    """One client for all threads of this process. A connection that Redis has closed meanwhile is not used again."""
+    return _kept_redis(settings.REDIS_URL)
+
+
+@cache
+def _kept_redis(url: str) -> Redis:
+    return connect_redis(url)
+
+
+class _OfThread(threading.local):
+    replica: Replica | None = None
+
+
+_of_thread = _OfThread()
+
+
+def replica_of_requests() -> Replica:
+    """One connection for each thread: a thread has one request at a time. One that was lost meanwhile is let go of."""
+    kept = _of_thread.replica
+    if kept is None or kept.dsn != settings.DATABASE_URL:
+        if kept is not None:
+            kept.close()
+        kept = _of_thread.replica = connect_replica()
+    kept.close_if_lost()
+    return kept

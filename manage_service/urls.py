@@ -2,9 +2,10 @@
 
 from django.urls import path
 
-from manage_service import views
+from manage_service import console, views
 
 urlpatterns = [
+    path(console.PATH.removeprefix("/"), console.page),
     path("livez", views.livez),
     path("readyz", views.readyz),
     path("metrics", views.metrics),

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import psycopg2
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from ninja import NinjaAPI, Query, Schema, Status
+from ninja import NinjaAPI, Query, Status
 from ninja.errors import HttpError, ValidationError
 from ninja.renderers import BaseRenderer
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Field, WithJsonSchema
 from redis.exceptions import RedisError
 
 from manage_service import runs, stores
 from manage_service.metrics import Facts
-from manage_service.runs import Mode, Run, UnknownRun
-from manage_service.status import read_status
+from manage_service.runs import Run, UnknownRun
+from manage_service.shapes import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
+from manage_service.status import read_drift, read_status
 from shared_models.counters import COUNTERS, UnknownCounter
 from shared_models.http import measuring
 from shared_models.http.describing import complete
@@ -44,10 +43,6 @@ class Api(NinjaAPI):
         return complete(document, tokens=settings.TOKENS is not None, limited=bool(settings.RATE_LIMIT_PER_SECOND))
 
 
-class Refusal(Schema):
-    """A problem; `complete` describes it."""
-
-
 def refusals(*statuses: int) -> dict[int, Any]:
     """With which statuses an operation may refuse, for its description."""
     return dict.fromkeys(statuses, Refusal)
@@ -63,72 +58,18 @@ api = Api(
 )
 
 
-NAME_OF_A_COUNTER = {"type": "string", "enum": [counter.name for counter in COUNTERS]}
-
-
-class RunRequest(Schema):
-    """Which counters to reconcile, and whether to mend what is found."""
-
-    counters: list[Annotated[str, WithJsonSchema(NAME_OF_A_COUNTER)]] | None = Field(
-        None,
-        min_length=1,
-        max_length=100,
-        description="names of counters; all of them where this is left out",
-        examples=[[counter.name for counter in COUNTERS]],
-    )
-    mode: Mode = Field(Mode.REPAIR, description="check finds the same drift, but adds nothing and takes nothing out")
-
-    model_config = {"extra": "forbid"}
-
-
-class ProgressOut(Schema):
-    counter: str
-    phase: str
-    read: int
-    expected: int
-    eta_seconds: float | None
-
-
-class DriftOut(Schema):
-    missing: int
-    extra: int
-    missing_sample: list[dict[str, str]]
-    extra_sample: list[dict[str, str]]
-    verified_at: datetime | None
-
-
-class RunOut(Schema):
-    """A run, under way or from the history."""
-
-    id: str
-    status: runs.Status
-    mode: Mode
-    counters: list[str]
-    asked_at: datetime
-    asked_by: str
-    started_at: datetime | None
-    finished_at: datetime | None
-    detail: str
-    progress: ProgressOut
-    drift: dict[str, DriftOut]
-
-
-class RunsOut(Schema):
-    runs: list[RunOut]
-
-
 @api.post("/v1/runs", response={202: RunOut, **refusals(400, 422, 503)}, summary="Ask for a reconcile")
 def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
     """The keeper executes it; follow it at Location."""
     names = asked.counters or [counter.name for counter in COUNTERS]
-    run = runs.create(stores.connect_redis(), names, asked.mode, asked_by="api")
+    run = runs.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
     response["Location"] = f"/v1/runs/{run.id}"
     return Status(202, run.as_json())
 
 
 @api.get("/v1/runs", response={200: RunsOut, **refusals(422, 503)}, summary="The last runs, the newest first")
 def list_runs(request: HttpRequest, limit: int = Query(50, ge=1, le=runs.HISTORY_RUNS)) -> Any:
-    return {"runs": [run.as_json() for run in runs.latest(stores.connect_redis(), limit)]}
+    return {"runs": [run.as_json() for run in runs.latest(stores.redis_of_requests(), limit)]}
 
 
 @api.get(
@@ -137,7 +78,7 @@ def list_runs(request: HttpRequest, limit: int = Query(50, ge=1, le=runs.HISTORY
     summary="One run: its progress, its drift, sample members",
 )
 def get_run(request: HttpRequest, run_id: str) -> Any:
-    return runs.get(stores.connect_redis(), run_id).as_json()
+    return runs.get(stores.redis_of_requests(), run_id).as_json()
 
 
 @api.post(
@@ -147,21 +88,26 @@ def get_run(request: HttpRequest, run_id: str) -> Any:
 )
 def cancel_run(request: HttpRequest, run_id: str) -> Status:
     """A run that has ended stays as it is. What it has mended so far stays mended."""
-    run: Run = runs.request_cancel(stores.connect_redis(), run_id)
+    run: Run = runs.request_cancel(stores.redis_of_requests(), run_id)
     return Status(202, run.as_json())
 
 
 @api.get(
     "/v1/status",
-    response={200: dict, **refusals(503)},
+    response={200: StatusOut, **refusals(503)},
     summary="How every counter, the replica and the keeper stand",
 )
 def get_status(request: HttpRequest) -> Any:
-    replica = stores.connect_replica()
-    try:
-        return read_status(stores.connect_redis(), replica)
-    finally:
-        replica.close()
+    return read_status(stores.redis_of_requests(), stores.replica_of_requests())
+
+
+@api.get(
+    "/v1/drift",
+    response={200: DriftsOut, **refusals(503)},
+    summary="What the kept runs have found in each counter, the oldest first",
+)
+def get_drift(request: HttpRequest) -> Any:
+    return {"counters": read_drift(stores.redis_of_requests())}
 
 
 def livez(request: HttpRequest) -> HttpResponse:
@@ -173,19 +119,16 @@ def readyz(request: HttpRequest) -> HttpResponse:
     """Whether Redis and the replica can be worked with; names what cannot."""
     missing: dict[str, str] = {}
     try:
-        evicting = check_noeviction(stores.connect_redis())
+        evicting = check_noeviction(stores.redis_of_requests())
         if evicting:
             missing["redis"] = evicting
     except RedisError as error:
         missing["redis"] = f"cannot be reached: {error}"
-    replica = stores.connect_replica()
     try:
-        with replica.snapshot():
+        with stores.replica_of_requests().snapshot():
             pass
     except psycopg2.Error as error:
         missing["replica"] = f"cannot be reached: {str(error).strip()}"
-    finally:
-        replica.close()
     if missing:
         detail = "; ".join(f"{name} {reason}" for name, reason in missing.items())
         return Problem(503, "not-ready", "Not ready", detail, missing=missing).response()
@@ -195,7 +138,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
 def metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same."""
     try:
-        return HttpResponse(measuring.exposition(Facts(stores.connect_redis())), content_type=CONTENT_TYPE_LATEST)
+        return HttpResponse(measuring.exposition(Facts(stores.redis_of_requests())), content_type=CONTENT_TYPE_LATEST)
     except RedisError as error:
         return redis_failed(request, error)
 

@@ -22,10 +22,11 @@ cold counters, which get built.
     rollcall:1:run:{ID}           HASH    one run: see manage_service.runs
     rollcall:1:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:1:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
-    rollcall:1:lock:NAME          STRING  token of a lock's holder, with a time to live
-    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), job; and what the replica last
-                                          showed it: source (empty while it cannot be reached), committed_through
-                                          (microseconds), behind_bytes, held_microseconds (see manage_service.keeper)
+    rollcall:1:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
+    rollcall:1:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it could not
+                                          since; and what the replica last showed it: source (empty while it cannot be
+                                          reached), committed_through (microseconds), behind_bytes, held_microseconds (see
+                                          manage_service.keeper)
     rollcall:1:totals             HASH    numbers that only grow: see manage_service.totals
     rollcall:1:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 

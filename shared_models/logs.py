@@ -53,6 +53,11 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
+def only_warnings() -> None:
+    """From now on: for a command that shows its reader what happens."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
+
 def to_json(value: Any, default: Any, **options: Any) -> str:
     """A line as JSON, several times as fast as by Python's own encoder."""
     return msgspec.json.encode(value, enc_hook=default).decode()

@@ -35,12 +35,13 @@ class Door:
         tokens: Tokens | None,
         metrics_public: bool,
         rates: Rates | None,
+        also_open: frozenset[str] = frozenset(),
     ) -> None:
         reason = refusal_to_start(auth, tokens)
         if reason:
             raise ImproperlyConfigured(reason)
         self.application, self.tokens, self.metrics_public = application, tokens, metrics_public
-        self.rates = rates
+        self.rates, self.also_open = rates, also_open
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request_id = id_of(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -65,7 +66,7 @@ class Door:
     def admit(self, environ: Environ) -> tuple[str, Problem | None]:
         """Whose request this is (\"\" where nobody asks), and why it is not let in, if so."""
         path = environ.get("PATH_INFO", "")
-        if not needs_token(path, metrics_public=self.metrics_public):
+        if not needs_token(path, metrics_public=self.metrics_public, also_open=self.also_open):
             return "", None
         name = ""
         if self.tokens is not None:
@@ -84,8 +85,8 @@ def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
     return [body]
 
 
-def put_door(application: Any, settings: Any) -> Door:
-    """The door by a service's settings."""
+def put_door(application: Any, settings: Any, also_open: frozenset[str] = frozenset()) -> Door:
+    """The door by a service's settings. `also_open`: paths of this service that need no token."""
     limit = settings.RATE_LIMIT_PER_SECOND
     return Door(
         application,
@@ -93,4 +94,5 @@ def put_door(application: Any, settings: Any) -> Door:
         tokens=settings.TOKENS,
         metrics_public=settings.METRICS_PUBLIC,
         rates=Rates(settings.SERVICE, settings.REDIS_URL, limit) if limit else None,
+        also_open=also_open,
     )

@@ -127,9 +127,12 @@ def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
     return None
 
 
-def needs_token(path: str, *, metrics_public: bool) -> bool:
-    """Whether this path is behind the door. Paths that lead nowhere are: who may not ask learns nothing of them."""
-    if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
+    """Whether this path is behind the door. Paths that lead nowhere are: who may not ask learns nothing of them.
+
+    `also_open` are a service's own pages that show nothing by themselves.
+    """
+    if path in OPEN_PATHS or path in also_open or path.startswith(OPEN_FOLDER):
         return False
     return path != METRICS_PATH or not metrics_public
 

@@ -83,6 +83,17 @@ class PatientSocket(socket.socket):
                 # What gunicorn takes for a client that has gone, and not for a fault.
                 raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer")
 
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file behind its head. CLIENT_SECONDS are for each piece of it that the client takes."""
+        self.sendall(b"")
+        self._seconds, noted = CLIENT_SECONDS, self._seconds
+        try:
+            return super().sendfile(file, offset, count)
+        except TimeoutError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer") from error
+        finally:
+            self._seconds = noted
+
     def read_more(self, size: int) -> bytes:
         """What the client sends next, within what `settimeout` says, and within CLIENT_SECONDS."""
         if not self._wait(select.POLLIN, min(CLIENT_SECONDS, self._seconds or CLIENT_SECONDS)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import sys
 import pytest
 
 from manage_service import runs
+from manage_service.leases import Lease
+from manage_service.management.commands import reconcile
 from shared_models import keys
 from tests import servers
 from tests.servers import wait_for
@@ -35,7 +38,9 @@ def test_a_check_exits_1_where_there_is_drift_and_a_repair_0(world):
     assert check.returncode == 1, check.stderr
     assert json.loads(check.stdout)["drift"]["users"]["extra_sample"] == [{"username": "ghost"}]
     repair = manage("reconcile")
-    assert repair.returncode == 0 and "ghost" in repair.stdout and "\x1b" not in repair.stdout
+    assert repair.returncode == 0 and "\x1b" not in repair.stdout + repair.stderr
+    assert "users extra username=ghost" in repair.stdout.splitlines()
+    assert "users: looking for extra members" in repair.stderr.splitlines()
     assert manage("reconcile", "--check").returncode == 0
     assert world.exact()
 
@@ -61,7 +66,7 @@ def test_a_missing_variable_is_named_in_one_line(missing):
 
 def test_status_exits_0_only_where_all_is_well(world):
     cold = manage("status")
-    assert cold.returncode == 1 and "cold" in cold.stdout and "NOT RUNNING" in cold.stdout
+    assert cold.returncode == 1 and "cold" in cold.stdout and "state='not running'" in cold.stdout
     document = json.loads(manage("status", "--json").stdout)
     assert document["counters"]["users"]["state"] == "cold"
 
@@ -80,3 +85,69 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing_open(world):
         assert process.wait(timeout=10) == 130
     assert runs.latest(world.redis, 1)[0].status == "cancelled" and runs.still_open(world.redis) == []
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
+
+
+def in_a_terminal(*arguments):
+    """Exit code, and all that a person would see of it, escape sequences too."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "manage_service", *arguments],
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        while True:
+            try:
+                some = os.read(ours, 65_536)
+            except OSError:  # Linux's way of saying that nobody writes any more
+                break
+            if not some:
+                break
+            seen += some
+    os.close(ours)
+    return process.returncode, seen.decode()
+
+
+def test_in_a_terminal_a_person_sees_bars_and_a_table(world):
+    world.post("ann")
+    world.replay()
+    world.build()
+    world.redis.sadd(keys.of_counter("users").members, "gh[red]ost\x1b[2J")
+    code, seen = in_a_terminal("reconcile", "users", "--check")
+    assert code == 1
+    assert "\x1b[?25l" in seen, "the bar hides the cursor while it moves"
+    assert "1 extra" in seen and "run.started" not in seen
+    # A member can hold anything: it is shown, and does nothing to the terminal.
+    assert "gh[red]ost\\x1b[2J" in seen and "\x1b[2J" not in seen
+    code, seen = in_a_terminal("status")
+    assert code == 1 and "live" in seen and "not running" in seen and "counter" in seen
+
+
+def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_stop(world):
+    world.post("ann")
+    world.replay()
+    world.build()
+    run = world.ask("users")
+    other = Lease(world.redis, f"run:{run.id}")
+    assert other.acquire()
+    told = reconcile.stop(run, world.redis)
+    assert told.open and runs.cancel_requested(world.redis, run.id)
+    list(world.steps(runs.get(world.redis, run.id)))
+    seen = reconcile.carry_out(run, world.redis, quiet=True)
+    assert seen.status == "cancelled"
+    other.release()
+
+
+def test_what_is_interrupted_before_anybody_took_it_is_closed(world):
+    run = world.ask("users")
+    assert reconcile.stop(run, world.redis).detail == "interrupted"
+    assert runs.still_open(world.redis) == []
+
+
+@pytest.mark.parametrize("command", ["status", "reconcile"])
+def test_help_says_what_the_exit_codes_mean(command):
+    said = manage(command, "--help")
+    assert said.returncode == 0 and "Exit codes: 0" in said.stdout

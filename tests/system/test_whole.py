@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import re
 
@@ -170,3 +171,16 @@ def test_the_keeper_notes_the_counts_of_the_last_hour(live: Stack) -> None:
     wait_for(samples, "a sample")
     assert all(isinstance(number, int) and number >= 0 for _, number in samples())
     assert samples() == sorted(samples())
+
+
+def test_a_file_comes_whole_and_behind_its_head(live: Stack) -> None:
+    """gunicorn's threaded worker hands files to the kernel, past the socket's own way of sending."""
+    for name in ("console.js", "console.css"):
+        expected = (CHECKOUT / "manage_service" / "static" / "manage" / name).read_bytes()
+        connection = http.client.HTTPConnection("127.0.0.1", live.manage.port, timeout=10)
+        try:
+            connection.request("GET", f"/static/manage/{name}")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, expected)
+        finally:
+            connection.close()

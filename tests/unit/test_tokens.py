@@ -116,6 +116,14 @@ def test_paths_that_need_a_token(path: str, needed: bool) -> None:
     assert needs_token("/metrics", metrics_public=True) is False
 
 
+def test_a_page_of_a_services_own_is_open_and_nothing_beside_it():
+    own = frozenset({"/"})
+    assert needs_token("/", metrics_public=False)
+    assert not needs_token("/", metrics_public=False, also_open=own)
+    for path in ("", "//", "/v1/status", "/index.html", "/metrics"):
+        assert needs_token(path, metrics_public=False, also_open=own), path
+
+
 def test_the_command_prints_a_token_and_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["till"]) == 0
     (_, token), (_, line) = (printed.split() for printed in capsys.readouterr().out.splitlines())

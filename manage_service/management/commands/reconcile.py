@@ -2,115 +2,118 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from redis import Redis
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from manage_service import runs, stores
 from manage_service.executing import execute
 from manage_service.leases import Lease, LeaseLost, held
-from manage_service.runs import Mode, Run, Status
-from shared_models import counters
+from manage_service.runs import Mode, Run, Status, UnknownRun
+from manage_service.terminal import Follower, one_line, show_run
+from shared_models import counters, logs
+
+INTERRUPTED = 130  # as shells say it
 
 
 class Command(BaseCommand):
     help = (
-        "Make counters equal the table, both ways, and report the drift. "
-        "Exit code: 0 done (a check: no drift), 1 a check found drift, 2 could not run to its end."
+        "Make counters equal the table, both ways, and report the drift. Shows a bar for each counter in a terminal; "
+        "elsewhere progress goes to stderr, and what was found to stdout, in plain lines."
     )
 
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        codes = (
+            "Exit codes: 0 no drift, or mended; 1 a check found drift; 2 could not run to its end, with the reason; "
+            "130 interrupted, which ends the run."
+        )
+        return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
+
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("counters", nargs="*", metavar="COUNTER", help="all of them where none is named")
+        known = ", ".join(counter.name for counter in counters.COUNTERS)
+        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them where none is named")
         parser.add_argument("--check", action="store_true", help="only look: add nothing, take nothing out")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
+        logs.only_warnings()
         names = options["counters"] or [counter.name for counter in counters.COUNTERS]
         mode = Mode.CHECK if options["check"] else Mode.REPAIR
         control = stores.connect_redis()
+        interrupted = False
         try:
             run = runs.create(control, names, mode, asked_by="cli")
-            lease = Lease(control, f"run:{run.id}")
-            with held(lease) as ours:
-                run = work_off(run, control, lease, quiet=options["json"]) if ours else watch(run, control)
-        except counters.UnknownCounter as error:
+            try:
+                run = carry_out(run, control, quiet=options["json"])
+            except KeyboardInterrupt:
+                run, interrupted = stop(run, control), True
+        except (counters.UnknownCounter, UnknownRun) as error:
             self.fail(str(error))
         except RedisError as error:
-            self.fail(f"Redis failed: {error}")
+            self.fail(
+                f"Redis failed: {one_line(str(error))} A run that had begun goes on when the keeper can reach it."
+            )
         except LeaseLost:
             self.fail("this process was stopped for so long that the keeper has taken the run over; see `status`")
         if options["json"]:
             self.stdout.write(msgspec.json.encode(run.as_json()).decode())
         else:
-            show(run)
+            show_run(run)
+        if interrupted:
+            sys.exit(INTERRUPTED)
         if run.status is not Status.DONE:
             sys.exit(2)
         sys.exit(1 if mode is Mode.CHECK and run.drifted else 0)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> NoReturn:
         self.stderr.write(reason)
         sys.exit(2)
 
 
-def work_off(run: Run, control: Redis, lease: Lease, *, quiet: bool) -> Run:
-    """All steps, here. Ctrl-C ends the run, and leaves nothing open."""
+def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
+    """The run to its end: here, or by the keeper where that was quicker to take it."""
+    lease = Lease(control, f"run:{run.id}")
+    with held(lease) as ours, Follower(run, quiet=quiet) as follower:
+        return work_off(run, lease, follower) if ours else watch(run, control, follower)
+
+
+def work_off(run: Run, lease: Lease, follower: Follower) -> Run:
+    """All steps, here."""
     redis, replica = stores.connect_for_passes(), stores.connect_replica()
     try:
-        with bars(quiet) as shown:
-            task = shown.add_task("starting", total=None)
-            for progress in execute(run, replica, redis, wait_seconds=settings.FENCE_SECONDS):
-                lease.renew()
-                text = f"{run.counter} {progress.phase}" + (f": {progress.waiting}" if progress.waiting else "")
-                shown.update(task, description=text, completed=progress.read, total=progress.expected or None)
-                if progress.waiting:
-                    time.sleep(0.1)
-    except KeyboardInterrupt:
-        run.end(Status.CANCELLED, "interrupted")
-        runs.save(control, run)
-        show(run)
-        sys.exit(130)
+        for progress in execute(run, replica, redis, wait_seconds=settings.FENCE_SECONDS):
+            lease.renew()
+            follower.show(run)
+            if progress.waiting:
+                time.sleep(0.1)
     finally:
         replica.close()
         redis.close()
+    follower.show(run)
     return run
 
 
-def watch(run: Run, control: Redis) -> Run:
-    """The keeper was quicker to take it: wait for its end."""
+def watch(run: Run, control: Redis, follower: Follower) -> Run:
+    """Another process does it."""
     while run.open:
+        follower.show(run)
         time.sleep(0.2)
         run = runs.get(control, run.id)
+    follower.show(run)
     return run
 
 
-def bars(quiet: bool) -> Bars:
-    """A bar a counter and phase; nothing where no person is looking."""
-    console = Console(stderr=True)
-    return Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-        transient=True,
-    )
-
-
-def show(run: Run) -> None:
-    """The drift that was found, with a few members of each."""
-    console = Console()
-    table = Table("counter", "missing", "extra", "for example")
-    for name, found in run.findings.items():
-        examples = [", ".join(member.values()) for member in (*found.missing_sample[:3], *found.extra_sample[:3])]
-        table.add_row(name, f"{found.missing:,}", f"{found.extra:,}", " · ".join(examples) or "–")
-    console.print(table)
-    console.print(f"run {run.id}: {run.mode} {run.status}" + (f", {run.detail}" if run.detail else ""))
+def stop(run: Run, control: Redis) -> Run:
+    """Ctrl-C ends the run, and leaves nothing open: here, or by telling whoever has it."""
+    with held(Lease(control, f"run:{run.id}")) as ours:
+        if not ours:
+            return runs.request_cancel(control, run.id)
+        run = runs.get(control, run.id)
+        if run.open:
+            run.end(Status.CANCELLED, "interrupted")
+            runs.save(control, run)
+        return run
