@@ -38,12 +38,13 @@ class Door:
         metrics_public: bool,
         rates: Rates | None,
         note: Note,
+        open_folders: tuple[str, ...] = (),
     ) -> None:
         reason = refusal_to_start(auth, tokens)
         if reason:
             raise ImproperlyConfigured(reason)
         self.application, self.tokens, self.metrics_public = application, tokens, metrics_public
-        self.rates, self.note = rates, note
+        self.rates, self.note, self.open_folders = rates, note, open_folders
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request_id = id_of(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -68,7 +69,7 @@ class Door:
     def admit(self, environ: Environ) -> tuple[str, Problem | None]:
         """Whose request this is (\"\" where nobody asks), and why it is not let in, if so."""
         path = environ.get("PATH_INFO", "")
-        if not needs_token(path, metrics_public=self.metrics_public):
+        if not needs_token(path, metrics_public=self.metrics_public) or path.startswith(self.open_folders):
             return "", None
         name = ""
         if self.tokens is not None:
@@ -87,8 +88,8 @@ def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
     return [body]
 
 
-def put_door(application: Any, settings: Any, note: Note) -> Door:
-    """The door by a service's settings."""
+def put_door(application: Any, settings: Any, note: Note, open_folders: tuple[str, ...] = ()) -> Door:
+    """The door by a service's settings. `open_folders`: pages behind it that ask by themselves who it is."""
     limit = settings.RATE_LIMIT_PER_SECOND
     return Door(
         application,
@@ -97,4 +98,5 @@ def put_door(application: Any, settings: Any, note: Note) -> Door:
         metrics_public=settings.METRICS_PUBLIC,
         rates=Rates(settings.SERVICE, settings.REDIS_URL, limit) if limit else None,
         note=note,
+        open_folders=open_folders,
     )
