@@ -12,6 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
+from ingest_service.admin import listing
 from shared_models import counters
 from shared_models.counters import Counter
 from shared_models.models import Countable
@@ -110,6 +111,16 @@ def test_a_search_reads_on_in_the_order_of_its_index(boss: Client) -> None:
         url = on and LIST + on
     wanted = sql(primary, "SELECT id FROM message WHERE username LIKE 'user-1%'")
     assert sorted(found) == sorted(id for (id,) in wanted)
+
+
+def test_a_search_without_end_says_that_there_is_more(boss: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "SEARCH_PAGES", 2)
+    first = boss.get(f"{LIST}?users-username=c")
+    assert "There are more" not in first.content.decode()
+    last = boss.get(LIST + str(link(first, "next")))
+    assert "There are more" in last.content.decode()
+    assert link(last, "next") is None
+    assert ids_of(boss.get(f"{LIST}?users-username=c&p=999")) == ids_of(last)
 
 
 def test_a_search_finds_a_beginning_or_exactly_that(boss: Client) -> None:
