@@ -131,6 +131,8 @@ def test_signing_in_and_out_with_csrf_and_cookies_that_stay_here(rows: None) -> 
     assert client.get(LIST).status_code == 302
     token = client.get("/admin/login/").cookies["csrftoken"]
     assert sign_in(client, "boss").status_code == 403
+    forged = {"csrfmiddlewaretoken": token.value, "next": "/admin/"}
+    assert client.post("/admin/login/", forged, headers={"Origin": "https://evil.example"}).status_code == 403
     with capture_logs() as lines:
         wrong = sign_in(client, "boss", "wrong horse", csrfmiddlewaretoken=token.value)
         signed = sign_in(client, "boss", csrfmiddlewaretoken=token.value)
