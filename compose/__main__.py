@@ -29,6 +29,7 @@ def up(folder: Path) -> int:
 Live counts   {stack.query.url}/
 Console       {stack.manage.url}/   (its token: {stack.manage.token_path})
 API pages     {stack.ingest.url}/docs  {stack.manage.url}/docs  {stack.query.url}/docs
+{admin(stack)}
 Logs          {stack.folder / "log"}"""
     )
     if not started:
@@ -53,7 +54,7 @@ def status(folder: Path) -> int:
     standing = stack.standing()
     show(standing)
     if sys.stdout.isatty():
-        print("\n" + examples(stack))
+        print("\n" + examples(stack) + "\n" + admin(stack))
     return 0 if all(each.ok for each in standing) else 1
 
 
@@ -70,6 +71,14 @@ def examples(stack: Stack) -> str:
             f"{with_token(stack.manage)} {stack.manage.url}/v1/status",
             f"curl {stack.query.url}/v1/counts",
         ]
+    )
+
+
+def admin(stack: Stack) -> str:
+    """Where rows are looked at and deleted, and by whom."""
+    ingest = stack.ingest
+    return (
+        f"Admin         {ingest.admin_url}  as {ingest.first_user}, with the password in {ingest.admin_password_path}"
     )
 
 

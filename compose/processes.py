@@ -30,6 +30,7 @@ KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where 
 # What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
 NOT_INHERITED = {
     *("BIND", "PORT", "GUNICORN_CMD_ARGS", "DATABASE_URL", "REDIS_URL", "AUTH", "TOKENS"),
+    *("ADMIN_DATABASE_URL", "ADMIN_ORIGIN", "SECRET_KEY"),
     *("DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR", "TMPDIR"),
 }
 

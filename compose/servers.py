@@ -32,7 +32,7 @@ USER = DATABASE = "rollcall"
 # The roles and users that the services have, as in production: the same files make them there.
 ROLES_SQL = Path(__file__).parent / "postgres" / "roles.sql"
 USERS_ACL = Path(__file__).parent / "redis" / "users.acl"
-POSTGRES_ROLES = ("owner", "ingest", "manage", "replica")
+POSTGRES_ROLES = ("owner", "ingest", "admin", "manage", "replica")
 REDIS_USERS = ("admin", "ingest", "manage", "query")
 
 # How long a probe waits: the server is on this machine, and the one who waits asks again.
@@ -344,7 +344,7 @@ class Valkey(Process):
 def make_secret(path: Path) -> None:
     """Write a new secret, unless there is one."""
     if not path.exists():
-        write_private(path, secrets.token_hex(16))
+        write_private(path, secrets.token_hex(32))
 
 
 def read_secret(path: Path) -> str:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import redis
 
 from compose.ordinary_user import CHECKOUT
 from compose.processes import Process, make_folder
-from compose.servers import HOST, PROBE_SECONDS, Valkey, read_secret, write_private
+from compose.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
 from shared_models import keys, rolls
 from shared_models.http import tokens
 
@@ -103,6 +103,39 @@ class Web(Service):
             return str(error) or type(error).__name__
         finally:
             connection.close()
+
+
+class Ingest(Web):
+    """Ingest, with its admin pages, and somebody who may sign in there."""
+
+    first_user = "admin"
+
+    @property
+    def admin_url(self) -> str:
+        return f"{self.url}/admin/"
+
+    @property
+    def admin_password_path(self) -> Path:
+        """The first user's password, until that user changes it."""
+        return self.folder / "admin-password"
+
+    @property
+    def secret_key_path(self) -> Path:
+        return self.folder / "secret-key"
+
+    def create(self) -> None:
+        super().create()
+        make_secret(self.admin_password_path)
+        make_secret(self.secret_key_path)
+
+    def make_first_user(self, owner: Mapping[str, str], database: str) -> None:
+        """Let the first user sign in, unless that was done in this database (its identity)."""
+        made = self.folder / "admin-made"
+        if made.exists() and read_secret(made) == database:
+            return
+        password = {"ADMIN_PASSWORD": read_secret(self.admin_password_path)}
+        self.run([sys.executable, "-m", "ingest_service", "admin_user", self.first_user], {**owner, **password})
+        write_private(made, database)
 
 
 class Keeper(Service):

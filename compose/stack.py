@@ -14,7 +14,7 @@ from pathlib import Path
 from compose import ports as ports_of_stack
 from compose.processes import Process, StackError, make_folder, own
 from compose.servers import Primary, Replica, Valkey
-from compose.services import Keeper, Service, Variables, Web
+from compose.services import Ingest, Keeper, Service, Variables, Web
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Stack:
         # Each has a role of its own in each store, and what it needs to know and nothing else.
         def of_ingest() -> dict[str, str]:
             stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.valkey.url_of("ingest")}
-            return stores | self.ingest.tokens_variable()
+            return stores | self.admin_variables() | self.ingest.tokens_variable()
 
         def of_manage() -> dict[str, str]:
             return of_keeper() | self.manage.tokens_variable()
@@ -62,7 +62,10 @@ class Stack:
         def of_query() -> dict[str, str]:
             return {"REDIS_URL": self.valkey.url_of("query")}
 
-        self.ingest = web("ingest", "ingest_service.wsgi", of_ingest)
+        port = ports["INGEST_PORT"]
+        self.ingest = Ingest(
+            self.folder / "ingest", port, of_ingest, application="ingest_service.wsgi", log=log("ingest")
+        )
         self.manage = web("manage", "manage_service.wsgi", of_manage)
         self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))
         self.query = web("query", "query_service.asgi", of_query)
@@ -91,6 +94,7 @@ class Stack:
                 self.ingest.create()
                 migrate = [sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"]
                 self.ingest.run(migrate, self.owner_variables())
+                self.ingest.make_first_user(self.owner_variables(), self.primary.identity() or "")
             for process in self.services:
                 begun += [process] if process in missing else []
                 process.begin()
@@ -123,7 +127,16 @@ class Stack:
 
     def owner_variables(self) -> dict[str, str]:
         """For what ingest itself may not do: migrate, and empty a table."""
-        return {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
+        stores = {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
+        return stores | self.admin_variables()
+
+    def admin_variables(self) -> dict[str, str]:
+        """What turns ingest's admin pages on."""
+        return {
+            "ADMIN_DATABASE_URL": self.primary.url_of("admin"),
+            "ADMIN_ORIGIN": self.ingest.url,
+            "SECRET_KEY_FILE": str(self.ingest.secret_key_path),
+        }
 
     def exists(self) -> bool:
         """Whether it was ever started here."""

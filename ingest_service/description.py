@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
+from django.db import models
 
 from ingest_service import payloads
-from ingest_service.catalog import Collection, read_collections
+from ingest_service.catalog import TEXT_FIELDS, Collection, read_collections
 from shared_models.http.describing import complete
 
 TITLE = "Rollcall ingest"
@@ -90,7 +91,10 @@ def describe_row(collection: Collection) -> dict[str, Any]:
         "summary": f"Store one row of {collection.name}",
         "description": f"One JSON object, {settings.MAX_BODY_BYTES} bytes at most; gzip is welcome.",
         "parameters": [IDEMPOTENCY_KEY],
-        "requestBody": {"required": True, "content": {payloads.JSON: {"schema": reference(collection.row)}}},
+        "requestBody": {
+            "required": True,
+            "content": {payloads.JSON: {"schema": reference(collection.row), "example": example_of(collection)}},
+        },
         "responses": responses("201", RowAnswer),
     }
 
@@ -99,8 +103,10 @@ def describe_batch(collection: Collection) -> dict[str, Any]:
     """POST of many rows."""
     # What is no row is rejected by itself, and named; the batch it stands in is not refused.
     row = {"anyOf": [reference(collection.row), {}]}
-    content: dict[str, Any] = {payloads.JSON: {"schema": {"type": "array", "items": row}}}
-    content |= {accepted: {"schema": row} for accepted in payloads.NDJSON}
+    example = [example_of(collection)] * 2
+    lines = "".join(msgspec.json.encode(each).decode() + "\n" for each in example)
+    content: dict[str, Any] = {payloads.JSON: {"schema": {"type": "array", "items": row}, "example": example}}
+    content |= {accepted: {"schema": row, "example": lines} for accepted in payloads.NDJSON}
     return {
         "operationId": f"post_{collection.name}_batch",
         "summary": f"Store many rows of {collection.name}",
@@ -133,16 +139,14 @@ def reference(struct: type) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{struct.__name__}"}
 
 
-def describe_page() -> dict[str, Any]:
-    """What the docs page shows: the document's operations, and the fields of each row."""
-    api = describe_api()
-    operations = [
-        {"method": method.upper(), "path": path, **operation}
-        for path, methods in api["paths"].items()
-        for method, operation in methods.items()
-    ]
-    rows = [
-        {"name": collection.name, "fields": api["components"]["schemas"][collection.row.__name__]["properties"].items()}
-        for collection in read_collections().values()
-    ]
-    return {"title": TITLE, "operations": operations, "rows": rows}
+def example_of(collection: Collection) -> dict[str, Any]:
+    """A row that is taken as it stands: the members that the counters give as examples, and something for the rest."""
+    known: dict[str, Any] = {}
+    for counter in collection.counters:
+        known |= dict(zip(counter.fields, counter.example, strict=False))
+    return {field.name: known.get(field.name, any_value(field)) for field in collection.model.sent_fields()}
+
+
+def any_value(field: models.Field) -> str | int:
+    """A value that the field takes."""
+    return "hello"[: field.max_length] if isinstance(field, TEXT_FIELDS) else 1

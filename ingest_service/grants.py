@@ -15,14 +15,23 @@ from django.db.migrations.recorder import MigrationRecorder
 from ingest_service import catalog
 from ingest_service.models import Receipt
 
-INGEST, MANAGE = "rollcall_ingest", "rollcall_manage"
+INGEST, MANAGE, ADMIN = "rollcall_ingest", "rollcall_manage", "rollcall_admin"
+
+# What Django's admin needs of its own tables, which are there where it was migrated. Users are made, and made more than they
+# are, by the owner; nobody takes anything out of the log.
+ADMIN_RIGHTS = {
+    "auth_user": "SELECT, UPDATE (password, last_login)",
+    "django_admin_log": "SELECT, INSERT",
+    "django_content_type": "SELECT",
+    "django_session": "SELECT, INSERT, UPDATE, DELETE",
+}
 
 
 def grant(using: str = "default", **kwargs: Any) -> None:
     """Grant to the roles that are there. Connected to `post_migrate`; the migrations' owner runs it."""
     connection = connections[using]
     with transaction.atomic(using), connection.cursor() as cursor:
-        cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s)", [INGEST, MANAGE])
+        cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s, %s)", [INGEST, MANAGE, ADMIN])
         roles = {name for (name,) in cursor.fetchall()}
         tables = set(connection.introspection.table_names(cursor))
         for role, table, rights in wanted():
@@ -38,6 +47,8 @@ def wanted() -> Iterator[tuple[str, str, str]]:
         sent = ", ".join(f'"{field.column}"' for field in model.sent_fields())
         yield INGEST, model._meta.db_table, f"INSERT ({sent}), SELECT (id, xact)"
         yield MANAGE, model._meta.db_table, "SELECT"
+        yield ADMIN, model._meta.db_table, "SELECT, DELETE"
+    yield from ((ADMIN, table, rights) for table, rights in ADMIN_RIGHTS.items())
     yield INGEST, Receipt._meta.db_table, "SELECT, INSERT, UPDATE, DELETE"
     # For /readyz: whether all migrations have run.
     yield INGEST, MigrationRecorder.Migration._meta.db_table, "SELECT"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +28,9 @@ def is_postgres_url(url: str) -> None:
     if urlsplit(url).scheme not in ("postgres", "postgresql"):
         raise ValidationError("must be postgres://user:password@host:port/name, of the primary")
 
+
+# scheme://host[:port], as browsers send it.
+is_origin = validate.Regexp(r"(https?://[^/\s,]+)?\Z", error="must be https://host")
 
 try:
     # The primary: postgres://user:password@host:port/name. Several hosts with ?target_session_attrs=read-write work.
@@ -70,13 +75,22 @@ try:
     RATE_LIMIT_PER_SECOND = env.int("RATE_LIMIT_PER_SECOND", 0, validate=not_negative)
 
     DEBUG = env.bool("DEBUG", False)
-    SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
+    SECRET_KEY = env.str("SECRET_KEY", "")  # only the admin signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
     # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
 
     DATABASES: dict[str, Any] = {"default": dj_database_url.parse(DATABASE_URL)}
+
+    # The admin pages are there where this is set: the primary again, as the role that may look at rows and delete them.
+    ADMIN_DATABASE_URL = env.str("ADMIN_DATABASE_URL", "", validate=lambda url: is_postgres_url(url) if url else None)
+    # Where browsers reach them, "https://ingest.example.org". Cookies are for HTTPS only, unless this says http://.
+    ADMIN_ORIGIN = env.str("ADMIN_ORIGIN", "", validate=is_origin)
+    if ADMIN_DATABASE_URL:
+        if not SECRET_KEY:
+            raise EnvError('"SECRET_KEY" not set, and the admin (ADMIN_DATABASE_URL) signs its cookies with it')
+        DATABASES["admin"] = dj_database_url.parse(ADMIN_DATABASE_URL)
 except (EnvError, ValueError) as error:  # ValueError: what dj_database_url says of a URL that is none
     sys.exit(f"ingest_service: {error}. See the table of variables in README.md.")
 
@@ -117,25 +131,80 @@ _options.update(
 
 SERVICE = "ingest"
 SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
-INSTALLED_APPS = ["shared_models.apps.SharedModelsConfig", "ingest_service.apps.IngestServiceConfig"]
+INSTALLED_APPS = [
+    "shared_models.apps.SharedModelsConfig",
+    "ingest_service.apps.IngestServiceConfig",
+    "django.contrib.staticfiles",
+]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
     "shared_models.http.requests.NoteMiddleware",
     "shared_models.http.headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
 ]
 ROOT_URLCONF = "ingest_service.urls"
 WSGI_APPLICATION = "ingest_service.wsgi.application"
-TEMPLATES = [
+TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
         "APP_DIRS": True,
     }
 ]
+STATIC_URL = "/static/"
+# Files are served from the packages that hold them: there is nothing to collect.
+WHITENOISE_USE_FINDERS = True
+# Swagger UI, for /docs, lies in ninja's package. It is found without importing that, or what it needs.
+_ninja = find_spec("ninja")
+STATICFILES_DIRS = [Path(folder) / "static" for folder in (_ninja and _ninja.submodule_search_locations) or ()]
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 APPEND_SLASH = False
 USE_TZ = True
 TIME_ZONE = "UTC"
 USE_I18N = False
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+if ADMIN_DATABASE_URL:
+    DATABASES["admin"]["OPTIONS"] = _options | {
+        **DATABASES["admin"].get("OPTIONS", {}),
+        "application_name": "rollcall-admin",
+        # Its statements read a page from an index. These are for the day on which one does not: no table is read through or
+        # sorted because statistics are old, and what takes long all the same is ended.
+        "options": f"-c timezone=UTC -c statement_timeout={in_milliseconds(5)} -c lock_timeout={in_milliseconds(2)} "
+        "-c idle_in_transaction_session_timeout=10000 -c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off",
+    }
+    DATABASE_ROUTERS = ["ingest_service.admin.routing.AdminRouter"]
+    INSTALLED_APPS += [
+        "django.contrib.admin.apps.SimpleAdminConfig",
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "django.contrib.messages",
+        "django.contrib.sessions",
+    ]
+    MIDDLEWARE += [
+        "ingest_service.admin.middleware.ConnectionMiddleware",
+        "ingest_service.admin.middleware.Sessions",
+        "ingest_service.admin.middleware.SignedIn",
+        "ingest_service.admin.middleware.Notices",
+    ]
+    TEMPLATES[0]["OPTIONS"] = {
+        "context_processors": [
+            "django.template.context_processors.request",
+            "django.contrib.auth.context_processors.auth",
+            "django.contrib.messages.context_processors.messages",
+        ]
+    }
+    AUTH_PASSWORD_VALIDATORS = [
+        {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+        {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    ]
+    SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = LOGIN_REDIRECT_URL = "/admin/"
+    SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Strict"
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not ADMIN_ORIGIN.startswith("http://")
+    CSRF_COOKIE_HTTPONLY = True
+    SESSION_COOKIE_AGE = 8 * 3600  # a working day
+    CSRF_TRUSTED_ORIGINS = [ADMIN_ORIGIN] if ADMIN_ORIGIN else []
+    # With something to sign, the key has to be a good one.
+    SILENCED_SYSTEM_CHECKS = [check for check in SILENCED_CHECKS if check != "security.W009"]

@@ -152,4 +152,4 @@ def get_openapi(request: HttpRequest) -> HttpResponse:
 def get_docs(request: HttpRequest) -> HttpResponse:
     """The same, for people."""
     check_method(request, "GET", "HEAD")
-    return render(request, "ingest_service/docs.html", description.describe_page())
+    return render(request, "ingest_service/docs.html", {"title": description.TITLE})

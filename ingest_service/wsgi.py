@@ -13,4 +13,5 @@ from ingest_service.front import Front  # noqa: E402
 from shared_models.http.door import put_door  # noqa: E402
 
 front = Front(django)
-application = put_door(front, settings)
+# The admin asks for a name and a password itself.
+application = put_door(front, settings, open_folders=("/admin/",) if settings.ADMIN_DATABASE_URL else ())

@@ -25,6 +25,8 @@ from shared_models.members import decode
 HISTORY_SECONDS = 30 * 24 * 3600
 HISTORY_RUNS = 500
 SAMPLE_MEMBERS = 20
+# In place of an id: the newest run.
+LAST = "last"
 
 
 class UnknownRun(LookupError):
@@ -194,7 +196,11 @@ def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> 
 
 
 def get(redis: Redis, run_id: str) -> Run:
-    """The run of that id, or UnknownRun."""
+    """The run of that id, or the newest one where that says "last"; or UnknownRun."""
+    if run_id == LAST:
+        for run in latest(redis, 1):
+            return run
+        raise UnknownRun("there is no run yet; ask for one with POST /v1/runs")
     document = redis.hget(keys.of_run(run_id), "document")
     if document is None:
         raise UnknownRun(f"there is no run {run_id!r}; the last {HISTORY_RUNS} are kept for 30 days")
@@ -232,7 +238,7 @@ def request_cancel(redis: Redis, run_id: str) -> Run:
     """Ask a run to stop; whoever executes it does so after its step. Raises UnknownRun."""
     run = get(redis, run_id)
     if run.open:
-        redis.hset(keys.of_run(run_id), "cancel", 1)
+        redis.hset(keys.of_run(run.id), "cancel", 1)
     return run
 
 

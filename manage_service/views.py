@@ -40,7 +40,12 @@ class Api(NinjaAPI):
 
     def get_openapi_schema(self, **kwargs: Any) -> Any:
         document = super().get_openapi_schema(**kwargs)
-        return complete(document, tokens=settings.TOKENS is not None, limited=bool(settings.RATE_LIMIT_PER_SECOND))
+        examples = {
+            "run_id": runs.LAST,
+            "/v1/runs": {"counters": [counter.name for counter in COUNTERS], "mode": Mode.CHECK},
+        }
+        limited = bool(settings.RATE_LIMIT_PER_SECOND)
+        return complete(document, tokens=settings.TOKENS is not None, limited=limited, examples=examples)
 
 
 def refusals(*statuses: int) -> dict[int, Any]:

@@ -23,7 +23,15 @@ class Api(NinjaAPI):
     """Ninja's, with refusals described as what they are."""
 
     def get_openapi_schema(self, **kwargs: Any) -> Any:
-        return complete(super().get_openapi_schema(**kwargs), tokens=settings.TOKENS is not None)
+        document = super().get_openapi_schema(**kwargs)
+        return complete(document, tokens=settings.TOKENS is not None, examples=read_examples())
+
+
+def read_examples() -> dict[str, Any]:
+    """A question that every operation answers, whatever is declared."""
+    counter = counters.COUNTERS[0]
+    member = counter.example_member()
+    return {"counter": counter.name, "fields": member, "/v1/counts/{counter}/members": {"members": [member]}}
 
 
 api = Api(

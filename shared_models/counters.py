@@ -25,18 +25,26 @@ class Counter:
     """A named question over a table: how many different values do these fields have?
 
     `name` appears in URLs, metrics and Redis keys. `model` is the name of a model in `shared_models.models`.
-    `fields` make a member, in this order; an index has to begin with them, in this order.
+    `fields` make a member, in this order; an index has to begin with them, in this order. `example` is a member that
+    people recognise, for the descriptions of the APIs.
     """
 
     name: str
     model: str
     fields: tuple[str, ...]
+    example: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
             raise ValueError(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
         if not self.fields:
             raise ValueError(f"counter {self.name!r}: name at least one field")
+        if self.example and len(self.example) != len(self.fields):
+            raise ValueError(f"counter {self.name!r}: the example needs one value for each field")
+
+    def example_member(self) -> dict[str, str | int]:
+        """A member, field by field; made of the fields' names where the declaration gives none."""
+        return dict(zip(self.fields, self.example or self.fields, strict=True))
 
     def get_model(self) -> type[Countable]:
         """The model class. Needs Django's app registry, with `shared_models` installed."""
@@ -46,8 +54,8 @@ class Counter:
 
 
 COUNTERS: tuple[Counter, ...] = (
-    Counter("cities", model="Message", fields=("state", "city")),
-    Counter("users", model="Message", fields=("username",)),
+    Counter("cities", model="Message", fields=("state", "city"), example=("NY", "Ithaca")),
+    Counter("users", model="Message", fields=("username",), example=("ann",)),
 )
 
 

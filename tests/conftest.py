@@ -8,7 +8,7 @@ import pytest
 
 pytest_plugins = ["tests.servers"]
 
-SERVICES = {"ingest", "manage", "query"}
+SERVICES = {"admin", "ingest", "manage", "query"}
 _seen: set[str] = set()
 
 

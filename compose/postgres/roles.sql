@@ -1,4 +1,4 @@
--- The roles of Postgres: one owns and migrates, each service has its own, one streams to the replica.
+-- The roles of Postgres: one owns and migrates, each service has its own, ingest's admin pages too, one streams to the replica.
 --
 -- Run on the primary, in the database of Rollcall, by a superuser; as often as you like. Passwords are not set here:
 -- ALTER ROLE … PASSWORD with a SCRAM verifier (psql's \password makes one). What a service may do with a table is granted
@@ -8,7 +8,8 @@ DO $$
 DECLARE
     role text;
 BEGIN
-    FOREACH role IN ARRAY ARRAY['rollcall_owner', 'rollcall_ingest', 'rollcall_manage', 'rollcall_replica'] LOOP
+    FOREACH role IN ARRAY ARRAY['rollcall_owner', 'rollcall_ingest', 'rollcall_admin', 'rollcall_manage',
+                                'rollcall_replica'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
             EXECUTE format('CREATE ROLE %I', role);
         END IF;
@@ -19,12 +20,13 @@ BEGIN
 
     -- Nobody connects who is not named here, nobody makes temporary tables, and only the owner makes lasting ones.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO rollcall_owner, rollcall_ingest, rollcall_manage', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO rollcall_owner, rollcall_ingest, rollcall_admin, rollcall_manage',
+                   current_database());
 END $$;
 
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO rollcall_owner;
-GRANT USAGE ON SCHEMA public TO rollcall_ingest, rollcall_manage;
+GRANT USAGE ON SCHEMA public TO rollcall_ingest, rollcall_admin, rollcall_manage;
 
 -- Manage reads a replica, which cannot be written to. This says the same where it is given the primary by mistake.
 ALTER ROLE rollcall_manage SET default_transaction_read_only = on;

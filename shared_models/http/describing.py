@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared_models.http.problems import MEDIA_TYPE
@@ -22,8 +23,13 @@ PROBLEM = {
 SCHEME = {"type": "http", "scheme": "bearer", "description": "python -m shared_models.http.tokens NAME makes one."}
 
 
-def complete(document: dict[str, Any], *, tokens: bool, limited: bool = False) -> dict[str, Any]:
-    """The document, with each refusal as a problem; 401 where tokens are asked for, 429 where they are limited."""
+def complete(
+    document: dict[str, Any], *, tokens: bool, limited: bool = False, examples: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document, with each refusal as a problem; 401 where tokens are asked for, 429 where they are limited.
+
+    `examples` are values that work as they stand: of a parameter by its name, of a JSON body by the path that takes it.
+    """
     components = document.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = PROBLEM
     everywhere = {"401": "No valid token."} if tokens else {}
@@ -41,4 +47,14 @@ def complete(document: dict[str, Any], *, tokens: bool, limited: bool = False) -
                 if status.startswith(("4", "5")) and not operation.get("x-own-refusals"):
                     response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
             operation["responses"] = responses
+            show_examples(path, operation, examples or {})
     return document
+
+
+def show_examples(path: str, operation: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Put the examples where "Try it out" finds them."""
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in examples:
+            parameter["example"] = examples[parameter["name"]]
+    if "requestBody" in operation and path in examples:
+        operation["requestBody"]["content"]["application/json"]["example"] = examples[path]

@@ -36,12 +36,13 @@ class Door:
         metrics_public: bool,
         rates: Rates | None,
         also_open: frozenset[str] = frozenset(),
+        open_folders: tuple[str, ...] = (),
     ) -> None:
         reason = refusal_to_start(auth, tokens)
         if reason:
             raise ImproperlyConfigured(reason)
         self.application, self.tokens, self.metrics_public = application, tokens, metrics_public
-        self.rates, self.also_open = rates, also_open
+        self.rates, self.also_open, self.open_folders = rates, also_open, open_folders
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request_id = id_of(environ.get("HTTP_X_REQUEST_ID", ""))
@@ -63,10 +64,15 @@ class Door:
             # The thread goes on with somebody else's request: what this one bound must not stay.
             structlog.contextvars.unbind_contextvars("request_id", "token")
 
+    def needs_token(self, path: str) -> bool:
+        """Whether this path is behind the door."""
+        known = needs_token(path, metrics_public=self.metrics_public, also_open=self.also_open)
+        return known and not path.startswith(self.open_folders)
+
     def admit(self, environ: Environ) -> tuple[str, Problem | None]:
         """Whose request this is (\"\" where nobody asks), and why it is not let in, if so."""
         path = environ.get("PATH_INFO", "")
-        if not needs_token(path, metrics_public=self.metrics_public, also_open=self.also_open):
+        if not self.needs_token(path):
             return "", None
         name = ""
         if self.tokens is not None:
@@ -85,8 +91,11 @@ def refuse(start: StartResponse, problem: Problem) -> list[bytes]:
     return [body]
 
 
-def put_door(application: Any, settings: Any, also_open: frozenset[str] = frozenset()) -> Door:
-    """The door by a service's settings. `also_open`: paths of this service that need no token."""
+def put_door(
+    application: Any, settings: Any, also_open: frozenset[str] = frozenset(), open_folders: tuple[str, ...] = ()
+) -> Door:
+    """The door by a service's settings. `also_open`: paths of this service that need no token. `open_folders`: pages behind
+    it that ask by themselves who it is."""
     limit = settings.RATE_LIMIT_PER_SECOND
     return Door(
         application,
@@ -95,4 +104,5 @@ def put_door(application: Any, settings: Any, also_open: frozenset[str] = frozen
         metrics_public=settings.METRICS_PUBLIC,
         rates=Rates(settings.SERVICE, settings.REDIS_URL, limit) if limit else None,
         also_open=also_open,
+        open_folders=open_folders,
     )

@@ -1,0 +1,87 @@
+"""What Django's admin wants around a view, and only around its own: every other request passes by a comparison.
+
+CSRF needs no middleware: each view of the admin, and of signing in, checks it itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import PermissionDenied
+from django.db import Error, connections
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from ingest_service.admin.routing import ALIAS
+from shared_models.http.problems import Problem
+
+log = structlog.get_logger()
+
+PREFIX = "/admin/"
+# Scripts, styles and pictures from this host; nothing in place, nothing framed.
+POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+
+class OnlyUnderAdmin:
+    """Lets everything else pass."""
+
+    get_response: Any
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if not request.path_info.startswith(PREFIX):
+            return self.get_response(request)
+        return super().__call__(request)  # type: ignore[misc]
+
+
+class ConnectionMiddleware:
+    """Closes the admin's connection after each of its requests, and says so where there was none.
+
+    The service keeps a connection a thread; a few operators do not need as many more.
+    """
+
+    def __init__(self, get_response: Any) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if not request.path_info.startswith(PREFIX):
+            return self.get_response(request)
+        try:
+            response: HttpResponse = self.get_response(request)
+        finally:
+            connections[ALIAS].close()
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        if not request.path_info.startswith(PREFIX):
+            return None
+        if isinstance(exception, PermissionDenied):
+            detail = "rows are written by producers; deleted they are by those who may do more than look"
+            return Problem(403, "forbidden", "This is not for you", detail).response()
+        if not isinstance(exception, Error):
+            return None
+        # The first line: those after it may quote rows.
+        log.warning("admin.unavailable", reason=str(exception).strip().partition("\n")[0])
+        return Problem(
+            503,
+            "admin-unavailable",
+            "The admin is unavailable",
+            "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
+            headers={"Retry-After": "2"},
+        ).response()
+
+
+class Sessions(OnlyUnderAdmin, SessionMiddleware):
+    """request.session"""
+
+
+class SignedIn(OnlyUnderAdmin, AuthenticationMiddleware):
+    """request.user"""
+
+
+class Notices(OnlyUnderAdmin, MessageMiddleware):
+    """What the last page has done, said on the next one."""

@@ -1,0 +1,27 @@
+"""Which of the two connections a model is read and written over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+ALIAS = "admin"
+# What the admin needs of Django's own, and the tables that it shows.
+LABELS = {"admin", "auth", "contenttypes", "sessions", "shared_models"}
+
+
+class AdminRouter:
+    """The ORM works over the admin's connection: the role of the other one may neither read rows nor delete them.
+
+    Ingest itself stores and reads by SQL of its own, and never asks here. Tables are made over the other connection, by
+    the owner.
+    """
+
+    def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
+        return ALIAS if model._meta.app_label in LABELS else None
+
+    db_for_write = db_for_read
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if db == ALIAS else None

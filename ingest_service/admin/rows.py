@@ -1,0 +1,111 @@
+"""The pages of a counted table: rows are looked at and deleted there. Written they are by producers, who count them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin.helpers import ActionForm
+from django.db import models, transaction
+from django.http import Http404, HttpRequest, HttpResponse
+
+from ingest_service.admin.listing import RowList
+from ingest_service.admin.routing import ALIAS
+from shared_models import counters
+from shared_models.counters import Counter
+from shared_models.models import Countable
+
+log = structlog.get_logger()
+
+# As many as a person looks through, and confirms.
+PAGE_ROWS = 50
+
+
+class TickedOnly(ActionForm):
+    """What is done is done to the rows that are ticked, never to all that a search would find."""
+
+    def clean_select_across(self) -> bool:
+        return False
+
+
+class LookedAt(ModelAdmin):
+    """A table of any size, to be looked at. Whoever may sign in may look."""
+
+    counters: tuple[Counter, ...] = ()
+    list_per_page = PAGE_ROWS
+    sortable_by = ()
+    show_facets = ShowFacets.NEVER
+    show_full_result_count = False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
+        return RowList
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        """Every column. What is shown is no form."""
+        return [field.name for field in self.opts.concrete_fields]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.get_readonly_fields(request, obj)
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return True
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return True
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        """Rows do not change, and a deleted one has no page."""
+        raise Http404
+
+
+class RowAdmin(LookedAt):
+    """A counted table. Only a superuser deletes; a count follows at the next reconcile."""
+
+    action_form = TickedOnly
+
+    def __init__(self, model: type[Countable], site: Any) -> None:
+        super().__init__(model, site)
+        self.counters = tuple(counter for counter in counters.COUNTERS if counter.get_model() is model)
+        counted = dict.fromkeys(name for counter in self.counters for name in counter.fields)
+        own = [field.name for field in Countable._meta.get_fields()]
+        self.list_display = (own[0], *counted, *own[1:])
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(request.user.is_superuser)  # type: ignore[union-attr]
+
+    def response_action(self, request: HttpRequest, queryset: models.QuerySet, *args: Any) -> HttpResponse | None:
+        """By their ids, whatever was searched for; the deletion and its record are stored together."""
+        ids = [text for text in request.POST.getlist("_selected_action") if text.isdecimal()][:PAGE_ROWS]
+        with transaction.atomic(using=ALIAS):
+            return super().response_action(request, self.model._default_manager.only("pk").filter(pk__in=ids), *args)
+
+    def get_deleted_objects(self, objs: Iterable[models.Model], request: HttpRequest) -> Any:
+        """Nothing hangs on a row: there is nothing to collect."""
+        rows = [str(row) for row in objs]
+        return rows, {self.opts.verbose_name_plural: len(rows)}, set(), []
+
+    def log_deletions(self, request: HttpRequest, queryset: Iterable[models.Model]) -> Any:
+        """In the table of the admin's log, and in the service's: ids of rows, and the id of who it was."""
+        ids = [row.pk for row in queryset]
+        log.info("admin.deleted", table=self.opts.db_table, ids=ids, who=request.user.pk)
+        return super().log_deletions(request, queryset)  # type: ignore[arg-type]
+
+
+class LogAdmin(LookedAt):
+    """Who has deleted what. Nobody changes it, the admin's role of the database neither."""
+
+    list_display = ("id", "action_time", "user", "content_type", "object_repr")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).select_related("user", "content_type")

@@ -1,0 +1,60 @@
+"""Questions that an index answers, however large the table: a counter's leading fields, the last one by how it begins.
+
+Each is one range of the index that the counter has anyway, read in the order of that index: nothing is counted, sorted
+or looked through. A counter more is a form more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.http import QueryDict
+
+from shared_models.counters import Counter
+
+EXACTLY = "exactly"
+
+
+class Search(forms.Form):
+    """A search by one counter. Bound where the request says anything of it."""
+
+    def __init__(self, counter: Counter, data: QueryDict) -> None:
+        self.counter = counter
+        asked = any(value for name, value in data.items() if name.startswith(f"{counter.name}-"))
+        super().__init__(data if asked else None, prefix=counter.name)
+        self.columns = {name: counter.get_model()._meta.get_field(name) for name in counter.fields}
+        for name, column in self.columns.items():
+            self.fields[name] = input_of(column)
+        self.fields[EXACTLY] = forms.BooleanField(required=False)
+
+    def clean(self) -> dict[str, Any]:
+        """Leading fields only: an index finds nothing by those that come after."""
+        cleaned = super().clean() or {}
+        self.given = [name for name in self.columns if cleaned.get(name) not in (None, "")]
+        wanted = list(self.columns)[: max(1, len(self.given))]
+        if not self.errors and self.given != wanted:
+            raise ValidationError(f"rows are found by {' and '.join(wanted)} first: fill that in, too")
+        return cleaned
+
+    def narrow(self, rows: models.QuerySet) -> models.QuerySet:
+        """The rows that it asks for, in the order of the index."""
+        if not self.is_valid():
+            return rows.none()
+        last = self.given[-1]
+        by_beginning = not self.cleaned_data[EXACTLY] and isinstance(
+            self.columns[last], models.CharField | models.TextField
+        )
+        conditions = {name: self.cleaned_data[name] for name in self.given}
+        if by_beginning:
+            conditions[f"{last}__startswith"] = conditions.pop(last)
+        return rows.filter(**conditions).order_by(*self.columns)
+
+
+def input_of(column: Any) -> forms.Field:
+    """The input for a column. Values are stored as sent, so blanks count."""
+    if isinstance(column, models.IntegerField):
+        return forms.IntegerField(required=False)
+    return forms.CharField(required=False, strip=False, max_length=column.max_length)

@@ -1,0 +1,72 @@
+"""The admin's site: a page for each table that a counter names, and the record of what was deleted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.contrib.admin import AdminSite
+from django.contrib.admin.forms import AdminAuthenticationForm
+from django.contrib.admin.models import LogEntry
+from django.contrib.sessions.backends.db import SessionStore
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+
+from ingest_service.admin.rows import LogAdmin, RowAdmin
+from ingest_service.catalog import counted_models
+from shared_models.http.rates import Rates
+
+log = structlog.get_logger()
+
+# Of everybody together, over all workers. A person takes longer, and a password takes half a second of a processor to check.
+SIGN_INS_PER_SECOND = 1
+# No token can have this name.
+RATE = "/admin/login/"
+
+
+@cache
+def open_rates() -> Rates:
+    """The count of those who try to sign in."""
+    return Rates(settings.SERVICE, settings.REDIS_URL, SIGN_INS_PER_SECOND)
+
+
+class SignInForm(AdminAuthenticationForm):
+    """Name and password, a limited number of times a second."""
+
+    def clean(self) -> dict[str, Any]:
+        if open_rates().count(RATE) > SIGN_INS_PER_SECOND:
+            log.warning("admin.sign_in_limited")
+            raise ValidationError("Somebody else is signing in at this moment; try again in a second.")
+        try:
+            cleaned = super().clean()
+        except ValidationError:
+            log.warning("admin.sign_in_refused")
+            raise
+        log.info("admin.signed_in", who=self.get_user().pk)
+        return cleaned
+
+
+class Site(AdminSite):
+    """Django's, with our tables."""
+
+    site_header = site_title = "Rollcall ingest"
+    index_title = "Tables"
+    site_url = "/docs"
+    login_form = SignInForm
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        """Also a good moment to forget the sessions that have ended."""
+        if request.method == "POST":
+            SessionStore.clear_expired()
+        return super().login(request, extra_context)
+
+
+def make_site() -> Site:
+    """The site, by the declarations."""
+    site = Site()
+    for model in counted_models():
+        site.register(model, RowAdmin)
+    site.register(LogEntry, LogAdmin)
+    return site

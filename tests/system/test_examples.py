@@ -1,0 +1,113 @@
+"""Examples, run as they stand against a running stack: those of the API descriptions, and those of the README."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from jsonschema_rs import Draft202012Validator
+
+from compose.services import Web
+from compose.stack import Stack
+from tests.contract.test_readme import README
+from tests.system.asking import ask
+
+# It never ends; the first line of it is an answer.
+STREAMS = {"/v1/stream"}
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Method, path, operation, in an order in which there is a run before one is asked for."""
+    for path, methods in sorted(document["paths"].items()):
+        for method, operation in sorted(methods.items(), reverse=True):
+            yield method.upper(), path, operation
+
+
+def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    """Raises jsonschema_rs.ValidationError."""
+    Draft202012Validator({**schema, "components": document.get("components", {})}).validate(value)
+
+
+def address(document: dict[str, Any], path: str, operation: dict[str, Any]) -> str:
+    """The address with every example in its place."""
+    asked: dict[str, Any] = {}
+    for parameter in operation.get("parameters") or ():
+        if "example" not in parameter:
+            assert not parameter.get("required"), f"{path}: {parameter['name']} has no example"
+            continue
+        value = parameter["example"]
+        check(document, parameter["schema"], value)
+        if parameter["in"] == "path":
+            path = path.replace(f"{{{parameter['name']}}}", quote(value))
+        elif parameter["in"] == "query":
+            asked |= value if isinstance(value, dict) else {parameter["name"]: value}
+    return path + (f"?{urlencode(asked)}" if asked else "")
+
+
+def bodies(document: dict[str, Any], operation: dict[str, Any]) -> Iterator[tuple[str | None, bytes | None]]:
+    """Content type and body of each example; every content type has one."""
+    content = operation.get("requestBody", {}).get("content", {})
+    for media_type, described in content.items():
+        example = described["example"]
+        if isinstance(example, str):  # NDJSON: the schema is that of a line
+            for line in example.splitlines():
+                check(document, described["schema"], json.loads(line))
+            yield media_type, example.encode()
+        else:
+            check(document, described["schema"], example)
+            yield media_type, json.dumps(example).encode()
+    if not content:
+        yield None, None
+
+
+@pytest.mark.parametrize("name", ["ingest", "manage", "query"])
+def test_every_example_is_valid_and_is_answered_with_a_2xx(live: Stack, name: str) -> None:
+    service: Web = getattr(live, name)
+    _, document = ask(service, "GET", "/openapi.json")
+    answered = 0
+    for method, path, operation in operations(document):
+        url = address(document, path, operation)
+        for media_type, body in bodies(document, operation):
+            connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+            connection.request(
+                method, url, body, {**service.authorization(), **({"Content-Type": media_type} if media_type else {})}
+            )
+            answer = connection.getresponse()
+            first = answer.readline() if path in STREAMS else answer.read()
+            connection.close()
+            assert 200 <= answer.status < 300, (method, url, answer.status, first)
+            answered += 1
+    assert answered >= 5
+
+
+def of_this_stack(text: str, stack: Stack) -> str:
+    """An example of the README, with this stack's ports and folder."""
+    for port, service in {8001: stack.ingest, 8002: stack.manage, 8003: stack.query}.items():
+        text = re.sub(rf"\b{port}\b", str(service.port), text)
+    return text.replace(".local/", f"{stack.folder}/")
+
+
+def test_every_line_for_curl_in_the_readme_works(live: Stack) -> None:
+    blocks = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl " in block]
+    lines = "".join(blocks).replace("curl -N", "curl --max-time 1 -N")
+    assert lines.count("curl ") >= 12
+    # A stream never ends: curl ends it, with its status 28.
+    script = f'set -eo pipefail\ncurl() {{ command curl -sS --fail-with-body "$@" || [ $? = 28 ]; }}\n{lines}'
+    done = subprocess.run(["bash", "-c", of_this_stack(script, live)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('"counted":true') == 3
+    assert "event: counts" in done.stdout
+
+
+def test_the_python_client_of_the_readme_works(live: Stack) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "urllib" in block)
+    done = subprocess.run([sys.executable, "-c", of_this_stack(code, live)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "'counted': True" in done.stdout
