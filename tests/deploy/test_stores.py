@@ -36,6 +36,19 @@ def secrets() -> Path:
     return folder
 
 
+SERVICES = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]
+
+
+def given_to(service: str, secrets: Path) -> str:
+    """A folder as the container of this service has it: with the secrets that it is given, and no others."""
+    folder = secrets / f"of-{service}"
+    make_folder(folder)
+    for name in SERVICES[service]["secrets"]:
+        if not (folder / name).exists():
+            (folder / name).symlink_to(secrets / name)
+    return str(folder)
+
+
 def secret(secrets: Path, name: str) -> str:
     return (secrets / name).read_text()
 
@@ -59,8 +72,7 @@ class Deployed(Postgres):
 
     def options(self) -> list[str]:
         """Those of docker-compose.yml, and where the tests want them otherwise, theirs behind."""
-        service = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"][self.service]
-        given = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in service["command"]]
+        given = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in SERVICES[self.service]["command"]]
         given = [word.replace("/rollcall/", f"{COMPOSE / 'postgres'}/") for word in given if word != "postgres"]
         ours = POSTGRES_SETTINGS | self.settings | {"port": str(self.port)}
         return [*given, *(word for name, value in ours.items() for word in ("-c", f"{name}={value}"))]
@@ -72,8 +84,7 @@ class DeployedPrimary(Deployed):
     def create(self) -> None:
         """What the image does at its first start, with the same arguments."""
         super().create()
-        service = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]["primary"]
-        arguments = service["environment"]["POSTGRES_INITDB_ARGS"].split()
+        arguments = SERVICES["primary"]["environment"]["POSTGRES_INITDB_ARGS"].split()
         password_file = f"--pwfile={self.secrets / 'postgres_superuser'}"
         initdb = [postgres_program("initdb"), "-D", str(self.data), "-U", "postgres", "--no-sync", password_file]
         self.run([*initdb, *arguments])
@@ -87,7 +98,8 @@ class DeployedPrimary(Deployed):
         variables = {"PGHOST": HOST, "PGPORT": str(self.port), "PGUSER": "postgres", "PGDATABASE": "rollcall"}
         self.run(
             ["sh", str(COMPOSE / "postgres" / "make_roles.sh")],
-            variables | {"SECRETS_FOLDER": str(self.secrets), "PATH": f"{POSTGRES_BIN}:{os.environ['PATH']}"},
+            variables
+            | {"SECRETS_FOLDER": given_to("roles", self.secrets), "PATH": f"{POSTGRES_BIN}:{os.environ['PATH']}"},
         )
 
 
@@ -102,7 +114,7 @@ class DeployedReplica(Deployed):
         return {
             "PATH": f"{POSTGRES_BIN}:{os.environ['PATH']}",
             "PGDATA": str(self.data),
-            "SECRETS_FOLDER": str(self.secrets),
+            "SECRETS_FOLDER": given_to("replica", self.secrets),
             "PRIMARY_HOST": HOST,
             "PRIMARY_PORT": str(self.primary.port),
         }
@@ -241,11 +253,10 @@ class DeployedRedis(Process):
 
     def environment(self) -> dict[str, str]:
         path = f"{self.folder}:{os.environ['PATH']}"
-        return {"PATH": path, "SECRETS_FOLDER": str(self.secrets), "TMPDIR": str(self.folder)}
+        return {"PATH": path, "SECRETS_FOLDER": given_to("redis", self.secrets), "TMPDIR": str(self.folder)}
 
     def command(self) -> list[str]:
-        service = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]["redis"]
-        options = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
+        options = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in SERVICES["redis"]["command"]]
         options[options.index("/data")] = str(self.folder)
         return ["sh", str(COMPOSE / "redis" / "start.sh"), *options, "--bind", HOST, "--port", str(self.port)]
 

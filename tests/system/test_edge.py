@@ -7,11 +7,15 @@ import http.client
 import json
 import re
 import socket
+import socketserver
 import ssl
+import struct
+import threading
 import time
 from collections.abc import Iterator
 from email.message import Message
 from http.client import HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +52,7 @@ class Edge(Process):
         super().__init__(folder, port, dies_with_parent=True)
         self.variables = {
             "EDGE_LISTEN": f"127.0.0.1:{port}" + (" ssl" if "EDGE_CERTIFICATE" in variables else ""),
-            "EDGE_RESOLVER": "127.0.0.1",
+            "EDGE_RESOLVER": "127.0.0.1",  # never asked: the tests' services have addresses, not names
             **{f"EDGE_{role.upper()}_HOST": f"{role}.test" for role in ROLES},
             **variables,
         }
@@ -241,3 +245,71 @@ def test_tls_ends_at_the_edge_where_it_is_given_a_certificate(live: Stack) -> No
     ):
         secure.sendall(b"GET /livez HTTP/1.1\r\nHost: query.test\r\nConnection: close\r\n\r\n")
         assert secure.recv(15) == b"HTTP/1.1 200 OK"
+
+
+class NameServer(socketserver.UDPServer):
+    """Docker's, as far as the edge sees it: all addresses of a pool under its name."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), None)  # type: ignore[arg-type]  # finish_request below needs none
+        self.addresses: list[str] = []
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        data, wire = request
+        question = data[12 : data.index(b"\0", 12) + 5]
+        found = self.addresses if question.startswith(b"\x05query") else []
+        flags = 0x8180 if found else 0x8183
+        answers = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(each) for each in found)
+        wire.sendto(data[:2] + struct.pack(">HHHHH", flags, 1, len(found), 0, 0) + question + answers, client_address)
+
+
+class OneOfAPool(BaseHTTPRequestHandler):
+    """Says which one it is."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = str(self.server.server_address[0]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *words: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_each_of_a_pool_is_asked_and_a_change_of_the_pool_is_noticed() -> None:
+    """`docker compose up --scale query=3`: the edge learns the addresses from the name server, while it runs."""
+    names, port = NameServer(), free_port()
+    names.addresses = ["127.0.9.1", "127.0.9.2"]
+    with contextlib.ExitStack() as pool:
+        pool.enter_context(serving(names))
+        for address in ("127.0.9.1", "127.0.9.2", "127.0.9.3"):
+            pool.enter_context(serving(ThreadingHTTPServer((address, port), OneOfAPool)))
+        resolver = f"127.0.0.1:{names.server_address[1]}"
+        roles = {f"EDGE_{role.upper()}": f"{role}:{port}" for role in ROLES}
+        edge = Edge(servers_folder() / "edge-pool", free_port(), roles | {"EDGE_RESOLVER": resolver})
+        start(edge)
+        pool.callback(edge.stop)
+
+        def asked() -> set[str]:
+            answers = [edge.ask("query.test", "GET", "/") for _ in range(6)]
+            return {answer.body.decode() for answer in answers if answer.status == 200}
+
+        wait_for(lambda: asked() == {"127.0.9.1", "127.0.9.2"}, "both of the pool")
+        assert edge.ask("ingest.test", "GET", "/").status == 503, "a pool that is not there yet"
+        names.addresses = ["127.0.9.2", "127.0.9.3"]
+        wait_for(lambda: asked() == {"127.0.9.2", "127.0.9.3"}, "the new one to be asked, and not the one that is gone")
