@@ -72,7 +72,7 @@ def test_what_the_example_names_is_what_the_files_take():
     named = set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", EXAMPLE, re.M))
     of_docker = {"COMPOSE_PROFILES", "COMPOSE_FILE"}
     taken = interpolated(TEXT) | interpolated((COMPOSE / "tls.yml").read_text()) | handed_on()
-    assert named - of_docker == taken
+    assert named - of_docker == taken, "env.example and docker-compose.yml name the same variables"
 
 
 def test_a_default_in_the_example_is_the_default_in_the_file():
@@ -85,7 +85,9 @@ def test_a_default_in_the_example_is_the_default_in_the_file():
 def test_every_variable_of_a_service_can_be_set_and_is_read_by_it(service):
     here = {name.removesuffix("_FILE") for name in environment(service)} - {"FORWARDED_ALLOW_IPS"}  # gunicorn's own
     in_table = {name.removesuffix("_FILE") for name in of_readme(service)} - set(NOT_CHOSEN)
-    assert here == in_table
+    assert here == in_table, (
+        "docker-compose.yml hands on every variable: add `NAME:` there, and `# NAME=default` to env.example"
+    )
 
 
 @pytest.mark.parametrize("service", OURS)

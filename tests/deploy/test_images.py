@@ -55,11 +55,13 @@ def test_an_image_has_the_packages_of_its_own_extra_in_the_versions_that_are_tes
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = needed(project["dependencies"] + project["optional-dependencies"][service])
     without_marker = {name for name, text in image.items() if ";" not in text.partition("\\")[0]}
-    assert without_marker <= wanted <= set(image)
+    assert without_marker <= wanted <= set(image), "run `make lock`"
     for name, text in image.items():
         # The marker may differ: what only one service needs on Windows, all need there together.
         version, hashes = text.split(" ")[0], set(re.findall(r"sha256:\w+", text))
-        assert tested[name].startswith(version) and hashes == set(re.findall(r"sha256:\w+", tested[name])), name
+        assert tested[name].startswith(version) and hashes == set(re.findall(r"sha256:\w+", tested[name])), (
+            f"{name}: run `make lock`"
+        )
 
 
 def test_query_has_no_driver_of_a_database():
