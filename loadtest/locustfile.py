@@ -50,7 +50,11 @@ def add_options(parser: Any) -> None:
     for role in ROLES:
         parser.add_argument(f"--{role}-url", env_var=f"{role.upper()}_URL", default="", help=f"where {role} listens")
         parser.add_argument(
-            f"--{role}-token", env_var=f"{role.upper()}_TOKEN", default="", is_secret=True, help=f"what lets us into {role}"
+            f"--{role}-token",
+            env_var=f"{role.upper()}_TOKEN",
+            default="",
+            is_secret=True,
+            help=f"what lets us into {role}",
         )
     parser.add_argument("--mix", env_var="PROFILE", choices=list(PROFILES), default="mixed", help="who takes part")
     parser.add_argument("--ledger", default="", help="a file for what was acknowledged; nobody else deletes rows then")

@@ -122,7 +122,7 @@ def run(stack: Stack, options: argparse.Namespace, path: Path) -> list[str]:
 
 
 def run_locust(stack: Stack, options: argparse.Namespace, path: Path) -> int:
-    """Its exit status: 1 where a request failed. """
+    """Its exit status: 1 where a request failed."""
     options.results.mkdir(parents=True, exist_ok=True)
     for old in options.results.glob("load[._]*"):
         old.unlink()
@@ -152,8 +152,14 @@ def run_locust(stack: Stack, options: argparse.Namespace, path: Path) -> int:
 def failures(results: Path) -> list[str]:
     """Requests that failed, and clients that did, as locust's tables of them say."""
     return [
-        *(f"{row['Occurrences']} times {row['Method']} {row['Name']}: {row['Error']}" for row in read_table(results / "load_failures.csv")),
-        *(f"{row['Count']} times a client failed: {row['Message']}" for row in read_table(results / "load_exceptions.csv")),
+        *(
+            f"{row['Occurrences']} times {row['Method']} {row['Name']}: {row['Error']}"
+            for row in read_table(results / "load_failures.csv")
+        ),
+        *(
+            f"{row['Count']} times a client failed: {row['Message']}"
+            for row in read_table(results / "load_exceptions.csv")
+        ),
     ]
 
 

@@ -164,7 +164,10 @@ def test_a_member_that_is_taken_out_or_put_in_is_said(live: Stack, loaded: Path)
         try:
             assert client.srem(users, name) == 1
             missing, served = counters(live)
-            assert missing == f"1 members of users are missing from the set: {name}" and "is served, the table has" in served
+            assert (
+                missing == f"1 members of users are missing from the set: {name}"
+                and "is served, the table has" in served
+            )
             assert client.sadd(users, "nobody", name) == 2
             assert counters(live)[0] == "1 members of users have no row: nobody"
         finally:
