@@ -260,14 +260,9 @@ def test_a_restored_backup_is_followed_by_exact_counters(site: Site) -> None:
     stack.replica.stop()
     shutil.rmtree(stack.primary.data)
     backup.rename(stack.primary.data)
-    # The end of what the backup brings with it, as a new timeline.
+    # All that the backup brings with it, and then a timeline of its own.
     (stack.primary.data / "recovery.signal").touch()
-    stack.primary.settings = {
-        **FAST,
-        "restore_command": "false",
-        "recovery_target": "immediate",
-        "recovery_target_action": "promote",
-    }
+    stack.primary.settings = {**FAST, "restore_command": "false"}
     stack.primary.start()
     site.point_manage(stack.primary)
     wait_for(lambda: ask(stack.ingest, "GET", "/readyz")[0] == 200, "ingest")
