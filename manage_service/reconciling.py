@@ -3,15 +3,19 @@
 1. *missing*: the table's distinct members are read in the order of the index. Those that are not in the set are added.
    A member is drift only if it has a row below the cursor, where the counter claims to be complete: one whose row is
    newer is on its way (its ingest has committed and not yet counted), and is counted a little earlier by this.
-2. *extra*: the members of the set that have no row are found and taken out (`sweeping`). Where nothing was missing, and the
-   set had as many members before the first half as after it, and the table has as many, there are none: nothing was
-   added meanwhile, every member of the table was seen in the set, and that makes as many as the set has. That is how a
-   counter with no drift is verified at the price of reading its index once, as long as no new member comes just then.
+2. *extra*: the members of the set that have no row are found and taken out (`sweeping`). The members of the table that were
+   seen in the set, or put there, are tallied by bucket in the first half, which leaves few members of the set to ask the
+   table about (`tallies`). They are in the set until the run ends: only a sweep takes members out, only with its marks,
+   and those of earlier sweeps are removed before the tally begins. Another sweep of this counter can only be that of a
+   run which was stopped for longer than its lease: it finds the lease gone after the step that it was stopped in.
+   Where nothing was missing, and the set had as many members before the first half as after it, and the table has as
+   many, there is nothing extra: a tally of one bucket says so. That is how a counter with no drift is verified at
+   the price of reading its index once, as long as no new member comes just then.
 3. The drift is noted on the counter with the time, if it is still the counter that the run looked at.
 
 A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
-position lies in the Redis that holds the members, so what is lost is lost together. The scan of the second half starts
-again; to look twice at a member changes nothing.
+position lies in the Redis that holds the members, so what is lost is lost together. It has no tally of what it read
+before, and asks about every member. The scan of the second half starts again; to look twice at a member changes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from manage_service.building import build, needs_building, values_at
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
 from manage_service.runs import Findings
-from manage_service.sweeping import sweep
+from manage_service.sweeping import forget_marks, sweep
+from manage_service.tallies import Tally
 from shared_models import keys, rolls
 from shared_models.counters import Counter
 from shared_models.members import encode, encode_all
@@ -57,7 +62,8 @@ def reconcile(
         findings.start_over()
     findings.build = state.build
     # None where this goes on from the middle: another run may have been at work in between.
-    count_before = None if findings.position else state.count
+    count_before, tally = (None, None) if findings.position else (state.count, Tally())
+    forget_marks(counter, redis)
 
     jumping = estimate is not None and estimate.jumping_pays
     expected = max(state.count, 1)
@@ -65,7 +71,7 @@ def reconcile(
         with replica.snapshot() as snapshot:
             behind = covers(snapshot, state)
             if behind is None:
-                more = compare_chunk(counter, findings, snapshot, redis, jumping=jumping, repair=repair)
+                more = compare_chunk(counter, findings, snapshot, redis, tally, jumping=jumping, repair=repair)
         if behind is not None:
             yield Progress("missing", findings.read, expected, waiting=behind)
             continue
@@ -80,6 +86,7 @@ def reconcile(
             counter,
             replica,
             redis,
+            tally,
             take_out=repair,
             found=lambda members: findings.note_extra(counter, members),
             expected=expected,
@@ -100,7 +107,14 @@ def covers(snapshot: Snapshot, state: rolls.State) -> str | None:
 
 
 def compare_chunk(
-    counter: Counter, findings: Findings, snapshot: Snapshot, redis: Redis, *, jumping: bool, repair: bool
+    counter: Counter,
+    findings: Findings,
+    snapshot: Snapshot,
+    redis: Redis,
+    tally: Tally | None,
+    *,
+    jumping: bool,
+    repair: bool,
 ) -> bool:
     """The next chunk of the table against the set; False where there is none."""
     chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
@@ -116,6 +130,10 @@ def compare_chunk(
         findings.note_missing(counter, [encode(value) for value in owed])
         if repair:
             rolls.record(redis, {counter.name: [members[index] for index in absent]})
+    if tally is not None:
+        tally.put_in(members)
+        if not repair:
+            tally.take_out([members[index] for index in absent])  # they are not in the set
     findings.position, findings.read = rolls.position_after(members[-1]), findings.read + len(chunk)
     return True
 
@@ -123,10 +141,8 @@ def compare_chunk(
 def find_absent(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[int]]:
     """Which of these are not in the set (their indexes), and where the cursor was a moment before the first look."""
     at = keys.of_counter(counter.name)
-    pipe = redis.pipeline(transaction=False)
-    pipe.hget(at.state, "cursor")
-    for some in rolls.chunks(members):
-        pipe.smismember(at.members, list(some))
-    cursor, *answers = pipe.execute()
-    present = [flag for answer in answers for flag in answer]
+    cursor = redis.hget(at.state, "cursor")
+    present: list[int] = []
+    for some in rolls.chunks(members, rolls.LOOK_MEMBERS):
+        present += redis.smismember(at.members, list(some))
     return None if cursor is None else int(cursor), [index for index, flag in enumerate(present) if not flag]

@@ -21,6 +21,9 @@ from shared_models import keys
 # The most members that one Redis command names. 1,000 take about half a millisecond of the server's time:
 # nobody else waits longer than that for a reconcile of whatever size.
 CHUNK_MEMBERS = 1_000
+# The most members that are looked at in one round trip by who looks at all of them. Redis carries out what lies in a
+# client's buffer before it turns to the next client: 250 members are 0.1 to 0.2 ms that the others wait.
+LOOK_MEMBERS = 250
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)

@@ -63,6 +63,34 @@ def claim(patch: Patch) -> None:
     patch(catching_up, "rolls", module_with(rolls, record=record))
 
 
+def forget_marks(patch: Patch) -> None:
+    """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
+    from manage_service import reconciling
+
+    patch(reconciling, "forget_marks", lambda counter, redis: None)
+
+
+def tally_present(patch: Patch) -> None:
+    """A check tallies members of the table that are not in the set."""
+    from manage_service import reconciling
+
+    class Tally(reconciling.Tally):
+        reading = True
+
+        def take_out(self, members: Any) -> None:
+            if not self.reading:
+                super().take_out(members)
+
+    whole = reconciling.sweep
+
+    def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
+        tally.reading = False
+        return whole(counter, replica, redis, tally, **options)
+
+    patch(reconciling, "Tally", Tally)
+    patch(reconciling, "sweep", sweep)
+
+
 UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 3))"
 
 
@@ -175,6 +203,8 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "fence": fence,
     "cursor fence": cursor_fence,
     "claim": claim,
+    "forget marks": forget_marks,
+    "tally present": tally_present,
     "unmark": unmark,
     "unmark in catch-up": unmark_in_catch_up,
     "compare": compare,

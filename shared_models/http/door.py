@@ -51,15 +51,19 @@ class Door:
         def start(status: str, headers: list[tuple[str, str]], *failure: Any) -> Any:
             return start_response(status, [*headers, (HEADER, request_id)], *failure)
 
-        # The thread goes on with somebody else's request: what this one bound must not stay.
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            begun = time.perf_counter()
+        begun = time.perf_counter()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
             name, problem = self.admit(environ)
+            if name:
+                structlog.contextvars.bind_contextvars(token=name)
             if problem is None:
-                with structlog.contextvars.bound_contextvars(**({"token": name} if name else {})):
-                    return self.application(environ, start)
+                return self.application(environ, start)
             self.note(environ["REQUEST_METHOD"], "none", problem.status, time.perf_counter() - begun)
             return refuse(start, problem)
+        finally:
+            # The thread goes on with somebody else's request: what this one bound must not stay.
+            structlog.contextvars.unbind_contextvars("request_id", "token")
 
     def admit(self, environ: Environ) -> tuple[str, Problem | None]:
         """Whose request this is (\"\" where nobody asks), and why it is not let in, if so."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import resource
+import select
 import selectors
 import socket
 import time
@@ -38,31 +39,75 @@ HELD_BYTES = 512 << 20
 LOOK_SECONDS = 0.5
 
 
-class BoundedSocket(socket.socket):
-    """A socket on which no thread waits for ever: what gunicorn sets to blocking gets a time limit."""
+class PatientSocket(socket.socket):
+    """A socket that never blocks. A thread that has to wait for its client does so here, and not for ever.
+
+    gunicorn changes how a socket blocks four times a request, and sends an answer in two pieces. Each of these is a system
+    call, and lets another thread run in between. Here a change is only noted, and the head waits for its body.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        super().setblocking(False)
+        self._seconds: float | None = 0.0
+        self._head = b""
+
+    def settimeout(self, value: float | None) -> None:
+        self._seconds = value
+
+    def gettimeout(self) -> float | None:
+        return self._seconds
 
     def setblocking(self, flag: bool) -> None:
-        self.settimeout(CLIENT_SECONDS if flag else 0.0)
+        """False: whoever answered is done. A head that no body has followed goes out."""
+        self._seconds = None if flag else 0.0
+        if not flag and self._head:
+            with contextlib.suppress(OSError):
+                self.send(self._take_head())
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        try:
-            super().sendall(data, flags)  # the limit is for all of it together
-        except TimeoutError as error:
-            # What gunicorn takes for a client that has gone, and not for a fault.
-            raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer") from error
+        """Send all of it within CLIENT_SECONDS."""
+        if not self._head and data.startswith(b"HTTP/1.") and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            return
+        rest, deadline = memoryview(self._take_head() + data), 0.0
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[self.send(rest, flags) :]
+            if not rest:
+                return
+            deadline = deadline or time.monotonic() + CLIENT_SECONDS
+            if not self._wait(select.POLLOUT, deadline - time.monotonic()):
+                # What gunicorn takes for a client that has gone, and not for a fault.
+                raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer")
+
+    def read_more(self, size: int) -> bytes:
+        """What the client sends next, within what `settimeout` says, and within CLIENT_SECONDS."""
+        if not self._wait(select.POLLIN, min(CLIENT_SECONDS, self._seconds or CLIENT_SECONDS)):
+            raise TimeoutError("the client sends no more")
+        return self.recv(size)
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
+
+    def _wait(self, event: int, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self, event)
+        return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class Held(SocketUnreader):
     """What gunicorn's parser reads from: the request that has arrived."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: PatientSocket) -> None:
         super().__init__(sock)
         self.file: Any = None
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         size = max(self.mxchunk, min(size_hint or 0, self.max_body_chunk))
-        # The socket only where gunicorn's idea of where a request ends is not ours; it is bounded, too.
-        return (self.file.read(size) if self.file is not None else b"") or super().chunk(size_hint)
+        # The socket only where gunicorn's idea of where a request ends is not ours.
+        return (self.file.read(size) if self.file is not None else b"") or self.sock.read_more(size)
 
     def take_rest(self) -> bytes:
         """What the client has sent behind the request: the beginning of its next one."""
@@ -100,7 +145,7 @@ class Worker(ThreadWorker):
         self.nr_conns += 1
         if self.nr_conns >= self.worker_connections:
             self.make_room()
-        connection = TConn(self.cfg, BoundedSocket(fileno=raw.detach()), address, listener.getsockname())
+        connection = TConn(self.cfg, PatientSocket(raw.detach()), address, listener.getsockname())
         if self.cfg.is_ssl:
             self.enqueue_req(connection)  # bytes of TLS: gunicorn's threads have to read them
         else:

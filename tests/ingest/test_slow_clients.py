@@ -19,7 +19,7 @@ from tests.servers import DEADLINE_SECONDS, wait_for
 # Many times as many as there are threads.
 SLOW_CLIENTS = 300
 # A request among all of them takes milliseconds; a thread or a loop that waited for one of them would take this long.
-NORMAL_SECONDS = 1.0
+NORMAL_SECONDS = 5.0
 
 HEAD = "POST /v1/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
 

@@ -120,6 +120,7 @@ def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypa
     """Everything differs: 6,000 and then 24,000 members of each kind, in small chunks; the same peak."""
     monkeypatch.setattr(replica, "CHUNK_ROWS", 200)
     monkeypatch.setattr(sweeping, "CHUNK_ASKED", 200)
+    monkeypatch.setattr(sweeping, "CHUNK_TALLIED", 500)
 
     def peak_of(rows):
         servers.sql(world.primary, "TRUNCATE message")

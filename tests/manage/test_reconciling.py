@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manage_service import replica, runs, sweeping
+from manage_service import replica, runs, sweeping, tallies
 from manage_service.executing import execute
 from manage_service.runs import Mode, Status
 from manage_service.sweeping import fence, sweep
@@ -92,7 +92,7 @@ def test_a_member_recorded_during_the_scan_is_not_swept(world):
     world.replay()
     world.build()
     world.redis.sadd(keys.of_counter("users").members, "new", "ghost")
-    with held_between_steps(world.steps(world.ask("users")), "extra"):
+    with held_between_steps(world.steps(world.ask("users")), "mark"):
         assert world.redis.hexists(SUSPECTS, "new")
         world.post("new")
     assert b"new" in world.set() and b"ghost" not in world.set()
@@ -192,7 +192,8 @@ def test_a_member_marked_anew_by_another_sweep_is_left_to_that_one(world, monkey
         with world.replay_paused():
             world.post("back")
             other = sweep(USERS, world.replica, world.passes(), take_out=True, found=list, expected=1)
-            next(other)  # marks
+            while next(other).phase != "mark":
+                pass
             tokens.append(world.redis.hget(SUSPECTS, "back").decode())
             other.close()
 
@@ -221,6 +222,61 @@ def test_one_member_lost_and_one_too_many_do_not_make_up_for_each_other(world):
     assert drift(world.reconcile("users", mode=Mode.CHECK)) == (1, 1)
     assert drift(world.reconcile("users")) == (1, 1)
     assert world.exact()
+
+
+def test_members_that_share_a_bucket_do_not_make_up_for_each_other(world, monkeypatch):
+    monkeypatch.setattr(tallies, "MASK", 0)
+    test_one_member_lost_and_one_too_many_do_not_make_up_for_each_other(world)
+
+
+@pytest.mark.parametrize("mask", [0, 1, tallies.MASK])
+def test_drift_is_found_however_members_fall_into_buckets(world, monkeypatch, mask):
+    """Chunks on both sides, and members that come in between."""
+    monkeypatch.setattr(tallies, "MASK", mask)
+    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sweeping, "CHUNK_TALLIED", 20)
+    monkeypatch.setattr(rolls, "LOOK_MEMBERS", 7)
+    world.post(*(f"user{n:03}" for n in range(100)))
+    world.replay()
+    world.build()
+    members = keys.of_counter("users").members
+    world.redis.srem(members, "user003", "user050", "user099")
+    world.redis.sadd(members, *(f"ghost{n}" for n in range(5)))
+    run = world.ask("users")
+    for number, _ in enumerate(world.steps(run)):
+        world.post(f"new{number}")
+        world.replay()
+    assert drift(run) == (3, 5)
+    assert world.exact()
+
+
+def test_only_crowded_buckets_are_asked_about(world, monkeypatch):
+    world.post(*(f"user{n}" for n in range(300)))
+    world.replay()
+    world.build()
+    world.redis.sadd(keys.of_counter("users").members, "ghost")
+    asked: list[bytes] = []
+    rowless = sweeping.rowless
+    monkeypatch.setattr(sweeping, "rowless", lambda c, members, s: asked.extend(members) or rowless(c, members, s))
+    assert drift(world.reconcile("users")) == (0, 1)
+    assert b"ghost" in asked and len(asked) < 30
+
+
+def test_a_run_that_goes_on_from_the_middle_finds_what_is_too_many(world, monkeypatch):
+    """It has no tally of what its predecessor read, nor does the shortcut for counters without drift apply."""
+    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
+    world.post(*(f"user{n:03}" for n in range(100)))
+    world.replay()
+    world.build()
+    world.redis.sadd(keys.of_counter("users").members, "ghost")
+    run = world.ask("users")
+    steps = world.steps(run)
+    for _ in range(4):
+        next(steps)
+    world.redis.delete(keys.of_lock("reconcile:users"))
+    taken = runs.get(world.redis, run.id)
+    list(execute(taken, world.replica, world.passes(), wait_seconds=1))
+    assert drift(taken) == (0, 1) and world.exact()
 
 
 def test_a_member_that_comes_while_the_table_is_read_makes_the_run_look_at_the_set_too(world):

@@ -152,7 +152,7 @@ class Everything(RuleBasedStateMachine):
         """Run a job to there, and keep it where it has not ended."""
         try:
             for progress in job:
-                marked = progress.phase == "extra"
+                marked = progress.phase == "mark"
                 if progress.waiting or until == "the next step" or (until == "suspects are marked" and marked):
                     self.jobs.append(job)
                     return
