@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check audit images lock chaos bench
+.PHONY: help env up demo status down reset test check audit images lock chaos bench loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged
 
 bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
 	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench
+
+loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
+	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
 # Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
 check: .venv/complete ## Lint, types and every test

@@ -4,14 +4,17 @@ Transaction ids are counted anew from the fork whenever a standby is promoted, a
 Every xact that is kept in Redis stands beside its source: "system identifier/timeline".
 """
 
-# On a primary the timeline is that of the log being written, at once after a promotion. A standby knows it from its
-# control file, which may lag behind a switch by a checkpoint. That is harmless: what a standby has shown so far is a
-# part of every history that it can still follow.
+# On a primary the timeline is that of the log being written, at once after a promotion. A standby that follows another
+# primary learns of a switch from the log that it receives (its name is shown to who may read all statistics:
+# compose/postgres/roles.sql), and notes it in its control file with the next restart point, minutes later. Early is harmless:
+# what a standby has shown so far is a part of every history that it can still follow. Late is not, where the
+# counters come from a standby that was ahead of this one: xacts of rows that were lost are given out again.
 SOURCE_SQL = """
     (SELECT system_identifier FROM pg_control_system())::text || '/' ||
     CASE WHEN pg_is_in_recovery() THEN greatest(
         (SELECT timeline_id FROM pg_control_checkpoint()),
-        (SELECT min_recovery_end_timeline FROM pg_control_recovery()))
+        (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+        (SELECT received_tli FROM pg_stat_wal_receiver))
     ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
 """
 

@@ -31,6 +31,10 @@ GRANT USAGE ON SCHEMA public TO rollcall_ingest, rollcall_admin, rollcall_manage
 -- Manage reads a replica, which cannot be written to. This says the same where it is given the primary by mistake.
 ALTER ROLE rollcall_manage SET default_transaction_read_only = on;
 
+-- A replica says to no other role which timeline it receives: see shared_models/source.py. Without this it is known
+-- only from the replica's next restart point on, and until then runs wait after a switchover.
+GRANT pg_read_all_stats TO rollcall_manage;
+
 -- Tables from before there were roles.
 DO $$
 DECLARE
