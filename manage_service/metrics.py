@@ -57,7 +57,7 @@ class Facts:
         """What was done since Redis was last empty."""
         caught_up = CounterMetricFamily(
             "rollcall_keeper_caught_up_members_total",
-            "Members of the rows that catching up has read, and those of them that were missing",
+            "Members of the rows that catching up has read, and those of them that were not in their set yet",
             labels=["counter", "kind"],
         )
         for name in names:

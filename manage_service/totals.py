@@ -20,7 +20,7 @@ def note_pass(redis: Any, counter: str, *, read: int, added: int) -> None:
 
 
 def read_passes(redis: Redis, counter: str) -> tuple[int, int]:
-    """Members of the rows that catching up has read, and of these, how many it has added because they were missing."""
+    """Members of the rows that catching up has read, and of these, how many were not in their set yet, and were added."""
     read, added = rolls.read_fields(redis, keys.TOTALS, f"read:{counter}", f"added:{counter}")
     return int(read or 0), int(added or 0)
 

@@ -185,8 +185,11 @@ class TestReadingAnew:
 
         assert [reply.json["count"] for reply in query.run(scenario())] == [3] * 5
 
-    def test_requests_that_wait_together_share_one_read(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+    def test_requests_that_wait_together_share_one_read(
+        self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+    ) -> None:
         rolls.make_all_live()
+        query = start_query(refresh_seconds=30.0)  # no read but those that are asked for, however long this takes
 
         async def scenario() -> None:
             await asyncio.gather(
