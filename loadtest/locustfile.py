@@ -31,7 +31,7 @@ PROFILES = {
 ROLES = ("ingest", "manage", "query")
 
 BATCH_ROWS = 500
-# A producer gives a request up after so many answers that leave it open, as the README says of unknown outcomes.
+# Whoever is told to come again does so, producers with the same key; after so many answers the request has failed.
 ATTEMPTS, RETRY_SECONDS = 8, 2.0
 READ_BACK_EVERY = 20
 STREAM_SECONDS = 5.0
@@ -40,7 +40,7 @@ RUN_SECONDS = 120.0
 # One process of locust is one run: its producers are numbered, and so are their rows.
 RUN = secrets.token_hex(4)
 _producers = itertools.count()
-_uncounted = 0
+_uncounted = _refused = 0
 _ledger: Ledger | None = None
 
 
@@ -85,6 +85,8 @@ def finish(environment: Any, **_: Any) -> None:
     """What only this process knows."""
     if _ledger is not None:
         _ledger.close()
+    if _refused:
+        print(f"{_refused:,} requests were answered with 503 and Retry-After, and asked again.")
     if _uncounted:
         print(f'{_uncounted:,} requests were acknowledged with "counted": false; catch-up counts them.')
 
@@ -105,8 +107,22 @@ class Client(FastHttpUser):
             headers.setdefault("Content-Type", "application/json")
             options["data"] = body if isinstance(body, bytes) else msgspec.json.encode(body)
         url = getattr(settings, f"{role}_url").rstrip("/") + path
-        options.setdefault("name", path)
-        return self.client.request(method, url, headers=headers, catch_response=True, **options)
+        name = options.pop("name", path)
+        for _ in range(ATTEMPTS - 1):
+            response = self.client.request(method, url, headers=headers, name=name, catch_response=True, **options)
+            if response.status_code != 503 or "Retry-After" not in response.headers:
+                return response
+            self.note_refusal(response, name)
+            gevent.sleep(min(float(response.headers["Retry-After"]), RETRY_SECONDS))
+        return self.client.request(method, url, headers=headers, name=name, catch_response=True, **options)
+
+    def note_refusal(self, response: Any, name: str) -> None:
+        """Asked to come again: an answer, in a line of its own. What fails is a request that gets no other."""
+        global _refused
+        _refused += 1
+        with response:
+            response.request_meta["name"] = f"{name} (503, asked again)"
+            response.success()
 
 
 class Producer(Client):

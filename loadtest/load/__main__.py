@@ -91,6 +91,9 @@ def standing(folder: Path) -> Iterator[Stack]:
         # A second Ctrl-C would leave half of it behind.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        # Nobody needs what they would tidy up: the folder goes next.
+        for service in stack.services:
+            service.kill()
         stack.down()
 
 

@@ -58,6 +58,8 @@ class Site:
         self._asker.join()
         for process in reversed(self.more):
             process.stop()
+        for service in self.stack.services:
+            service.kill()
         self.stack.down()
 
     def post(self, *usernames: str) -> None:
