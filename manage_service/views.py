@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from manage_service import runs, stores
 from manage_service.metrics import Facts
-from manage_service.runs import Run, UnknownRun
+from manage_service.runs import Mode, Run, UnknownRun
 from manage_service.shapes import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
 from manage_service.status import read_drift, read_status
 from shared_models.counters import COUNTERS, UnknownCounter
