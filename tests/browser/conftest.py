@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 # The stack is the same as the one of tests/system: pytest finds fixtures by their names here.
 from tests.system.conftest import live as live
@@ -42,6 +42,7 @@ def browser() -> Iterator[Browser]:
         # Its sandbox refuses to work for root.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        expect.set_options(timeout=PATIENCE_SECONDS * 1000)
         yield browser
         browser.close()
 

@@ -122,7 +122,7 @@ def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(w
     with keeper_of(world, wait_seconds=0.2) as keeper:
         run = world.ask("users")
         keeper.replica.close()
-        keeper.replica._dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
+        keeper.replica.dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
         tick_until(keeper, lambda: not runs.get(world.redis, run.id).open)
         assert "Connection refused" in runs.get(world.redis, run.id).detail
         keeper.replica = stores.connect_replica()
