@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psutil
@@ -18,12 +19,14 @@ from loadtest.bench import load, rows
 from loadtest.bench.memory import resident_mb, watched
 from loadtest.bench.reconciling import make_live
 from loadtest.bench.results import Report, Result, by_turns, paired
-from loadtest.bench.world import World, free_port, run_sql
+from loadtest.bench.world import Peer, World, free_port, run_sql
 from shared_models import keys
 
 CONNECTIONS = 32
 SECONDS = 3.0
 STREAMS = 1_000
+# As many as query has workers.
+SQL_CONNECTIONS = 2
 STREAM_KB, CHANGE_MS = 40.0, 200.0
 WITHOUT_WEBDIS = (
     "webdis, a web server in front of Redis in C, is not installed (Debian, Ubuntu: apt-get install webdis)"
@@ -76,26 +79,72 @@ def counts(world: World, report: Report, rounds: int, table_rows: int) -> None:
                 note=note,
             )
         )
+    beside_sql(world, report, rounds, table_rows, hello)
     world.stop(hello)
-    asked = by_turns(
-        rounds,
-        {"sql": lambda: count_distinct_seconds(world, "username"), "query": lambda: latency_ms(world) / 1000},
-    )
-    report.add(
-        Result(
-            f"query.counts.sql at {table_rows:,} rows",
-            "times/s",
-            "COUNT(DISTINCT) on the primary, times/s",
-            [(1 / query, 1 / sql) for query, sql in paired(asked, "query", "sql")],
-            goal=10_000 if table_rows >= 5_000_000 else 0,
-            note="one after the other, over one connection; the goal is for 5,000,000 rows",
+
+
+def beside_sql(world: World, report: Report, rounds: int, table_rows: int, hello: Peer) -> None:
+    """The same counts asked of the table: one after the other over one connection, and as many as come out at once."""
+    at = f"at {table_rows:,} rows"
+    goal = 10_000 if table_rows >= 5_000_000 else 0
+    columns = {"users": "username", "cities": "(state, city)"}
+    hello_per_second = 1000 / latency_ms(hello.url)
+    for name, listed in columns.items():
+        url = f"{world.query.url}/v1/counts/{name}"
+        asked = by_turns(
+            rounds,
+            {
+                "sql": lambda listed=listed: 1 / count_distinct_seconds(world, listed),  # type: ignore[misc]
+                "query": lambda url=url: 1000 / latency_ms(url),  # type: ignore[misc]
+            },
         )
-    )
+        against = f"COUNT(DISTINCT {listed}) on the primary, times/s"
+        report.add(
+            Result(
+                f"query.counts.sql.{name} {at}",
+                "times/s",
+                against,
+                paired(asked, "query", "sql"),
+                goal=goal,
+                note=f"one after the other, over one connection; a bare hello: {hello_per_second:,.0f} times/s",
+            )
+        )
+        at_once = by_turns(
+            rounds,
+            {
+                "sql": lambda listed=listed: counts_distinct_per_second(world, listed),  # type: ignore[misc]
+                "query": lambda url=url: (
+                    load.as_fast_as_possible(  # type: ignore[misc]
+                        url, connections=CONNECTIONS, seconds=SECONDS
+                    ).per_second
+                ),
+            },
+        )
+        report.add(
+            Result(
+                f"query.counts.sql.{name}.rate {at}",
+                "times/s",
+                against,
+                paired(at_once, "query", "sql"),
+                goal=goal,
+                note=f"both with both processors: {CONNECTIONS} connections of HTTP, {SQL_CONNECTIONS} of SQL",
+            )
+        )
 
 
-def latency_ms(world: World) -> float:
+def latency_ms(url: str) -> float:
     """The median time of a request, one after the other."""
-    return load.as_fast_as_possible(f"{world.query.url}/v1/counts/users", connections=1, seconds=1).p50_ms
+    return load.as_fast_as_possible(url, connections=1, seconds=1).p50_ms
+
+
+def counts_distinct_per_second(world: World, columns: str) -> float:
+    """How many of them the primary gives, when several ask at once."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(SQL_CONNECTIONS) as askers:
+        asked = [askers.submit(count_distinct_seconds, world, columns) for _ in range(SQL_CONNECTIONS)]
+        for each in asked:
+            each.result()
+    return SQL_CONNECTIONS / (time.perf_counter() - began)
 
 
 def count_distinct_seconds(world: World, columns: str) -> float:
@@ -188,7 +237,7 @@ def streams(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 def growth_ms(world: World) -> float:
     """For the growth table: the latency, after a second of warming up."""
-    return statistics.median(latency_ms(world) for _ in range(2))
+    return statistics.median(latency_ms(f"{world.query.url}/v1/counts/users") for _ in range(2))
 
 
 CASES = {"query.counts": counts, "query.streams": streams}

@@ -87,6 +87,11 @@ class World:
         """As the stack has it, with its append-only file."""
         return self.start(Valkey(self.folder / "valkey", free_port(), dies_with_parent=True))
 
+    @cached_property
+    def bystander(self) -> Valkey:
+        """Another one, that nobody works on."""
+        return self.start(Valkey(self.folder / "bystander", free_port(), dies_with_parent=True))
+
     def stores_of_ingest(self) -> dict[str, str]:
         """The variables that say where they are, and that whoever asks is let in."""
         return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
