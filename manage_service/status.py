@@ -37,14 +37,14 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
 
 
 def read_keeper(redis: Redis, now: datetime) -> dict[str, Any]:
-    """The keeper that works: since when it has caught up with everything, what it does, and who it is."""
+    """The keeper that works: when it last looked, what it does, what is in its way, and who it is."""
     ticked, job, failure = rolls.read_fields(redis, keys.KEEPER, "ticked_at", "job", "failure")
     ticked_at, holder = rolls.from_microseconds(ticked), read_holder(redis, "keeper")
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return {
         "alive": alive,
-        # It renews its lock between any two steps, but catches up only while it can see the replica.
-        "state": "alive" if alive else "held up" if holder else "not running",
+        # It ticks, and keeps its lock, also while a store keeps it from catching up: then it says which.
+        "state": "alive" if alive and not failure else "held up" if holder else "not running",
         "ticked_at": ticked_at,
         "job": (job or b"").decode(),
         "holder": holder,

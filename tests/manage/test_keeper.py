@@ -234,7 +234,7 @@ def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world):
         tick_until(keeper, lambda: metrics_of(client)["rollcall_horizon_age_seconds"] == 0, "the horizon to be free")
 
         keeper.replica.close()
-        keeper.replica._dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
+        keeper.replica.dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
         ticked = world.redis.hget(keys.KEEPER, "ticked_at")
         tick_until(keeper, lambda: metrics_of(client)["rollcall_replica_reachable"] == 0, "the replica to be missed")
         assert world.redis.hget(keys.KEEPER, "ticked_at") > ticked, "the keeper itself is alive"
