@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["tests.servers"]
+
+# A shell starts what runs in the background with Ctrl-C ignored, and whoever is started from there inherits that: the
+# processes that tests interrupt, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVICES = {"admin", "ingest", "manage", "query"}
 _seen: set[str] = set()
