@@ -92,7 +92,7 @@ class History(Schema):
     """The last hour of a counter, the oldest sample first: when it was read (seconds since 1970), and the count then."""
 
     counter: str
-    samples: list[tuple[float, int]]
+    samples: list[list[float]]
 
 
 class Membership(Schema):
@@ -209,11 +209,13 @@ MEMBERS_BODY = {
             "schema": {
                 "type": "object",
                 "required": ["members"],
+                "additionalProperties": False,
                 "properties": {
                     "members": {
                         "type": "array",
                         "items": {
                             "type": "object",
+                            "additionalProperties": {"type": "string"},
                             "description": f"the fields of the counter ({FIELDS_OF_THE_COUNTERS})",
                         },
                         "maxItems": settings.MAX_MEMBERS,

@@ -19,7 +19,10 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
-FOLDERS = ("manage", "system", "ingest", "browser", "admin", "query", "protocol", "deploy", "contract", "unit")
+FOLDERS = (
+    *("failures", "system", "manage", "ingest", "browser", "query"),
+    *("admin", "protocol", "deploy", "contract", "unit"),
+)
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 

@@ -17,7 +17,7 @@ from compose.stack import Stack
 from shared_models import keys
 from tests.browser.conftest import NARROW, barriers, screenshot
 from tests.servers import free_port, replay_paused, wait_for
-from tests.system.asking import ask
+from tests.system.asking import ask, mend
 
 USERS = keys.of_counter("users").members
 # What chromium writes to the console by itself when an answer is a refusal.
@@ -35,13 +35,6 @@ def settled(live: Stack) -> None:
 
     wait_for(verified, "every counter to be verified", seconds=60)
     mend(live)
-
-
-def mend(stack: Stack) -> None:
-    """A repair, and a look at what it has left."""
-    for mode in ("repair", "check"):
-        asked = ask(stack.manage, "POST", "/v1/runs", {"counters": ["users"], "mode": mode})[1]
-        wait_for(lambda: ask(stack.manage, "GET", f"/v1/runs/{asked['id']}")[1]["finished_at"], mode, seconds=60)  # noqa: B023
 
 
 @pytest.fixture

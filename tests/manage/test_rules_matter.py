@@ -119,7 +119,7 @@ CAUGHT_BY = {
     "promote last": test_building.test_a_table_that_was_there_before_the_counter_is_counted_whole,
     "complete through": test_catching_up.test_complete_through_is_never_later_than_a_row_that_is_not_counted,
 }
-# These two are not manage's: the chaos run fails without them (tests/system/test_chaos.py).
+# These two are not manage's: the chaos run fails without them (tests/failures/test_chaos.py).
 ELSEWHERE = {"cold", "one key"}
 
 

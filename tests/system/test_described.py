@@ -15,14 +15,22 @@ from compose.stack import Stack
 from tests.system.asking import ask
 
 SECONDS = 10
-# These two need a resource that one operation makes and another takes away; there is none here.
 # What the server refuses before the service sees it, whatever is asked.
 BY_THE_SERVER = {"414": {"description": "The address is too long."}, "431": {"description": "The head is too large."}}
 CONFIGURATION = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 414, 415, 422, 428, 429, 431, "5xx"]
 """
+# Which fields a member has depends on the counter that the path names, which a description cannot say: of one it can.
+COUNTER = {"type": "string", "enum": ["users"]}
+MEMBER = {
+    "type": "object",
+    "properties": {"username": {"type": "string"}},
+    "required": ["username"],
+    "additionalProperties": False,
+}
 NOT_SENT = ("Idempotency-Key", "strict")
+# These two need a resource that one operation makes and another takes away; there is none here.
 NOT_CHECKED = "use_after_free,ensure_resource_availability"
 
 
@@ -62,13 +70,26 @@ def bounded(description: dict[str, Any]) -> dict[str, Any]:
     Idempotency-Key is refused depends on the requests before, and `strict` makes a refusal of what is otherwise an answer.
     """
     description["paths"].pop("/v1/stream", None)
-    for methods in description["paths"].values():
+    for path, methods in description["paths"].items():
         for operation in methods.values():
             parameters = operation.get("parameters", [])
             operation["responses"] |= BY_THE_SERVER
+            if "/member" in path:
+                of_one_counter(operation)
             for media_type, described in operation.get("requestBody", {}).get("content", {}).items():
                 if media_type != "application/json":
                     # A text of many lines, which it cannot send; tests/system/test_examples.py does.
                     described.pop("example", None)
             operation["parameters"] = [each for each in parameters if each["name"] not in NOT_SENT]
     return description
+
+
+def of_one_counter(operation: dict[str, Any]) -> None:
+    """The operation, asked about users."""
+    schemas = {"counter": COUNTER, "fields": MEMBER}
+    for parameter in operation["parameters"]:
+        parameter["schema"] = schemas[parameter["name"]]
+        parameter.pop("example", None)
+    for body in operation.get("requestBody", {}).get("content", {}).values():
+        body["schema"]["properties"]["members"]["items"] = MEMBER
+        body.pop("example", None)

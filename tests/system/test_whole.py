@@ -13,7 +13,7 @@ from compose.ordinary_user import CHECKOUT
 from compose.stack import Stack
 from shared_models import keys
 from tests.servers import replay_paused, sql, wait_for
-from tests.system.asking import ask, count
+from tests.system.asking import ask, count, mend
 
 
 def message(username: str, city: str = "Ithaca") -> dict[str, str]:
@@ -39,6 +39,7 @@ def test_P2_the_next_count_includes_what_was_acknowledged_as_counted(live: Stack
 
 
 def test_a_packed_batch_is_counted_and_its_bad_rows_are_named(live: Stack) -> None:
+    mend(live)
     rows = [message(f"batch-{n}", city=f"City {n % 7}") for n in range(1000)]
     rows[500]["username"] = ""
     body = gzip.compress("\n".join(map(json.dumps, rows)).encode())

@@ -1,0 +1,7 @@
+"""What goes wrong, all at once or one by one; and load. Most of these have a stack of their own, to break."""
+
+from __future__ import annotations
+
+# The stack is the same as the one of tests/system: pytest finds fixtures by their names here.
+from tests.system.conftest import live as live
+from tests.system.conftest import stack as stack
