@@ -33,6 +33,8 @@ def contents(store_of_manage: str) -> dict[str, str]:
         "postgres_replica": password(),
         "owner_database_url": database("owner", "primary"),
         "ingest_database_url": database("ingest", "primary"),
+        "admin_database_url": database("admin", "primary"),
+        "admin_secret_key": secrets.token_hex(32),  # Django wants 50 characters
         "manage_database_url": database("manage", store_of_manage),
         "redis_admin": password(),
         "ingest_redis_url": redis("ingest"),

@@ -37,7 +37,7 @@ SQL
 }
 
 PGOPTIONS='-c client_min_messages=warning' run_sql --file "$here/roles.sql"
-for role in owner ingest manage; do
+for role in owner ingest admin manage; do
     password=$(password_in "$secrets/${role}_database_url")
     set_password "rollcall_$role" "$password"
 done

@@ -16,11 +16,12 @@ from compose import credentials
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "compose"
-FILES = ("docker-compose.yml", "tls.yml")
+FILES = ("docker-compose.yml", "tls.yml", "admin.yml")
 TEXT = (COMPOSE / "docker-compose.yml").read_text()
 EXAMPLE = (COMPOSE / "env.example").read_text()
 FILE = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+ADMIN = yaml.safe_load((COMPOSE / "admin.yml").read_text())
 OURS = {"ingest": "ingest", "manage": "manage", "query": "query"}
 
 # Variables of Configuration in README that a deployment does not choose, and why.
@@ -29,7 +30,6 @@ NOT_CHOSEN = {
     "PORT": "the image's",
     "PROMETHEUS_MULTIPROC_DIR": "made in /tmp at start",
     "DEBUG": "not in production",
-    "SECRET_KEY": "signs nothing",
     "AUTH": "tokens are secrets; query is public without",
 }
 
@@ -40,7 +40,9 @@ def interpolated(text: str) -> set[str]:
 
 
 def environment(service: str) -> dict[str, Any]:
-    return SERVICES[service].get("environment", {})
+    """What a service is told, with the admin on."""
+    beside = ADMIN["services"].get(service, {})
+    return SERVICES[service].get("environment", {}) | beside.get("environment", {})
 
 
 def handed_on() -> set[str]:
@@ -85,6 +87,8 @@ def test_a_default_in_the_example_is_the_default_in_the_file():
 def test_every_variable_of_a_service_can_be_set_and_is_read_by_it(service):
     here = {name.removesuffix("_FILE") for name in environment(service)} - {"FORWARDED_ALLOW_IPS"}  # gunicorn's own
     in_table = {name.removesuffix("_FILE") for name in of_readme(service)} - set(NOT_CHOSEN)
+    if service != "ingest":
+        in_table.remove("SECRET_KEY")  # they sign nothing
     assert here == in_table, (
         "docker-compose.yml hands on every variable: add `NAME:` there, and `# NAME=default` to env.example"
     )
@@ -106,8 +110,8 @@ def test_the_defaults_that_are_repeated_here_are_the_services_own(service):
 
 
 def test_no_secret_has_a_default_or_stands_in_a_file_of_the_repository():
-    for name, service in SERVICES.items():
-        for variable, value in service.get("environment", {}).items():
+    for name in SERVICES:
+        for variable, value in environment(name).items():
             if re.search("PASSWORD|TOKEN|SECRET|_URL|KEY", variable):
                 assert variable.endswith("_FILE") or value in ("${QUERY_TOKENS:-}", None), (name, variable)
     assert {"compose/.env", "compose/secrets/"} <= set((ROOT / ".gitignore").read_text().splitlines())
@@ -115,14 +119,21 @@ def test_no_secret_has_a_default_or_stands_in_a_file_of_the_repository():
 
 def test_the_secrets_are_those_that_are_made_and_each_service_has_those_it_uses(tmp_path):
     made = credentials.make(tmp_path / "secrets", "replica")
-    assert set(made) == set(FILE["secrets"])
-    for name, service in SERVICES.items():
+    assert set(made) == set(FILE["secrets"]) | set(ADMIN["secrets"])
+    for name, service in (*SERVICES.items(), *ADMIN["services"].items()):
         given = set(service.get("secrets", []))
         used = set(re.findall(r"/run/secrets/(\w+)", json.dumps(service)))
         if "entrypoint" not in service:  # a script of ours, which tests/deploy/test_stores.py runs
             assert used == given, name
     of_superuser = {name for name, service in SERVICES.items() if "postgres_superuser" in service.get("secrets", [])}
     assert of_superuser == {"roles", "primary"}
+
+
+def test_nobody_holds_what_opens_the_admin_unless_it_is_turned_on():
+    holders = {name for name, service in SERVICES.items() if "admin_database_url" in service.get("secrets", [])}
+    assert holders == {"roles"}  # which sets the password
+    assert "admin_secret_key" not in json.dumps(FILE)
+    assert set(ADMIN["services"]) == {"ingest", "migrate"}
 
 
 def test_secrets_that_are_there_are_kept_and_only_their_owner_reaches_them(tmp_path):
@@ -136,7 +147,7 @@ def test_secrets_that_are_there_are_kept_and_only_their_owner_reaches_them(tmp_p
     assert after == before
     assert folder.stat().st_mode & 0o777 == 0o700
     assert "@primary:" in before["manage_database_url"]
-    assert len({url.split(":")[2].split("@")[0] for name, url in before.items() if name.endswith("_url")}) == 6
+    assert len({url.split(":")[2].split("@")[0] for name, url in before.items() if name.endswith("_url")}) == 7
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from http.client import HTTPResponse
+from http.cookies import SimpleCookie
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import psycopg2
 import pytest
@@ -21,6 +25,8 @@ from compose import credentials
 from compose.ordinary_user import own
 from compose.processes import Process, make_folder
 from compose.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
+from compose.services import Web
+from shared_models.http import tokens
 from tests.servers import FAST, free_port, servers_folder, start, wait_for
 
 COMPOSE = Path(__file__).resolve().parent.parent.parent / "compose"
@@ -37,6 +43,7 @@ def secrets() -> Path:
 
 
 SERVICES = yaml.safe_load((COMPOSE / "docker-compose.yml").read_text())["services"]
+ADMIN = yaml.safe_load((COMPOSE / "admin.yml").read_text())["services"]
 
 
 def given_to(service: str, secrets: Path) -> str:
@@ -155,7 +162,7 @@ def url_of(server: Deployed, role: str) -> str:
     return url._replace(netloc=f"{url.username}:{url.password}@{HOST}:{server.port}").geturl()
 
 
-@pytest.mark.parametrize("role", ["owner", "ingest", "manage"])
+@pytest.mark.parametrize("role", ["owner", "ingest", "admin", "manage"])
 def test_each_role_gets_in_with_the_password_of_its_url(deployed: DeployedPrimary, role: str) -> None:
     assert ask(url_of(deployed, role), "SELECT current_user") == [(f"rollcall_{role}",)]
 
@@ -176,7 +183,7 @@ def test_no_password_is_in_the_log_or_in_the_data(deployed: DeployedPrimary, see
     passwords.append(secret(deployed.secrets, "postgres_replica"))
     said = deployed.log.read_text() + seeded.log.read_text()
     said += "".join(path.read_text() for path in seeded.data.glob("*.conf"))
-    assert len(passwords) == 4 and not [password for password in passwords if password in said]
+    assert len(passwords) == 5 and not [password for password in passwords if password in said]
 
 
 def test_a_changed_password_takes_effect_when_the_roles_are_made_again(deployed: DeployedPrimary) -> None:
@@ -306,3 +313,62 @@ def test_redis_drops_nothing_and_keeps_what_it_has(deployed_redis: DeployedRedis
         assert client.get("kept") == b"1"
         assert client.info("persistence")["aof_enabled"] == 1
     assert hashlib.sha256(admin.encode()).hexdigest() in (deployed_redis.folder / "users.acl").read_text()
+
+
+def told(service: str, primary: DeployedPrimary, server: DeployedRedis) -> dict[str, str]:
+    """The variables of a container with the admin on; its secrets say where the tests have the stores."""
+    folder = primary.secrets / f"of-{service}-with-admin"
+    make_folder(folder)
+    for name in (*SERVICES[service]["secrets"], *ADMIN[service]["secrets"]):
+        moved = secret(primary.secrets, name).replace("@primary:5432", f"@{HOST}:{primary.port}")
+        (folder / name).write_text(moved.replace("@redis:6379", f"@{HOST}:{server.port}"))
+    variables = SERVICES[service]["environment"] | ADMIN[service]["environment"]
+    return {
+        name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value).replace("/run/secrets", str(folder))
+        for name, value in variables.items()
+        if value is not None
+    }
+
+
+def test_the_admin_that_is_turned_on_lets_in_whom_the_owner_made(
+    deployed: DeployedPrimary, deployed_redis: DeployedRedis
+) -> None:
+    """README's commands in their containers, then a browser that came to the edge by TLS."""
+    (deployed.secrets / "ingest_tokens").write_text(tokens.make("till-7")[1])
+    ingest = Web(
+        servers_folder() / "deployed-ingest",
+        free_port(),
+        lambda: told("ingest", deployed, deployed_redis),
+        application="ingest_service.wsgi:application",
+        dies_with_parent=True,
+    )
+    owner, password = told("migrate", deployed, deployed_redis), "correct horse battery"
+    ingest.create()
+    ingest.run([sys.executable, *SERVICES["migrate"]["command"][1:]], owner)
+    ingest.run([sys.executable, "-m", "ingest_service", "admin_user", "ann"], owner | {"ADMIN_PASSWORD": password})
+    start(ingest)
+    edge = {"Host": "ingest.example.org", "X-Forwarded-Proto": "https"}
+    cookies: SimpleCookie = SimpleCookie()
+
+    def ask_admin(method: str, path: str, body: str | None = None, **headers: str) -> HTTPResponse:
+        connection = http.client.HTTPConnection(HOST, ingest.port, timeout=30)
+        sent = "; ".join(f"{name}={cookie.value}" for name, cookie in cookies.items())
+        try:
+            connection.request(method, path, body, edge | {"Cookie": sent} | headers)
+            answer = connection.getresponse()
+            answer.read()
+        finally:
+            connection.close()
+        for line in answer.headers.get_all("Set-Cookie") or ():
+            cookies.load(line)
+        return answer
+
+    assert ask_admin("GET", "/admin/login/").status == 200
+    form = urlencode({"csrfmiddlewaretoken": cookies["csrftoken"].value, "username": "ann", "password": password})
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    elsewhere = ask_admin("POST", "/admin/login/", form, Origin="https://elsewhere.example.org", **kind)
+    assert elsewhere.status == 403
+    signed_in = ask_admin("POST", "/admin/login/", form, Origin="https://ingest.example.org", **kind)
+    assert (signed_in.status, signed_in.headers["Location"]) == (302, "/admin/")
+    assert all(cookie["secure"] for cookie in cookies.values())
+    assert ask_admin("GET", "/admin/shared_models/message/").status == 200
