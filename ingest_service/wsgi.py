@@ -14,4 +14,10 @@ from shared_models.http.door import put_door  # noqa: E402
 
 front = Front(django)
 # The admin asks for a name and a password itself.
-application = put_door(front, settings, open_folders=("/admin/",) if settings.ADMIN_DATABASE_URL else ())
+ADMIN = bool(settings.ADMIN_DATABASE_URL)
+application = put_door(
+    front,
+    settings,
+    also_open=frozenset({"/admin"} if ADMIN else ()),  # it leads to the folder
+    open_folders=("/admin/",) if ADMIN else (),
+)
