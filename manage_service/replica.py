@@ -253,7 +253,11 @@ class Replica:
 
     def close_if_lost(self) -> None:
         """Let go of a connection whose other end has gone: a server says nothing to who asks nothing, but its goodbye."""
-        if self._connection is not None and select.select([self._connection.fileno()], [], [], 0)[0]:
+        if self._connection is None:
+            return
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
+        if poll.poll(0):
             self.close()
 
     def close(self) -> None:
