@@ -53,6 +53,11 @@ def catch_up(counter: Counter, replica: Replica, redis: Redis) -> Pass:
         if snapshot.horizon < state.cursor:
             # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
             return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {state.cursor}")
+        # An empty set has no key. One that was deleted looks like it, but the cursor claims rows that are there.
+        if state.count == 0 or state.doubt is not None:
+            claimed = state.cursor if state.doubt is None else state.doubt
+            if rolls.settle(redis, counter.name, state, lost=snapshot.has_row_below(counter, claimed)):
+                return Pass(behind="its set was lost: the counter is cold, and gets built")
         # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
         cut = snapshot.slice_end(counter, state.cursor, PASS_ROWS)
         read = added = 0

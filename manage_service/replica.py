@@ -102,6 +102,7 @@ ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
 # The index on xact: where the slice of at most so many rows ends, and its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
+ANY_BELOW = "SELECT xact FROM {table} WHERE xact < %s ORDER BY xact LIMIT 1"
 RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {below}"
 FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
 # One descent of the counter's index a value.
@@ -167,6 +168,10 @@ class Snapshot:
         """
         found = ask(self._connection, fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
         return max(found[0][0], cursor_xact + 1) if found else None
+
+    def has_row_below(self, counter: Counter, xact: int) -> bool:
+        """Whether the table has any row with a lower xact."""
+        return bool(ask(self._connection, fill_in(ANY_BELOW, counter), (xact,)))
 
     def read_recent(self, counter: Counter, since: int, below: int | None) -> Iterator[set[Values]]:
         """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several."""

@@ -16,6 +16,8 @@ cold counters, which get built.
                                           watermark_source  … and the source that this xact belongs to
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … and the drift that it found
+                                          doubt             the cursor at the moment when the set came into being under
+                                                            it: the keeper settles whether the set was empty, or lost
     rollcall:1:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through, jumping,
                                           position ("=" and the last member read; absent at the start), read, expected
     rollcall:1:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.samples

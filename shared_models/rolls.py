@@ -76,8 +76,8 @@ def _script(name: str) -> Script:
     return Script((files("shared_models") / "lua" / f"{name}.lua").read_text())
 
 
-RECORD, ADVANCE, FILL, PROMOTE, SWEEP, VERIFY = map(
-    _script, ("record", "advance", "fill", "promote", "sweep", "verify")
+RECORD, ADVANCE, SETTLE, FILL, PROMOTE, SWEEP, VERIFY = map(
+    _script, ("record", "advance", "settle", "fill", "promote", "sweep", "verify")
 )
 
 
@@ -118,6 +118,13 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
     """Move the cursor, if the counter is still as the pass found it. None: complete_through stays where it was."""
     through = "" if complete_through is None else to_microseconds(complete_through)
     return bool(ADVANCE.call(client, [keys.of_counter(name).state], was.cursor, was.source, cursor, through))
+
+
+def settle(client: Redis, name: str, was: State, *, lost: bool) -> bool:
+    """Make the counter cold where its set was lost, or take the doubt off it; whether it is cold now."""
+    at = keys.of_counter(name)
+    doubt = "" if was.doubt is None else was.doubt
+    return bool(SETTLE.call(client, [at.members, at.state], was.cursor, doubt, int(lost)))
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
@@ -176,6 +183,8 @@ class State:
     drift: Drift | None
     # The fill in progress: members read so far and about how many there are; None where there is no fill.
     filled: tuple[int, int] | None
+    # The cursor when the set came into being under it; None where there is nothing to settle.
+    doubt: int | None = None
 
     @property
     def cold(self) -> bool:
@@ -184,7 +193,8 @@ class State:
 
 
 _FIELDS = (
-    ["cursor", "source", "build", "complete_through", "watermark", "watermark_source", "verified_at", "missing", "extra"]
+    ["cursor", "source", "build", "complete_through", "watermark", "watermark_source", "verified_at", "missing", "extra",
+     "doubt"]
 )  # fmt: skip
 
 
@@ -199,7 +209,7 @@ def queue_state(pipe: Any, name: str) -> None:
 
 def parse_state(count: int, state: Sequence[bytes | None], fill: Sequence[bytes | None]) -> State:
     """The three replies of `queue_state`, typed."""
-    cursor, source, build, through, watermark, watermark_source, verified_at, missing, extra = state
+    cursor, source, build, through, watermark, watermark_source, verified_at, missing, extra, doubt = state
     return State(
         count=count,
         cursor=None if cursor is None else int(cursor),
@@ -211,6 +221,7 @@ def parse_state(count: int, state: Sequence[bytes | None], fill: Sequence[bytes 
         verified_at=from_microseconds(verified_at),
         drift=None if verified_at is None else Drift(int(missing or 0), int(extra or 0)),
         filled=None if fill[0] is None else (int(fill[1] or 0), int(fill[2] or 0)),
+        doubt=None if doubt is None else int(doubt),
     )
 
 

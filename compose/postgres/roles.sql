@@ -35,6 +35,20 @@ ALTER ROLE rollcall_manage SET default_transaction_read_only = on;
 -- only from the replica's next restart point on, and until then runs wait after a switchover.
 GRANT pg_read_all_stats TO rollcall_manage;
 
+-- Nobody writes anything but rows: large objects are everybody's by default.
+DO $$
+DECLARE
+    made record;
+BEGIN
+    FOR made IN
+        SELECT oid::regprocedure::text AS signature FROM pg_proc
+        WHERE pronamespace = 'pg_catalog'::regnamespace
+          AND proname IN ('lo_create', 'lo_creat', 'lo_from_bytea', 'lo_put', 'lowrite', 'lo_import', 'lo_open')
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', made.signature);
+    END LOOP;
+END $$;
+
 -- Tables from before there were roles.
 DO $$
 DECLARE

@@ -67,7 +67,8 @@ class Arriving:
         """When it has to be all there, as far as it is known how much that is."""
         return self._began + self._idle_seconds + ARRIVE_SECONDS + self.size / SLOWEST_BYTES_PER_SECOND
 
-    def timed_out(self) -> Refused:
+    @staticmethod
+    def timed_out() -> Refused:
         """What a client is told that was too slow."""
         return Refused(
             408,

@@ -12,7 +12,14 @@
 local members, suspects, state = KEYS[1], KEYS[2], KEYS[3]
 local xact, source = ARGV[1], ARGV[2]
 
+-- An empty set has no key. Where a counter that is complete gets a new one, it was empty, or somebody has deleted it:
+-- the keeper settles which, by what the cursor claimed at this moment.
+local fresh = redis.call('EXISTS', members) == 0
 local added = redis.call('SADD', members, unpack(ARGV, 3))
+if fresh then
+  local cursor = redis.call('HMGET', state, 'cursor')[1]
+  if cursor then redis.call('HSET', state, 'doubt', cursor) end
+end
 if redis.call('EXISTS', suspects) == 1 then
   redis.call('HDEL', suspects, unpack(ARGV, 3))
 end

@@ -199,3 +199,72 @@ def test_complete_through_is_never_later_than_a_row_that_is_not_counted(world):
             assert through <= before
         world.replay()
         world.catch_up()
+
+
+def test_a_counter_whose_set_was_deleted_is_cold_and_not_zero(world):
+    world.post("ann", "bob")
+    world.replay()
+    world.build()
+    world.catch_up()
+    world.redis.delete(keys.of_counter("users").members)
+    world.catch_up()
+    assert world.state().cold and not world.state("cities").cold
+    world.build()
+    assert world.exact()
+
+
+def test_a_counter_over_an_empty_table_is_live_and_zero(world):
+    world.build()
+    world.post("ann")
+    world.replay()
+    world.catch_up()
+    world.erase("ann")
+    world.replay()
+    world.reconcile()
+    world.catch_up()
+    assert not world.state().cold and world.state().count == 0
+
+
+def test_a_set_that_was_deleted_and_has_new_members_is_cold_all_the_same(world):
+    world.post("ann", "bob")
+    world.replay()
+    world.build()
+    world.catch_up()
+    world.redis.delete(keys.of_counter("users").members)
+    world.post("cid")
+    assert world.state().doubt == world.state().cursor
+    world.replay()
+    world.catch_up()
+    assert world.state().cold and world.state().doubt is None
+    world.build()
+    world.catch_up()
+    assert world.exact() and not world.state().cold
+
+
+def test_the_first_member_of_an_empty_counter_is_in_doubt_for_one_pass(world):
+    world.build()
+    world.post("ann")
+    assert world.state().doubt is not None
+    world.replay()
+    world.catch_up()
+    assert world.state().doubt is None and not world.state().cold and world.exact()
+
+
+def test_a_doubt_that_came_while_the_keeper_looked_is_settled_by_its_next_pass(world, monkeypatch):
+    world.post("ann")
+    world.replay()
+    world.build()
+    world.catch_up()
+    world.redis.delete(keys.of_counter("users").members)
+    settle = rolls.settle
+
+    def held(*args, **options):
+        monkeypatch.setattr(catching_up.rolls, "settle", settle)
+        world.post("bob")
+        return settle(*args, **options)
+
+    monkeypatch.setattr(catching_up.rolls, "settle", held)
+    world.catch_up()
+    assert not world.state().cold and world.state().doubt is not None
+    world.catch_up()
+    assert world.state().cold

@@ -153,6 +153,7 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
         "SCAN": "LIMIT",
         "JUMP": "LIMIT",
         "SLICE_END": "LIMIT",
+        "ANY_BELOW": "LIMIT",
         "FETCH": "FETCH",
         "WITHOUT_ROW": "unnest",
         "WITH_ROW_BELOW": "unnest",

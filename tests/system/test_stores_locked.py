@@ -93,6 +93,8 @@ def test_ingest_may_do_its_work(live: Stack, statement: str) -> None:
         "COPY message TO PROGRAM 'cat'",
         "SELECT pg_read_file('postgresql.conf')",
         "SELECT pg_create_physical_replication_slot('loot')",
+        "SELECT lo_create(0)",
+        "SELECT lo_from_bytea(0, 'loot')",
     ],
 )
 def test_ingest_may_not_do_the_work_of_others(live: Stack, statement: str) -> None:
@@ -157,7 +159,8 @@ ALLOWED = {
         ("EVAL", rolls.RECORD.text, 3, USERS.members, USERS.suspects, USERS.state, "", "", "door"),
         ("SCRIPT", "LOAD", rolls.RECORD.text),
         ("SMISMEMBER", USERS.members, "x"),
-        ("INCR", keys.of_rate("ingest", "door", 0)),
+        ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
+        ("EXPIRE", keys.of_rate("ingest", "door", 0), 5),
     ],
     "manage": [
         *READS,
@@ -166,6 +169,8 @@ ALLOWED = {
         ("LTRIM", USERS.samples, -1_000, -1),
         ("ZREVRANGE", keys.RUNS, 0, 1),
         ("SSCAN", USERS.members, 0),
+        ("SET", keys.of_lock("door"), "x", "PX", 1),
+        ("INCRBY", keys.of_rate("manage", "door", 0), 1),
     ],
 }
 # For all three: what takes long, what tells or changes how Redis runs, other databases' and other programs' keys.
@@ -220,9 +225,15 @@ REFUSED = {
         ("RPUSH", keys.RUNS_OPEN, "x"),
         ("SET", keys.of_lock("keeper"), "x"),
         ("HSET", keys.KEEPER, "job", "x"),
-        ("INCR", keys.of_rate("manage", "x", 0)),
+        ("INCRBY", keys.of_rate("manage", "x", 0), 1),
+        ("EXPIRE", USERS.members, 0),
+        ("EXPIRE", USERS.state, 0),
+        ("HSET", USERS.members, "x", "y"),
+        ("HSET", USERS.suspects, "x", "y"),
+        ("SADD", USERS.state, "x"),
+        ("EVAL", "return redis.call('EXPIRE', KEYS[1], 0)", 1, USERS.members),
     ],
-    "manage": [("INCR", keys.of_rate("ingest", "x", 0)), ("RENAME", keys.KEEPER, keys.RUNS), ("SPOP", USERS.members)],
+    "manage": [("INCRBY", keys.of_rate("ingest", "x", 0), 1), ("SET", USERS.members, "x"), ("RENAME", keys.KEEPER, keys.RUNS), ("SPOP", USERS.members)],
 }
 
 
