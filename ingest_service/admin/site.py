@@ -44,7 +44,9 @@ class SignInForm(AdminAuthenticationForm):
         except ValidationError:
             log.warning("admin.sign_in_refused")
             raise
-        log.info("admin.signed_in", who=self.get_user().pk)
+        # There is nobody where a field was refused by itself; the form shows why.
+        if self.get_user() is not None:
+            log.info("admin.signed_in", who=self.get_user().pk)
         return cleaned
 
 

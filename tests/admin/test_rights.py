@@ -148,6 +148,11 @@ def test_signing_in_and_out_with_csrf_and_cookies_that_stay_here(rows: None) -> 
     assert client.get(LIST).status_code == 302
 
 
+def test_a_name_that_no_form_takes_is_refused_on_the_page(rows: None) -> None:
+    answer = sign_in(Client(SERVER_NAME="localhost"), "bo\x00ss")
+    assert (answer.status_code, "Null characters are not allowed" in answer.content.decode()) == (200, True)
+
+
 def test_signing_in_is_limited_whoever_tries(rows: None) -> None:
     with started_valkey().client() as redis:
         redis.flushdb()
