@@ -15,13 +15,11 @@ from typing import Any
 import structlog
 
 from query_service import refusals, streams
+from shared_models.http.arriving import ARRIVE_SECONDS, SLOWEST_BYTES_PER_SECOND, Arriving
 from shared_models.http.measuring import requests
 from shared_models.http.problems import MEDIA_TYPE, Problem
 from shared_models.http.requests import HEADER, NO_ROUTE, TOKEN, id_of, note
 from shared_models.http.tokens import Tokens, needs_token, unauthorized
-
-# How long the body of a request may take to arrive: a few megabytes at most.
-BODY_SECONDS = 30.0
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -79,15 +77,18 @@ class Door:
                 await refuse(scope, send, unauthorized(presented=bool(authorization)))
                 return
             scope[TOKEN] = client
-        if scope["method"] in ("GET", "HEAD"):
-            if self.streams_per_client and scope["path"] == streams.PATH:
+        if scope["path"] == streams.PATH and scope["method"] == "GET":
+            if self.streams_per_client:
                 await self._stream(client or str((scope.get("client") or [""])[0]), scope, receive, send)
-                return
-        elif await self._is_too_large(scope, send):
-            return
-        else:
-            receive = self._limited(receive)
-        await self.application(scope, receive, send)
+            else:
+                await self.application(scope, receive, send)
+        elif not has_body(scope):
+            await self.application(scope, receive, send)
+        elif not await self._is_too_large(scope, send):
+            body = Body(receive, self.body_bytes)
+            await self.application(scope, body.receive, send)
+            if body.refusal:
+                await refuse(scope, send, body.refusal)
 
     def cross_origin(self, origin: bytes) -> Headers:
         """What tells a browser, and the caches on the way, whether a page of this origin may read the answer."""
@@ -117,29 +118,44 @@ class Door:
         await refuse(scope, send, refusals.body_too_large(self.body_bytes))
         return True
 
-    def _limited(self, receive: Any) -> Any:
-        """`receive`, which gives up on a body that takes too long, or grows too long without having said so.
 
-        Django writes a body to the disk before it looks at it: it has to end here.
-        """
-        read = 0
-        deadline: float | None = asyncio.get_running_loop().time() + BODY_SECONDS
+class Body:
+    """A body on its way in, which is given up when it takes too long, or grows too long without having said so.
 
-        async def limited() -> Any:
-            nonlocal read, deadline
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                return {"type": "http.disconnect"}
-            read += len(message.get("body", b""))
-            if read > self.body_bytes:
-                return {"type": "http.disconnect"}
-            if not message.get("more_body"):
-                deadline = None  # all there; from here on it is waited for the client's leaving
-            return message
+    Django writes it to the disk before it looks at it: it has to end here. Django is told that the client is gone, and
+    answers nothing; `refusal` says what the client is told.
+    """
 
-        return limited
+    def __init__(self, receive: Any, limit_bytes: int) -> None:
+        self._receive, self._limit_bytes = receive, limit_bytes
+        self._began, self._read, self._whole = asyncio.get_running_loop().time(), 0, False
+        self.refusal: Problem | None = None
+
+    async def receive(self) -> Any:
+        """The next piece of it; behind the last one, that the client has gone."""
+        deadline = None if self._whole else self._began + ARRIVE_SECONDS + self._read / SLOWEST_BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await self._receive()
+        except TimeoutError:
+            return self._give_up(Arriving.timed_out())
+        self._read += len(message.get("body", b""))
+        if self._read > self._limit_bytes:
+            return self._give_up(refusals.body_too_large(self._limit_bytes))
+        self._whole = not message.get("more_body")
+        return message
+
+    def _give_up(self, refusal: Problem) -> Any:
+        self.refusal = refusal
+        return {"type": "http.disconnect"}
+
+
+def has_body(scope: Any) -> bool:
+    """Whether the head announces a body."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
 
 
 def header(scope: Any, name: bytes) -> bytes:

@@ -229,7 +229,7 @@ MEMBERS_BODY = {
 
 @api.post(
     "/v1/counts/{counter}/members",
-    response={200: Memberships, 400: Refusal, 404: Refusal, 413: Refusal, 503: Refusal},
+    response={200: Memberships, 400: Refusal, 404: Refusal, 408: Refusal, 413: Refusal, 503: Refusal},
     tags=["members"],
     openapi_extra={"requestBody": MEMBERS_BODY},
 )

@@ -54,8 +54,10 @@ class Protocol(ASGIProtocol):
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
         """Answer a request that gunicorn cannot parse, as all others are answered."""
+        if self._closed:
+            return  # nobody is there: a body that ended early, a client that did not wait
         slug, title = "unreadable-request", "The request cannot be read"
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
             slug, title = "internal-error", "Internal error"
         problem = Problem(status, slug, title, message, headers=dict(extra_headers))
         self._safe_write(last_answer(problem))

@@ -19,6 +19,7 @@ import pytest
 
 from compose.servers import Valkey
 from query_service import worker
+from shared_models.http import arriving
 from tests.query.rolls_in_redis import Rolls
 from tests.servers import free_port, wait_for
 
@@ -276,3 +277,49 @@ def test_a_client_that_never_asks_is_not_kept(running: Running) -> None:
     with socket.create_connection(("127.0.0.1", running.port), worker.HEAD_SECONDS + 5) as silent:
         silent.sendall(b"GET /v1/cou")
         assert silent.recv(100) == b""
+
+
+POST = b"POST /v1/counts/users/members HTTP/1.1\r\nHost: localhost\r\n"
+MEMBER = b"/v1/counts/users/member?username=user0 HTTP/1.1\r\nHost: localhost\r\n"
+UNFINISHED = [
+    POST + b"Content-Length: 50\r\n\r\n{}",
+    POST + b"Transfer-Encoding: chunked\r\n\r\nff\r\n{}",
+    b"GET " + MEMBER + b"Content-Length: 50\r\n\r\n{}",
+]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(running: Running) -> None:
+    with contextlib.ExitStack() as opened:
+        clients = []
+        for said in UNFINISHED:
+            clients.append(opened.enter_context(socket.create_connection(("127.0.0.1", running.port), 10)))
+            clients[-1].sendall(said)
+        for client in clients:
+            client.settimeout(arriving.ARRIVE_SECONDS + 5)
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert (answer.status, json.load(answer)["type"]) == (408, "urn:rollcall:request-timeout")
+            assert client.recv(100) == b""
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(
+    valkey: Valkey, rolls: Rolls, tmp_path: Path
+) -> None:
+    service = Running(valkey.url, tmp_path, WORKERS="1")
+    for said in (*UNFINISHED, POST + b"Transfer-Encoding: chunked\r\n\r\nrubbish\r\n"):
+        with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+            client.sendall(said)
+            # Until the worker has it: one event loop takes them in order.
+            assert service.get("/livez")[0] == 200
+    assert b'status="500"' not in service.get("/metrics")[2]
+    assert service.stop() == 0
+    assert '"status":500' not in service.log.read_text().replace(" ", "")
+    assert "internal-error" not in service.log.read_text()
+
+
+def test_a_coding_that_nobody_understands_is_the_clients_fault(running: Running) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), 10) as client:
+        client.sendall(POST + b"Transfer-Encoding: xchunked\r\n\r\n")
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, json.load(answer)["type"]) == (501, "urn:rollcall:unreadable-request")
