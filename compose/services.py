@@ -166,6 +166,6 @@ def detail_of(problem: bytes) -> str:
     """What a problem document says, or the start of whatever it is instead."""
     try:
         found = json.loads(problem)
-        return str(found.get("detail") or found.get("title") or found)
+        return " ".join(str(found.get("detail") or found.get("title") or found).split())
     except (ValueError, AttributeError):
         return problem[:200].decode(errors="replace").strip()

@@ -118,6 +118,7 @@ class Run(msgspec.Struct):
     expected: int = 0
     phase_started_at: datetime | None = None
     findings: dict[str, Findings] = {}
+    asked_to_stop: bool = False  # by the field beside the document, at every reading
 
     @property
     def open(self) -> bool:
@@ -151,6 +152,7 @@ class Run(msgspec.Struct):
         return {
             "id": self.id,
             "status": self.status,
+            "cancelling": self.open and self.asked_to_stop,
             "mode": self.mode,
             "counters": self.counters,
             "asked_at": self.asked_at,
@@ -201,10 +203,10 @@ def get(redis: Redis, run_id: str) -> Run:
         for run in latest(redis, 1):
             return run
         raise UnknownRun("there is no run yet; ask for one with POST /v1/runs")
-    document = redis.hget(keys.of_run(run_id), "document")
+    document, cancel = redis.hmget(keys.of_run(run_id), "document", "cancel")
     if document is None:
         raise UnknownRun(f"there is no run {run_id!r}; the last {HISTORY_RUNS} are kept for 30 days")
-    return _run.decode(document)
+    return _decoded(document, cancel)
 
 
 def latest(redis: Redis, most: int) -> list[Run]:
@@ -220,8 +222,14 @@ def still_open(redis: Redis) -> list[Run]:
 def _found(redis: Redis, ids: Any) -> Iterator[Run]:
     pipe = redis.pipeline(transaction=False)
     for run_id in ids:
-        pipe.hget(keys.of_run(run_id.decode()), "document")
-    return (_run.decode(document) for document in pipe.execute() if document is not None)
+        pipe.hmget(keys.of_run(run_id.decode()), "document", "cancel")
+    return (_decoded(document, cancel) for document, cancel in pipe.execute() if document is not None)
+
+
+def _decoded(document: bytes | str, cancel: bytes | str | None) -> Run:
+    run = _run.decode(document)
+    run.asked_to_stop = cancel is not None
+    return run
 
 
 def save(redis: Redis, run: Run) -> None:
@@ -239,6 +247,7 @@ def request_cancel(redis: Redis, run_id: str) -> Run:
     run = get(redis, run_id)
     if run.open:
         redis.hset(keys.of_run(run.id), "cancel", 1)
+        run.asked_to_stop = True
     return run
 
 

@@ -56,6 +56,7 @@ class RunOut(Schema):
 
     id: str
     status: runs.Status
+    cancelling: bool = Field(description="whether it was asked to stop, and has not stopped yet")
     mode: Mode
     counters: list[str]
     asked_at: datetime

@@ -89,6 +89,11 @@ def counter_status(name: str, state: rolls.State, replica: dict[str, Any], histo
     }
 
 
+def said_by(error: Exception) -> str:
+    """A store's error in one line: libpq writes several, and indents them."""
+    return " ".join(str(error).split())
+
+
 def read_replica(replica: Replica, now: datetime) -> dict[str, Any]:
     """What the replica shows at this moment, or why it cannot be asked."""
     try:
@@ -104,7 +109,7 @@ def read_replica(replica: Replica, now: datetime) -> dict[str, Any]:
     except psycopg2.Error as error:
         return {
             "reachable": False,
-            "detail": str(error).strip(),
+            "detail": said_by(error),
             "source": None,
             "horizon": None,
             "committed_through": None,

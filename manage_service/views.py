@@ -18,7 +18,7 @@ from manage_service import runs, stores
 from manage_service.metrics import Facts
 from manage_service.runs import Mode, Run, UnknownRun
 from manage_service.shapes import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
-from manage_service.status import read_drift, read_status
+from manage_service.status import read_drift, read_status, said_by
 from shared_models.counters import COUNTERS, UnknownCounter
 from shared_models.http import measuring
 from shared_models.http.describing import complete
@@ -63,7 +63,7 @@ api = Api(
 )
 
 
-@api.post("/v1/runs", response={202: RunOut, **refusals(400, 422, 503)}, summary="Ask for a reconcile")
+@api.post("/v1/runs", response={202: RunOut, **refusals(400, 413, 422, 503)}, summary="Ask for a reconcile")
 def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
     """The keeper executes it; follow it at Location."""
     names = asked.counters or [counter.name for counter in COUNTERS]
@@ -88,11 +88,11 @@ def get_run(request: HttpRequest, run_id: str) -> Any:
 
 @api.post(
     "/v1/runs/{run_id}/cancel",
-    response={202: RunOut, **refusals(404, 503)},
+    response={202: RunOut, **refusals(400, 404, 413, 503)},
     summary="Ask a run to stop after its current step",
 )
 def cancel_run(request: HttpRequest, run_id: str) -> Status:
-    """A run that has ended stays as it is. What it has mended so far stays mended."""
+    """Until it has stopped, `cancelling` is true. A run that has ended stays as it is. What it has mended so far stays mended."""
     run: Run = runs.request_cancel(stores.redis_of_requests(), run_id)
     return Status(202, run.as_json())
 
@@ -133,7 +133,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
         with stores.replica_of_requests().snapshot():
             pass
     except psycopg2.Error as error:
-        missing["replica"] = f"cannot be reached: {str(error).strip()}"
+        missing["replica"] = f"cannot be reached: {said_by(error)}"
     if missing:
         detail = "; ".join(f"{name} {reason}" for name, reason in missing.items())
         return Problem(503, "not-ready", "Not ready", detail, missing=missing).response()
@@ -151,7 +151,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 @api.exception_handler(ValidationError)
 def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
     errors = [
-        {"field": ".".join(str(part) for part in one["loc"][1:] if part != "asked"), "detail": one["msg"]}
+        {"field": ".".join(str(part) for part in one["loc"][1:] if part != "asked") or "body", "detail": one["msg"]}
         for one in error.errors
     ]
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in errors)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from django.test import Client, override_settings
 
-from manage_service import runs
+from manage_service import bodies, runs
 from shared_models import keys
 from tests import servers
 
@@ -15,6 +22,32 @@ from tests import servers
 @pytest.fixture
 def client():
     return Client(SERVER_NAME="localhost")
+
+
+@pytest.fixture(scope="module")
+def gunicorn(tmp_path_factory):
+    """The port of the service as it is run."""
+    port, folder = servers.free_port(), tmp_path_factory.mktemp("gunicorn")
+    command = [sys.executable, "-m", "gunicorn", "-c", "manage_service/gunicorn.conf.py"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=Path(__file__).resolve().parent.parent.parent,
+            env={**os.environ, "PORT": str(port), "TMPDIR": str(folder)},
+            stdout=log,
+            stderr=log,
+        )
+
+    def answers():
+        assert process.poll() is None, (folder / "log").read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        return False
+
+    servers.wait_for(answers, "gunicorn to answer")
+    yield port
+    process.terminate()
+    process.wait(servers.DEADLINE_SECONDS)
 
 
 def test_a_run_is_accepted_followed_and_listed(world, client):
@@ -60,6 +93,11 @@ def test_a_bad_request_names_the_field_and_asks_for_nothing(world, client, body,
     assert client.get("/v1/runs").json() == {"runs": []}
 
 
+def test_a_body_that_is_missing_is_named(world, client):
+    answer = client.post("/v1/runs", "", "application/json")
+    assert (answer.status_code, answer.json()["detail"]) == (422, "body: Field required")
+
+
 def test_malformed_json_is_a_problem_and_not_an_error(world, client):
     answer = client.post("/v1/runs", "{", "application/json")
     assert 400 <= answer.status_code < 500 and answer["Content-Type"] == "application/problem+json"
@@ -67,9 +105,46 @@ def test_malformed_json_is_a_problem_and_not_an_error(world, client):
 
 def test_cancelling_a_run(world, client):
     run = client.post("/v1/runs", "{}", "application/json").json()
-    assert client.post(f"/v1/runs/{run['id']}/cancel").status_code == 202
+    assert run["cancelling"] is False
+    asked = client.post(f"/v1/runs/{run['id']}/cancel")
+    assert (asked.status_code, asked.json()["status"], asked.json()["cancelling"]) == (202, "queued", True)
+    assert [one["cancelling"] for one in client.get("/v1/runs").json()["runs"]] == [True]
     list(world.steps(runs.get(world.redis, run["id"])))
-    assert client.get(f"/v1/runs/{run['id']}").json()["status"] == "cancelled"
+    ended = client.get(f"/v1/runs/{run['id']}").json()
+    assert (ended["status"], ended["cancelling"]) == ("cancelled", False)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nrubbish\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}",
+        b"Content-Length: 50\r\n\r\n{}",
+    ],
+    ids=["no chunks", "half a chunk", "half a body"],
+)
+def test_a_malformed_request_asks_for_nothing(world, gunicorn, sent):
+    run = runs.create(world.redis, ["users"], runs.Mode.CHECK, asked_by="api")
+    with socket.create_connection(("127.0.0.1", gunicorn), 10) as client:
+        client.sendall(f"POST /v1/runs/{run.id}/cancel HTTP/1.1\r\nHost: localhost\r\n".encode() + sent)
+        client.shutdown(socket.SHUT_WR)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, json.load(answer)["type"]) == (400, "urn:rollcall:body-cut-short")
+    assert not runs.cancel_requested(world.redis, run.id)
+
+
+def test_a_body_may_come_in_chunks(world, gunicorn):
+    connection = http.client.HTTPConnection("127.0.0.1", gunicorn, timeout=10)
+    for mode in ("check", "repair"):  # on one connection
+        pieces = iter([b'{"counters": ["users"],', b'"mode": "%s"}' % mode.encode()])
+        connection.request("POST", "/v1/runs", pieces, {"Content-Type": "application/json"}, encode_chunked=True)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["mode"]) == (202, mode)
+    connection.request("POST", "/v1/runs", b" " * (bodies.BODY_BYTES + 1), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    assert (answer.status, json.load(answer)["limit_bytes"]) == (413, bodies.BODY_BYTES)
+    connection.close()
 
 
 def test_an_unknown_run_is_404(world, client):
@@ -96,8 +171,10 @@ def test_status_and_readiness_name_what_is_missing(world, client):
     with override_settings(DATABASE_URL=f"postgres://x@127.0.0.1:{nobody}/x"):
         status = client.get("/v1/status").json()
         assert not status["replica"]["reachable"] and "Connection refused" in status["replica"]["detail"]
+        assert "\n" not in status["replica"]["detail"] and "\t" not in status["replica"]["detail"]
         answer = client.get("/readyz")
         assert answer.status_code == 503 and list(answer.json()["missing"]) == ["replica"]
+        assert "\n" not in answer.json()["detail"] and "\t" not in answer.json()["detail"]
     with override_settings(REDIS_URL=f"redis://127.0.0.1:{nobody}/0"):
         assert client.get("/readyz").status_code == 503
         assert client.get("/v1/status").status_code == 503

@@ -55,7 +55,7 @@ class Command(BaseCommand):
             self.fail(str(error))
         except RedisError as error:
             self.fail(
-                f"Redis failed: {one_line(str(error))} A run that had begun goes on when the keeper can reach it."
+                f"Redis failed: {one_line(str(error)).rstrip('.')}. A run that had begun goes on when the keeper can reach it."
             )
         except LeaseLost:
             self.fail("this process was stopped for so long that the keeper has taken the run over; see `status`")

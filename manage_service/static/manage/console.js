@@ -376,7 +376,7 @@ function showRun(row, run, now) {
   const open = run.status === "queued" || run.status === "running";
   setText(part("asked", row).firstChild, ago(run.asked_at, now));
   const [pill, where, bar] = part("where", row).children;
-  showPill(pill, { done: "good", failed: "bad" }[run.status] || "", open && cancelled.has(run.id) ? "stopping" : run.status);
+  showPill(pill, { done: "good", failed: "bad" }[run.status] || "", open && (run.cancelling || cancelled.has(run.id)) ? "stopping" : run.status);
   setText(where, open ? whereWords(run) : run.detail);
   bar.hidden = run.status !== "running" || !run.progress.expected;
   if (!bar.hidden) showBar(bar, run.progress.read, run.progress.expected);
