@@ -233,7 +233,12 @@ REFUSED = {
         ("SADD", USERS.state, "x"),
         ("EVAL", "return redis.call('EXPIRE', KEYS[1], 0)", 1, USERS.members),
     ],
-    "manage": [("INCRBY", keys.of_rate("ingest", "x", 0), 1), ("SET", USERS.members, "x"), ("RENAME", keys.KEEPER, keys.RUNS), ("SPOP", USERS.members)],
+    "manage": [
+        ("INCRBY", keys.of_rate("ingest", "x", 0), 1),
+        ("SET", USERS.members, "x"),
+        ("RENAME", keys.KEEPER, keys.RUNS),
+        ("SPOP", USERS.members),
+    ],
 }
 
 
