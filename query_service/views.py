@@ -202,6 +202,8 @@ async def member(request: HttpRequest, counter: str) -> HttpResponse:
     return answer_now({"member": is_member})
 
 
+# A number stands for its digits.
+VALUE = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}]}
 MEMBERS_BODY = {
     "required": True,
     "content": {
@@ -215,7 +217,7 @@ MEMBERS_BODY = {
                         "type": "array",
                         "items": {
                             "type": "object",
-                            "additionalProperties": {"type": "string"},
+                            "additionalProperties": VALUE,
                             "description": f"the fields of the counter ({FIELDS_OF_THE_COUNTERS})",
                         },
                         "maxItems": settings.MAX_MEMBERS,

@@ -322,4 +322,5 @@ def test_a_coding_that_nobody_understands_is_the_clients_fault(running: Running)
         client.sendall(POST + b"Transfer-Encoding: xchunked\r\n\r\n")
         answer = http.client.HTTPResponse(client)
         answer.begin()
-        assert (answer.status, json.load(answer)["type"]) == (501, "urn:rollcall:unreadable-request")
+        # 400 by the parser in C, 501 by the one in Python.
+        assert answer.status in (400, 501) and json.load(answer)["type"] == "urn:rollcall:unreadable-request"

@@ -70,6 +70,8 @@ def bounded(description: dict[str, Any]) -> dict[str, Any]:
     Idempotency-Key is refused depends on the requests before, and `strict` makes a refusal of what is otherwise an answer.
     """
     description["paths"].pop("/v1/stream", None)
+    # JSON Schema takes 7.0 for an integer, and query does not: tests/system/test_fuzz.py asks this with its own corpus.
+    description["paths"].pop("/v1/counts/{counter}/members", None)
     for path, methods in description["paths"].items():
         for operation in methods.values():
             parameters = operation.get("parameters", [])
@@ -90,6 +92,3 @@ def of_one_counter(operation: dict[str, Any]) -> None:
     for parameter in operation["parameters"]:
         parameter["schema"] = schemas[parameter["name"]]
         parameter.pop("example", None)
-    for body in operation.get("requestBody", {}).get("content", {}).values():
-        body["schema"]["properties"]["members"]["items"] = MEMBER
-        body.pop("example", None)
