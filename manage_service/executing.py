@@ -14,9 +14,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from manage_service import runs, totals
+from manage_service.covering import CounterWasLost
 from manage_service.leases import Lease
 from manage_service.progress import Progress, Steps
-from manage_service.reconciling import CounterWasLost, reconcile
+from manage_service.reconciling import reconcile
 from manage_service.replica import Replica
 from manage_service.runs import Findings, Mode, Run, Status
 from shared_models.counters import UnknownCounter, get_counter

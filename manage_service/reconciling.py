@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from redis import Redis
 
 from manage_service.building import build, needs_building, values_at
+from manage_service.covering import CounterWasLost, covers
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
 from manage_service.runs import Findings
@@ -33,10 +34,6 @@ from manage_service.tallies import Tally
 from shared_models import keys, rolls
 from shared_models.counters import Counter
 from shared_models.members import encode, encode_all
-
-
-class CounterWasLost(Exception):
-    """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
 
 
 def reconcile(
@@ -95,15 +92,6 @@ def reconcile(
     if not rolls.verify(redis, counter.name, findings.build, now, findings.missing, findings.extra):
         raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
     findings.verified_at = now
-
-
-def covers(snapshot: Snapshot, state: rolls.State) -> str | None:
-    """None where the snapshot shows all rows that the counter claims; else what it lacks."""
-    if snapshot.source != state.source:
-        raise CounterWasLost(f"the replica now shows {snapshot.source}, the counter belongs to {state.source}")
-    if state.cursor is not None and snapshot.horizon < state.cursor:
-        return f"the counter is complete below xact {state.cursor}, the replica only below {snapshot.horizon}"
-    return None
 
 
 def compare_chunk(

@@ -24,6 +24,7 @@ from secrets import token_hex
 from django.db import models
 from redis import Redis
 
+from manage_service.covering import covers
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
 from manage_service.tallies import Tally
@@ -51,8 +52,8 @@ def sweep(
     """Find extra members, give them to `found`, and take them out unless `take_out` is off.
 
     A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. Raises
-    psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `tally` is what the table
-    has, if that is known; `expected` is about how many members the set has, for the progress.
+    CounterWasLost, psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `tally` is
+    what the table has, if that is known; `expected` is about how many members the set has, for the progress.
     """
     suspects = keys.of_counter(counter.name).suspects
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
@@ -123,11 +124,13 @@ def mark_rowless(counter: Counter, token: str, members: list[bytes], replica: Re
 
 
 def fence(snapshot: Snapshot, state: rolls.State) -> str | None:
-    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing."""
-    if snapshot.source != state.source:
-        return f"the counter belongs to {state.source}, the replica shows {snapshot.source}"
-    if state.cursor is not None and snapshot.horizon < state.cursor:
-        return f"the counter is complete below xact {state.cursor}, the replica only below {snapshot.horizon}"
+    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
+
+    Raises CounterWasLost.
+    """
+    behind = covers(snapshot, state)
+    if behind is not None:
+        return behind
     if not state.watermark_source:
         return None  # nothing was ever recorded
     if state.watermark_source != snapshot.source:

@@ -10,6 +10,7 @@ from manage_service.runs import Mode, Status
 from manage_service.sweeping import fence, sweep
 from shared_models import keys, rolls
 from shared_models.counters import get_counter
+from shared_models.source import SOURCE_SQL
 from tests.manage.world import held_between_steps
 
 USERS = get_counter("users")
@@ -388,7 +389,6 @@ def state_of(watermark=0, watermark_source="", cursor=10, source="7/2"):
         (state_of(watermark=20, watermark_source="7/2"), False),
         (state_of(cursor=20), True),
         (state_of(cursor=21), False),
-        (state_of(source="7/1"), False),
         (state_of(watermark=99, watermark_source="7/1"), True),  # a primary that has been replaced
         (state_of(watermark=1, watermark_source="7/3"), False),  # the replica does not follow yet
         (state_of(watermark=1, watermark_source="8/1"), False),  # another database altogether
@@ -397,6 +397,22 @@ def state_of(watermark=0, watermark_source="", cursor=10, source="7/2"):
 def test_the_fence_lets_through_what_shows_all_that_was_acknowledged(state, passes):
     snapshot = replica.Snapshot(None, source="7/2", lsn=0, committed_through=None, horizon=20)
     assert (fence(snapshot, state) is None) is passes
+
+
+def test_a_run_that_waits_at_the_fence_ends_when_the_replica_goes_over_to_another_history(world, monkeypatch):
+    """To wait on would keep the keeper from the build that the counter now needs."""
+    world.post("ann")
+    world.replay()
+    world.build()
+    run = world.ask("users")
+    with world.replay_paused():
+        world.post("new")
+        steps = world.steps(run, wait_seconds=60)
+        assert next(step for step in steps if step.waiting).phase == "fence"
+        monkeypatch.setattr(replica, "STANDPOINT", replica.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
+        assert list(steps) == []
+    assert run.status is Status.FAILED and run.detail.startswith("the replica now shows 7/9, the counter belongs to ")
+    assert b"new" in world.set() and world.state().verified_at is None
 
 
 def test_no_redis_command_over_a_counter_is_larger_than_a_chunk(world, monkeypatch):
