@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import msgspec
 import structlog
 from django.conf import settings
-from django.http.request import split_domain_port, validate_host
 
 from ingest_service import grouping, metrics, payloads, receipts
 from ingest_service.catalog import Collection, read_collections
@@ -25,6 +23,7 @@ from ingest_service.recording import Recorded
 from shared_models.http import problems
 from shared_models.http.discarding import UNREADABLE
 from shared_models.http.headers import PLAIN
+from shared_models.http.hosts import is_allowed
 from shared_models.http.problems import Problem
 from shared_models.http.requests import note
 
@@ -97,13 +96,6 @@ def read_body(environ: Environ) -> bytes:
         log.debug("request.cut_short", reason=str(error))
     # A body that ends early may still be valid, such as a row with blanks announced behind it.
     return read if len(read) == length else b""
-
-
-@lru_cache(maxsize=256)
-def is_allowed(host: str) -> bool:
-    """Whether Django, too, would answer a request to this host."""
-    domain, _ = split_domain_port(host)
-    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
 
 
 def send_answer(start_response: StartResponse, collection: Collection, recorded: Recorded) -> list[bytes]:

@@ -8,7 +8,6 @@ the same answers more slowly.
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -16,14 +15,15 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "query_service.settings")
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http.request import split_domain_port, validate_host
 from redis.asyncio import Redis
 
 from query_service import metrics, stores, streams
 from query_service.board import Board
 from query_service.door import Door, Headers, with_headers
 from query_service.scope import hand_over
+from query_service.shortcut import Shortcut
 from query_service.streams import Streams
+from shared_models.http.hosts import is_allowed
 from shared_models.http.requests import TOKEN, id_of, write_line
 
 
@@ -110,13 +110,6 @@ class Application:
         await self.members.aclose()
 
 
-@lru_cache(maxsize=256)
-def is_allowed(host: bytes) -> bool:
-    """Whether Django, too, would answer a request to this host."""
-    domain, _ = split_domain_port(host.decode("latin-1"))
-    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
-
-
 def make_application() -> Door:
     """Everything that a worker serves, by its settings. Nothing is connected before the first request."""
     board = Board(
@@ -141,6 +134,7 @@ def make_application() -> Door:
         origins=settings.CORS_ORIGINS,
         body_bytes=settings.MAX_BODY_BYTES,
         streams_per_client=settings.MAX_STREAMS_PER_CLIENT,
+        shortcut=None if settings.ACCESS_LOG else Shortcut(board),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from query_service import refusals, streams
+from query_service.shortcut import Shortcut
 from shared_models.http.arriving import ARRIVE_SECONDS, SLOWEST_BYTES_PER_SECOND, Arriving
 from shared_models.http.measuring import requests
 from shared_models.http.problems import MEDIA_TYPE, Problem
@@ -43,8 +44,11 @@ class Door:
         origins: Sequence[str],
         body_bytes: int,
         streams_per_client: int,
+        shortcut: Shortcut | None = None,
     ) -> None:
         self.application = application
+        # It passes by this door: where there is nothing to ask for.
+        self.shortcut = None if tokens is not None or origins else shortcut
         self.tokens, self.metrics_public = tokens, metrics_public
         self.origins = {origin.encode() for origin in origins}
         self.body_bytes, self.streams_per_client = body_bytes, streams_per_client

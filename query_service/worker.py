@@ -31,6 +31,7 @@ theirs = SimpleNamespace(
     connection_made=ASGIProtocol.connection_made,
     connection_lost=ASGIProtocol.connection_lost,
     will_close=ASGIProtocol._will_close,
+    serve=ASGIProtocol._serve_http_request,
 )
 
 
@@ -57,6 +58,19 @@ def will_close(self: Any, request: Any, response_requires_close: bool) -> bool:
     return self.worker.stopping or bool(theirs.will_close(self, request, response_requires_close))
 
 
+async def serve(self: Any, request: Any, sockname: Any, peername: Any) -> bool:
+    """Answer a request; whether the connection stays. A plain standing question needs no more than what is here."""
+    shortcut = self.worker.shortcut
+    if shortcut is not None and not self._will_close(request, response_requires_close=False):
+        found = shortcut.find(request)
+        if found is not None:
+            self._safe_write(found)
+            if self._flow_control.write_paused:  # a client that asks and does not listen
+                await self._flow_control.drain()
+            return True
+    return bool(await theirs.serve(self, request, sockname, peername))
+
+
 def send_error_response(self: Any, status: int, message: str, extra_headers: Any = ()) -> None:
     """Answer a request that gunicorn cannot parse, as all others are answered."""
     if self._closed:
@@ -74,6 +88,7 @@ def extend_protocol() -> None:
     ASGIProtocol.connection_made = connection_made
     ASGIProtocol.connection_lost = connection_lost
     ASGIProtocol._will_close = will_close
+    ASGIProtocol._serve_http_request = serve
     ASGIProtocol._send_error_response = send_error_response
 
 
@@ -88,6 +103,11 @@ class Worker(gasgi.ASGIWorker):
         self.stopping = False
         self.connections: set[Any] = set()
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        # Only query's own application has one.
+        self.shortcut = getattr(self.asgi, "shortcut", None)
 
     def init_signals(self) -> None:
         super().init_signals()
