@@ -1,7 +1,8 @@
-"""`python -m tests.run`: every folder of tests in a pytest process of its own, as many at a time as there are processors.
+"""`python -m tests.run`: every folder of tests in a pytest process of its own, one more at a time than there are processors.
 
-Settings of Django are per process, so the tests of two services cannot share one. Each folder's output is printed whole
-when it ends; the last line adds them up. Arguments are handed to pytest: `python -m tests.run -k cold`.
+The one more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
+of two services cannot share one. Each folder's output is printed whole when it ends; the last line adds them up.
+Arguments are handed to pytest: `python -m tests.run -k cold`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
 FOLDERS = (
-    *("failures", "system", "manage", "ingest", "browser", "query"),
+    *("failures", "system", "manage", "query", "ingest", "browser"),
     *("admin", "protocol", "deploy", "contract", "unit"),
 )
 
@@ -33,7 +34,7 @@ def main() -> int:
     failed: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="rollcall-reports-") as reports,
-        ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool,
+        ThreadPoolExecutor(max_workers=1 + (os.cpu_count() or 1)) as pool,
     ):
         running = {
             pool.submit(run_folder, folder, Path(reports) / f"{folder}.xml"): folder

@@ -114,6 +114,7 @@ def screenshot(page: Page, name: str) -> Path:
     """A picture of the whole page, for a person to look at: tests/browser/screenshots/<name>.png"""
     SCREENSHOTS.mkdir(exist_ok=True)
     path = SCREENSHOTS / f"{name}.png"
+    page.wait_for_load_state()  # between two pages there is nothing to see, and chromium says so
     page.screenshot(path=path, full_page=True, animations="disabled")
     return path
 

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from compose.servers import read_secret
 from compose.stack import Stack
-from tests.browser.conftest import SCREENSHOTS
+from tests.browser.conftest import screenshot
 from tests.system.asking import ask
 
 
@@ -27,15 +27,16 @@ def test_an_operator_finds_rows_and_deletes_one(live: Stack, open_page: Callable
     page.locator("#id_users-username").press("Enter")
     cells = page.locator("#result_list .field-username")
     expect(cells).to_have_text(people)
-    SCREENSHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / "admin-list.png")
+    screenshot(page, "admin-list")
     page.get_by_role("checkbox").nth(3).check()  # behind the two "exactly", and the one for all
     page.get_by_label("Action:").select_option("delete_selected")
     page.get_by_role("button", name="Go").click()
-    page.screenshot(path=SCREENSHOTS / "admin-delete.png")
-    page.get_by_role("button", name="Yes, I’m sure").click()
+    sure = page.get_by_role("button", name="Yes, I’m sure")
+    expect(sure).to_be_visible()
+    screenshot(page, "admin-delete")
+    sure.click()
     expect(page.get_by_text("Successfully deleted 1 message.")).to_be_visible()
     expect(cells).to_have_text(people[1:])
     page.get_by_role("link", name="Log entries").first.click()
     expect(page.locator("#result_list")).to_contain_text("message")
-    page.screenshot(path=SCREENSHOTS / "admin-log.png")
+    screenshot(page, "admin-log")
