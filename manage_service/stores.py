@@ -8,7 +8,6 @@ from functools import cache
 from django.conf import settings
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection
 from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
@@ -20,8 +19,8 @@ REDIS_ANSWER_SECONDS = 5.0
 REDIS_CONNECT_SECONDS = 2.0
 
 
-class ConnectsOnce(Connection):
-    """A connection that breaks for good.
+class ConnectsOnce:
+    """What makes a connection of redis-py break for good: to be put before its class.
 
     redis-py would connect again by itself at the next command. Behind the new connection Redis may have restarted from
     an older save: a pass that went on there would set a cursor, or note a proof, over members that are gone.
@@ -31,7 +30,7 @@ class ConnectsOnce(Connection):
         if getattr(self, "_connected_once", False):
             raise ConnectionError("the connection to Redis was lost in the middle of a pass")
         self._connected_once = True
-        return super()._connect()
+        return super()._connect()  # type: ignore[misc]
 
 
 def connect_redis(url: str | None = None) -> Redis:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 from redis.exceptions import RedisError
 
+from compose.ordinary_user import own
 from manage_service import catching_up
 from manage_service.catching_up import catch_up
+from manage_service.stores import connect_for_passes
 from shared_models import keys, rolls
 from shared_models.counters import get_counter
 from tests import servers
@@ -47,6 +53,19 @@ def test_rows_whose_ids_are_lower_than_those_already_caught_up_are_not_missed(wo
     world.replay()
     world.catch_up()
     assert world.exact(["users"])
+
+
+def test_a_pass_works_where_the_url_leads_also_over_a_unix_socket(world, second_valkey):
+    """… and not over TCP, to whatever Redis listens at the usual port."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-"))
+    own(folder)
+    try:
+        with second_valkey(unixsocket=str(folder / "socket")).client() as there:
+            with connect_for_passes(f"unix://{folder / 'socket'}?db=0") as redis:
+                rolls.record(redis, {"users": [b"ann"]})
+            assert there.smembers(keys.of_counter("users").members) == {b"ann"}
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_a_pass_over_a_lost_connection_is_void(world, second_valkey):
