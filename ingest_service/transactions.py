@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import django.db
 import psycopg2
 from django.conf import settings
+from psycopg2.errors import LockNotAvailable
 
 from ingest_service import stores
 from shared_models.deadlines import cut_after
@@ -128,8 +129,9 @@ def transact(work: Callable[[Transaction], T]) -> T:
         raise NotStored("the primary did not answer a moment ago")
     try:
         return _twice_at_most(work, began)
-    except (NotStored, CommitUnknown):
-        if time.monotonic() - began > AT_ONCE_SECONDS:
+    except (NotStored, CommitUnknown) as error:
+        # Who waited for another request's lock has heard nothing of the primary that would concern the others.
+        if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error.__cause__, LockNotAvailable):
             _pause()
         raise
 

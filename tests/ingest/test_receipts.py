@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable
 
+import psycopg2
 import pytest
 from django.db import connection
 from django.http import HttpResponse
@@ -189,6 +190,21 @@ def test_where_the_first_of_two_fails_the_second_stores(producer: Producer) -> N
     assert [answer.status_code for answer in answers] == [201]
     assert not answers[0].has_header("Idempotent-Replay")
     assert producer.usernames() == ["ann"]
+
+
+def test_a_request_that_waits_in_vain_for_its_twin_keeps_nobody_else_from_storing(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not the primary that kept it waiting."""
+    monkeypatch.setattr(transactions, "AT_ONCE_SECONDS", 0.0)
+    twin = psycopg2.connect(started_primary().url)
+    with twin.cursor() as cursor:
+        cursor.execute("INSERT INTO receipt (key, fingerprint, answer) VALUES ('k1', 'x', '')")
+    transactions.stores.open_primary().raw.cursor().execute("SET lock_timeout = '50ms'")
+    assert producer.send(message("ann"), Idempotency_Key="k1").status_code == 503
+    assert producer.send(message("bob")).status_code == 201
+    twin.close()
+    assert producer.send(message("ann"), Idempotency_Key="k1").status_code == 201
 
 
 def test_old_receipts_are_removed_in_bites_and_young_ones_are_not(
