@@ -94,9 +94,14 @@ class Streams:
             metrics.STREAMS.dec()
         return 200
 
+    async def _send(self, send: Any, body: bytes) -> None:
+        """Send a piece of a stream. Raises OSError (TimeoutError) where the client takes nothing: its place is for others."""
+        async with asyncio.timeout(2 * self.heartbeat_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
     async def _send_events(self, listener: Listener, send: Any, begun: float) -> None:
         await send(START)
-        await send({"type": "http.response.body", "body": RETRY, "more_body": True})
+        await self._send(send, RETRY)
         await self._board.read_anew()
         requests(PATH, 200).observe(
             perf_counter() - begun
@@ -109,12 +114,12 @@ class Streams:
             # Returns when the client has taken what was sent before: the pace is the client's.
             body = HEARTBEAT if said == listener.has else event
             listener.has = said
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._send(send, body)
             if not (listener.is_gone or self._ended):
                 await listener.woken.wait()
         if self._ended:
             retry = b"retry: %d\n\n" % randint(RETRY_FROM, RETRY_TO)  # noqa: S311  (no secret)
-            await send({"type": "http.response.body", "body": retry, "more_body": True})
+            await self._send(send, retry)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch_the_board(self) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from django.conf import settings
 from gunicorn.asgi.protocol import FlowControl  # type: ignore[import-untyped]
 
 from compose.servers import Valkey
 from query_service import worker
+from query_service.asgi import make_application
 from query_service.door import Door
 from query_service.shortcut import Shortcut
 from tests.query.driving import Query
@@ -136,6 +138,7 @@ def test_a_client_that_asks_and_does_not_listen_is_not_answered_further(query: Q
         _will_close=lambda request, response_requires_close: False,
         _safe_write=written.append,
         _flow_control=FlowControl(None),
+        req_count=1,
     )
 
     async def scenario() -> None:
@@ -149,6 +152,40 @@ def test_a_client_that_asks_and_does_not_listen_is_not_answered_further(query: Q
 
     query.run(scenario())
     assert written == [b"answer"] * 2
+
+
+def test_questions_sent_at_once_are_not_all_answered_before_anybody_else(query: Query) -> None:
+    connection = SimpleNamespace(
+        worker=SimpleNamespace(shortcut=SimpleNamespace(find=lambda request: b"answer")),
+        _will_close=lambda request, response_requires_close: False,
+        _safe_write=lambda answer: None,
+        _flow_control=FlowControl(None),
+        req_count=0,
+    )
+
+    async def ask_much() -> None:
+        for connection.req_count in range(1, 10 * worker.IN_A_ROW):
+            await worker.serve(connection, request(), None, None)
+
+    async def scenario() -> int:
+        asking, turns = asyncio.create_task(ask_much()), 0
+        while not asking.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    assert query.run(scenario()) >= 9
+
+
+def test_a_worker_finds_the_shortcut_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the services above have that differ."""
+    made = object.__new__(worker.Worker)
+    made.app = SimpleNamespace(wsgi=make_application)
+    made.load_wsgi()
+    assert isinstance(made.shortcut, Shortcut)
+    monkeypatch.setattr(settings, "ACCESS_LOG", True)
+    made.load_wsgi()
+    assert made.shortcut is None
 
 
 def request(path: str = "/v1/counts/users", *headers: tuple[bytes, bytes], method: str = "GET") -> SimpleNamespace:

@@ -175,6 +175,20 @@ def test_a_client_that_goes_away_while_it_is_sent_to_frees_its_place(query: Quer
     query.run(scenario())
 
 
+def test_a_client_that_takes_nothing_any_more_loses_its_place(start_query: Callable[..., Query], rolls: Rolls) -> None:
+    rolls.make_all_live()
+    query = start_query(heartbeat_seconds=0.1)
+
+    async def scenario() -> None:
+        stream = await query.listen()
+        await stream.next_counts()
+        stream.may_send.clear()  # its window is full, and it does not go away
+        await eventually(lambda: not query.streams.listeners, "its place to be free")
+        await stream.task
+
+    query.run(scenario())
+
+
 def test_a_stream_keeps_the_board_awake(start_query: Callable[..., Query], rolls: Rolls) -> None:
     rolls.make_all_live(users=2)
     query = start_query(idle_seconds=0.05)
