@@ -8,6 +8,7 @@ Why the order is the proof:
    A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
 3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both: after a crash of the
    keeper, or a restart of Redis from an older save, the fill goes on from the position that is there.
+   A set that comes into being under a fill ends it: what the fill had added has been deleted, and it begins anew.
 4. If the fill with this token is still the one in progress, the cursor is set to the horizon, and the fill goes, in
    one atomic step.
 

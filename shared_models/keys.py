@@ -32,8 +32,8 @@ cold counters, which get built.
     rollcall:1:totals             HASH    numbers that only grow: see manage_service.totals
     rollcall:1:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
-compose/redis/users.acl gives each exactly that.
+Who writes: ingest the first three of a counter, and it may end a fill; manage everything; query nothing; ingest and manage
+their own rates. compose/redis/users.acl gives each exactly that.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def record(
     calls: list[Call] = []
     for name, members in members_by_counter.items():
         at = keys.of_counter(name)
-        on = (at.members, at.suspects, at.state)
+        on = (at.members, at.suspects, at.state, at.fill)
         calls += [(on, ("" if xact is None else xact, source, *chunk)) for chunk in chunks(members)]
     return sum(_execute(client, RECORD, calls)) if calls else 0
 
@@ -145,7 +145,7 @@ def position_after(member: bytes) -> bytes:
 def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
     """Make the counter live, if this fill is still the one in progress."""
     at = keys.of_counter(name)
-    return bool(PROMOTE.call(client, [at.state, at.fill], token, position))
+    return bool(PROMOTE.call(client, [at.state, at.fill, at.members], token, position))
 
 
 def sweep(client: Redis, name: str, token: str, members: Sequence[bytes]) -> list[bytes]:

@@ -1,6 +1,6 @@
 -- Add members to a counter, clear them of suspicion, and raise the watermark: the one way in for a member.
 --
--- KEYS[1] members   KEYS[2] suspects   KEYS[3] state
+-- KEYS[1] members   KEYS[2] suspects   KEYS[3] state   KEYS[4] fill
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
 --         to claim; decimal text, "" for none
 -- ARGV[2] source of that xact, "system identifier/timeline"; "" with an empty xact
@@ -17,6 +17,8 @@ local xact, source = ARGV[1], ARGV[2]
 local fresh = redis.call('EXISTS', members) == 0
 local added = redis.call('SADD', members, unpack(ARGV, 3))
 if fresh then
+  -- What a fill has added, if there is one, is not there: it has to begin anew.
+  redis.call('DEL', KEYS[4])
   local cursor = redis.call('HMGET', state, 'cursor')[1]
   if cursor then redis.call('HSET', state, 'doubt', cursor) end
 end

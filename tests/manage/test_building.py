@@ -130,6 +130,36 @@ def test_redis_emptied_during_a_build_leaves_the_counter_cold(world, small_chunk
     assert world.exact(["users"])
 
 
+@pytest.mark.parametrize("recorded", [(), ("new",)], ids=["alone", "and ingest makes it anew"])
+@pytest.mark.parametrize("at", [1, 5], ids=["in the middle", "at the last chunk"])
+def test_a_set_deleted_during_a_build_is_never_live_with_a_part_of_its_members(world, small_chunks, recorded, at):
+    world.store(*names(50))
+    world.replay()
+    steps = build(USERS, world.replica, world.passes())
+    for _ in range(at):
+        next(steps)
+    world.redis.delete(keys.of_counter("users").members)
+    if recorded:
+        world.post(*recorded)
+    assert list(steps) == []
+    assert world.state().cold and read_fill(USERS, world.redis) is None
+    world.replay()
+    world.build("users")
+    assert not world.state().cold and world.exact(["users"])
+
+
+def test_the_first_message_of_all_does_not_end_what_has_not_begun(world, small_chunks):
+    """The set comes into being under a fill that has added nothing yet: the build begins again, once."""
+    world.store(*names(20))
+    world.replay()
+    with world.replica.snapshot() as snapshot:
+        building.begin_fill(USERS, snapshot, world.redis)
+    world.post("first")
+    world.replay()
+    world.build("users")
+    assert not world.state().cold and world.exact(["users"])
+
+
 def test_redis_restarted_from_a_save_in_the_middle_of_a_build_goes_on_from_there(world, small_chunks, second_valkey):
     valkey = second_valkey(appendonly="no", save="")
     world.valkey, world.redis = valkey, type(world.redis).from_url(valkey.url)

@@ -152,11 +152,12 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 
 
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
+RECORDED = (USERS.members, USERS.suspects, USERS.state, USERS.fill)
 READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBER", USERS.members, "x"), ("PING",)]
 ALLOWED = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
-        ("EVAL", rolls.RECORD.text, 3, USERS.members, USERS.suspects, USERS.state, "", "", "door"),
+        ("EVAL", rolls.RECORD.text, 4, *RECORDED, "", "", "door"),
         ("SCRIPT", "LOAD", rolls.RECORD.text),
         ("SMISMEMBER", USERS.members, "x"),
         ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
@@ -203,7 +204,7 @@ REFUSED = {
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
         ("EVAL", "return 1", 0),
-        ("EVALSHA", rolls.RECORD.sha, 3, USERS.members, USERS.suspects, USERS.state, "", "", "mallory"),
+        ("EVALSHA", rolls.RECORD.sha, 4, *RECORDED, "", "", "mallory"),
         ("SCRIPT", "LOAD", "return 1"),
         ("HMGET", USERS.suspects, "x"),
         ("HMGET", keys.KEEPER, "job"),
@@ -221,6 +222,8 @@ REFUSED = {
         ("EVAL", rolls.SWEEP.text, 2, USERS.members, USERS.suspects, "t", "x"),
         ("EVAL", "return redis.call('SREM', KEYS[1], 'x')", 1, USERS.members),
         ("HSET", USERS.fill, "token", "x"),
+        ("HGET", USERS.fill, "token"),
+        ("DEL", USERS.state),
         ("HSET", keys.of_run("x"), "document", "{}"),
         ("RPUSH", keys.RUNS_OPEN, "x"),
         ("SET", keys.of_lock("keeper"), "x"),
