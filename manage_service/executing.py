@@ -18,7 +18,7 @@ from manage_service.covering import CounterWasLost
 from manage_service.leases import Lease
 from manage_service.progress import Progress, Steps
 from manage_service.reconciling import reconcile
-from manage_service.replica import Replica
+from manage_service.replica import REFUSALS, Replica
 from manage_service.runs import Findings, Mode, Run, Status
 from shared_models.counters import UnknownCounter, get_counter
 
@@ -36,7 +36,8 @@ class Cancelled(Exception):
 def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
-    A run that fails says why in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`. When Redis
+    A run that fails says why in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`; not for one
+    that refuses (no such table, no right to read it). When Redis
     fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run open: whoever takes
     its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
     """
@@ -55,6 +56,8 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
         run.end(Status.CANCELLED)
     except (WaitedTooLong, CounterWasLost, UnknownCounter) as error:
         run.end(Status.FAILED, str(error))
+    except REFUSALS as error:
+        run.end(Status.FAILED, first_line(error))
     runs.save(redis, run)
     totals.note_run(redis, run)
     found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}
@@ -70,9 +73,9 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
             check_cancelled(redis, run)
             yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
         for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR):
+            lease.renew()  # before the record: whoever was stopped for so long that another has ended the run writes nothing
             yield noted(run, name, redis, progress)
             check_cancelled(redis, run)
-            lease.renew()
             if not progress.waiting:
                 waiting_since = None
             elif waiting_since is None:
@@ -92,9 +95,16 @@ def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *,
     while True:
         try:
             return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
+        except REFUSALS:
+            raise
         except psycopg2.Error as error:
-            reason = str(error).strip().partition("\n")[0]  # the lines after it may quote rows
+            reason = first_line(error)
         yield Progress("waiting", findings.read, waiting=reason)
+
+
+def first_line(error: Exception) -> str:
+    """What Postgres says, without the lines that may quote rows."""
+    return str(error).strip().partition("\n")[0]
 
 
 def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:

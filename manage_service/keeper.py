@@ -19,10 +19,10 @@ from redis.exceptions import RedisError, ResponseError
 from manage_service import runs, stores, totals
 from manage_service.building import build, needs_building
 from manage_service.catching_up import catch_up
-from manage_service.executing import execute
+from manage_service.executing import execute, first_line
 from manage_service.leases import Lease, LeaseLost
 from manage_service.progress import Steps
-from manage_service.replica import Snapshot
+from manage_service.replica import REFUSALS, Snapshot
 from manage_service.runs import Mode
 from manage_service.sampling import take_samples
 from shared_models import counters, keys, rolls, samples
@@ -36,6 +36,8 @@ PAUSE_WAITING_SECONDS = 0.1
 # A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
 # unless the counter has been built anew since.
 RETRY_RUN_SECONDS = 60.0
+# A build that Postgres refuses (no such table, no right to read it) is not tried again before; the other counters go on.
+RETRY_BUILD_SECONDS = 60.0
 
 
 class Timing(NamedTuple):
@@ -52,6 +54,7 @@ class Job(NamedTuple):
     name: str
     steps: Steps
     lease: Lease
+    counter: str = ""  # that is built
 
 
 class Keeper:
@@ -73,6 +76,7 @@ class Keeper:
         self.held_at, self.held_since = 0, 0.0
         self.asked: dict[str, tuple[str, float]] = {}
         self.failure = ""
+        self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
 
     def run(self, stop: Event) -> None:
@@ -137,8 +141,7 @@ class Keeper:
 
     def note_failure(self, store: str, error: Exception) -> None:
         """Say it once, not every second; to operators too, where Redis can be told."""
-        said, _, _ = str(error).strip().partition("\n")  # the lines after it may quote rows
-        reason = f"{type(error).__name__}: {said}"
+        reason = reason_of(error)
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
             self.failure = reason
@@ -167,7 +170,8 @@ class Keeper:
                 log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
             if did.read_members:
                 totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
-        self.note_tick({**shown, "failure": ""})
+        refused = [f"{name} cannot be built: {reason}" for name, (reason, _) in self.refused.items()]
+        self.note_tick({**shown, "failure": "; ".join(refused)})
         return finished
 
     def describe(self, snapshot: Snapshot) -> dict[str, int]:
@@ -204,6 +208,10 @@ class Keeper:
             self.drop_job()
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
+        except REFUSALS as error:
+            self.put_off(self.job.counter, error)
+            self.drop_job()
+            return 0.0
         except psycopg2.Error as error:
             # A build; runs wait by themselves. The next job is the same build, from the position that it has reached.
             self.note_failure("replica", error)
@@ -215,19 +223,26 @@ class Keeper:
         """What to do next: complete what is cold, then what was asked for, then what is due."""
         states = rolls.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
         for counter in counters.COUNTERS:
-            if self.source and needs_building(states[counter.name], self.source):
+            if not needs_building(states[counter.name], self.source):
+                self.refused.pop(counter.name, None)
+                continue
+            _, again_at = self.refused.get(counter.name, ("", 0.0))
+            if self.source and time.monotonic() >= again_at:
                 lease = Lease(self.control, f"build:{counter.name}")
                 if lease.acquire():
                     log.info("job.started", job=f"build {counter.name}")
-                    return Job(f"build {counter.name}", build(counter, self.replica, self.redis), lease)
+                    steps = build(counter, self.replica, self.redis)
+                    return Job(f"build {counter.name}", steps, lease, counter.name)
         self.ask_for_what_is_due(states)
         for run in runs.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
-                # Read again, now that nobody else writes it.
-                run = runs.get(self.redis, run.id)
-                steps = execute(run, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
-                return Job(f"run {run.id}", steps, lease)
+                # Read again, now that nobody else writes it: somebody may just have brought it to its end.
+                found = runs.get_open(self.redis, run.id)
+                if found is not None:
+                    steps = execute(found, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
+                    return Job(f"run {run.id}", steps, lease)
+                lease.release()
         return None
 
     def ask_for_what_is_due(self, states: dict[str, rolls.State]) -> None:
@@ -236,7 +251,10 @@ class Keeper:
         due = [
             name
             for name, state in states.items()
-            if state.verified_at is None or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
+            if name not in self.refused
+            and (
+                state.verified_at is None or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
+            )
         ]
         if not due:
             return
@@ -247,6 +265,11 @@ class Keeper:
                 retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
                 self.asked[name] = states[name].build, time.monotonic() + retry_seconds
                 runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
+
+    def put_off(self, name: str, error: Exception) -> None:
+        """Leave a counter that cannot be built alone for a while, and say why."""
+        self.refused[name] = reason_of(error), time.monotonic() + RETRY_BUILD_SECONDS
+        log.error("build.refused", counter=name, reason=reason_of(error), again_seconds=RETRY_BUILD_SECONDS)
 
     def drop_job(self) -> None:
         """Done with this job, or with this attempt at it."""
@@ -270,6 +293,11 @@ class Keeper:
         release_quietly(self.lease)
         self.redis.close()
         self.control.close()
+
+
+def reason_of(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says: the lines after it may quote rows."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def release_quietly(lease: Lease) -> None:

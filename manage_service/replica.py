@@ -56,6 +56,9 @@ OPTIONS = " ".join(
         "jit": "off",
     }.items()
 )
+# Postgres refuses (no such table, no right to read it, a broken index), and will again. Whatever else it raises has to do with
+# its being away, or busy.
+REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
 # The time until a host that does not answer is given up, and until one that went away in the middle is noticed.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000

@@ -209,6 +209,11 @@ def get(redis: Redis, run_id: str) -> Run:
     return _decoded(document, cancel)
 
 
+def get_open(redis: Redis, run_id: str) -> Run | None:
+    """The run of that id as long as it has not ended."""
+    return next((run for run in _found(redis, [run_id.encode()]) if run.open), None)
+
+
 def latest(redis: Redis, most: int) -> list[Run]:
     """The last runs, the newest first."""
     return list(_found(redis, redis.zrevrange(keys.RUNS, 0, most - 1)))

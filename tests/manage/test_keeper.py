@@ -9,12 +9,13 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import psycopg2
 import pytest
 from django.test import Client
 from redis import Redis
 
 from manage_service import keeper as keeping
-from manage_service import runs, stores
+from manage_service import reconciling, runs, stores
 from manage_service.keeper import Keeper, Timing
 from manage_service.runs import Mode, Status
 from shared_models import keys
@@ -129,6 +130,56 @@ def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(w
         world.store("bob")
         world.replay()
         tick_until(keeper, lambda: b"bob" in world.set())
+
+
+def test_a_counter_that_postgres_refuses_keeps_no_other_from_being_built_and_reconciled(world, monkeypatch):
+    world.store("ann")
+    world.replay()
+    whole = keeping.build
+
+    def build(counter, replica, redis):
+        if counter.name == "cities":
+            raise psycopg2.errors.InsufficientPrivilege("permission denied for table message\nDETAIL: ann")
+        yield from whole(counter, replica, redis)
+
+    for module in (keeping, reconciling):
+        monkeypatch.setattr(module, "build", lambda *args: (step for step in build(*args)))
+    with keeper_of(world) as keeper:
+        run = world.ask("cities")
+        tick_until(keeper, lambda: world.state("users").verified_at)
+        assert runs.get(world.redis, run.id).detail == "permission denied for table message"
+        assert world.state("cities").cold
+        keeper.tick()
+        reason = world.redis.hget(keys.KEEPER, "failure").decode()
+        assert reason == "cities cannot be built: InsufficientPrivilege: permission denied for table message"
+        for module in (keeping, reconciling):
+            monkeypatch.setattr(module, "build", whole)
+        keeper.refused["cities"] = reason, 0.0  # the time is over
+        tick_until(keeper, lambda: world.state("cities").verified_at)
+        keeper.tick()
+        assert world.redis.hget(keys.KEEPER, "failure") == b""
+    assert world.exact()
+
+
+def test_a_run_that_somebody_else_has_just_ended_is_not_executed(world, monkeypatch):
+    """Between the keeper's look at the list and its lease."""
+    world.post("ann")
+    world.replay()
+    world.reconcile()
+    run = world.ask("users")
+    seen = runs.still_open(world.redis)
+    run.end(Status.CANCELLED)
+    runs.save(world.redis, run)
+    gone = world.ask("users")
+    seen += [gone]
+    world.redis.delete(keys.of_run(gone.id))
+    monkeypatch.setattr(runs, "still_open", lambda redis: seen)
+    with keeper_of(world) as keeper:
+        for _ in range(3):
+            keeper.tick()
+        assert keeper.job is None
+    assert runs.get(world.redis, run.id).status is Status.CANCELLED
+    assert not world.redis.exists(keys.of_lock(f"run:{run.id}"), keys.of_lock(f"run:{gone.id}"))
 
 
 def test_redis_emptied_under_the_keeper_is_built_anew(world):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manage_service import replica, runs, sweeping, tallies
+from manage_service import leases, replica, runs, sweeping, tallies
 from manage_service.executing import execute
 from manage_service.runs import Mode, Status
 from manage_service.sweeping import fence, sweep
@@ -342,6 +342,23 @@ def test_a_run_goes_on_from_its_position_after_its_process_died(world, monkeypat
     assert first.read > 30
     list(again)
     assert drift(taken) == (2, 0) and world.exact()
+
+
+def test_who_was_stopped_until_somebody_else_ended_the_run_does_not_write_over_its_end(world, monkeypatch):
+    world.post("ann")
+    world.replay()
+    world.build()
+    run = world.ask("users")
+    steps = world.steps(run)
+    next(steps)
+    world.redis.delete(keys.of_lock("reconcile:users"))  # stopped for longer than its lease
+    ended = runs.get(world.redis, run.id)
+    list(execute(ended, world.replica, world.passes(), wait_seconds=1))
+    assert runs.get(world.redis, run.id).status is Status.DONE
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)  # … and time has gone by
+    with pytest.raises(leases.LeaseLost):
+        list(steps)
+    assert runs.get(world.redis, run.id).status is Status.DONE
 
 
 def test_a_counter_lost_during_a_run_is_not_called_verified(world):
