@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
@@ -80,21 +81,29 @@ def is_member(stack: Stack, username: str) -> bool:
     return status == 200 and bool(answer["member"])
 
 
-def test_another_layout_is_built_beside_the_old_one_and_the_old_one_can_be_gone_back_to(exact: Stack) -> None:
-    """The next version is this one with another LAYOUT."""
-    stack, folder = exact, exact.folder / "next"
-    packages = ("shared_models", "ingest_service", "manage_service", "query_service")
+@pytest.fixture
+def next_version(exact: Stack) -> Iterator[Path]:
+    """This version with another LAYOUT, which is what the next one may be."""
+    folder = exact.folder / "next"
     make_folder(folder)
-    for package in packages:
+    for package in ("shared_models", "ingest_service", "manage_service", "query_service"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     module = folder / "shared_models" / "keys.py"
     text = re.sub(r"^LAYOUT = \d+$", f"LAYOUT = {keys.LAYOUT + 1}", module.read_text(), flags=re.M)
     assert text != module.read_text()
     module.write_text(text)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_another_layout_is_built_beside_the_old_one_and_the_old_one_can_be_gone_back_to(
+    exact: Stack, next_version: Path
+) -> None:
+    stack = exact
 
     def upgrade(*services: Service) -> None:
         for service in services:
-            service.working_folder = lambda: folder  # type: ignore[method-assign]
+            service.working_folder = lambda: next_version  # type: ignore[method-assign]
         # Whether the keeper is ready is asked in this version's layout.
         restart(*services, wait=stack.keeper not in services)
 
@@ -145,6 +154,7 @@ def redis_replica(exact: Stack) -> Iterator[Valkey]:
         yield second
     finally:
         second.stop()
+        shutil.rmtree(folder)
 
 
 def test_a_replica_of_redis_is_promoted_and_what_it_lacks_is_caught_up(exact: Stack, redis_replica: Valkey) -> None:
