@@ -194,6 +194,19 @@ class Primary(Postgres):
     def own_settings(self) -> dict[str, str]:
         return {"synchronous_commit": "on", "wal_level": "replica"}
 
+    def why_not_ready(self) -> str | None:
+        reason = super().why_not_ready()
+        if reason is not None:
+            return reason
+        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
+        try:
+            with connection.cursor() as cursor:
+                # One that is being restored can be read before it is through: a replica that is copied then is void.
+                cursor.execute("SELECT WHERE pg_is_in_recovery()")
+                return "is in recovery" if cursor.rowcount else None
+        finally:
+            connection.close()
+
 
 class Replica(Postgres):
     """A physical standby of a primary. The primary has to be up when it is created."""

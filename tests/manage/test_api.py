@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from django.test import Client, override_settings
@@ -17,6 +12,7 @@ from django.test import Client, override_settings
 from manage_service import bodies, runs
 from shared_models import keys
 from tests import servers
+from tests.manage.serving import Gunicorn
 
 
 @pytest.fixture
@@ -27,27 +23,9 @@ def client():
 @pytest.fixture(scope="module")
 def gunicorn(tmp_path_factory):
     """The port of the service as it is run."""
-    port, folder = servers.free_port(), tmp_path_factory.mktemp("gunicorn")
-    command = [sys.executable, "-m", "gunicorn", "-c", "manage_service/gunicorn.conf.py"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=Path(__file__).resolve().parent.parent.parent,
-            env={**os.environ, "PORT": str(port), "TMPDIR": str(folder)},
-            stdout=log,
-            stderr=log,
-        )
-
-    def answers():
-        assert process.poll() is None, (folder / "log").read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-        return False
-
-    servers.wait_for(answers, "gunicorn to answer")
-    yield port
-    process.terminate()
-    process.wait(servers.DEADLINE_SECONDS)
+    running = Gunicorn(tmp_path_factory.mktemp("gunicorn"))
+    yield running.port
+    running.stop()
 
 
 def test_a_run_is_accepted_followed_and_listed(world, client):

@@ -1,0 +1,41 @@
+"""Manage as it is run: gunicorn with its configuration, in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.servers import DEADLINE_SECONDS, free_port, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Gunicorn:
+    """The service on a port of its own, with this process's stores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", "manage_service/gunicorn.conf.py"],
+                cwd=ROOT,
+                env={**os.environ, "PORT": str(self.port), "TMPDIR": str(folder)},
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(self.answers, "gunicorn to answer")
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(DEADLINE_SECONDS)
