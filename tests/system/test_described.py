@@ -23,12 +23,7 @@ expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 414, 415, 422, 428,
 """
 # Which fields a member has depends on the counter that the path names, which a description cannot say: of one it can.
 COUNTER = {"type": "string", "enum": ["users"]}
-MEMBER = {
-    "type": "object",
-    "properties": {"username": {"type": "string"}},
-    "required": ["username"],
-    "additionalProperties": False,
-}
+MEMBER = {"name": "username", "in": "query", "required": True, "schema": {"type": "string"}}
 NOT_SENT = ("Idempotency-Key", "strict")
 # These two need a resource that one operation makes and another takes away; there is none here.
 NOT_CHECKED = "use_after_free,ensure_resource_availability"
@@ -74,10 +69,10 @@ def bounded(description: dict[str, Any]) -> dict[str, Any]:
     description["paths"].pop("/v1/counts/{counter}/members", None)
     for path, methods in description["paths"].items():
         for operation in methods.values():
-            parameters = operation.get("parameters", [])
             operation["responses"] |= BY_THE_SERVER
             if "/member" in path:
                 of_one_counter(operation)
+            parameters = operation.get("parameters", [])
             for media_type, described in operation.get("requestBody", {}).get("content", {}).items():
                 if media_type != "application/json":
                     # A text of many lines, which it cannot send; tests/system/test_examples.py does.
@@ -87,8 +82,6 @@ def bounded(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_one_counter(operation: dict[str, Any]) -> None:
-    """The operation, asked about users."""
-    schemas = {"counter": COUNTER, "fields": MEMBER}
-    for parameter in operation["parameters"]:
-        parameter["schema"] = schemas[parameter["name"]]
-        parameter.pop("example", None)
+    """The operation, asked about users: `fields` is an object there, of which an empty part leaves no trace in a URL."""
+    (path,) = (parameter for parameter in operation["parameters"] if parameter["name"] == "counter")
+    operation["parameters"] = [{**path, "schema": COUNTER, "example": "users"}, MEMBER]
