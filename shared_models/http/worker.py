@@ -173,6 +173,8 @@ class Worker(ThreadWorker):
 
     def on_client_socket_readable(self, conn: TConn, client: Any) -> None:
         """A kept connection has something to say."""
+        if client.fileno() < 0:
+            return  # let go of, to make room, since this turn of the loop began
         if self.cfg.is_ssl:
             super().on_client_socket_readable(conn, client)
             return
@@ -189,6 +191,8 @@ class Worker(ThreadWorker):
 
     def on_readable(self, connection: TConn, client: Any) -> None:
         """Some of a request is there."""
+        if client.fileno() < 0:
+            return  # let go of since this turn of the loop began
         try:
             data = connection.sock.recv(READ_BYTES)
         except BlockingIOError:

@@ -65,6 +65,11 @@ class Gunicorn:
         finally:
             connection.close()
 
+    def workers(self) -> list[int]:
+        """Its worker processes."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
     def lines(self) -> list[dict[str, object]]:
         """What it has logged about requests."""
         read = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
@@ -228,9 +233,8 @@ def test_many_clients_at_once_are_all_answered(producer: Producer, gunicorn: Gun
 def test_a_killed_worker_is_replaced_and_a_terminated_service_ends(producer: Producer, tmp_path: Path) -> None:
     running = Gunicorn(tmp_path, WORKERS="1", THREADS="2")
     wait_for(running.ready, "gunicorn to answer")
-    children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
-    for worker in children.read_text().split():
-        os.kill(int(worker), signal.SIGKILL)
+    for worker in running.workers():
+        os.kill(worker, signal.SIGKILL)
     wait_for(running.ready, "another worker to answer")
     assert running.request("POST", "/v1/messages/batch", ndjson(message()))[0] == 200
     kept = http.client.HTTPConnection("127.0.0.1", running.port)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
 from shared_models.http import arriving
@@ -31,6 +35,22 @@ def gunicorn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
     yield running
     running.process.terminate()
     running.process.wait(DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
+    """A factory of a service of one's own, with other settings."""
+    every: list[Gunicorn] = []
+
+    def start(**env: str) -> Gunicorn:
+        every.append(Gunicorn(tmp_path, WORKERS="1", **env))
+        wait_for(every[-1].ready, "gunicorn to answer")
+        return every[-1]
+
+    yield start
+    for running in every:
+        running.process.terminate()
+        running.process.wait(DEADLINE_SECONDS)
 
 
 @pytest.fixture
@@ -90,6 +110,44 @@ def test_more_connections_than_there_is_room_for_push_out_the_oldest(
         connect().sendall(in_the_head(number))
     assert gunicorn.request("POST", "/v1/messages/batch", ndjson(message()))[0] == 200
     assert oldest.recv(100) == b""
+
+
+@pytest.mark.parametrize(
+    "say", [b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["arriving", "kept"]
+)
+def test_a_client_that_speaks_just_when_its_place_is_taken_ends_nobody(
+    started: Callable[..., Gunicorn], say: bytes
+) -> None:
+    """One look at the sockets finds a new connection, and something to read on the one that has to go for it."""
+    running = started(THREADS="1", GUNICORN_CMD_ARGS="--worker-connections=6")
+    (worker,) = running.workers()
+
+    def accepted() -> int:
+        sockets = psutil.Process(worker).net_connections("tcp")
+        return sum(each.laddr.port == running.port and each.status != psutil.CONN_LISTEN for each in sockets)
+
+    wait_for(lambda: accepted() == 0, "whoever asked whether it is ready to be gone")
+    with contextlib.ExitStack() as opened:
+        clients = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", running.port), DEADLINE_SECONDS))
+            for _ in range(5)
+        ]
+        for client in clients:
+            client.sendall(say)
+            if say.endswith(b"\r\n\r\n"):
+                assert read_answer(client).startswith(b"HTTP/1.1 200 ")
+        wait_for(lambda: accepted() == 5, "all to be accepted")
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            opened.enter_context(socket.create_connection(("127.0.0.1", running.port), DEADLINE_SECONDS))
+            for client in clients:
+                client.sendall(b"G")
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        with contextlib.suppress(ConnectionResetError):  # what it has just said was not read
+            assert clients[0].recv(100) == b"", "the one that has been there longest has gone"
+    assert running.request("GET", "/livez")[0] == 200
+    assert running.workers() == [worker]
 
 
 def test_a_client_that_is_too_slow_is_told_so(gunicorn: Gunicorn, connect: Callable[[], socket.socket]) -> None:
