@@ -1,7 +1,8 @@
 """A request on its way in: gathered until all of it is there, within limits of time and size.
 
 This only finds out where a request ends; what is in it is gunicorn's to say. Where the two differ, or something is
-malformed, nothing worse happens than that gunicorn is asked too early (and refuses), or the client is told that it is late.
+malformed, nothing worse happens than that gunicorn is asked too early (it is given no more than there is, and refuses what
+ends early), or the client is told that it is late.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MEMORY_BYTES = 1 << 16
 ARRIVE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 16_384
 
-LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
+# A number that is longer is refused unread, whatever it is.
+LENGTH_DIGITS = 18
 CODING = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 # Answered here, and taken out, so that gunicorn does not answer it again.
 EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
@@ -101,7 +104,7 @@ class Arriving:
         length, chunked = LENGTH.search(head), CODING.search(head)
         if (not length and not chunked) or (length and chunked):
             return True  # no body; or a trick, which gunicorn refuses
-        if length and int(length[1]) > BODY_BYTES:
+        if length and (len(length[1]) > LENGTH_DIGITS or int(length[1]) > BODY_BYTES):
             raise Refused(
                 413, "body-too-large", "Content Too Large", "no request is as large as this; send it in parts"
             )
@@ -162,10 +165,12 @@ class Chunks:
             if end < 0:
                 self._line += data[at:]
                 return len(self._line) > HEAD_BYTES
-            line, self._line = (self._line + data[at:end]).strip(), b""
+            line, self._line = self._line + data[at:end], b""
             at = end + 1
+            if not line.endswith(b"\r"):
+                return True
             if self._in_trailers:
-                if not line:
+                if line == b"\r":
                     return True
                 continue
             try:

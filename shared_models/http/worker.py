@@ -2,8 +2,9 @@
 
 gunicorn's own gives each connection to a thread at once, which then waits for the request, byte by byte, for ever: as many
 slow clients as there are threads, and nobody else is answered. Here the worker's one event loop waits for all
-connections, and a thread gets a request that is all there (`arriving`), on a socket on which nothing waits for long. What a
-thread has answered is closed by the loop, too: gunicorn would wait for the client's goodbye in it, and all with it.
+connections, and a thread gets a request that is all there (`arriving`). It reads nothing from the client; it waits for it
+only to take its answer, and not for long. What a thread has answered is closed by the loop, too: gunicorn would wait for
+the client's goodbye in it, and all with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import socket
 import time
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from io import BytesIO
+from typing import Any, BinaryIO
 
 from gunicorn import http  # type: ignore[import-untyped]
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
@@ -81,7 +83,7 @@ class PatientSocket(socket.socket):
             if not rest:
                 return
             deadline = deadline or time.monotonic() + CLIENT_SECONDS
-            if not self._wait(select.POLLOUT, deadline - time.monotonic()):
+            if not self._wait(deadline - time.monotonic()):
                 # What gunicorn takes for a client that has gone, and not for a fault.
                 raise ConnectionResetError(errno.ECONNRESET, "the client does not read its answer")
 
@@ -94,40 +96,33 @@ class PatientSocket(socket.socket):
             sent += len(piece)
         return sent
 
-    def read_more(self, size: int) -> bytes:
-        """What the client sends next, within what `settimeout` says, and within CLIENT_SECONDS."""
-        if not self._wait(select.POLLIN, min(CLIENT_SECONDS, self._seconds or CLIENT_SECONDS)):
-            raise TimeoutError("the client sends no more")
-        return self.recv(size)
-
     def _take_head(self) -> bytes:
         head, self._head = self._head, b""
         return head
 
-    def _wait(self, event: int, seconds: float) -> bool:
+    def _wait(self, seconds: float) -> bool:
         poll = select.poll()
-        poll.register(self, event)
+        poll.register(self, select.POLLOUT)
         return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class Held(SocketUnreader):
-    """What gunicorn's parser reads from: the request that has arrived."""
+    """What gunicorn's parser reads from: the request that has arrived, and behind it the end, as if the client had gone.
+
+    gunicorn reads on where its idea of where a request ends is not ours. Whoever finds such a request must not be waited for.
+    """
 
     def __init__(self, sock: PatientSocket) -> None:
         super().__init__(sock)
-        self.file: Any = None
+        self.file: BinaryIO = BytesIO()
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        size = max(self.mxchunk, min(size_hint or 0, self.max_body_chunk))
-        # The socket only where gunicorn's idea of where a request ends is not ours.
-        return (self.file.read(size) if self.file is not None else b"") or self.sock.read_more(size)
+        return self.file.read(max(self.mxchunk, min(size_hint or 0, self.max_body_chunk)))
 
     def take_rest(self) -> bytes:
         """What the client has sent behind the request: the beginning of its next one."""
-        rest: bytes = self.take_buffered() + (self.file.read() if self.file is not None else b"")
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        rest: bytes = self.take_buffered() + self.file.read()
+        self.file.close()
         return rest
 
 

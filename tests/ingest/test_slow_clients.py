@@ -80,12 +80,33 @@ def after_half_a_megabyte(number: int) -> bytes:
     return f"{HEAD}Content-Length: 9000000\r\n\r\n".encode() + b" " * (1 << 19) if number < 50 else silent(number)
 
 
+def where_a_chunk_ends_for_some(number: int) -> bytes:
+    """gunicorn goes on looking for the end, which has to be CRLF."""
+    return f"{HEAD}Transfer-Encoding: chunked\r\n\r\n0\n\n".encode()
+
+
+def before_more_than_can_be_counted(number: int) -> bytes:
+    """Nobody reads the body of such a question."""
+    return b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000000000\r\n\r\n"
+
+
 def not_closing(number: int) -> bytes:
     return b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "say", [silent, in_the_head, in_the_body, in_a_chunk, after_half_a_megabyte, not_closing], ids=lambda f: f.__name__
+    "say",
+    [
+        silent,
+        in_the_head,
+        in_the_body,
+        in_a_chunk,
+        after_half_a_megabyte,
+        where_a_chunk_ends_for_some,
+        before_more_than_can_be_counted,
+        not_closing,
+    ],
+    ids=lambda f: f.__name__,
 )
 def test_hundreds_of_slow_clients_hold_nobody_up(
     producer: Producer, gunicorn: Gunicorn, connect: Callable[[], socket.socket], say: Callable[[int], bytes]
@@ -217,7 +238,10 @@ def test_one_who_asks_first_is_told_to_continue(
         (b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", b"400"),
         (b"Content-Length: -5\r\n\r\n", b"400"),
         (b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", b"400"),
+        (b"Transfer-Encoding: chunked\r\n\r\n0\n\n", b"400"),
         (b"Transfer-Encoding: gzip\r\n\r\n", b"400"),
+        (b"Content-Length: 1000000000000000000\r\n\r\n", b"413"),
+        (b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
         (b"Bad Header: 1\r\n\r\n", b"400"),
         (b"NUL: \x00\r\n\r\n", b"400"),
     ],
