@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO, cast
 
@@ -81,6 +82,18 @@ class Arriving:
             "nothing of it was looked at: send it again",
         )
 
+    @staticmethod
+    def no_room() -> Refused:
+        """What a client is told whose request cannot be kept until it is all there."""
+        return Refused(
+            503,
+            "no-room",
+            "There is no room for the request",
+            "the requests that are being sent and answered just now fill the room that there is for them; nothing of this one "
+            "was looked at: send it again, or in smaller parts",
+            headers={"Retry-After": "2"},
+        )
+
     def as_file(self) -> BinaryIO:
         """All of it, from its beginning, and whatever was sent behind it."""
         if self._file is None:
@@ -91,7 +104,8 @@ class Arriving:
     def close(self) -> None:
         """Forget it."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of what could not be written; it is closed all the same
+                self._file.close()
 
     def _read_head(self, added: int) -> bool:
         end = self._data.find(b"\r\n\r\n", max(0, len(self._data) - added - 3))
@@ -132,14 +146,18 @@ class Arriving:
             raise Refused(
                 413, "body-too-large", "Content Too Large", "no request is as large as this; send it in parts"
             )
-        if self._file is None and self.size > MEMORY_BYTES:
-            self._file = cast("BinaryIO", tempfile.TemporaryFile(prefix="rollcall-"))  # noqa: SIM115  (see `close`)
-            self._file.write(self._data)
-            self._data = bytearray()
-        if self._file is None:
+        if self.size <= MEMORY_BYTES:
             self._data += data
-        else:
+            return
+        try:
+            if self._file is None:
+                self._file = cast("BinaryIO", tempfile.TemporaryFile(prefix="rollcall-"))  # noqa: SIM115  (see `close`)
+                self._file.write(self._data)
+                self._data = bytearray()
             self._file.write(data)
+            self._file.flush()  # what does not fit has to be known here
+        except OSError as error:  # the disk is full, or as many files are open as may be
+            raise self.no_room() from error
 
 
 class Chunks:

@@ -37,8 +37,9 @@ CLIENT_SECONDS = 30.0
 LINGER_SECONDS = 2.0
 # One look at the sockets takes this much of each.
 READ_BYTES = 1 << 16
-# What all requests that are arriving may hold, in memory and on the disk. Above that the largest is let go.
-HELD_BYTES = 512 << 20
+# What all requests of a worker may hold, in memory and on the disk, from their first byte until they are answered. Above
+# that the largest of those that are still arriving is refused. The disk has to have more room than this for each worker.
+HELD_BYTES = 384 << 20
 # How often deadlines are looked at.
 LOOK_SECONDS = 0.5
 # How much of a file is sent at a time.
@@ -137,6 +138,7 @@ class Worker(ThreadWorker):
         self.let_go_at = 0.0  # while it stops: when connections on which nothing was asked are closed
         # By connection, oldest first.
         self.arriving: dict[TConn, Arriving] = {}
+        self.answering: dict[TConn, int] = {}  # how much is held of a request that has a thread, or waits for one
         self.lingering: dict[TConn, float] = {}
         self.look_at = 0.0
         super().init_process()
@@ -210,17 +212,25 @@ class Worker(ThreadWorker):
         except Refused as refused:
             self.refuse(connection, refused)
             return
+        if arriving.size > READ_BYTES and self.held_bytes() > HELD_BYTES:
+            largest = max(self.arriving, key=lambda each: self.arriving[each].size)
+            self.refuse(largest, arriving.no_room())
+            if largest is connection:
+                return
         if arriving.must_be_told_to_continue():
             with contextlib.suppress(OSError):
                 connection.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if whole:
             self.hand_over(connection, arriving)
-        elif arriving.size > READ_BYTES and sum(each.size for each in self.arriving.values()) > HELD_BYTES:
-            self.drop(max(self.arriving, key=lambda each: self.arriving[each].size))
+
+    def held_bytes(self) -> int:
+        """What all requests hold that are not answered yet."""
+        return sum(each.size for each in self.arriving.values()) + sum(self.answering.values())
 
     def hand_over(self, connection: TConn, arriving: Arriving) -> None:
         """Give a request to a thread."""
         del self.arriving[connection]
+        self.answering[connection] = arriving.size
         self.poller.unregister(connection.sock)
         if connection.parser is None:
             connection.parser = http.get_parser(self.cfg, connection.sock, connection.client)
@@ -234,6 +244,7 @@ class Worker(ThreadWorker):
         if self.cfg.is_ssl:
             super().finish_request(conn, fs)
             return
+        del self.answering[conn]
         stays = not fs.cancelled() and fs.exception() is None and bool(fs.result())
         rest = conn.parser.unreader.take_rest()
         if not stays:

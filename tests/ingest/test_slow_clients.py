@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -13,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
 
 from shared_models.http import arriving
 from tests.ingest.producing import Producer, message, ndjson
 from tests.ingest.test_gunicorn import Gunicorn
-from tests.servers import DEADLINE_SECONDS, wait_for
+from tests.servers import DEADLINE_SECONDS, sql, started_primary, wait_for
 
 # Many times as many as there are threads.
 SLOW_CLIENTS = 300
@@ -271,6 +273,44 @@ def test_large_bodies_lie_on_the_disk_and_not_in_the_memory(producer: Producer, 
         thread.join()
     assert answers == [200] * 4
     assert len(producer.rows()) == 40_000
+
+
+@pytest.mark.parametrize("beyond", [1_000, 3 << 20], ids=["with the last bytes", "long before"])
+def test_a_body_that_the_disk_has_no_room_for_is_refused_and_nobody_else(
+    producer: Producer, gunicorn: Gunicorn, beyond: int
+) -> None:
+    (worker,) = gunicorn.workers()
+    limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        status, answer = gunicorn.request("POST", "/v1/messages/batch", b" " * ((1 << 20) + beyond))
+    finally:
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
+    assert (status, json.loads(answer)["type"]) == (503, "urn:rollcall:no-room")
+    assert gunicorn.request("POST", "/v1/messages/batch", ndjson(message()))[0] == 200
+    assert gunicorn.workers() == [worker]
+
+
+def test_what_is_being_answered_takes_room_from_what_arrives(
+    producer: Producer, started: Callable[..., Gunicorn]
+) -> None:
+    """A batch waits in a thread for a lock; another one is too much until that one is answered."""
+    running = started(THREADS="2", GUNICORN_CMD_ARGS="--worker-class=tests.ingest.cramped.Worker")
+    body = ndjson(*(message(f"user{n}", message="x" * 1000) for n in range(1_200)))
+    answers = []
+    first = threading.Thread(
+        target=lambda: answers.append(running.request("POST", "/v1/messages/batch", body)[0]), daemon=True
+    )
+    with contextlib.closing(psycopg2.connect(started_primary().url)) as other:
+        other.cursor().execute("LOCK TABLE message IN EXCLUSIVE MODE")
+        first.start()
+        wait_for(lambda: sql(started_primary(), "SELECT 1 FROM pg_locks WHERE NOT granted"), "a batch to wait")
+        status, answer = running.request("POST", "/v1/messages/batch", body)
+        assert (status, json.loads(answer)["type"]) == (503, "urn:rollcall:no-room")
+    first.join()
+    assert answers == [200]
+    assert running.request("POST", "/v1/messages/batch", body)[0] == 200
+    assert len(producer.rows()) == 2_400
 
 
 def read_answer(connection: socket.socket) -> bytes:
