@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from compose import credentials
+from shared_models.http import worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "compose"
@@ -28,7 +29,6 @@ OURS = {"ingest": "ingest", "manage": "manage", "query": "query"}
 NOT_CHOSEN = {
     "BIND": "the image's",
     "PORT": "the image's",
-    "PROMETHEUS_MULTIPROC_DIR": "made in /tmp at start",
     "DEBUG": "not in production",
     "AUTH": "tokens are secrets; query is public without",
 }
@@ -159,6 +159,21 @@ def test_every_container_is_locked(name):
     # Its image's user is no root: ours by the Dockerfile, Prometheus' and Grafana's by theirs.
     assert "user" in service or "build" in service or name in ("prometheus", "grafana")
     assert "container_name" not in service and "privileged" not in service
+
+
+@pytest.mark.parametrize("name", (*OURS, "keeper"))
+def test_metrics_lie_where_no_request_does(name):
+    """They are mapped memory: a worker that writes to it where there is no room is killed."""
+    folders = {mount.split(":")[0] for mount in SERVICES[name]["tmpfs"]}
+    assert folders == {"/tmp", environment(name)["PROMETHEUS_MULTIPROC_DIR"]}
+
+
+def test_what_ingest_holds_of_requests_has_room_in_its_tmp():
+    (size,) = (mount.split("size=")[1] for mount in SERVICES["ingest"]["tmpfs"] if mount.startswith("/tmp:"))
+    gigabytes = int(re.fullmatch(r"\$\{INGEST_TMP:-(\d+)g\},mode=1777", size)[1])
+    workers = int(environment("ingest")["WORKERS"].partition(":-")[2].rstrip("}"))
+    assert workers * worker.HELD_BYTES <= 0.8 * (gigabytes << 30)
+    assert f"at most {worker.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE
 
 
 def test_what_may_be_many_has_no_port_of_the_machine_and_nothing_that_others_could_overwrite():
