@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
@@ -16,24 +17,27 @@ DISCARD_BYTES = 256 << 20
 DISCARD_CHUNK_BYTES = 1 << 16
 
 
-class DiscardMiddleware:
-    """Reads what a refusal (404, 415, 413 …) has left of the body, before the answer goes out.
+def discard(environ: dict[str, Any]) -> None:
+    """Read what is left of a body.
 
-    Otherwise gunicorn does, after the answer. A client that sends its next request at once on the same connection may
-    then have the beginning of it read along with the rest of the last body, where nobody looks for it: it would
-    wait for its answer until the connection is closed. And one that is still sending a large body when the connection
-    is closed does not get to read why.
+    Otherwise gunicorn does, after the answer, and gives up behind 64 KiB: it closes the connection of which the answer has
+    said that it stays.
     """
+    if environ.get("wsgi.input_terminated"):
+        stream = environ["wsgi.input"]
+        with suppress(*UNREADABLE):
+            left = DISCARD_BYTES
+            while left > 0 and (read := stream.read(DISCARD_CHUNK_BYTES)):
+                left -= len(read)
+
+
+class DiscardMiddleware:
+    """Reads what a refusal of Django's (404, 415, 413 …) has left of the body, before the answer goes out."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         response = self.get_response(request)
-        if request.META.get("wsgi.input_terminated"):
-            stream = request.META["wsgi.input"]
-            with suppress(*UNREADABLE):
-                left = DISCARD_BYTES
-                while left > 0 and (read := stream.read(DISCARD_CHUNK_BYTES)):
-                    left -= len(read)
+        discard(request.META)
         return response

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
+from shared_models.http.discarding import discard
 from shared_models.http.headers import PLAIN
 from shared_models.http.problems import MEDIA_TYPE, Problem
 from shared_models.http.rates import Rates
@@ -59,6 +60,7 @@ class Door:
             if problem is None:
                 return self.application(environ, start)
             note(environ["REQUEST_METHOD"], NO_ROUTE, problem.status, time.perf_counter() - begun)
+            discard(environ)
             return refuse(start, problem)
         finally:
             # The thread goes on with somebody else's request: what this one bound must not stay.

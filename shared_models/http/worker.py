@@ -123,8 +123,12 @@ class Held(SocketUnreader):
     def take_rest(self) -> bytes:
         """What the client has sent behind the request: the beginning of its next one."""
         rest: bytes = self.take_buffered() + self.file.read()
-        self.file.close()
+        self.forget()
         return rest
+
+    def forget(self) -> None:
+        """Let go of it, however much nobody has read."""
+        self.file.close()
 
 
 class Worker(ThreadWorker):
@@ -246,10 +250,10 @@ class Worker(ThreadWorker):
             return
         del self.answering[conn]
         stays = not fs.cancelled() and fs.exception() is None and bool(fs.result())
-        rest = conn.parser.unreader.take_rest()
         if not stays:
+            conn.parser.unreader.forget()
             self.linger(conn)
-        elif rest:
+        elif rest := conn.parser.unreader.take_rest():
             conn.sock.setblocking(False)
             self.begin(conn, rest)
         else:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,18 @@ class Gunicorn:
         """Its worker processes."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
+
+    def memory(self) -> Callable[[], int]:
+        """Asks how many bytes of memory its one worker has needed, at most, beyond what it has now."""
+        (worker,) = self.workers()
+
+        def most() -> int:
+            status = Path(f"/proc/{worker}/status").read_text()
+            return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+        Path(f"/proc/{worker}/clear_refs").write_text("5")  # forget what was
+        before = most()
+        return lambda: most() - before
 
     def lines(self) -> list[dict[str, object]]:
         """What it has logged about requests."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,22 @@ def test_a_log_line_names_the_token_and_the_request_and_not_what_opens_the_door(
     assert len(str(lines[1]["request_id"])) == 16
     assert lines[2]["status"] == 401 and "token" not in lines[2]
     assert locked.old not in locked.log.read_text() and "forged" not in locked.log.read_text()
+
+
+def test_a_large_body_that_is_not_let_in_takes_no_memory_and_leaves_the_connection(locked: Locked) -> None:
+    body, took = b" " * (100 << 20), locked.memory()
+    with contextlib.closing(HTTPConnection("127.0.0.1", locked.port, timeout=DEADLINE_SECONDS)) as connection:
+        connection.connect()
+        kept = connection.sock
+        for sent in (body, iter([body])):
+            connection.request("POST", "/v1/messages/batch", sent, {"Authorization": "Bearer nobody"})
+            answer = connection.getresponse()
+            assert (answer.status, answer.headers["Connection"]) == (401, "keep-alive")
+            answer.read()
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+        assert connection.sock is kept, "it was told that it may stay, and may"
+    assert took() < 30 << 20
 
 
 @pytest.mark.parametrize("variables", [{"AUTH": ""}, {"AUTH": "on"}, {"TOKENS": "till"}, {"TOKENS": "x" * 40}])

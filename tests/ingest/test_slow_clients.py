@@ -275,6 +275,18 @@ def test_large_bodies_lie_on_the_disk_and_not_in_the_memory(producer: Producer, 
     assert len(producer.rows()) == 40_000
 
 
+def test_a_large_body_of_which_the_rest_cannot_be_read_is_forgotten_where_it_lies(
+    gunicorn: Gunicorn, connect: Callable[[], socket.socket]
+) -> None:
+    """It has arrived, but gunicorn stops at its first chunk."""
+    took, client = gunicorn.memory(), connect()
+    client.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1;=\r\n \r\n{100 << 20:x}\r\n".encode())
+    client.sendall(b" " * (100 << 20) + b"\r\n0\r\n\r\n")
+    assert read_answer(client).startswith(b"HTTP/1.1 400 ")
+    assert client.recv(1) == b"", "closed"
+    assert took() < 30 << 20
+
+
 @pytest.mark.parametrize("beyond", [1_000, 3 << 20], ids=["with the last bytes", "long before"])
 def test_a_body_that_the_disk_has_no_room_for_is_refused_and_nobody_else(
     producer: Producer, gunicorn: Gunicorn, beyond: int
