@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 class Gunicorn:
     """The service on a port of its own, with this process's stores."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, *, port: int = 0) -> None:
+        self.port = port or free_port()
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -36,6 +36,8 @@ class Gunicorn:
             return True
         return False
 
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(DEADLINE_SECONDS)
+    def stop(self) -> int:
+        """Its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(DEADLINE_SECONDS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from manage_service import runs
 from tests.manage.serving import Gunicorn
 from tests.manage.world import World
-from tests.rolling import Clients, wait_until_replaced, workers_of
+from tests.rolling import Balancer, Clients, wait_until_replaced, workers_of
 from tests.servers import wait_for
 
 RUN = json.dumps({"counters": ["users"], "mode": "check"}).encode()
@@ -27,6 +27,13 @@ def ask():  # type: ignore[no-untyped-def]
     return lambda: ASKED[next(numbers) % len(ASKED)]
 
 
+def judge(clients: Clients, world: World) -> None:
+    """No failure, and each run that was accepted is there."""
+    assert clients.failures == []
+    accepted = {run["id"] for said in clients.answered if "id" in (run := json.loads(said))}
+    assert accepted and {run.id for run in runs.still_open(world.redis)} == accepted
+
+
 def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> None:
     running = Gunicorn(tmp_path)
     try:
@@ -38,8 +45,30 @@ def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> N
             asked = len(clients.answered)
             wait_for(lambda: len(clients.answered) > asked + 50, "answers of the new worker")
         assert clients.told_to_close, "some clients were in the middle of a connection"
-        assert clients.failures == []
-        accepted = {run["id"] for said in clients.answered if "id" in (run := json.loads(said))}
-        assert accepted and {run.id for run in runs.still_open(world.redis)} == accepted
+        judge(clients, world)
     finally:
         running.stop()
+
+
+def test_two_instances_are_restarted_one_after_the_other_and_nobody_notices(world: World, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    running = [Gunicorn(folder) for folder in folders]
+    try:
+        with (
+            Balancer([instance.port for instance in running]) as balancer,
+            Clients(balancer.port, ask()) as clients,
+        ):
+            for number in range(2):
+                asked = len(clients.answered)
+                wait_for(lambda asked=asked: len(clients.answered) > asked + 50, "some load")
+                assert running[number].stop() == 0
+                if number == 0:
+                    running[0] = Gunicorn(folders[0], port=running[0].port)
+            asked = len(clients.answered)
+            wait_for(lambda: len(clients.answered) > asked + 50, "answers of the other one")
+        judge(clients, world)
+    finally:
+        for instance in running:
+            instance.stop()
