@@ -139,6 +139,7 @@ class Worker(ThreadWorker):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.is_ssl = self.cfg.is_ssl  # gunicorn works it out each time
         self.let_go_at = 0.0  # while it stops: when connections on which nothing was asked are closed
         # By connection, oldest first.
         self.arriving: dict[TConn, Arriving] = {}
@@ -166,7 +167,7 @@ class Worker(ThreadWorker):
         if self.nr_conns >= self.worker_connections:
             self.make_room()
         connection = TConn(self.cfg, PatientSocket(raw.detach()), address, listener.getsockname())
-        if self.cfg.is_ssl:
+        if self.is_ssl:
             self.enqueue_req(connection)  # bytes of TLS: gunicorn's threads have to read them
         else:
             self.begin(connection)
@@ -176,7 +177,7 @@ class Worker(ThreadWorker):
         """A kept connection has something to say."""
         if client.fileno() < 0:
             return  # let go of, to make room, since this turn of the loop began
-        if self.cfg.is_ssl:
+        if self.is_ssl:
             super().on_client_socket_readable(conn, client)
             return
         self.poller.unregister(client)
@@ -245,7 +246,7 @@ class Worker(ThreadWorker):
 
     def finish_request(self, conn: TConn, fs: Future[Any]) -> None:
         """A thread is done with a request: wait for the next one, or close."""
-        if self.cfg.is_ssl:
+        if self.is_ssl:
             super().finish_request(conn, fs)
             return
         del self.answering[conn]
