@@ -18,6 +18,7 @@ from typing import Any
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 from gunicorn.workers import gasgi  # type: ignore[import-untyped]
 
+from shared_models.http import succession
 from shared_models.http.problems import Problem, last_answer
 from shared_models.http.requests import note_unread
 
@@ -99,12 +100,20 @@ def extend_protocol() -> None:
 class Worker(gasgi.ASGIWorker):
     """Each stream is a connection: as many as the system lets us have."""
 
+    def __init__(self, age: int, *rest: Any) -> None:
+        super().__init__(age, *rest)
+        succession.note_started(age)
+
+    def run(self) -> None:
+        succession.note_ready(self.age)
+        super().run()
+
     def init_process(self) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         extend_protocol()  # gunicorn has no setting for it
-        self.stopping = False
+        self.told_to_stop = self.stopping = False
         self.connections: set[Any] = set()
         super().init_process()
 
@@ -118,11 +127,19 @@ class Worker(gasgi.ASGIWorker):
         self.loop.add_signal_handler(signal.SIGTERM, self.begin_to_stop)
 
     def begin_to_stop(self) -> None:
+        """SIGTERM, which gunicorn may send several times: end, when whoever follows can take over."""
+        if not self.told_to_stop:
+            self.told_to_stop = True
+            self.loop.create_task(self.stop_in_good_order())
+
+    async def stop_in_good_order(self) -> None:
         """End the event streams, and go on answering for a moment before gunicorn does what it does on SIGTERM."""
-        if not self.stopping:
-            self.stopping = True
-            self.asgi.streams.end()
-            self.loop.create_task(self.take_leave())
+        deadline = self.loop.time() + succession.SUCCESSION_SECONDS
+        while not succession.is_succeeded(self.age) and self.loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        self.stopping = True
+        self.asgi.streams.end()
+        await self.take_leave()
 
     async def take_leave(self) -> None:
         """Leave nobody unanswered.

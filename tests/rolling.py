@@ -132,6 +132,27 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
+def slow_to_start(configuration: str, folder: Path, seconds: float) -> str:
+    """A service's configuration, with workers that take so long before they can answer."""
+    path = folder / "slow.conf.py"
+    path.write_text(
+        f"import runpy, time\n"
+        f"globals().update({{k: v for k, v in runpy.run_path({configuration!r}).items() if not k.startswith('__')}})\n"
+        f"def post_fork(server, worker): time.sleep({seconds})\n"
+    )
+    return str(path)
+
+
+def wait_until_the_old_answer_beside_the_new(clients: Clients, pid: int, before: set[int], wait_for: Any) -> None:
+    """Until the workers from before have answered some while those that follow them are started, and not ready."""
+    wait_for(lambda: set(workers_of(pid)) > before, "new workers beside the old ones")
+    asked = len(clients.answered)
+    wait_for(
+        lambda: before <= set(workers_of(pid)) and len(clients.answered) > asked + 30,
+        "answers of the old workers while the new ones start",
+    )
+
+
 def workers_of(pid: int) -> Iterator[int]:
     """The process ids of a gunicorn's workers."""
     yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

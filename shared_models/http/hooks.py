@@ -12,6 +12,8 @@ from typing import Any
 
 from gunicorn import glogging  # type: ignore[import-untyped]
 
+from shared_models.http import succession
+
 
 class Logger(glogging.Logger):
     """gunicorn's own lines (a worker was started, has died) go where all others go, and look like them."""
@@ -32,10 +34,11 @@ def make_metrics_folder(service: str) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Let the totals of a worker that is gone stand, and take its gauges out of the sum."""
+    """Let the totals of a worker that is gone stand, and take its gauges out of the sum. Nobody waits for it any more."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)
+    succession.note_ready(worker.age)
 
 
 def on_exit(server: Any) -> None:

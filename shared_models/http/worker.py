@@ -14,6 +14,7 @@ import errno
 import resource
 import select
 import selectors
+import signal
 import socket
 import time
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
 from gunicorn.http.unreader import SocketUnreader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker  # type: ignore[import-untyped]
 
+from shared_models.http import succession
 from shared_models.http.arriving import Arriving, Refused
 from shared_models.http.problems import Problem, last_answer
 from shared_models.http.requests import note_unread, unreadable
@@ -134,6 +136,11 @@ class Held(SocketUnreader):
 class Worker(ThreadWorker):
     """Otherwise gunicorn's. On SIGTERM it answers whoever is connected, and lets go of the listener at once."""
 
+    def __init__(self, age: int, *rest: Any) -> None:
+        super().__init__(age, *rest)
+        succession.note_started(age)
+        self.leave_by = 0.0  # since it was told to end: when it does, at the latest
+
     def init_process(self) -> None:
         # Connections are many and mostly idle: as many as the system lets us have.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,6 +154,16 @@ class Worker(ThreadWorker):
         self.lingering: dict[TConn, float] = {}
         self.look_at = 0.0
         super().init_process()
+
+    def run(self) -> None:
+        succession.note_ready(self.age)
+        super().run()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: end, when whoever follows can take over. gunicorn may say so several times."""
+        self.leave_by = self.leave_by or time.monotonic() + succession.SUCCESSION_SECONDS
+        if succession.is_succeeded(self.age):
+            super().handle_exit(sig, frame)
 
     def accept(self, listener: Any) -> None:
         """Take a new connection."""
@@ -347,6 +364,8 @@ class Worker(ThreadWorker):
         """
         super().murder_keepalived(force)
         now = time.monotonic()
+        if self.leave_by and self.alive and (succession.is_succeeded(self.age) or now >= self.leave_by):
+            super().handle_exit(signal.SIGTERM, None)
         if not force and self.alive and now < self.look_at:
             return
         self.look_at = now + LOOK_SECONDS

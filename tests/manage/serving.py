@@ -14,15 +14,18 @@ from tests.servers import DEADLINE_SECONDS, free_port, wait_for
 ROOT = Path(__file__).resolve().parents[2]
 
 
+CONFIGURATION = "manage_service/gunicorn.conf.py"
+
+
 class Gunicorn:
     """The service on a port of its own, with this process's stores."""
 
-    def __init__(self, folder: Path, *, port: int = 0) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, configuration: str = CONFIGURATION) -> None:
         self.port = port or free_port()
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", "manage_service/gunicorn.conf.py"],
+                [sys.executable, "-m", "gunicorn", "-c", configuration],
                 cwd=ROOT,
                 env={**os.environ, "PORT": str(self.port), "TMPDIR": str(folder)},
                 stdout=log,

@@ -8,9 +8,16 @@ import signal
 from pathlib import Path
 
 from manage_service import runs
-from tests.manage.serving import Gunicorn
+from tests.manage.serving import CONFIGURATION, Gunicorn
 from tests.manage.world import World
-from tests.rolling import Balancer, Clients, wait_until_replaced, workers_of
+from tests.rolling import (
+    Balancer,
+    Clients,
+    slow_to_start,
+    wait_until_replaced,
+    wait_until_the_old_answer_beside_the_new,
+    workers_of,
+)
 from tests.servers import wait_for
 
 RUN = json.dumps({"counters": ["users"], "mode": "check"}).encode()
@@ -48,6 +55,20 @@ def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> N
         judge(clients, world)
     finally:
         running.stop()
+
+
+def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(world: World, tmp_path: Path) -> None:
+    running = Gunicorn(tmp_path, configuration=slow_to_start(CONFIGURATION, tmp_path, seconds=2.0))
+    try:
+        with Clients(running.port, ask()) as clients:
+            wait_for(lambda: len(clients.answered) > 20, "some load")
+            before = set(workers_of(running.process.pid))
+            running.process.send_signal(signal.SIGHUP)
+            wait_until_the_old_answer_beside_the_new(clients, running.process.pid, before, wait_for)
+            wait_until_replaced(running.process.pid, before, wait_for)
+        judge(clients, world)
+    finally:
+        assert running.stop() == 0
 
 
 def test_two_instances_are_restarted_one_after_the_other_and_nobody_notices(world: World, tmp_path: Path) -> None:

@@ -10,8 +10,15 @@ from pathlib import Path
 
 from compose.servers import Valkey
 from tests.query.rolls_in_redis import Rolls
-from tests.query.test_service import Running
-from tests.rolling import Balancer, Clients, wait_until_replaced, workers_of
+from tests.query.test_service import CONFIGURATION, Running
+from tests.rolling import (
+    Balancer,
+    Clients,
+    slow_to_start,
+    wait_until_replaced,
+    wait_until_the_old_answer_beside_the_new,
+    workers_of,
+)
 from tests.servers import wait_for
 
 # Standing answers, with a read of their own and without, and what Django answers.
@@ -58,6 +65,24 @@ def test_a_reload_under_load_fails_no_request_and_streams_come_back(
     finally:
         stream.close()
         running.stop()
+
+
+def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(
+    valkey: Valkey, rolls: Rolls, tmp_path: Path
+) -> None:
+    rolls.make_all_live(users=2, cities=3)
+    slow = slow_to_start(CONFIGURATION, tmp_path, seconds=2.0)
+    running = Running(valkey.url, tmp_path, configuration=slow, WORKERS="1")
+    try:
+        with Clients(running.port, ask) as clients:
+            wait_for(lambda: len(clients.answered) > 20, "some load")
+            before = set(workers_of(running.process.pid))
+            running.process.send_signal(signal.SIGHUP)
+            wait_until_the_old_answer_beside_the_new(clients, running.process.pid, before, wait_for)
+            wait_until_replaced(running.process.pid, before, wait_for)
+        assert clients.failures == []
+    finally:
+        assert running.stop() == 0
 
 
 def test_two_instances_are_restarted_one_after_the_other_and_nobody_notices(

@@ -26,10 +26,15 @@ from tests.servers import free_port, wait_for
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+CONFIGURATION = "query_service/gunicorn.conf.py"
+
+
 class Running:
     """gunicorn on a free port."""
 
-    def __init__(self, url: str, folder: Path, *, port: int = 0, **variables: str) -> None:
+    def __init__(
+        self, url: str, folder: Path, *, port: int = 0, configuration: str = CONFIGURATION, **variables: str
+    ) -> None:
         self.port = port or free_port()
         environment = {
             "PATH": os.environ["PATH"],
@@ -39,7 +44,7 @@ class Running:
             "TMPDIR": str(folder),
             **variables,
         }
-        command = [sys.executable, "-m", "gunicorn", "-c", "query_service/gunicorn.conf.py"]
+        command = [sys.executable, "-m", "gunicorn", "-c", configuration]
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
