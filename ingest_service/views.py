@@ -15,7 +15,7 @@ from ingest_service.catalog import Collection, read_collections
 from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded
 from shared_models.http import measuring
-from shared_models.http.problems import Problem
+from shared_models.http.problems import Problem, method_not_allowed
 
 
 def post_row(request: HttpRequest, collection: str) -> HttpResponse:
@@ -64,13 +64,7 @@ def find_collection(request: HttpRequest, name: str) -> Collection:
 def check_method(request: HttpRequest, *allowed: str) -> None:
     """Raises Problem 405."""
     if request.method not in allowed:
-        raise Problem(
-            405,
-            "method-not-allowed",
-            "This method is not allowed here",
-            f"use {' or '.join(allowed)}",
-            headers={"Allow": ", ".join(allowed)},
-        )
+        raise method_not_allowed(", ".join(allowed))
 
 
 def check_content_type(request: HttpRequest, accepted: tuple[str, ...]) -> None:

@@ -74,13 +74,14 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Htt
 
 
 def method_not_allowed(allowed: str) -> Problem:
-    """The methods that this address takes, as the header Allow lists them."""
+    """The methods that this address takes, as the header Allow lists them, in any order: ninja keeps them in a set."""
+    methods = sorted(allowed.split(", "))
     return Problem(
         405,
         "method-not-allowed",
         "This method is not allowed here",
-        f"use {allowed.replace(', ', ' or ')}",
-        headers={"Allow": allowed},
+        f"use {' or '.join(methods)}",
+        headers={"Allow": ", ".join(methods)},
     )
 
 
