@@ -3,6 +3,10 @@
 gunicorn starts the new workers, which take a second or two until they answer, and tells the old ones at once to end. Meanwhile
 clients would wait. A worker that is told to end asks here first. Where the whole instance ends, nobody has been started
 after it who is not ready, and it goes at once.
+
+The master notes a start before it forks, and a reload's starts before it tells the old workers: they see all that are to
+come. One that dies before it is ready is noted as gone by the master (`hooks.child_exit`); if even that is missed, nobody
+waits for longer than SUCCESSION_SECONDS.
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from shared_models.http import succession
+from shared_models.http import hooks, succession
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,15 @@ def test_what_a_child_notes_its_parent_sees() -> None:
         succession.note_ready(2)
         os._exit(0)
     os.waitpid(child, 0)
+    assert succession.is_succeeded(1)
+
+
+def test_nobody_waits_for_a_worker_that_died_before_it_was_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    start(1, 2)
+    hooks.child_exit(None, SimpleNamespace(pid=1, age=2))
     assert succession.is_succeeded(1)
 
 
