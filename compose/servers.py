@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -70,6 +71,7 @@ class Postgres(Process):
 
     stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
     port: int
+    complaint_sql: str  # gives why a server that can be connected to is not ready; no row where it is
 
     def __init__(self, folder: Path, port: int, *, settings: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(folder, port, **options)
@@ -108,10 +110,15 @@ class Postgres(Process):
 
     def why_not_ready(self) -> str | None:
         try:
-            psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS).close()
+            with (
+                closing(psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)) as connection,
+                connection.cursor() as cursor,
+            ):
+                cursor.execute(self.complaint_sql)
+                found = cursor.fetchone()
         except psycopg2.OperationalError as error:
             return str(error).strip().splitlines()[-1].rpartition("FATAL:")[2].strip() or "no answer"
-        return None
+        return None if found is None else str(found[0])
 
     def leftovers(self) -> Iterator[psutil.Process]:
         """Postgres writes its titles over its environment, but every process of it works in its data folder."""
@@ -135,6 +142,8 @@ class Primary(Postgres):
     """The server that is written to. Its password is made with its data folder."""
 
     port_variable = "PRIMARY_PORT"
+    # One that is being restored can be read before it is through: a replica that is copied then is void.
+    complaint_sql = "SELECT 'is in recovery' WHERE pg_is_in_recovery()"
 
     @property
     def password(self) -> str:
@@ -194,24 +203,15 @@ class Primary(Postgres):
     def own_settings(self) -> dict[str, str]:
         return {"synchronous_commit": "on", "wal_level": "replica"}
 
-    def why_not_ready(self) -> str | None:
-        reason = super().why_not_ready()
-        if reason is not None:
-            return reason
-        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
-        try:
-            with connection.cursor() as cursor:
-                # One that is being restored can be read before it is through: a replica that is copied then is void.
-                cursor.execute("SELECT WHERE pg_is_in_recovery()")
-                return "is in recovery" if cursor.rowcount else None
-        finally:
-            connection.close()
-
 
 class Replica(Postgres):
     """A physical standby of a primary. The primary has to be up when it is created."""
 
     port_variable = "REPLICA_PORT"
+    complaint_sql = """
+        SELECT 'does not stream from the primary'
+        WHERE NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')
+    """
 
     def __init__(self, folder: Path, port: int, primary: Primary, **options: Any) -> None:
         super().__init__(folder, port, **options)
@@ -265,18 +265,6 @@ class Replica(Postgres):
             "hot_standby_feedback": "on",
             "wal_receiver_status_interval": "1s",
         }
-
-    def why_not_ready(self) -> str | None:
-        reason = super().why_not_ready()
-        if reason is not None:
-            return reason
-        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'")
-                return None if cursor.rowcount else "does not stream from the primary"
-        finally:
-            connection.close()
 
     def _primary_conninfo(self) -> str:
         return f"host={HOST} port={self.primary.port} user=rollcall_replica application_name={self.slot}"
