@@ -37,9 +37,9 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
     A run that fails says why in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`; not for one
-    that refuses (no such table, no right to read it). When Redis
-    fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run open: whoever takes
-    its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
+    that refuses (no such table, no right to read it). When Redis fails (redis.RedisError) or the lease is lost
+    (leases.LeaseLost), that is raised and leaves the run open: whoever takes its lease next goes on. `redis` must be a
+    client of `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)

@@ -119,8 +119,8 @@ class Worker(gasgi.ASGIWorker):
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        # Only query's own application has one.
-        self.shortcut = getattr(self.asgi, "shortcut", None)
+        # Only query's own application has them; others (the benchmark's) run under this worker, too.
+        self.shortcut, self.streams = getattr(self.asgi, "shortcut", None), getattr(self.asgi, "streams", None)
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -138,7 +138,8 @@ class Worker(gasgi.ASGIWorker):
         while not succession.is_succeeded(self.age) and self.loop.time() < deadline:
             await asyncio.sleep(0.05)
         self.stopping = True
-        self.asgi.streams.end()
+        if self.streams is not None:
+            self.streams.end()
         await self.take_leave()
 
     async def take_leave(self) -> None:

@@ -133,12 +133,12 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
 
 
 def slow_to_start(configuration: str, folder: Path, seconds: float) -> str:
-    """A service's configuration, with workers that take so long before they can answer."""
+    """A service's configuration for one worker, of which those that follow the first take so long before they can answer."""
     path = folder / "slow.conf.py"
     path.write_text(
         f"import runpy, time\n"
         f"globals().update({{k: v for k, v in runpy.run_path({configuration!r}).items() if not k.startswith('__')}})\n"
-        f"def post_fork(server, worker): time.sleep({seconds})\n"
+        f"def post_fork(server, worker): time.sleep({seconds} if worker.age > 1 else 0)\n"
     )
     return str(path)
 

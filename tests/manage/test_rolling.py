@@ -58,7 +58,7 @@ def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> N
 
 
 def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(world: World, tmp_path: Path) -> None:
-    running = Gunicorn(tmp_path, configuration=slow_to_start(CONFIGURATION, tmp_path, seconds=2.0))
+    running = Gunicorn(tmp_path, configuration=slow_to_start(CONFIGURATION, tmp_path, seconds=4.0))
     try:
         with Clients(running.port, ask()) as clients:
             wait_for(lambda: len(clients.answered) > 20, "some load")
