@@ -71,7 +71,8 @@ class Postgres(Process):
 
     stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
     port: int
-    complaint_sql: str  # gives why a server that can be connected to is not ready; no row where it is
+    # Gives why a server that can be connected to is not ready; no row where it is.
+    complaint_sql = "SELECT NULL WHERE false"
 
     def __init__(self, folder: Path, port: int, *, settings: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(folder, port, **options)
