@@ -16,7 +16,7 @@ import redis
 from compose.ordinary_user import CHECKOUT
 from compose.processes import Process, make_folder
 from compose.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
-from shared_models import keys, rolls
+from shared_models import keys, moments
 from shared_models.http import tokens
 
 # The keeper ticks every second or so; one that has been silent for this long is stuck.
@@ -154,7 +154,7 @@ class Keeper(Service):
                 ticked = client.hget(keys.KEEPER, "ticked_at")
         except redis.RedisError as error:
             return str(error)
-        ticked_at = rolls.from_microseconds(ticked)
+        ticked_at = moments.from_microseconds(ticked)
         # A tick from before the start is an earlier keeper's. After a kill, the lease that it held has to run out first.
         if ticked_at is None or ticked_at.timestamp() < self.launched_at:
             return "has not ticked yet"

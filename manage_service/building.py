@@ -8,7 +8,8 @@ Why the order is the proof:
    A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
 3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both: after a crash of the
    keeper, or a restart of Redis from an older save, the fill goes on from the position that is there.
-   A set that comes into being under a fill ends it: what the fill had added has been deleted, and it begins anew.
+   Where something else has changed the set or the intake meanwhile, the fill ends: what it had added may be gone, and
+   it begins anew.
 4. If the fill with this token is still the one in progress, the cursor is set to the horizon, and the fill goes, in
    one atomic step.
 
@@ -24,13 +25,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from secrets import token_hex
 
+import structlog
 from redis import Redis
 
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
-from shared_models import keys, rolls
+from shared_models import keys, rolls, states
 from shared_models.counters import Counter
 from shared_models.members import Values, decode, encode_all
+from shared_models.moments import to_microseconds
+from shared_models.states import State
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,9 @@ class Fill:
     jumping: bool
 
 
-def needs_building(state: rolls.State, source: str) -> bool:
+def needs_building(state: State, source: str) -> bool:
     """Whether the counter has no cursor in this history of the database."""
-    return state.cold or state.source != source
+    return state.lost or state.source != source
 
 
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
@@ -56,6 +62,9 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
 
     Ends early, with nothing wrong, where another fill of the same counter has begun since.
     """
+    if states.read_state(redis, counter.name).unreadable:
+        removed = states.remove_misfits(redis, counter.name)
+        log.error("build.removed_misfits", counter=counter.name, keys=removed)
     fill = read_fill(counter, redis)
     if fill is None:
         with replica.snapshot() as snapshot:
@@ -102,38 +111,37 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         expected=0 if estimate is None else estimate.members,
         jumping=estimate is not None and estimate.jumping_pays,
     )
-    key = keys.of_counter(counter.name).fill
-    with redis.pipeline(transaction=True) as pipe:
-        pipe.delete(key)
-        pipe.hset(
-            key,
-            mapping={
-                "token": fill.token,
-                "source": fill.source,
-                "horizon": snapshot.horizon,
-                "lsn": fill.lsn,
-                "complete_through": rolls.to_microseconds(snapshot.committed_through),
-                "expected": fill.expected,
-                "jumping": int(fill.jumping),
-            },
-        )
-        pipe.execute()
+    rolls.begin(
+        redis,
+        counter.name,
+        fill.token,
+        {
+            "source": fill.source,
+            "horizon": snapshot.horizon,
+            "watermark": snapshot.horizon - 1,  # where the counter has none
+            "lsn": fill.lsn,
+            "complete_through": to_microseconds(snapshot.committed_through),
+            "expected": fill.expected,
+            "jumping": int(fill.jumping),
+        },
+    )
     return fill
 
 
 def read_fill(counter: Counter, redis: Redis) -> Fill | None:
-    """The fill that is in progress in Redis."""
+    """The fill that is in progress in Redis; None where there is none, or what is there is none."""
     names = ("token", "source", "lsn", "position", "read", "expected", "jumping")
-    fields = rolls.read_fields(redis, keys.of_counter(counter.name).fill, *names)
+    fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
     token, source, lsn, position, read, expected, jumping = fields
-    if token is None:
+    try:
+        return Fill(
+            token=token.decode(),
+            source=source.decode(),
+            lsn=int(lsn),
+            position=position or b"",
+            read=int(read or 0),
+            expected=int(expected),
+            jumping=jumping == b"1",
+        )
+    except (AttributeError, TypeError, ValueError):
         return None
-    return Fill(
-        token=token.decode(),
-        source=source.decode(),
-        lsn=int(lsn),
-        position=position or b"",
-        read=int(read or 0),
-        expected=int(expected),
-        jumping=jumping == b"1",
-    )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from manage_service.replica import Replica
-from shared_models import rolls
+from shared_models import rolls, states
 from shared_models.counters import Counter
 from shared_models.members import encode_all
 
@@ -44,20 +44,18 @@ def catch_up(counter: Counter, replica: Replica, redis: Redis) -> Pass:
 
     `redis` must be a client of `stores.connect_for_passes`. `finished` is false where more rows wait for another pass.
     """
-    state = rolls.read_states(redis, [counter.name])[counter.name]
-    if state.cursor is None:
-        return Pass(behind="the counter is cold")
+    state = states.read_state(redis, counter.name)
+    if state.lost or state.cursor is None:
+        return Pass(behind=f"the counter is cold: {state.why_cold}")
     with replica.snapshot() as snapshot:
         if snapshot.source != state.source:
             return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
         if snapshot.horizon < state.cursor:
             # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
             return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {state.cursor}")
-        # An empty set has no key. One that was deleted looks like it, but the cursor claims rows that are there.
-        if state.count == 0 or state.doubt is not None:
-            claimed = state.cursor if state.doubt is None else state.doubt
-            if rolls.settle(redis, counter.name, state, lost=snapshot.has_row_below(counter, claimed)):
-                return Pass(behind="its set was lost: the counter is cold, and gets built")
+        if state.count == 0 and state.gap < 0 and rolls.make_cold(redis, counter.name, state):
+            # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
+            return Pass(behind="its set was deleted: the counter is cold, and gets built")
         # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
         cut = snapshot.slice_end(counter, state.cursor, PASS_ROWS)
         read = added = 0

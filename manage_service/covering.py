@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from manage_service.replica import Snapshot
-from shared_models import rolls
+from shared_models.states import State
 
 
 class CounterWasLost(Exception):
     """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
 
 
-def covers(snapshot: Snapshot, state: rolls.State) -> str | None:
+def covers(snapshot: Snapshot, state: State) -> str | None:
     """None where the snapshot shows all rows that the counter claims; else what it lacks yet.
 
     Raises CounterWasLost where the replica has gone over to another history: that the counter comes there too takes a build,

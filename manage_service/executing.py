@@ -21,6 +21,7 @@ from manage_service.reconciling import reconcile
 from manage_service.replica import REFUSALS, Replica
 from manage_service.runs import Findings, Mode, Run, Status
 from shared_models.counters import UnknownCounter, get_counter
+from shared_models.rolls import SetChanged
 
 log = structlog.get_logger()
 
@@ -54,7 +55,7 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
         run.end(Status.DONE)
     except Cancelled:
         run.end(Status.CANCELLED)
-    except (WaitedTooLong, CounterWasLost, UnknownCounter) as error:
+    except (WaitedTooLong, CounterWasLost, SetChanged, UnknownCounter) as error:
         run.end(Status.FAILED, str(error))
     except REFUSALS as error:
         run.end(Status.FAILED, first_line(error))

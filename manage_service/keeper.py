@@ -21,11 +21,13 @@ from manage_service.building import build, needs_building
 from manage_service.catching_up import catch_up
 from manage_service.executing import execute, first_line
 from manage_service.leases import Lease, LeaseLost
+from manage_service.plausibility import Plausibility
 from manage_service.progress import Steps
 from manage_service.replica import REFUSALS, Snapshot
 from manage_service.runs import Mode
 from manage_service.sampling import take_samples
-from shared_models import counters, keys, rolls, samples
+from shared_models import counters, keys, moments, rolls, samples
+from shared_models.states import State, read_states
 
 log = structlog.get_logger()
 
@@ -34,7 +36,7 @@ PAUSE_AFTER_FAILURE_SECONDS = 1.0
 # While a job waits for the replica, and while another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
 # A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew since.
+# unless the counter has been built anew since, or changed by something else.
 RETRY_RUN_SECONDS = 60.0
 # A build that Postgres refuses (no such table, no right to read it) is not tried again before; the other counters go on.
 RETRY_BUILD_SECONDS = 60.0
@@ -74,10 +76,12 @@ class Keeper:
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
         # Where an open transaction holds the horizon, and since when; for whoever watches.
         self.held_at, self.held_since = 0, 0.0
-        self.asked: dict[str, tuple[str, float]] = {}
+        # The build and the gap of a counter for which a run was asked for, and when to ask again.
+        self.asked: dict[str, tuple[tuple[str, int], float]] = {}
         self.failure = ""
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
+        self.plausibility = Plausibility()
 
     def run(self, stop: Event) -> None:
         """Tick until `stop` is set, whatever fails meanwhile."""
@@ -156,9 +160,13 @@ class Keeper:
 
     def catch_up_all(self) -> bool:
         """One pass over each counter that has a cursor; whether all of them are through."""
+        rolls.load_scripts(self.redis)
+        found = read_states(self.redis, [counter.name for counter in counters.COUNTERS])
         with self.replica.snapshot() as snapshot:
             self.source = snapshot.source
             shown = self.describe(snapshot)
+            for name, state in found.items():
+                self.plausibility.mend(name, state, snapshot, self.redis)
         finished = True
         for counter in counters.COUNTERS:
             did = catch_up(counter, self.replica, self.redis)
@@ -180,14 +188,14 @@ class Keeper:
         if not snapshot.held or snapshot.horizon != self.held_at:
             self.held_at, self.held_since = snapshot.horizon, now
         return {
-            "committed_through": rolls.to_microseconds(snapshot.committed_through),
+            "committed_through": moments.to_microseconds(snapshot.committed_through),
             "behind_bytes": snapshot.behind_bytes,
             "held_microseconds": round((now - self.held_since) * 1e6),
         }
 
     def note_tick(self, shown: dict[str, Any]) -> None:
         """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
-        ticked_at = rolls.to_microseconds(datetime.now(UTC))
+        ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
         noted: dict[Any, Any] = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
         self.redis.hset(keys.KEEPER, mapping=noted)
@@ -221,9 +229,9 @@ class Keeper:
 
     def next_job(self) -> Job | None:
         """What to do next: complete what is cold, then what was asked for, then what is due."""
-        states = rolls.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
+        found = read_states(self.redis, [counter.name for counter in counters.COUNTERS])
         for counter in counters.COUNTERS:
-            if not needs_building(states[counter.name], self.source):
+            if not needs_building(found[counter.name], self.source):
                 self.refused.pop(counter.name, None)
                 continue
             _, again_at = self.refused.get(counter.name, ("", 0.0))
@@ -233,42 +241,47 @@ class Keeper:
                     log.info("job.started", job=f"build {counter.name}")
                     steps = build(counter, self.replica, self.redis)
                     return Job(f"build {counter.name}", steps, lease, counter.name)
-        self.ask_for_what_is_due(states)
+        self.ask_for_what_is_due(found)
         for run in runs.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
                 # Read again, now that nobody else writes it: somebody may just have brought it to its end.
-                found = runs.get_open(self.redis, run.id)
-                if found is not None:
-                    steps = execute(found, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
+                unended = runs.get_open(self.redis, run.id)
+                if unended is not None:
+                    steps = execute(unended, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
                     return Job(f"run {run.id}", steps, lease)
                 lease.release()
         return None
 
-    def ask_for_what_is_due(self, states: dict[str, rolls.State]) -> None:
-        """A run for each counter that has not been verified for an interval, and for which none is open."""
+    def ask_for_what_is_due(self, found: dict[str, State]) -> None:
+        """A run for each counter that has not been verified for an interval, or that something else has changed, and for
+        which none is open."""
         now = datetime.now(UTC)
         due = [
             name
-            for name, state in states.items()
+            for name, state in found.items()
             if name not in self.refused
             and (
-                state.verified_at is None or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
+                state.gap != 0
+                or state.verified_at is None
+                or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
             )
         ]
         if not due:
             return
         asked = {name for run in runs.still_open(self.redis) for name in run.counters}
         for name in due:
-            build, again_at = self.asked.get(name, ("", 0.0))
-            if name not in asked and (build != states[name].build or time.monotonic() >= again_at):
+            seen = found[name].build, found[name].gap
+            asked_for, again_at = self.asked.get(name, (("", 0), 0.0))
+            if name not in asked and (seen != asked_for or time.monotonic() >= again_at):
                 retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
-                self.asked[name] = states[name].build, time.monotonic() + retry_seconds
+                self.asked[name] = seen, time.monotonic() + retry_seconds
                 runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def put_off(self, name: str, error: Exception) -> None:
         """Leave a counter that cannot be built alone for a while, and say why."""
         self.refused[name] = reason_of(error), time.monotonic() + RETRY_BUILD_SECONDS
+        self.redis.hset(keys.of_counter(name).state, "refused", reason_of(error))  # until it is built
         log.error("build.refused", counter=name, reason=reason_of(error), again_seconds=RETRY_BUILD_SECONDS)
 
     def drop_job(self) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from redis import Redis
 
 from manage_service import runs, totals
-from shared_models import counters, keys, rolls
+from shared_models import counters, keys, moments, states
 
 
 class Facts:
@@ -21,7 +21,7 @@ class Facts:
 
     def collect(self) -> Iterator[Metric]:
         now = datetime.now(UTC)
-        states = rolls.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
+        found = states.read_states(self.redis, [counter.name for counter in counters.COUNTERS])
         live = GaugeMetricFamily(
             "rollcall_counter_live", "1 where the counter can be counted, 0 where cold", labels=["counter"]
         )
@@ -35,7 +35,12 @@ class Facts:
         drift = GaugeMetricFamily(
             "rollcall_counter_drift_members", "Drift that the last reconcile found", labels=["counter", "kind"]
         )
-        for name, state in states.items():
+        why = GaugeMetricFamily(
+            "rollcall_counter_cold", "1 where the counter cannot be counted, and why", labels=["counter", "reason"]
+        )
+        for name, state in found.items():
+            if state.cold:
+                why.add_metric([name, state.condition], 1)
             live.add_metric([name], 0 if state.cold else 1)
             if not state.cold:
                 count.add_metric([name], state.count)
@@ -46,11 +51,11 @@ class Facts:
             if state.drift is not None:
                 drift.add_metric([name, "missing"], state.drift.missing)
                 drift.add_metric([name, "extra"], state.drift.extra)
-        yield from (live, count, age, verified, drift)
+        yield from (live, why, count, age, verified, drift)
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(runs.still_open(self.redis))
         )
-        yield from self.collect_totals(list(states))
+        yield from self.collect_totals(list(found))
         yield from self.collect_keeper(now)
 
     def collect_totals(self, names: list[str]) -> Iterator[Metric]:
@@ -72,8 +77,8 @@ class Facts:
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
         """How the keeper stands, and what the replica has shown it. Nothing, where there has never been one."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
-        ticked, source, through, behind, held = rolls.read_fields(self.redis, keys.KEEPER, *names)
-        ticked_at, shown_through = rolls.from_microseconds(ticked), rolls.from_microseconds(through)
+        ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
+        ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
         if ticked_at is not None:
             age = (now - ticked_at).total_seconds()
             yield GaugeMetricFamily(

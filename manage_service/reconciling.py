@@ -11,7 +11,9 @@
    Where nothing was missing, and the set had as many members before the first half as after it, and the table has as
    many, there is nothing extra: a tally of one bucket says so. That is how a counter with no drift is verified at
    the price of reading its index once, as long as no new member comes just then.
-3. The drift is noted on the counter with the time, if it is still the counter that the run looked at.
+3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes the
+   set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
+   been looked at by now. What is changed by hand during the run shows as another gap between the two; the run starts again.
 
 A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
 position lies in the Redis that holds the members, so what is lost is lost together. It has no tally of what it read
@@ -31,33 +33,42 @@ from manage_service.replica import Replica, Snapshot
 from manage_service.runs import Findings
 from manage_service.sweeping import forget_marks, sweep
 from manage_service.tallies import Tally
-from shared_models import keys, rolls
+from shared_models import keys, rolls, states
 from shared_models.counters import Counter
 from shared_models.members import encode, encode_all
+from shared_models.states import Drift
+
+# A set that something else changes each time while a run looks at it cannot be verified.
+ATTEMPTS = 3
 
 
-def reconcile(
-    counter: Counter,
-    findings: Findings,
-    replica: Replica,
-    redis: Redis,
-    *,
-    repair: bool,
-) -> Steps:
+def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
     """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
 
     A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
-    Raises CounterWasLost, psycopg2.Error, redis.RedisError.
+    Raises CounterWasLost, rolls.SetChanged, psycopg2.Error, redis.RedisError.
     """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return (yield from reconcile_once(counter, findings, replica, redis, repair=repair))
+        except rolls.SetChanged:
+            if attempt == ATTEMPTS:
+                raise
+            findings.start_over()
+
+
+def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+    """`reconcile`, but for its next attempt where the set was changed by hand."""
     with replica.snapshot() as snapshot:
         source, estimate = snapshot.source, snapshot.estimate(counter)
-    state = rolls.read_states(redis, [counter.name])[counter.name]
+    state = states.read_state(redis, counter.name)
     if needs_building(state, source):
         yield from build(counter, replica, redis)
-        state = rolls.read_states(redis, [counter.name])[counter.name]
+        state = states.read_state(redis, counter.name)
     if findings.build not in ("", state.build):
         findings.start_over()
-    findings.build = state.build
+    if not findings.build:
+        findings.build, findings.gap = state.build, state.gap
     # None where this goes on from the middle: another run may have been at work in between.
     count_before, tally = (None, None) if findings.position else (state.count, Tally())
     forget_marks(counter, redis)
@@ -77,7 +88,7 @@ def reconcile(
         yield Progress("missing", findings.read, max(findings.read, expected))
 
     findings.forget_extra()
-    after = rolls.read_states(redis, [counter.name])[counter.name]
+    after = states.read_state(redis, counter.name)
     if findings.absent or not count_before == findings.read == after.count:
         yield from sweep(
             counter,
@@ -89,7 +100,8 @@ def reconcile(
             expected=expected,
         )
     now = datetime.now(UTC)
-    if not rolls.verify(redis, counter.name, findings.build, now, findings.missing, findings.extra):
+    drift = Drift(findings.missing, findings.extra)
+    if not rolls.verify(redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair):
         raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
     findings.verified_at = now
 

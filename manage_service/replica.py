@@ -6,6 +6,7 @@ Every read happens in a `Snapshot`: one repeatable-read transaction, short, whic
     lsn                how far the replica had replayed before it: it shows everything up to there
     committed_through  it shows every row that the primary committed before this moment (the primary's clock)
     horizon            it shows every row of a transaction with a lower xact
+    xmax               it knows of no transaction with this xact or a higher one
     held               a transaction is open at the horizon: others that came later may have ended
     behind_bytes       log that the replica had received and not replayed
 
@@ -76,7 +77,7 @@ STANDPOINT = f"""
 """
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 HORIZON = """
-    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmin(now) < pg_snapshot_xmax(now)
+    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint
     FROM pg_current_snapshot() AS now
 """
 
@@ -143,13 +144,13 @@ class Snapshot:
         lsn: int,
         committed_through: datetime,
         horizon: int,
+        xmax: int,
         *,
-        held: bool = False,
         behind_bytes: int = 0,
     ) -> None:
         self._connection = connection
         self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
-        self.held, self.behind_bytes = held, behind_bytes
+        self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -226,10 +227,8 @@ class Replica:
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
             ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, STANDPOINT)
             ask(self._connection, BEGIN)
-            ((horizon, held),) = ask(self._connection, HORIZON)
-            yield Snapshot(
-                self._connection, source, lsn, committed_through, horizon, held=held, behind_bytes=behind_bytes
-            )
+            ((horizon, xmax),) = ask(self._connection, HORIZON)
+            yield Snapshot(self._connection, source, lsn, committed_through, horizon, xmax, behind_bytes=behind_bytes)
         except psycopg2.Error:
             self.close()
             raise

@@ -57,6 +57,7 @@ class Findings(msgspec.Struct):
     """What a run has found in one counter so far, and from where it can go on."""
 
     build: str = ""  # of the counter that it looks at
+    gap: int = 0  # between its set and its size, before the first look
     position: bytes = b""
     read: int = 0
     table_read: bool = False

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from shared_models import counters, rolls, samples
+from shared_models import counters, samples, states
 from shared_models.samples import Sample
 
 
@@ -18,7 +18,7 @@ def take_samples(redis: Redis) -> None:
     """
     at = datetime.now(UTC)
     pipe = redis.pipeline(transaction=True)
-    for name, state in rolls.read_states(redis, [counter.name for counter in counters.COUNTERS]).items():
+    for name, state in states.read_states(redis, [counter.name for counter in counters.COUNTERS]).items():
         if not state.cold:
             samples.queue_sample(pipe, name, Sample(at, state.count))
     pipe.execute()

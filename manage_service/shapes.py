@@ -94,6 +94,7 @@ class CounterOut(Schema):
     """One counter. Xacts are 64-bit integers; what the replica would have to tell is null where it cannot be reached."""
 
     state: Literal["live", "cold"]
+    reason: str  # why it is cold; empty where it is live
     count: int | None
     cursor: int | None
     horizon: int | None

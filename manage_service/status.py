@@ -11,7 +11,8 @@ from redis import Redis
 from manage_service import runs
 from manage_service.leases import read_holder
 from manage_service.replica import Replica
-from shared_models import counters, keys, rolls
+from shared_models import counters, keys, moments, states
+from shared_models.states import State
 
 # A keeper ticks every second or so, and never takes longer than this for a step.
 KEEPER_ALIVE = timedelta(seconds=15)
@@ -24,11 +25,11 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
     """
     now = datetime.now(UTC)
     names = [counter.name for counter in counters.COUNTERS]
-    states = rolls.read_states(redis, names)
+    found = states.read_states(redis, names)
     history = runs.latest(redis, 100)
     shown = read_replica(replica, now)
     return {
-        "counters": {name: counter_status(name, states[name], shown, history) for name in names},
+        "counters": {name: counter_status(name, found[name], shown, history) for name in names},
         "replica": shown,
         "keeper": read_keeper(redis, now),
         "open_runs": [run.id for run in runs.still_open(redis)],
@@ -38,8 +39,8 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
 
 def read_keeper(redis: Redis, now: datetime) -> dict[str, Any]:
     """The keeper that works: when it last looked, what it does, what is in its way, and who it is."""
-    ticked, job, failure = rolls.read_fields(redis, keys.KEEPER, "ticked_at", "job", "failure")
-    ticked_at, holder = rolls.from_microseconds(ticked), read_holder(redis, "keeper")
+    ticked, job, failure = states.read_fields(redis, keys.KEEPER, "ticked_at", "job", "failure")
+    ticked_at, holder = moments.from_microseconds(ticked), read_holder(redis, "keeper")
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return {
         "alive": alive,
@@ -70,16 +71,17 @@ def read_drift(redis: Redis) -> dict[str, list[dict[str, Any]]]:
     return {name: sorted(proofs, key=lambda proof: proof["verified_at"]) for name, proofs in found.items()}
 
 
-def counter_status(name: str, state: rolls.State, replica: dict[str, Any], history: list[runs.Run]) -> dict[str, Any]:
+def counter_status(name: str, state: State, replica: dict[str, Any], history: list[runs.Run]) -> dict[str, Any]:
     """One counter. `horizon` and `replica_lag_seconds` are the replica's; null where it cannot be reached."""
     last = next((run for run in history if name in run.counters), None)
     return {
         "state": "cold" if state.cold else "live",
+        "reason": state.why_cold,
         "count": None if state.cold else state.count,
         "cursor": state.cursor,
         "horizon": replica["horizon"],
         "replica_lag_seconds": replica["lag_seconds"],
-        "watermark": state.watermark,
+        "watermark": state.watermark or 0,
         "source": state.source,
         "complete_through": state.complete_through,
         "verified_at": state.verified_at,

@@ -1,4 +1,4 @@
-"""Sweep: find the members that no row has, and take them out. The second half of a reconcile: mark, fence, sweep.
+"""Sweep: find the members that no row has, and take them out. The second half of a reconcile, in rounds of mark, fence, sweep.
 
 Why the order is the proof that a member with a row never leaves:
 
@@ -12,12 +12,16 @@ Why the order is the proof that a member with a row never leaves:
    watermark, count because of a replica that came back earlier than it was: they relied on rows that it may not show.
 4. Take out those that still have no row, each only if it still carries this token (one atomic step).
 
+A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes on in
+the same scan of the set: what is there for the whole time is given at least once, also where other members leave.
+
 Another run at the same time can only take marks away from this one, so that it takes out fewer members.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import chain
 from secrets import token_hex
 
@@ -28,15 +32,21 @@ from manage_service.covering import covers
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
 from manage_service.tallies import Tally
-from shared_models import keys, rolls, source
+from shared_models import keys, rolls, source, states
 from shared_models.counters import Counter
 from shared_models.members import Values, decode, encode
+from shared_models.states import State
 
 # How many members one question to the replica names. The answer takes 20 to 40 ms.
 CHUNK_ASKED = 5_000
+# How many members one round marks: some 5 MB of Redis' memory, and one wait for the replica.
+ROUND_MEMBERS = 50_000
 # How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
 CHUNK_TALLIED = 25_000
 BIGINT = range(-(2**63), 2**63)
+# The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. A minute is more than
+# two clocks differ that anybody looks after.
+RESET_SLACK = timedelta(minutes=1)
 
 
 def sweep(
@@ -55,30 +65,49 @@ def sweep(
     CounterWasLost, psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `tally` is
     what the table has, if that is known; `expected` is about how many members the set has, for the progress.
     """
-    suspects = keys.of_counter(counter.name).suspects
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
     # longer than its lease, must not sweep on each other's marks.
     token = token_hex(8)
     forget_marks(counter, redis)
-    yield from mark(counter, token, replica, redis, tally, expected)
-    if not redis.exists(suspects):
-        return
+    marked: list[bytes] = []
+    for progress, suspected in find_suspects(counter, replica, redis, tally, expected):
+        for some in rolls.chunks(suspected):
+            redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
+        marked += suspected
+        # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
+        yield progress
+        if len(marked) >= ROUND_MEMBERS:
+            yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, found=found)
+            marked = []
+    yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, found=found)
 
-    state = rolls.read_states(redis, [counter.name])[counter.name]
-    for chunk in scan(redis.hscan, suspects, CHUNK_ASKED):
-        marked = [member for member, holder in chunk if holder == token.encode()]
+
+def sweep_round(
+    counter: Counter,
+    token: str,
+    marked: list[bytes],
+    replica: Replica,
+    redis: Redis,
+    *,
+    take_out: bool,
+    found: Callable[[list[bytes]], None],
+) -> Steps:
+    """Fence and sweep for members that have been marked."""
+    suspects = keys.of_counter(counter.name).suspects
+    state = states.read_state(redis, counter.name)
+    for chunk in rolls.chunks(marked, CHUNK_ASKED):
         while True:
             with replica.snapshot() as snapshot:
                 reason = fence(snapshot, state)
                 if reason is None:
-                    extra = rowless(counter, marked, snapshot)
+                    extra = rowless(counter, list(chunk), snapshot)
                     break
             yield Progress("fence", waiting=reason)
         if take_out:
             found(rolls.sweep(redis, counter.name, token, extra))
         else:
             found(still_marked(redis, suspects, token, extra))
-        for some in rolls.chunks(marked):
+        for some in rolls.chunks(chunk):
             redis.hdel(suspects, *some)
         yield Progress("sweep")
 
@@ -88,8 +117,10 @@ def forget_marks(counter: Counter, redis: Redis) -> None:
     redis.unlink(keys.of_counter(counter.name).suspects)
 
 
-def mark(counter: Counter, token: str, replica: Replica, redis: Redis, tally: Tally | None, expected: int) -> Steps:
-    """Put every member of the set that has no row on the replica on `suspects`."""
+def find_suspects(
+    counter: Counter, replica: Replica, redis: Redis, tally: Tally | None, expected: int
+) -> Iterator[tuple[Progress, list[bytes]]]:
+    """Look at every member of the set; at each step, those of the members just asked about that have no row on the replica."""
     at = keys.of_counter(counter.name)
     read, scans, step = 0, 1, CHUNK_ASKED
     if tally is not None:
@@ -97,33 +128,30 @@ def mark(counter: Counter, token: str, replica: Replica, redis: Redis, tally: Ta
         for members in scan(redis.sscan, at.members, step):
             tally.take_out(members)
             read += len(members)
-            yield Progress("extra", read, max(read, scans * expected))
+            yield Progress("extra", read, max(read, scans * expected)), []
         if tally.even:
             return
     asked: list[bytes] = []
     for members in scan(redis.sscan, at.members, step):
         asked += members if tally is None else tally.crowded(members)
-        while len(asked) >= CHUNK_ASKED:
-            mark_rowless(counter, token, asked[:CHUNK_ASKED], replica, redis)
-            asked = asked[CHUNK_ASKED:]
         read += len(members)
-        yield Progress("extra", read, max(read, scans * expected))
-    mark_rowless(counter, token, asked, replica, redis)
-    # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
-    yield Progress("mark", read, read)
+        progress = Progress("extra", read, max(read, scans * expected))
+        while len(asked) >= CHUNK_ASKED:
+            yield progress, ask_rowless(counter, asked[:CHUNK_ASKED], replica)
+            asked = asked[CHUNK_ASKED:]
+        yield progress, []
+    yield Progress("mark", read, read), ask_rowless(counter, asked, replica)
 
 
-def mark_rowless(counter: Counter, token: str, members: list[bytes], replica: Replica, redis: Redis) -> None:
-    """Put those of these members that have no row on the replica on `suspects`."""
+def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> list[bytes]:
+    """Those of these members that have no row on the replica."""
     if not members:
-        return
+        return []
     with replica.snapshot() as snapshot:
-        suspected = rowless(counter, members, snapshot)
-    for some in rolls.chunks(suspected):
-        redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
+        return rowless(counter, members, snapshot)
 
 
-def fence(snapshot: Snapshot, state: rolls.State) -> str | None:
+def fence(snapshot: Snapshot, state: State) -> str | None:
     """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
 
     Raises CounterWasLost.
@@ -131,8 +159,13 @@ def fence(snapshot: Snapshot, state: rolls.State) -> str | None:
     behind = covers(snapshot, state)
     if behind is not None:
         return behind
-    if not state.watermark_source:
-        return None  # nothing was ever recorded
+    if state.watermark is None:
+        return "the watermark of the counter is missing; the keeper has to set it anew"
+    if state.watermark_reset_at is not None and snapshot.committed_through <= state.watermark_reset_at + RESET_SLACK:
+        return (
+            f"the watermark was set anew at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
+            f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of a minute later"
+        )
     if state.watermark_source != snapshot.source:
         system, timeline = source.split(snapshot.source)
         written, written_timeline = source.split(state.watermark_source)

@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis
 
 from manage_service.runs import ENDS, Mode, Run, Status
-from shared_models import keys, rolls
+from shared_models import keys, moments, states
 
 
 def note_pass(redis: Any, counter: str, *, read: int, added: int) -> None:
@@ -21,7 +21,7 @@ def note_pass(redis: Any, counter: str, *, read: int, added: int) -> None:
 
 def read_passes(redis: Redis, counter: str) -> tuple[int, int]:
     """Members of the rows that catching up has read, and of these, how many were not in their set yet, and were added."""
-    read, added = rolls.read_fields(redis, keys.TOTALS, f"read:{counter}", f"added:{counter}")
+    read, added = states.read_fields(redis, keys.TOTALS, f"read:{counter}", f"added:{counter}")
     return int(read or 0), int(added or 0)
 
 
@@ -32,7 +32,7 @@ def note_run(redis: Redis, run: Run) -> None:
     took = run.finished_at - run.started_at
     pipe = redis.pipeline(transaction=True)
     pipe.hincrby(keys.TOTALS, f"runs:{run.mode}:{run.status}", 1)
-    pipe.hincrby(keys.TOTALS, f"microseconds:{run.mode}:{run.status}", took // rolls.MICROSECOND)
+    pipe.hincrby(keys.TOTALS, f"microseconds:{run.mode}:{run.status}", took // moments.MICROSECOND)
     pipe.execute()
 
 
@@ -42,6 +42,6 @@ def read_runs(redis: Redis) -> dict[tuple[Mode, Status], tuple[int, float]]:
     for mode in Mode:
         for status in ENDS:
             names = f"runs:{mode}:{status}", f"microseconds:{mode}:{status}"
-            runs, microseconds = rolls.read_fields(redis, keys.TOTALS, *names)
+            runs, microseconds = states.read_fields(redis, keys.TOTALS, *names)
             found[mode, status] = int(runs or 0), int(microseconds or 0) / 1e6
     return found

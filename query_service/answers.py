@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from query_service import refusals
 from query_service.counters import Reading
 from shared_models.http.problems import Problem
-from shared_models.rolls import State
+from shared_models.states import State
 
 # Stored by a cache, but asked for again each time: an unchanged count is a 304 of a few bytes.
 REVALIDATE = "no-cache"
@@ -74,13 +74,20 @@ def describe(state: State | None, condition: Condition) -> dict[str, Any]:
     if state is None or condition is Condition.LOST:
         return {"count": None, "state": "unavailable", **NOTHING_KNOWN}
     if state.cold:
-        return {"count": None, "state": "cold", **NOTHING_KNOWN, "progress": refusals.describe_progress(state)}
+        return {
+            "count": None,
+            "state": "cold",
+            "reason": state.why_cold,
+            **NOTHING_KNOWN,
+            "progress": refusals.describe_progress(state),
+        }
     return {
         "count": state.count,
         "state": "stale" if condition is Condition.STALE else "live",
         "complete_through": state.complete_through,
         "verified_at": state.verified_at,
         "drift": state.drift,
+        "repaired": state.repaired,
     }
 
 

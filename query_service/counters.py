@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared_models import keys, rolls, samples
-from shared_models.rolls import State
+from shared_models import keys, rolls, samples, states
 from shared_models.samples import Sample
+from shared_models.states import State
 
-# What a read may raise: Redis gone, slow or loading; a key of another type; a state that is not as `rolls` writes it.
+# What a read may raise: Redis gone, slow or loading; samples that are none.
 Unreadable = (RedisError, OSError, ValueError)
 
 
@@ -39,9 +39,8 @@ async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
     as_of = datetime.now(UTC)
     pipe = client.pipeline(transaction=True)
     for name in names:
-        rolls.queue_state(pipe, name)
-    replies = await pipe.execute()
-    return Reading(as_of, {name: rolls.parse_state(*replies[3 * i : 3 * i + 3]) for i, name in enumerate(names)})
+        states.queue_state(pipe, name)
+    return Reading(as_of, states.parse_states(names, await pipe.execute(raise_on_error=False)))
 
 
 async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -> list[bool]:
@@ -51,14 +50,15 @@ async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -
     and "no" would be a guess.
     """
     pipe = client.pipeline(transaction=True)
-    rolls.queue_state(pipe, name)
+    states.queue_state(pipe, name)
     at = keys.of_counter(name).members
     for chunk in rolls.chunks(members):
         pipe.smismember(at, list(chunk))
-    count, state, fill, *found = await pipe.execute()
-    counter_state = rolls.parse_state(count, state, fill)
+    replies = await pipe.execute(raise_on_error=False)
+    counter_state = states.parse_state(replies[: states.REPLIES])
     if counter_state.cold:
         raise CounterIsCold(name, counter_state)
+    found = replies[states.REPLIES :]
     return [bool(is_member) for chunk in found for is_member in chunk]
 
 

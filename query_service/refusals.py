@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared_models.http.problems import Problem
-from shared_models.rolls import State
+from shared_models.states import State
 
 # A build takes seconds to minutes; a restart of Redis about a second.
 COLD_RETRY_SECONDS = 5
@@ -25,7 +25,7 @@ def counter_is_cold(name: str, state: State) -> Problem:
         503,
         "counter-cold",
         "The counter is not complete",
-        f"counter {name!r} is being built, or waits for it; ask again in a while",
+        f"counter {name!r} cannot be counted now: {state.why_cold}; ask again in a while",
         headers={"Retry-After": str(COLD_RETRY_SECONDS)},
         counter=name,
         **({} if progress is None else {"progress": progress}),

@@ -65,6 +65,10 @@ class Count(Schema):
     complete_through: datetime | None
     verified_at: datetime | None
     drift: Drift | None
+    # Whether the reconcile that found the drift has mended it.
+    repaired: bool | None = None
+    # Why it is cold.
+    reason: str | None = None
     progress: Progress | None = None
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared_models import keys
-from shared_models.rolls import EPOCH, MICROSECOND, to_microseconds
+from shared_models.moments import EPOCH, MICROSECOND, to_microseconds
 
 SAMPLE_SECONDS = 10
 HOUR = timedelta(hours=1)

@@ -19,7 +19,7 @@ def main() -> None:
 
     from manage_service import stores
     from manage_service.building import build
-    from shared_models import rolls
+    from shared_models import states
     from shared_models.counters import get_counter
 
     counter = get_counter(sys.argv[1])
@@ -28,7 +28,7 @@ def main() -> None:
     for progress in build(counter, replica, redis):
         if progress.waiting:
             time.sleep(0.01)
-    if rolls.read_states(redis, [counter.name])[counter.name].cold:
+    if states.read_state(redis, counter.name).cold:
         raise SystemExit(f"{counter.name} is still cold")
     print(time.perf_counter() - began)
     replica.close()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from shared_models import rolls
+from shared_models import rolls, states
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -184,8 +184,8 @@ def cold(patch: Patch) -> None:
     """Query serves what is in the set of a counter that is not complete."""
     from query_service import counters
 
-    def parse_state(*replies: Any) -> rolls.State:
-        state = rolls.parse_state(*replies)
+    def parse_state(*replies: Any) -> states.State:
+        state = states.parse_state(*replies)
         return replace(state, cursor=state.cursor or 0)
 
     patch(counters, "rolls", module_with(rolls, parse_state=parse_state))

@@ -1,18 +1,26 @@
--- Make a counter live: the fill has read the whole table.
+-- Complete a counter: the fill has read the whole table.
 --
--- KEYS[1] state   KEYS[2] fill   KEYS[3] members
+-- KEYS[1] members   KEYS[2] intake   KEYS[3] state   KEYS[4] fill
 -- ARGV[1] token of the fill   ARGV[2] position that it has reached; "" where the table had no rows
 -- Returns 1, or 0 where this fill is no longer in progress, or what it has added is lost (the counter is as it was then).
 --
--- Atomic because the cursor and the fill's end are one fact. What an earlier build of this counter was verified to
--- be says nothing about this one, and goes.
-local have = redis.call('HMGET', KEYS[2], 'token', 'position', 'horizon', 'complete_through', 'source')
+-- Atomic because the cursor, the fill's end and the size are one fact. What an earlier build of this counter was verified
+-- to be says nothing about this one, and goes.
+local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap', 'horizon', 'complete_through', 'source', 'watermark')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return 0 end
-if ARGV[2] ~= '' and redis.call('EXISTS', KEYS[3]) == 0 then
-  redis.call('DEL', KEYS[2])
+local size, token, water, water_source = unpack(redis.call('HMGET', KEYS[2], 'size', 'fill', 'watermark', 'watermark_source'))
+size = tonumber(size or '0') or 0
+if token ~= ARGV[1] or redis.call('SCARD', KEYS[1]) - size ~= tonumber(have[3]) then
+  redis.call('DEL', KEYS[4])
   return 0
 end
-redis.call('HSET', KEYS[1], 'cursor', have[3], 'complete_through', have[4], 'source', have[5], 'build', ARGV[1])
-redis.call('HDEL', KEYS[1], 'verified_at', 'missing', 'extra')
-redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[3], 'cursor', have[4], 'complete_through', have[5], 'source', have[6], 'build', ARGV[1])
+redis.call('HDEL', KEYS[3], 'verified_at', 'missing', 'extra', 'repaired', 'refused')
+-- The size also where it is 0: under a cursor a missing size means that the intake was lost. So does a missing watermark.
+redis.call('HSET', KEYS[2], 'size', string.format('%d', size), 'build', ARGV[1])
+if not (water and water_source) then
+  redis.call('HSET', KEYS[2], 'watermark', have[7], 'watermark_source', have[6])
+end
+redis.call('HDEL', KEYS[2], 'fill')
+redis.call('DEL', KEYS[4])
 return 1

@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.test import Client
 from redis import Redis
 
-from shared_models import keys, rolls
+from shared_models import keys, states
 from tests.servers import sql, started_primary
 
 NDJSON = "application/x-ndjson"
@@ -64,6 +64,6 @@ class Producer:
         """What the counter's set holds."""
         return set(self.redis.smembers(keys.of_counter(counter).members))
 
-    def state(self, counter: str) -> rolls.State:
+    def state(self, counter: str) -> states.State:
         """What Redis knows of the counter."""
-        return rolls.read_states(self.redis, [counter])[counter]
+        return states.read_state(self.redis, counter)

@@ -97,7 +97,7 @@ def test_a_replay_says_what_is_counted_now_and_not_what_was(
     assert producer.members("users") == set()
     producer.send_batch(*rows)  # somebody else counts the same members
     assert producer.send_batch(*rows, Idempotency_Key="k1").json()["counted"] is True
-    producer.redis.srem("rollcall:1:{users}:members", "user2099")
+    producer.redis.srem("rollcall:2:{users}:members", "user2099")
     replayed = producer.send_batch(*rows, Idempotency_Key="k1")
     assert replayed["Idempotent-Replay"] == "true"
     assert replayed.json()["counted"] is False

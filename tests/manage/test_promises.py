@@ -8,7 +8,7 @@ import tracemalloc
 
 from manage_service import replica, sweeping
 from manage_service.runs import Mode
-from shared_models import keys, rolls
+from shared_models import keys, states
 from tests import servers
 from tests.manage.test_keeper import keeper_process
 from tests.servers import wait_for
@@ -111,7 +111,7 @@ def test_P7_a_number_says_since_when_it_was_verified_and_what_was_found(world):
     world.redis.sadd(keys.of_counter("users").members, "ghost")
     run = world.reconcile(mode=Mode.CHECK)
     state = world.state()
-    assert run.asked_at < state.verified_at and state.drift == rolls.Drift(missing=0, extra=1)
+    assert run.asked_at < state.verified_at and state.drift == states.Drift(missing=0, extra=1)
     ((now,),) = servers.sql(world.primary, "SELECT clock_timestamp()")
     assert state.complete_through < now
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from manage_service import leases, reconciling, replica, runs, stores, sweeping, tallies
 from manage_service.executing import execute
 from manage_service.runs import Mode, Status
 from manage_service.sweeping import fence, sweep
-from shared_models import keys, rolls
+from shared_models import keys, rolls, states
 from shared_models.counters import get_counter
 from shared_models.source import SOURCE_SQL
 from tests.manage.world import held_between_steps
@@ -67,7 +69,7 @@ def test_a_check_finds_the_same_drift_and_changes_nothing(world):
     before = world.set()
     checked = world.reconcile("users", mode=Mode.CHECK)
     assert world.set() == before and not world.redis.exists(SUSPECTS)
-    assert world.state().drift == rolls.Drift(missing=1, extra=2)
+    assert world.state().drift == states.Drift(missing=1, extra=2)
     repaired = world.reconcile("users")
     assert drift(checked) == drift(repaired) == (1, 2)
     assert world.exact()
@@ -210,7 +212,7 @@ def test_a_counter_without_drift_is_verified_by_reading_its_index_once(world):
     world.replay()
     world.build()
     phases = {step.phase for step in world.steps(world.ask("users"))}
-    assert phases == {"missing"} and world.state().drift == rolls.Drift(0, 0)
+    assert phases == {"missing"} and world.state().drift == states.Drift(0, 0)
 
 
 def test_one_member_lost_and_one_too_many_do_not_make_up_for_each_other(world):
@@ -401,8 +403,18 @@ def test_cancelling_stops_a_run_after_its_step(world, monkeypatch):
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 
 
-def state_of(watermark=0, watermark_source="", cursor=10, source="7/2"):
-    return rolls.State(1, cursor, source, "b", None, watermark, watermark_source, None, None, None)
+def state_of(watermark=0, watermark_source="7/2", cursor=10, source="7/2", watermark_reset_at=None):
+    return states.State(
+        count=1,
+        cursor=cursor,
+        source=source,
+        watermark=watermark,
+        watermark_source=watermark_source,
+        watermark_reset_at=watermark_reset_at,
+    )
+
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -416,10 +428,13 @@ def state_of(watermark=0, watermark_source="", cursor=10, source="7/2"):
         (state_of(watermark=99, watermark_source="7/1"), True),  # a primary that has been replaced
         (state_of(watermark=1, watermark_source="7/3"), False),  # the replica does not follow yet
         (state_of(watermark=1, watermark_source="8/1"), False),  # another database altogether
+        (state_of(watermark=None), False),  # somebody has deleted it
+        (state_of(watermark_reset_at=NOON), False),  # what was acknowledged just before may not be shown yet
+        (state_of(watermark_reset_at=NOON - timedelta(minutes=2)), True),
     ],
 )
 def test_the_fence_lets_through_what_shows_all_that_was_acknowledged(state, passes):
-    snapshot = replica.Snapshot(None, source="7/2", lsn=0, committed_through=None, horizon=20)
+    snapshot = replica.Snapshot(None, source="7/2", lsn=0, committed_through=NOON, horizon=20, xmax=20)
     assert (fence(snapshot, state) is None) is passes
 
 

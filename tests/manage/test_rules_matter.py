@@ -37,13 +37,15 @@ def ahead_of(world):
 
 
 def a_member_built_from_a_replica_that_came_back_earlier_is_not_swept(world):
+    world.post("bob")  # there is a watermark, and it is lower than the cursor that the build sets
+    world.replay()
     with world.replay_paused():
         world.store("ann")
         ahead = ahead_of(world)
         list(build(USERS, ahead, world.passes()))
         ahead.close()
         steps_of_a_sweep(world)
-        assert world.set() == {b"ann"}, "the counter claims to be complete beyond her row"
+        assert b"ann" in world.set(), "the counter claims to be complete beyond her row"
 
 
 def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier(world, monkeypatch):

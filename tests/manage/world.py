@@ -14,7 +14,7 @@ from manage_service.building import build
 from manage_service.catching_up import Pass, catch_up
 from manage_service.executing import execute
 from manage_service.runs import Mode, Run
-from shared_models import counters, keys, rolls
+from shared_models import counters, keys, rolls, states
 from shared_models.counters import Counter, get_counter
 from shared_models.members import encode, encode_all
 from shared_models.source import SOURCE_SQL
@@ -149,8 +149,8 @@ class World:
     def set(self, name: str = "users") -> set[bytes]:
         return self.redis.smembers(keys.of_counter(name).members)
 
-    def state(self, name: str = "users") -> rolls.State:
-        return rolls.read_states(self.redis, [name])[name]
+    def state(self, name: str = "users") -> states.State:
+        return states.read_state(self.redis, name)
 
     def exact(self, names: Iterable[str] = ()) -> bool:
         """Set == SELECT DISTINCT, member by member, for these counters (or all)."""

@@ -10,9 +10,12 @@ from redis import Redis
 from shared_models import keys, rolls, samples
 from shared_models.counters import get_counter
 from shared_models.members import encode
+from shared_models.moments import to_microseconds
 from shared_models.samples import Sample
+from shared_models.states import Drift, read_state
 
 SOURCE = "7000000000000000001/1"
+HORIZON = 1000
 THROUGH = datetime(2026, 11, 23, 12, 0, 1, 200_000, tzinfo=UTC)
 
 
@@ -24,16 +27,14 @@ class Rolls:
 
     def begin_fill(self, name: str, expected: int, token: str = "fill-1") -> None:
         """What the keeper notes when it begins to build a counter."""
-        self.client.hset(
-            keys.of_counter(name).fill,
-            mapping={
-                "token": token,
-                "source": SOURCE,
-                "horizon": 1000,
-                "complete_through": rolls.to_microseconds(THROUGH),
-                "expected": expected,
-            },
-        )
+        fields = {
+            "source": SOURCE,
+            "horizon": HORIZON,
+            "watermark": HORIZON - 1,
+            "complete_through": to_microseconds(THROUGH),
+            "expected": expected,
+        }
+        rolls.begin(self.client, name, token, fields)
 
     def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
         """The first chunk of a fill; the position behind it."""
@@ -58,14 +59,14 @@ class Rolls:
 
     def advance(self, name: str, through: datetime) -> None:
         """A pass of catch-up."""
-        state = rolls.read_states(self.client, [name])[name]
+        state = read_state(self.client, name)
         assert state.cursor is not None
         assert rolls.advance(self.client, name, state, state.cursor + 1, through)
 
-    def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0) -> None:
+    def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0, *, repaired: bool = True) -> None:
         """The end of a reconcile."""
-        build = rolls.read_states(self.client, [name])[name].build
-        assert rolls.verify(self.client, name, build, at, missing, extra)
+        state = read_state(self.client, name)
+        assert rolls.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
 
     def note(self, name: str, *taken: tuple[datetime, int]) -> None:
         """Samples that the keeper has taken."""
@@ -75,4 +76,4 @@ class Rolls:
     def lose(self, name: str) -> None:
         """The counter is lost, as if Redis had been emptied."""
         at = keys.of_counter(name)
-        self.client.delete(at.members, at.state, at.fill, at.suspects)
+        self.client.delete(at.members, at.intake, at.state, at.fill, at.suspects)

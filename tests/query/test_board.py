@@ -141,14 +141,82 @@ class TestRedisAway:
         assert monotonic() - began < 1.4
         redis.client_unpause()
 
-    @pytest.mark.parametrize("part", ["members", "state", "fill"])
-    def test_a_key_of_another_type_is_no_count(self, query: Query, rolls: Rolls, redis: Redis, part: str) -> None:
+    @pytest.mark.parametrize("part", ["members", "intake", "state", "fill"])
+    def test_a_key_of_another_type_is_no_count_of_this_counter(
+        self, query: Query, rolls: Rolls, redis: Redis, part: str
+    ) -> None:
         rolls.make_all_live()
         redis.delete(getattr(keys.of_counter("users"), part))
         redis.set(getattr(keys.of_counter("users"), part), "what is this?")
-        assert query.get("/v1/counts/users").json["type"] == "urn:rollcall:redis-unavailable"
+        refused = query.get("/v1/counts/users")
+        assert refused.status == 503 and "is not Rollcall's" in refused.json["detail"]
+        assert query.get("/v1/counts/users/member?username=user-1").status == 503
+        assert query.get("/v1/counts/cities").json["count"] == 3
 
-    def test_a_state_that_is_no_number_is_no_count(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+    @pytest.mark.parametrize(
+        ("part", "field", "value"),
+        [
+            ("state", "cursor", "soon"),
+            ("state", "cursor", "9" * 25),
+            ("state", "cursor", "-1"),
+            ("state", "build", "another"),
+            ("intake", "build", "another"),
+            ("intake", "size", "many"),
+            ("intake", "size", "9" * 25),
+            ("intake", "size", "1"),
+        ],
+    )
+    def test_a_field_that_cannot_be_is_no_count_of_this_counter(
+        self, query: Query, rolls: Rolls, redis: Redis, part: str, field: str, value: str
+    ) -> None:
         rolls.make_all_live()
-        redis.hset(keys.of_counter("users").state, "cursor", "soon")
-        assert query.get("/v1/counts/users").json["type"] == "urn:rollcall:redis-unavailable"
+        redis.hset(getattr(keys.of_counter("users"), part), field, value)
+        assert query.get("/v1/counts/users").json["type"] == "urn:rollcall:counter-cold"
+        assert query.get("/v1/counts/cities").json["count"] == 3
+
+    @pytest.mark.parametrize("field", ["verified_at", "complete_through"])
+    @pytest.mark.parametrize(
+        "value", ["250246368000000000", "9" * 25, "yesterday"], ids=["year 9900", "25 digits", "text"]
+    )
+    def test_a_moment_that_cannot_be_is_not_known(
+        self, query: Query, rolls: Rolls, redis: Redis, field: str, value: str
+    ) -> None:
+        rolls.make_all_live()
+        redis.hset(keys.of_counter("users").state, field, value)
+        found = query.get("/v1/counts/users").json
+        assert (found["state"], found["count"], found[field]) == ("live", 2, None)
+
+
+class TestSetsChangedByHand:
+    """The keeper is away, as it is in all these tests: nobody settles anything."""
+
+    def test_P4_a_set_that_was_deleted_is_not_zero_and_not_what_came_since(
+        self, query: Query, rolls: Rolls, redis: Redis
+    ) -> None:
+        rolls.make_all_live()
+        redis.delete(keys.of_counter("users").members)
+        for newcomer in (None, b"ann", b"bob"):
+            if newcomer:
+                rolls.record("users", newcomer)
+            found = query.get("/v1/counts/users")
+            assert found.status == 503 and "something other than Rollcall has changed it" in found.json["detail"]
+        counts = query.get("/v1/counts").json["counters"]
+        assert counts["users"]["count"] is None and counts["users"]["state"] == "cold"
+        assert counts["users"]["reason"] and counts["cities"]["count"] == 3
+
+    @pytest.mark.parametrize("command", ["sadd", "srem"])
+    def test_a_member_added_or_removed_by_hand_is_noticed_by_the_next_read(
+        self, query: Query, rolls: Rolls, redis: Redis, command: str
+    ) -> None:
+        rolls.make_all_live()
+        member = {"sadd": "nobody", "srem": "user-1"}[command]
+        getattr(redis, command)(keys.of_counter("users").members, member)
+        assert query.get("/v1/counts/users").status == 503
+        assert query.get(f"/v1/counts/users/member?username={member}").status == 503
+
+    def test_an_empty_counter_is_live_without_a_set(self, query: Query, rolls: Rolls, redis: Redis) -> None:
+        rolls.make_live("users", [])
+        assert not redis.exists(keys.of_counter("users").members)
+        assert query.get("/v1/counts/users").json["count"] == 0
+        rolls.record("users", b"ann")
+        assert query.get("/v1/counts/users", cache_control="no-cache").json["count"] == 1

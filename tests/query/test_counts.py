@@ -38,6 +38,7 @@ def test_a_live_counter_says_its_count_and_how_good_it_is(query: Query, rolls: R
             "complete_through": "2026-11-23T12:00:01.200000Z",
             "verified_at": None,
             "drift": None,
+            "repaired": False,
         },
         "users": {
             "count": 2,
@@ -45,6 +46,7 @@ def test_a_live_counter_says_its_count_and_how_good_it_is(query: Query, rolls: R
             "complete_through": "2026-11-23T12:00:01.200000Z",
             "verified_at": "2026-11-23T11:58:00Z",
             "drift": {"missing": 1, "extra": 2},
+            "repaired": True,
         },
     }
 
@@ -68,7 +70,16 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
     document = query.get("/v1/counts/users").json
     assert next(iter(document)) == "counter"
     assert (document["counter"], document["count"]) == ("users", 2)
-    assert set(document) == {"counter", "count", "state", "complete_through", "verified_at", "drift", "as_of"}
+    assert set(document) == {
+        "counter",
+        "count",
+        "state",
+        "complete_through",
+        "verified_at",
+        "drift",
+        "repaired",
+        "as_of",
+    }
 
 
 def test_a_counter_with_no_members_is_live_and_zero(query: Query, rolls: Rolls) -> None:
@@ -106,6 +117,7 @@ class TestCold:
         assert both.json["counters"]["users"] == {
             "count": None,
             "state": "cold",
+            "reason": "the keeper is building it",
             "complete_through": None,
             "verified_at": None,
             "drift": None,

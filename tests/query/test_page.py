@@ -83,7 +83,10 @@ def test_a_question_without_javascript_is_answered_in_the_page(query: Query, rol
     assert "No, “bob” is not counted." in ask("is-one-of=users&username=bob").words
     assert "No answer: 'username' is missing; a member of 'users' has: username." in ask("is-one-of=users").words
     assert "No answer: a value is not UTF-8." in ask("is-one-of=users&username=%ff").words
-    assert "No answer: counter 'cities' is being built" in ask("is-one-of=cities&state=NY&city=Ithaca").text
+    assert (
+        "No answer: counter 'cities' cannot be counted now: the keeper is building it"
+        in ask("is-one-of=cities&state=NY&city=Ithaca").text
+    )
     assert "counted." not in ask("is-one-of=nobody&username=ann").text
 
 

@@ -59,7 +59,7 @@ VALUES = [
     "=",
     "*",
     "{users}",
-    "rollcall:1:{users}:members",
+    "rollcall:2:{users}:members",
 ]
 
 

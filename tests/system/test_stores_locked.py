@@ -152,13 +152,12 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 
 
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
-RECORDED = (USERS.members, USERS.suspects, USERS.state, USERS.fill)
+RECORDED = (USERS.members, USERS.suspects, USERS.intake)
 READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBER", USERS.members, "x"), ("PING",)]
 ALLOWED = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
-        ("EVAL", rolls.RECORD.text, 4, *RECORDED, "", "", "door"),
-        ("SCRIPT", "LOAD", rolls.RECORD.text),
+        ("EVALSHA", rolls.RECORD.sha, 3, *RECORDED, "", "", "door"),
         ("SMISMEMBER", USERS.members, "x"),
         ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
         ("EXPIRE", keys.of_rate("ingest", "door", 0), 5),
@@ -204,7 +203,7 @@ REFUSED = {
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
         ("EVAL", "return 1", 0),
-        ("EVALSHA", rolls.RECORD.sha, 4, *RECORDED, "", "", "mallory"),
+        ("EVALSHA", rolls.RECORD.sha, 3, *RECORDED, "", "", "mallory"),
         ("SCRIPT", "LOAD", "return 1"),
         ("HMGET", USERS.suspects, "x"),
         ("HMGET", keys.KEEPER, "job"),
@@ -219,11 +218,18 @@ REFUSED = {
         ("DEL", USERS.members),
         ("UNLINK", USERS.state),
         ("SSCAN", USERS.members, 0),
-        ("EVAL", rolls.SWEEP.text, 2, USERS.members, USERS.suspects, "t", "x"),
-        ("EVAL", "return redis.call('SREM', KEYS[1], 'x')", 1, USERS.members),
+        ("EVAL", rolls.RECORD.text, 3, *RECORDED, "", "", "door"),
+        ("SCRIPT", "LOAD", "while true do end"),
+        ("SCRIPT", "EXISTS", rolls.RECORD.sha),
+        ("EVALSHA", rolls.MAKE_COLD.sha, 1, USERS.state, "1", ""),
         ("HSET", USERS.fill, "token", "x"),
         ("HGET", USERS.fill, "token"),
+        ("DEL", USERS.fill),
         ("DEL", USERS.state),
+        ("HSET", USERS.state, "cursor", "x"),
+        ("HMGET", USERS.state, "cursor"),
+        ("HDEL", USERS.intake, "size"),
+        ("DEL", USERS.intake),
         ("HSET", keys.of_run("x"), "document", "{}"),
         ("RPUSH", keys.RUNS_OPEN, "x"),
         ("SET", keys.of_lock("keeper"), "x"),
@@ -233,10 +239,10 @@ REFUSED = {
         ("EXPIRE", USERS.state, 0),
         ("HSET", USERS.members, "x", "y"),
         ("HSET", USERS.suspects, "x", "y"),
-        ("SADD", USERS.state, "x"),
-        ("EVAL", "return redis.call('EXPIRE', KEYS[1], 0)", 1, USERS.members),
+        ("SADD", USERS.intake, "x"),
     ],
     "manage": [
+        ("EVAL", "return 1", 0),
         ("INCRBY", keys.of_rate("ingest", "x", 0), 1),
         ("SET", USERS.members, "x"),
         ("RENAME", keys.KEEPER, keys.RUNS),

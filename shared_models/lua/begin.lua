@@ -1,0 +1,27 @@
+-- Note a new fill of a counter; one that was in progress is superseded.
+--
+-- KEYS[1] members   KEYS[2] intake   KEYS[3] state   KEYS[4] fill
+-- ARGV[1] token of the fill   ARGV[2…] names and values of its other fields
+-- Returns nothing.
+--
+-- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
+-- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none.
+local size, build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
+local cursor, counted_build = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build'))
+local count = redis.call('SCARD', KEYS[1])
+if size and not (#size <= 15 and string.match(size, '^%-?%d+$')) then
+  redis.call('HDEL', KEYS[2], 'size')
+  size = false
+end
+-- A counter that is whole keeps its answer while it is filled anew (after a failover). One that was lost must not come
+-- back to life by what is set right here.
+if not (size and build and build == counted_build) or (count == 0 and size ~= '0') then
+  redis.call('HDEL', KEYS[3], 'cursor')
+end
+if count == 0 then
+  size = '0'
+  redis.call('HSET', KEYS[2], 'size', size)
+end
+redis.call('HSET', KEYS[2], 'fill', ARGV[1])
+redis.call('DEL', KEYS[4])
+redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', count - tonumber(size or '0')), unpack(ARGV, 2))

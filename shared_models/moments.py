@@ -1,0 +1,18 @@
+"""Moments in Redis: whole microseconds since 1970, exactly what Postgres keeps."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def to_microseconds(moment: datetime) -> int:
+    """An aware datetime as microseconds since 1970."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_microseconds(microseconds: bytes | int | None) -> datetime | None:
+    """The way back; None stays None. Raises ValueError or OverflowError for what is no moment."""
+    return None if microseconds is None else EPOCH + int(microseconds) * MICROSECOND
