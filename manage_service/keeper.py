@@ -267,6 +267,8 @@ class Keeper:
                 or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
             )
         ]
+        for name in self.asked.keys() - due:
+            del self.asked[name]  # it was verified: the next time that it is due has nothing to do with this one
         if not due:
             return
         asked = {name for run in runs.still_open(self.redis) for name in run.counters}

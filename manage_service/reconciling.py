@@ -54,7 +54,7 @@ def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Red
         except rolls.SetChanged:
             if attempt == ATTEMPTS:
                 raise
-            findings.start_over()
+            findings.look_again(repaired=repair)
 
 
 def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
@@ -87,7 +87,8 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
             findings.table_read = True
         yield Progress("missing", findings.read, max(findings.read, expected))
 
-    findings.forget_extra()
+    if not repair:
+        findings.forget_extra()
     after = states.read_state(redis, counter.name)
     if findings.absent or not count_before == findings.read == after.count:
         yield from sweep(

@@ -74,8 +74,15 @@ class Findings(msgspec.Struct):
         for name, value in msgspec.structs.asdict(Findings()).items():
             setattr(self, name, value)
 
+    def look_again(self, *, repaired: bool) -> None:
+        """Look from the start. What was repaired is not found again, and stays noted."""
+        found = self.missing, self.missing_sample, self.extra, self.extra_sample
+        self.start_over()
+        if repaired:
+            self.missing, self.missing_sample, self.extra, self.extra_sample = found
+
     def forget_extra(self) -> None:
-        """The second half starts again."""
+        """The second half starts again, and finds the same."""
         self.extra, self.extra_sample = 0, []
 
     def note_missing(self, counter: Counter, members: Sequence[bytes]) -> None:

@@ -26,8 +26,9 @@ cold counters, which get built.
                                           repaired          … and 1 where it has mended that
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
-    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, watermark, lsn, complete_through, jumping, gap,
-                                          position ("=" and the last member read; absent at the start), read, expected
+    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, watermark, lsn, complete_through,
+                                          jumping, gap, read, expected, position ("=" and the last member read; absent at
+                                          the start)
     rollcall:2:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.samples
     rollcall:2:run:{ID}           HASH    one run: see manage_service.runs
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded

@@ -127,6 +127,9 @@ class World:
     def ask(self, *names: str, mode: Mode = Mode.REPAIR) -> Run:
         return runs.create(self.redis, names or [counter.name for counter in counters.COUNTERS], mode, asked_by="cli")
 
+    def runs_get(self, run_id: str) -> Run:
+        return runs.get(self.redis, run_id)
+
     def steps(self, run: Run, wait_seconds: float = 20.0) -> Iterator:
         return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
 
