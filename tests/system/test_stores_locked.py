@@ -14,7 +14,8 @@ import redis
 from compose.servers import POSTGRES_ROLES, REDIS_USERS
 from compose.stack import Stack
 from shared_models import keys, rolls
-from tests.servers import sql
+from tests.servers import sql, wait_for
+from tests.system.asking import ask, count, distinct_users
 
 MESSAGE = "INSERT INTO message (state, city, username, message) VALUES ('NY', 'Ithaca', 'door', '')"
 USERS = keys.of_counter("users")
@@ -257,6 +258,23 @@ def test_a_user_of_redis_may_do_its_work_and_nothing_else(live: Stack, user: str
     assert [command for command in (*REFUSED[user], *FOR_NOBODY) if not refused(live, user, *command)] == []
     with live.valkey.client() as client:
         client.srem(USERS.members, "door")
+
+
+def test_ingest_counts_again_when_the_keeper_has_loaded_the_scripts(live: Stack) -> None:
+    """Ingest may call the scripts, and load none. What it could not count meanwhile is caught up."""
+    with live.valkey.client() as client:
+        client.script_flush()
+    posted = []
+
+    def counted() -> bool:
+        row = {"state": "NY", "city": "Ithaca", "username": f"scripted {len(posted)}", "message": ""}
+        status, answer = ask(live.ingest, "POST", "/v1/messages", row)
+        assert status == 201
+        posted.append(row["username"])
+        return bool(answer["counted"])
+
+    wait_for(counted, "a row that is counted at once")
+    wait_for(lambda: count(live) == distinct_users(live), "all rows to be counted")
 
 
 def test_there_are_no_other_users(live: Stack) -> None:
