@@ -16,8 +16,8 @@ from redis.retry import Retry
 from shared_models.deadlines import cut_after
 from shared_models.source import SOURCE_SQL
 
-# Which history each open connection writes to. A server that changes its timeline, or is put in another's place,
-# ends its connections first: it is enough to ask once for each.
+# Which history each open connection writes to. A primary that is put in another's place ends its connections first: it is
+# enough to ask once for each. A standby does not when it is promoted: of a connection to one, nothing is kept.
 _sources: WeakKeyDictionary[psycopg2.extensions.connection, str] = WeakKeyDictionary()
 
 
@@ -41,8 +41,11 @@ def open_primary() -> Session:
     if raw not in _sources:
         # A primary may stop right after it has let us in: this question has its limit as every other.
         with cut_after(raw, settings.DATABASE_ANSWER_SECONDS), raw.cursor() as cursor:
-            cursor.execute(f"SELECT {SOURCE_SQL}")
-            _sources[raw] = cursor.fetchone()[0]
+            cursor.execute(f"SELECT {SOURCE_SQL}, pg_is_in_recovery()")
+            source, is_standby = cursor.fetchone()
+        if is_standby:
+            return Session(raw, source, reused)
+        _sources[raw] = source
     return Session(raw, _sources[raw], reused)
 
 

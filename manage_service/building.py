@@ -2,7 +2,8 @@
 
 Why the order is the proof:
 
-1. A snapshot gives the horizon; it is noted, with a new token, in the counter's `fill`.
+1. A snapshot gives the horizon (as far as a cursor may go: `Snapshot.claimable`); it is noted, with a new token, in the
+   counter's `fill`.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
    that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier).
    A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
@@ -67,11 +68,11 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
         log.error("build.removed_misfits", counter=counter.name, keys=removed)
     fill = read_fill(counter, redis)
     if fill is None:
-        with replica.snapshot() as snapshot:
+        with replica.snapshot(counter) as snapshot:
             fill = begin_fill(counter, snapshot, redis)
     position, read = fill.position, fill.read
     while True:
-        with replica.snapshot() as snapshot:
+        with replica.snapshot(counter) as snapshot:
             if snapshot.source != fill.source:
                 fill = begin_fill(counter, snapshot, redis)
                 position, read = fill.position, fill.read
@@ -101,7 +102,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
     """Note a new fill from this snapshot on; one that was in progress is superseded."""
-    estimate = snapshot.estimate(counter)
+    estimate, horizon = snapshot.estimate(counter), snapshot.claimable(counter)
     fill = Fill(
         token=token_hex(8),
         source=snapshot.source,
@@ -117,8 +118,8 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         fill.token,
         {
             "source": fill.source,
-            "horizon": snapshot.horizon,
-            "watermark": snapshot.horizon - 1,  # where the counter has none
+            "horizon": horizon,
+            "watermark": max(horizon - 1, 0),  # where the counter has none
             "lsn": fill.lsn,
             "complete_through": to_microseconds(snapshot.committed_through),
             "expected": fill.expected,

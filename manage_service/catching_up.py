@@ -3,6 +3,8 @@
 Why the order is the proof:
 
 1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
+   The cursor goes as far as the newest row only (`Snapshot.claimable`): beyond it there is nothing to be counted, and
+   xacts that a crash hands out again.
 2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses. It raises the watermark
    to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
 3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
@@ -16,17 +18,29 @@ Never ids or times instead of the horizon: an id is taken before its commit, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from psycopg2.errors import LockNotAvailable
 from redis import Redis
 
-from manage_service.replica import Replica
+from manage_service.replica import Replica, Shown, Snapshot
 from shared_models import rolls, states
 from shared_models.counters import Counter
 from shared_models.members import encode_all
+from shared_models.states import State
 
 # About how many rows one pass takes on: a fraction of a second of work, which is not lost when the pass is.
 PASS_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Rows above the cursor that earlier passes have added. For the same Redis connection, build and source only."""
+
+    build: str
+    source: str
+    shown: Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +51,77 @@ class Pass:
     added: int = 0
     finished: bool = True
     behind: str = ""
+    failed: bool = False  # Postgres refused a statement
+    memory: Memory | None = None  # for the next pass
 
 
-def catch_up(counter: Counter, replica: Replica, redis: Redis) -> Pass:
+def catch_up(
+    counter: Counter,
+    replica: Replica,
+    redis: Redis,
+    memory: Memory | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Pass:
     """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
 
     `redis` must be a client of `stores.connect_for_passes`. `finished` is false where more rows wait for another pass.
+    `between` is called between two chunks of rows: to renew leases, for a transaction may be large.
     """
     state = states.read_state(redis, counter.name)
     if state.lost or state.cursor is None:
         return Pass(behind=f"the counter is cold: {state.why_cold}")
-    with replica.snapshot() as snapshot:
-        if snapshot.source != state.source:
-            return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
-        if snapshot.horizon < state.cursor:
-            # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
-            return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {state.cursor}")
-        if state.count == 0 and state.gap < 0 and rolls.make_cold(redis, counter.name, state):
-            # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
-            return Pass(behind="its set was deleted: the counter is cold, and gets built")
-        # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
-        cut = snapshot.slice_end(counter, state.cursor, PASS_ROWS)
-        read = added = 0
-        cursor = snapshot.horizon if cut is None else cut
-        # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows
-        # out of the count, though it keeps the cursor where it is.
-        for values in snapshot.read_recent(counter, state.cursor, cut):
-            read += len(values)
-            members = encode_all(values, len(counter.fields))
-            added += rolls.record(redis, {counter.name: members}, xact=cursor - 1, source=snapshot.source)
+    shown = None
+    if memory is not None and (memory.build, memory.source) == (state.build, state.source):
+        shown = memory.shown
+    # Before the snapshot: see there.
+    showing = replica.ended_now(*((state.cursor, ()) if shown is None else (shown.xmax, shown.unended)))
+    try:
+        with replica.snapshot(counter) as snapshot:
+            return pass_over(counter, state, shown, showing, snapshot, redis, between)
+    except LockNotAvailable:
+        return Pass(behind="somebody is about to change the table, or to empty it, and holds a lock on it")
+
+
+def pass_over(
+    counter: Counter,
+    state: State,
+    shown: Shown | None,
+    showing: Shown | None,
+    snapshot: Snapshot,
+    redis: Redis,
+    between: Callable[[], None],
+) -> Pass:
+    """The pass, in its snapshot. `shown` is what earlier ones have added, `showing` what has been added after this one."""
+    cursor_before = state.cursor
+    assert cursor_before is not None  # noqa: S101  (for the type checker)
+    if snapshot.source != state.source:
+        return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
+    if snapshot.horizon < cursor_before:
+        # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
+        return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
+    if state.count == 0 and state.gap < 0 and rolls.make_cold(redis, counter.name, state):
+        # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
+        return Pass(behind="its set was deleted: the counter is cold, and gets built")
+    # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
+    cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
+    cursor = max(cursor_before, min(snapshot.claimable(counter), snapshot.horizon if cut is None else cut))
+    read = added = 0
+    # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
+    # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
+    for values in snapshot.read_recent(counter, cursor_before, cut, shown):
+        read += len(values)
+        members = encode_all(values, len(counter.fields))
+        added += rolls.record(redis, {counter.name: members}, xact=max(cursor - 1, 0), source=snapshot.source)
+        between()
     through = None
     if cut is None:
         # A replica that came back earlier knows less, but what was counted stays counted.
         through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
     advanced = rolls.advance(redis, counter.name, state, cursor, through)
-    return Pass(read, added, finished=cut is None, behind="" if advanced else "the counter was changed meanwhile")
+    return Pass(
+        read,
+        added,
+        finished=cut is None,
+        behind="" if advanced else "the counter was changed meanwhile",
+        memory=Memory(state.build, state.source, showing) if showing and cut is None and advanced else None,
+    )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import psycopg2
 import structlog
+from psycopg2.errors import QueryCanceled
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -18,16 +19,30 @@ from manage_service.covering import CounterWasLost
 from manage_service.leases import Lease
 from manage_service.progress import Progress, Steps
 from manage_service.reconciling import reconcile
-from manage_service.replica import REFUSALS, Replica
+from manage_service.replica import REFUSALS, STATEMENT_SECONDS, Replica
 from manage_service.runs import Findings, Mode, Run, Status
 from shared_models.counters import UnknownCounter, get_counter
 from shared_models.rolls import SetChanged
 
 log = structlog.get_logger()
 
+# A cold cache may make one chunk slow; the next attempt finds it warm.
+MOST_TIMEOUTS = 3
+
 
 class WaitedTooLong(Exception):
     """The replica did not show in time what a run needs to see. The message says how far it was."""
+
+
+class TooSlow(Exception):
+    """A statement that takes milliseconds was cut off several times: waiting will not help."""
+
+    def __init__(self, name: str, said: str) -> None:
+        fields = ", ".join(get_counter(name).fields)
+        super().__init__(
+            f"reading the table of {name} takes longer than {STATEMENT_SECONDS:g} s a chunk ({said}): "
+            f"look whether its index on ({fields}) is there and valid, and whether the replica's disk is overloaded"
+        )
 
 
 class Cancelled(Exception):
@@ -55,7 +70,7 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
         run.end(Status.DONE)
     except Cancelled:
         run.end(Status.CANCELLED)
-    except (WaitedTooLong, CounterWasLost, SetChanged, UnknownCounter) as error:
+    except (WaitedTooLong, TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
         run.end(Status.FAILED, str(error))
     except REFUSALS as error:
         run.end(Status.FAILED, first_line(error))
@@ -92,14 +107,22 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
 
 def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
     """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
-    snapshot was in the way of the replay (a recovery conflict)."""
+    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and
+    again."""
+    timeouts, read_before = 0, -1
     while True:
         try:
             return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
         except REFUSALS:
             raise
+        except QueryCanceled as error:
+            timeouts = timeouts + 1 if findings.read == read_before else 1
+            if timeouts == MOST_TIMEOUTS:
+                raise TooSlow(name, first_line(error)) from error
+            reason = first_line(error)
         except psycopg2.Error as error:
             reason = first_line(error)
+        read_before = findings.read
         yield Progress("waiting", findings.read, waiting=reason)
 
 

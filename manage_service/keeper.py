@@ -7,26 +7,29 @@ due. Everything that it would have to remember lies in Redis, so it may be kille
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event
 from typing import Any, NamedTuple
 
 import psycopg2
 import structlog
+from psycopg2.errors import LockNotAvailable
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from manage_service import runs, stores, totals
 from manage_service.building import build, needs_building
-from manage_service.catching_up import catch_up
+from manage_service.catching_up import Memory, Pass, catch_up
 from manage_service.executing import execute, first_line
 from manage_service.leases import Lease, LeaseLost
 from manage_service.plausibility import Plausibility
 from manage_service.progress import Steps
-from manage_service.replica import REFUSALS, Snapshot
+from manage_service.replica import Snapshot, is_away
 from manage_service.runs import Mode
 from manage_service.sampling import take_samples
 from shared_models import counters, keys, moments, rolls, samples
+from shared_models.counters import Counter
 from shared_models.states import State, read_states
 
 log = structlog.get_logger()
@@ -38,7 +41,8 @@ PAUSE_WAITING_SECONDS = 0.1
 # A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
 # unless the counter has been built anew since, or changed by something else.
 RETRY_RUN_SECONDS = 60.0
-# A build that Postgres refuses (no such table, no right to read it) is not tried again before; the other counters go on.
+# A build that Postgres refuses (no such table, no right to read it), or that takes too long, is not tried again before; the
+# other counters go on.
 RETRY_BUILD_SECONDS = 60.0
 
 
@@ -82,6 +86,8 @@ class Keeper:
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
         self.plausibility = Plausibility()
+        # What passes over this connection to Redis have added above the cursors.
+        self.memories: dict[str, Memory] = {}
 
     def run(self, stop: Event) -> None:
         """Tick until `stop` is set, whatever fails meanwhile."""
@@ -167,10 +173,12 @@ class Keeper:
             shown = self.describe(snapshot)
             for name, state in found.items():
                 self.plausibility.mend(name, state, snapshot, self.redis)
-        finished = True
+        finished, failing = True, []
         for counter in counters.COUNTERS:
-            did = catch_up(counter, self.replica, self.redis)
+            did = self.catch_up_one(counter)
             finished = finished and did.finished
+            if did.failed:
+                failing.append(f"{counter.name} cannot be caught up: {did.behind}")
             if did.behind != self.behind.get(counter.name, ""):
                 self.behind[counter.name] = did.behind
                 log.info("keeper.behind" if did.behind else "keeper.abreast", counter=counter.name, reason=did.behind)
@@ -179,8 +187,28 @@ class Keeper:
             if did.read_members:
                 totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
         refused = [f"{name} cannot be built: {reason}" for name, (reason, _) in self.refused.items()]
-        self.note_tick({**shown, "failure": "; ".join(refused)})
+        self.note_tick({**shown, "failure": "; ".join(refused + failing)})
         return finished
+
+    def catch_up_one(self, counter: Counter) -> Pass:
+        """One pass over one counter. What Postgres refuses of it (no such table, no right, too slow) is its own affair; a
+        replica that is away is everybody's, and is raised."""
+        memory = self.memories.pop(counter.name, None)
+        try:
+            did = catch_up(counter, self.replica, self.redis, memory, self.renew)
+        except psycopg2.Error as error:
+            if is_away(error):
+                raise
+            return Pass(behind=reason_of(error), failed=True)
+        if did.memory is not None:
+            self.memories[counter.name] = did.memory
+        return did
+
+    def renew(self) -> None:
+        """Keep every lease that is held: for a call between two statements. Raises LeaseLost."""
+        self.lease.renew()
+        if self.job is not None:
+            self.job.lease.renew()
 
     def describe(self, snapshot: Snapshot) -> dict[str, int]:
         """What the metrics say of the replica, and for how long an open transaction has held the horizon where it is."""
@@ -216,15 +244,16 @@ class Keeper:
             self.drop_job()
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
-        except REFUSALS as error:
+        except psycopg2.Error as error:
+            # A build; runs wait by themselves. It goes on from the position that it has reached: at once where the replica
+            # was away, after the others where Postgres refuses it, or is too slow.
+            if is_away(error):
+                self.note_failure("replica", error)
+                self.drop_job()
+                return PAUSE_AFTER_FAILURE_SECONDS
             self.put_off(self.job.counter, error)
             self.drop_job()
             return 0.0
-        except psycopg2.Error as error:
-            # A build; runs wait by themselves. The next job is the same build, from the position that it has reached.
-            self.note_failure("replica", error)
-            self.drop_job()
-            return PAUSE_AFTER_FAILURE_SECONDS
         return PAUSE_WAITING_SECONDS if progress.waiting else 0.0
 
     def next_job(self) -> Job | None:
@@ -278,13 +307,18 @@ class Keeper:
             if name not in asked and (seen != asked_for or time.monotonic() >= again_at):
                 retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
                 self.asked[name] = seen, time.monotonic() + retry_seconds
-                runs.create(self.redis, [name], Mode.REPAIR, asked_by="schedule")
+                # A client that may open a second connection, to look at the runs while it watches the list of them.
+                with suppress(runs.TooManyRuns):
+                    runs.create(self.control, [name], Mode.REPAIR, asked_by="schedule")
 
-    def put_off(self, name: str, error: Exception) -> None:
+    def put_off(self, name: str, error: psycopg2.Error) -> None:
         """Leave a counter that cannot be built alone for a while, and say why."""
-        self.refused[name] = reason_of(error), time.monotonic() + RETRY_BUILD_SECONDS
-        self.redis.hset(keys.of_counter(name).state, "refused", reason_of(error))  # until it is built
-        log.error("build.refused", counter=name, reason=reason_of(error), again_seconds=RETRY_BUILD_SECONDS)
+        # Whoever holds a lock on the table lets go of it soon, or is killed; a right is granted by somebody.
+        seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
+        reason = reason_of(error)
+        self.refused[name] = reason, time.monotonic() + seconds
+        self.redis.hset(keys.of_counter(name).state, "refused", reason)  # until it is built
+        log.error("build.refused", counter=name, reason=reason, again_seconds=seconds)
 
     def drop_job(self) -> None:
         """Done with this job, or with this attempt at it."""
@@ -296,6 +330,7 @@ class Keeper:
     def start_over(self) -> None:
         """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
         self.drop_job()
+        self.memories.clear()
         self.replica.close()
         self.redis.close()
         self.redis.connection_pool.disconnect()

@@ -20,9 +20,10 @@ from redis.lock import Lock
 
 from shared_models import keys
 
-# Longer than a step of a job takes while the stores answer, and short enough that another keeper goes on soon after a
-# crash. Whoever is held up for longer finds its lease lost, and stops.
-LEASE_SECONDS = 5.0
+# Longer than one statement on the replica may take (`replica.ANSWER_SECONDS`) and the fifth of a lease that may have passed
+# since it was renewed; and short enough that another keeper goes on soon after a crash. Whoever is held up for longer finds
+# its lease lost, and stops.
+LEASE_SECONDS = 9.0
 
 
 class LeaseLost(Exception):

@@ -59,7 +59,7 @@ def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Red
 
 def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
     """`reconcile`, but for its next attempt where the set was changed by hand."""
-    with replica.snapshot() as snapshot:
+    with replica.snapshot(counter) as snapshot:
         source, estimate = snapshot.source, snapshot.estimate(counter)
     state = states.read_state(redis, counter.name)
     if needs_building(state, source):
@@ -76,7 +76,7 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
     jumping = estimate is not None and estimate.jumping_pays
     expected = max(state.count, 1)
     while not findings.table_read:
-        with replica.snapshot() as snapshot:
+        with replica.snapshot(counter) as snapshot:
             behind = covers(snapshot, state)
             if behind is None:
                 more = compare_chunk(counter, findings, snapshot, redis, tally, jumping=jumping, repair=repair)

@@ -8,6 +8,7 @@ Every read happens in a `Snapshot`: one repeatable-read transaction, short, whic
     horizon            it shows every row of a transaction with a lower xact
     xmax               it knows of no transaction with this xact or a higher one
     held               a transaction is open at the horizon: others that came later may have ended
+    of_primary         it is one of the primary itself
     behind_bytes       log that the replica had received and not replayed
 
 A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
@@ -17,7 +18,8 @@ combines several of them compares these facts (see `building` and `sweeping`).
 from __future__ import annotations
 
 import select
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +28,8 @@ from typing import Any, cast
 import psycopg2
 from django.db import models
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.errors import LockNotAvailable, QueryCanceled
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from psycopg2.extensions import connection as Connection
 
 from shared_models.counters import Counter
@@ -42,12 +45,18 @@ CHUNK_JUMPS = 5_000
 # Measured on 2 million rows: a jump costs what 30 to 40 entries of an index-only scan cost.
 JUMP_FROM_ROWS_PER_MEMBER = 40
 
+# A chunk takes milliseconds. What takes longer than this is a disk that hangs, or an index that is gone. Whoever asks holds
+# leases, and renews them between two statements: see leases.LEASE_SECONDS.
+STATEMENT_SECONDS = 6.0
 # Each statement here has an index made for it. Without statistics (a table just loaded) the planner may prefer to hash
 # or sort the whole table for a chunk, so the ways of doing that are priced out.
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
-        "statement_timeout": "10s",  # a chunk takes milliseconds; this is a disk that hangs
+        "statement_timeout": f"{STATEMENT_SECONDS:g}s",
+        "lock_timeout": "200ms",  # who cannot have a table waits for that table alone, and not here
+        # A table that hides rows is an error, and not a table with fewer rows: a sweep would take out the hidden members.
+        "row_security": "off",
         "idle_in_transaction_session_timeout": "60s",  # a keeper that hangs must not hold back vacuum
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
@@ -64,7 +73,9 @@ REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
 # A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
-ANSWER_SECONDS = 12.0
+ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
+# On a primary that is read itself: how long to wait until what a snapshot shows is on the disk, and between two looks.
+FLUSH_SECONDS, FLUSH_LOOK_SECONDS = 1.0, 0.02
 
 STANDPOINT = f"""
     SELECT {SOURCE_SQL},
@@ -73,9 +84,13 @@ STANDPOINT = f"""
            CASE WHEN pg_is_in_recovery()
                 THEN greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
                 ELSE clock_timestamp() END,
-           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint
+           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint,
+           NOT pg_is_in_recovery()
 """
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
+# them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
+LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
 HORIZON = """
     SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint
     FROM pg_current_snapshot() AS now
@@ -106,8 +121,15 @@ ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
 # The index on xact: where the slice of at most so many rows ends, and its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
-ANY_BELOW = "SELECT xact FROM {table} WHERE xact < %s ORDER BY xact LIMIT 1"
-RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {below}"
+NEWEST = "SELECT xact FROM {table} ORDER BY xact DESC LIMIT 1"
+RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {narrowed}"
+# Xacts that have not ended: of those in a list, and of a range.
+OPEN = """
+    SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
+    WHERE pg_xact_status(xact::text::xid8) = 'in progress'
+"""
+# About a second.
+MOST_XACTS_ASKED = 1_000_000
 FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
 # One descent of the counter's index a value.
 WITHOUT_ROW = """
@@ -147,10 +169,12 @@ class Snapshot:
         xmax: int,
         *,
         behind_bytes: int = 0,
+        of_primary: bool = False,
     ) -> None:
         self._connection = connection
         self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
         self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
+        self.of_primary = of_primary
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -173,14 +197,44 @@ class Snapshot:
         found = ask(self._connection, fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
         return max(found[0][0], cursor_xact + 1) if found else None
 
-    def has_row_below(self, counter: Counter, xact: int) -> bool:
-        """Whether the table has any row with a lower xact."""
-        return bool(ask(self._connection, fill_in(ANY_BELOW, counter), (xact,)))
+    def claimable(self, counter: Counter) -> int:
+        """How far a cursor may go that rests on this snapshot: the horizon, but not beyond the newest row.
 
-    def read_recent(self, counter: Counter, since: int, below: int | None) -> Iterator[set[Values]]:
-        """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several."""
-        statement = fill_in(RECENT, counter, below=sql.SQL("" if below is None else "AND xact < %s"))
-        bounds = (since,) if below is None else (since, below)
+        A transaction that writes nothing has an xact and leaves no trace in the log: after a crash the primary hands its
+        xact out again, and a row that gets it has to lie above the cursor. An xact below that of a row in the log is never
+        handed out again. Whatever a replica shows is in the primary's log, on its disk; on a primary that is read itself
+        a row may be shown before it is.
+        """
+        if self.of_primary and not self._is_flushed():
+            return 0
+        newest = ask(self._connection, fill_in(NEWEST, counter))
+        return min(self.horizon, newest[0][0] + 1) if newest else 0
+
+    def _is_flushed(self) -> bool:
+        """Whether the log is on the disk up to what this snapshot shows; waits a moment for it."""
+        ((written,),) = ask(self._connection, "SELECT pg_current_wal_insert_lsn()")
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while ask(self._connection, "SELECT pg_current_wal_flush_lsn() >= %s", (written,)) != [(True,)]:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(FLUSH_LOOK_SECONDS)
+        return True
+
+    def read_recent(
+        self, counter: Counter, since: int, below: int | None, shown: Shown | None = None
+    ) -> Iterator[set[Values]]:
+        """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several.
+
+        Above the horizon those that `shown` has are left out.
+        """
+        narrowed: str = ""
+        bounds: list[Any] = [since]
+        if below is not None:
+            narrowed, bounds = "AND xact < %s", [since, below]
+        elif shown is not None:
+            narrowed = "AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
+            bounds += [self.horizon, shown.xmax, list(shown.unended)]
+        statement = fill_in(RECENT, counter, narrowed=sql.SQL(narrowed))
         # The server hands out a chunk at a time; each FETCH is a short statement of its own.
         ask(self._connection, sql.SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
         while rows := ask(self._connection, FETCH):
@@ -211,6 +265,14 @@ class Snapshot:
         return Estimate(members=members, rows=plan["Plan Rows"])
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Which rows a snapshot has shown for certain: those of every xact below `xmax` but the unended ones."""
+
+    xmax: int
+    unended: frozenset[int]
+
+
 class Replica:
     """The connection to the replica. Not for several threads."""
 
@@ -219,22 +281,57 @@ class Replica:
         self._connection: Connection | None = None
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
-        """A snapshot, for as long as the block runs. Raises psycopg2.Error; the next call connects anew then."""
+    def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
+        """A snapshot, for as long as the block runs; to read the counter's table in it, name the counter.
+
+        Raises psycopg2.Error; the next call connects anew then. LockNotAvailable is one of them: somebody is about to
+        change the table, and it is to be waited for.
+        """
         if self._connection is None:
             self._connection = self._connect()
         try:
-            # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot.
-            ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, STANDPOINT)
+            # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
+            # the table does not get another file under it.
+            ((source, lsn, committed_through, behind_bytes, of_primary),) = ask(self._connection, STANDPOINT)
             ask(self._connection, BEGIN)
+            if counter is not None:
+                ask(self._connection, fill_in(LOCK, counter))
             ((horizon, xmax),) = ask(self._connection, HORIZON)
-            yield Snapshot(self._connection, source, lsn, committed_through, horizon, xmax, behind_bytes=behind_bytes)
+            yield Snapshot(
+                self._connection,
+                source,
+                lsn,
+                committed_through,
+                horizon,
+                xmax,
+                behind_bytes=behind_bytes,
+                of_primary=of_primary,
+            )
         except psycopg2.Error:
             self.close()
             raise
         finally:
             # However the block ended (Redis failed, Ctrl-C): no transaction stays open.
             self._end()
+
+    def ended_now(self, since: int, unended: Iterable[int]) -> Shown | None:
+        """What a snapshot that is taken after this call will show: every xact but those that are still open now.
+
+        Looks at the xacts from `since` on, and at those that were unended before; None where these are too many to look at.
+        A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. What is said to have
+        ended here, has ended before the snapshot, and so is in it.
+        """
+        if self._connection is None:
+            self._connection = self._connect()
+        try:
+            ((xmin, xmax),) = ask(self._connection, HORIZON)
+            since = max(since, xmin)  # below it all have ended
+            if xmax - since > MOST_XACTS_ASKED:
+                return None
+            return Shown(xmax, frozenset(xact for (xact,) in ask(self._connection, OPEN, (list(unended), since, xmax))))
+        except psycopg2.Error:
+            self.close()
+            raise
 
     def _end(self) -> None:
         if self._connection is None or self._connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
@@ -279,6 +376,11 @@ def ask(connection: Connection, statement: str | sql.Composable, parameters: Seq
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
+
+
+def is_away(error: psycopg2.Error) -> bool:
+    """Whether the replica itself is away (not reached, lost, ending), rather than one statement refused, or cut off."""
+    return not isinstance(error, (*REFUSALS, QueryCanceled, LockNotAvailable, TransactionRollbackError))
 
 
 def quoted_table(counter: Counter) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from secrets import token_hex
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 from redis import Redis
+from redis.exceptions import WatchError
 
 from manage_service.progress import Progress
 from shared_models import keys
@@ -25,12 +27,21 @@ from shared_models.members import decode
 HISTORY_SECONDS = 30 * 24 * 3600
 HISTORY_RUNS = 500
 SAMPLE_MEMBERS = 20
+# Runs that may be queued or running at once: the keeper reads all of them between two jobs.
+MOST_OPEN = 100
 # In place of an id: the newest run.
 LAST = "last"
 
 
 class UnknownRun(LookupError):
     """There is no run of that id, or it has gone from the history."""
+
+
+class TooManyRuns(Exception):
+    """So many runs have not ended that no other is taken on."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MOST_OPEN} runs are queued or running already, which is the limit; wait, or cancel some")
 
 
 class Mode(StrEnum):
@@ -192,17 +203,38 @@ _run = msgspec.json.Decoder(Run)
 
 
 def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> Run:
-    """Ask for a run. Raises counters.UnknownCounter for a name that is not declared, before anything is written."""
+    """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
+
+    One that has begun is another one: it may have passed what the caller wants to have looked at. Raises
+    counters.UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
+    """
     names = [get_counter(name).name for name in dict.fromkeys(counters)]
     run = Run(id=token_hex(6), counters=names, mode=mode, asked_at=datetime.now(UTC), asked_by=asked_by)
-    pipe = redis.pipeline(transaction=True)
+    with redis.pipeline(transaction=True) as pipe:
+        while True:
+            # Two that ask at once: one of them finds the list changed, and looks again.
+            pipe.watch(keys.RUNS_OPEN)
+            unended = still_open(redis)
+            for other in unended:
+                same = (other.mode, set(other.counters)) == (mode, set(names))
+                if same and other.status is Status.QUEUED and not other.asked_to_stop:
+                    return other
+            if len(unended) >= MOST_OPEN:
+                raise TooManyRuns
+            pipe.multi()
+            queue_new(pipe, run)
+            with suppress(WatchError):
+                pipe.execute()
+                return run
+
+
+def queue_new(pipe: Any, run: Run) -> None:
+    """Queue the commands that write a new run."""
     pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
     pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
     pipe.zadd(keys.RUNS, {run.id: time.time()})
     pipe.zremrangebyrank(keys.RUNS, 0, -HISTORY_RUNS - 1)
     pipe.rpush(keys.RUNS_OPEN, run.id)
-    pipe.execute()
-    return run
 
 
 def get(redis: Redis, run_id: str) -> Run:

@@ -97,7 +97,7 @@ def sweep_round(
     state = states.read_state(redis, counter.name)
     for chunk in rolls.chunks(marked, CHUNK_ASKED):
         while True:
-            with replica.snapshot() as snapshot:
+            with replica.snapshot(counter) as snapshot:
                 reason = fence(snapshot, state)
                 if reason is None:
                     extra = rowless(counter, list(chunk), snapshot)
@@ -147,7 +147,7 @@ def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> lis
     """Those of these members that have no row on the replica."""
     if not members:
         return []
-    with replica.snapshot() as snapshot:
+    with replica.snapshot(counter) as snapshot:
         return rowless(counter, members, snapshot)
 
 

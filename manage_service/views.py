@@ -63,11 +63,19 @@ api = Api(
 )
 
 
-@api.post("/v1/runs", response={202: RunOut, **refusals(400, 413, 422, 503)}, summary="Ask for a reconcile")
+@api.post("/v1/runs", response={202: RunOut, **refusals(400, 413, 422, 429, 503)}, summary="Ask for a reconcile")
 def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
-    """The keeper executes it; follow it at Location."""
+    """The keeper executes it; follow it at Location. Where the same run is queued already, it is that one.
+
+    100 runs may be queued or running; one more is a 429 with `Retry-After`.
+    """
     names = asked.counters or [counter.name for counter in COUNTERS]
-    run = runs.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
+    try:
+        run = runs.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
+    except runs.TooManyRuns as error:
+        raise Problem(
+            429, "too-many-runs", "Too many runs", str(error), headers={"Retry-After": "10"}, limit=runs.MOST_OPEN
+        ) from None
     response["Location"] = f"/v1/runs/{run.id}"
     return Status(202, run.as_json())
 

@@ -91,7 +91,7 @@ def test_a_table_that_was_never_analyzed_is_not_guessed_about(world):
 
 def test_recent_rows_are_found_by_their_index(many_rows):
     with many_rows.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
-        recent = fill_in(reading.RECENT, USERS, below=sql.SQL(""))
+        recent = fill_in(reading.RECENT, USERS, narrowed=sql.SQL(""))
         cursor.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + recent, (snapshot.horizon - 1,))
         assert "message_xact" in json.dumps(cursor.fetchone()[0])
 

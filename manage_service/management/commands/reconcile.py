@@ -51,7 +51,7 @@ class Command(BaseCommand):
                 run = carry_out(run, control, quiet=options["json"])
             except KeyboardInterrupt:
                 run, interrupted = stop(run, control), True
-        except (counters.UnknownCounter, UnknownRun) as error:
+        except (counters.UnknownCounter, UnknownRun, runs.TooManyRuns) as error:
             self.fail(str(error))
         except RedisError as error:
             self.fail(
