@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain
-from secrets import token_hex
 
 from django.db import models
 from redis import Redis
@@ -44,15 +43,16 @@ ROUND_MEMBERS = 50_000
 # How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
 CHUNK_TALLIED = 25_000
 BIGINT = range(-(2**63), 2**63)
-# The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. A minute is more than
-# two clocks differ that anybody looks after.
-RESET_SLACK = timedelta(minutes=1)
+# The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. This is more than two
+# clocks differ that somebody looks after.
+RESET_SLACK = timedelta(seconds=10)
 
 
 def sweep(
     counter: Counter,
     replica: Replica,
     redis: Redis,
+    token: str,
     tally: Tally | None = None,
     *,
     take_out: bool,
@@ -62,13 +62,10 @@ def sweep(
     """Find extra members, give them to `found`, and take them out unless `take_out` is off.
 
     A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. Raises
-    CounterWasLost, psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `tally` is
-    what the table has, if that is known; `expected` is about how many members the set has, for the progress.
+    CounterWasLost, psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `token` is that
+    of `rolls.begin_run`; `tally` is what the table has, if that is known; `expected` is about how many members the set has,
+    for the progress.
     """
-    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
-    # longer than its lease, must not sweep on each other's marks.
-    token = token_hex(8)
-    forget_marks(counter, redis)
     marked: list[bytes] = []
     for progress, suspected in find_suspects(counter, replica, redis, tally, expected):
         for some in rolls.chunks(suspected):
@@ -110,11 +107,6 @@ def sweep_round(
         for some in rolls.chunks(chunk):
             redis.hdel(suspects, *some)
         yield Progress("sweep")
-
-
-def forget_marks(counter: Counter, redis: Redis) -> None:
-    """Remove what a run that died, or was stopped, has marked. To lose a mark is always safe."""
-    redis.unlink(keys.of_counter(counter.name).suspects)
 
 
 def find_suspects(
@@ -164,7 +156,7 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
     if state.watermark_reset_at is not None and snapshot.committed_through <= state.watermark_reset_at + RESET_SLACK:
         return (
             f"the watermark was set anew at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
-            f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of a minute later"
+            f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of {RESET_SLACK.seconds} s later"
         )
     if state.watermark_source != snapshot.source:
         system, timeline = source.split(snapshot.source)

@@ -119,7 +119,7 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
     """Move the cursor, if the counter is still as the pass found it. None: complete_through stays where it was."""
     through = "" if complete_through is None else to_microseconds(complete_through)
     on = [keys.of_counter(name).state]
-    return bool(_execute_one(client, ADVANCE, on, was.cursor, was.source, cursor, through))
+    return bool(_execute_one(client, ADVANCE, on, was.cursor, was.source, cursor, through, was.build))
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:
@@ -139,7 +139,8 @@ def begin(client: Redis, name: str, token: str, fields: Mapping[str, Any]) -> No
     """Note a new fill of the counter, with these fields."""
     at = keys.of_counter(name)
     pairs = [part for pair in fields.items() for part in pair]
-    _execute_one(client, BEGIN, [at.members, at.intake, at.state, at.fill], token, *pairs)
+    now = to_microseconds(datetime.now(UTC))
+    _execute_one(client, BEGIN, [at.members, at.intake, at.state, at.fill], token, now, *pairs)
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
@@ -171,22 +172,36 @@ def sweep(client: Redis, name: str, token: str, members: Sequence[bytes]) -> lis
 
 
 class SetChanged(Exception):
-    """Something other than Rollcall has changed the set during the run: nothing has been proved. Ask again."""
+    """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
 
 
-def verify(client: Redis, name: str, build: str, gap: int, at: datetime, drift: Drift, *, repaired: bool) -> bool:
+def begin_run(client: Redis, name: str, token: str) -> None:
+    """Note who reconciles the counter, and forget what an earlier run has marked: to lose a mark is always safe."""
+    at = keys.of_counter(name)
+    pipe = client.pipeline(transaction=True)
+    pipe.hset(at.state, "run", token)
+    pipe.unlink(at.suspects)
+    pipe.execute()
+
+
+def verify(
+    client: Redis, name: str, token: str, build: str, gap: int, at: datetime, drift: Drift, *, repaired: bool
+) -> bool:
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
-    `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
-    set is as large as it has to be. Raises SetChanged where the gap is another one now.
+    `token` is the one that the run began with. `gap` is what the set had too many or too few, by its size, when it began.
+    After a repair it is settled: the set is as large as it has to be. Raises SetChanged where the gap is another one now, or
+    another run has begun.
     """
     on = keys.of_counter(name)
     done = _execute_one(
         client,
         VERIFY,
         [on.members, on.intake, on.state],
-        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired)),
+        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired), token),
     )
     if done == -1:
-        raise SetChanged(f"something other than Rollcall has changed the set of {name} during the run")
+        raise SetChanged(
+            f"something other than Rollcall, or another run, has changed the set of {name} during this run"
+        )
     return bool(done)

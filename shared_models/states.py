@@ -7,6 +7,7 @@ mends it: it builds the counter, or reconciles it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from shared_models.moments import from_microseconds
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
+SOURCE = re.compile(r"\d+/\d+")
 # Lua counts exactly up to here.
 SIZE_LIMIT = 10**15
 
@@ -178,7 +180,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         build=state.text("build"),
         intake_build=intake.text("build"),
         complete_through=state.moment("complete_through"),
-        watermark=intake.number("watermark", XACT_LIMIT),
+        watermark=intake.number("watermark", XACT_LIMIT) if SOURCE.fullmatch(intake.text("watermark_source")) else None,
         watermark_source=intake.text("watermark_source"),
         watermark_reset_at=state.moment("watermark_reset_at"),
         verified_at=verified_at if proved else None,

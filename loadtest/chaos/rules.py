@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from shared_models import rolls, states
+from shared_models import keys, rolls, states
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -67,7 +67,10 @@ def forget_marks(patch: Patch) -> None:
     """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
     from manage_service import reconciling
 
-    patch(reconciling, "forget_marks", lambda counter, redis: None)
+    def begin_run(redis: Any, name: str, token: str) -> None:
+        redis.hset(keys.of_counter(name).state, "run", token)
+
+    patch(reconciling, "rolls", module_with(rolls, begin_run=begin_run))
 
 
 def tally_present(patch: Patch) -> None:
@@ -83,9 +86,9 @@ def tally_present(patch: Patch) -> None:
 
     whole = reconciling.sweep
 
-    def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
+    def sweep(counter: Any, replica: Any, redis: Any, token: str, tally: Any, **options: Any) -> Any:
         tally.reading = False
-        return whole(counter, replica, redis, tally, **options)
+        return whole(counter, replica, redis, token, tally, **options)
 
     patch(reconciling, "Tally", Tally)
     patch(reconciling, "sweep", sweep)
@@ -117,7 +120,8 @@ def unmark_in_catch_up(patch: Patch) -> None:
 
 def compare(patch: Patch) -> None:
     """A pass sets the cursor wherever it is by now."""
-    patch(rolls, "ADVANCE", cut_out(rolls.ADVANCE, "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] then return 0 end"))
+    compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] then return 0 end"
+    patch(rolls, "ADVANCE", cut_out(rolls.ADVANCE, compare))
 
 
 def one_connection(patch: Patch) -> None:

@@ -1,12 +1,12 @@
 -- Note a new fill of a counter; one that was in progress is superseded.
 --
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state   KEYS[4] fill
--- ARGV[1] token of the fill   ARGV[2…] names and values of its other fields
+-- ARGV[1] token of the fill   ARGV[2] now in microseconds   ARGV[3…] names and values of its other fields
 -- Returns nothing.
 --
 -- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
 -- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none.
-local size, build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
+local size, build, filling = unpack(redis.call('HMGET', KEYS[2], 'size', 'build', 'fill'))
 local cursor, counted_build = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build'))
 local count = redis.call('SCARD', KEYS[1])
 if size and not (#size <= 15 and string.match(size, '^%-?%d+$')) then
@@ -22,6 +22,11 @@ if count == 0 then
   size = '0'
   redis.call('HSET', KEYS[2], 'size', size)
 end
+local gap = count - tonumber(size or '0')
+if gap ~= 0 and not build and not filling then
+  -- The intake is gone, and the watermark with it: sweeps wait until the replica shows what was acknowledged before.
+  redis.call('HSET', KEYS[3], 'watermark_reset_at', ARGV[2])
+end
 redis.call('HSET', KEYS[2], 'fill', ARGV[1])
 redis.call('DEL', KEYS[4])
-redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', count - tonumber(size or '0')), unpack(ARGV, 2))
+redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', gap), unpack(ARGV, 3))

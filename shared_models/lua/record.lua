@@ -15,7 +15,8 @@
 -- read, and a mark that is lost is always safe.
 local members, suspects, intake = KEYS[1], KEYS[2], KEYS[3]
 local xact, source = ARGV[1], ARGV[2]
-local size, water, water_source = unpack(redis.call('HMGET', intake, 'size', 'watermark', 'watermark_source'))
+local size, build, water, water_source =
+  unpack(redis.call('HMGET', intake, 'size', 'build', 'watermark', 'watermark_source'))
 
 if redis.call('EXISTS', suspects) == 1 then
   redis.call('HDEL', suspects, unpack(ARGV, 3))
@@ -31,7 +32,9 @@ if xact ~= '' then
   local function below(a, b) return #a < #b or (#a == #b and a < b) end
   local function split(s) return string.match(s, '^(%d+)/(%d+)$') end
   local known = water and water_source and #water <= 19 and string.match(water, '^%d+$') and split(water_source)
-  local replace = not known
+  -- A counter that was built has a watermark. Where it is missing, what was acknowledged before is forgotten with it: it stays
+  -- missing, and keeps sweeps from going on, until the keeper has set it anew.
+  local replace = not known and not build
   if known and water_source == source then
     replace = below(water, xact)
   elseif known then

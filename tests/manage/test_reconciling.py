@@ -9,11 +9,11 @@ import pytest
 from manage_service import leases, reconciling, replica, runs, stores, sweeping, tallies
 from manage_service.executing import execute
 from manage_service.runs import Mode, Status
-from manage_service.sweeping import fence, sweep
+from manage_service.sweeping import fence
 from shared_models import keys, rolls, states
 from shared_models.counters import get_counter
 from shared_models.source import SOURCE_SQL
-from tests.manage.world import held_between_steps
+from tests.manage.world import held_between_steps, sweep_of
 
 USERS = get_counter("users")
 SUSPECTS = keys.of_counter("users").suspects
@@ -155,13 +155,17 @@ def test_an_older_transaction_that_is_open_holds_the_fence(world):
 
 
 def sweeper_held_before_its_sweep(world, monkeypatch, between):
-    """Run a sweep; `between` happens after its last look at the replica, and before the members are taken out."""
+    """Run a sweep; `between` happens after its last look at the replica, and before the members are taken out.
+
+    `world.swept` is what was taken out then: a run that finds itself disturbed looks again, and mends what it did.
+    """
     take_out = rolls.sweep
 
     def held(redis, name, token, members):
         monkeypatch.setattr(rolls, "sweep", take_out)
         between(token, members)
-        return take_out(redis, name, token, members)
+        world.swept = take_out(redis, name, token, members)
+        return world.swept
 
     monkeypatch.setattr(rolls, "sweep", held)
     return world.reconcile("users")
@@ -194,7 +198,7 @@ def test_a_member_marked_anew_by_another_sweep_is_left_to_that_one(world, monkey
         tokens.append(token)
         with world.replay_paused():
             world.post("back")
-            other = sweep(USERS, world.replica, world.passes(), take_out=True, found=list, expected=1)
+            other = sweep_of(world)
             while next(other).phase != "mark":
                 pass
             tokens.append(world.redis.hget(SUSPECTS, "back").decode())
@@ -204,7 +208,7 @@ def test_a_member_marked_anew_by_another_sweep_is_left_to_that_one(world, monkey
     world.redis.sadd(keys.of_counter("users").members, "back")
     sweeper_held_before_its_sweep(world, monkeypatch, between)
     assert tokens[0] != tokens[1]
-    assert world.set() == {b"back"}
+    assert world.set() == {b"back"} and world.swept == []
 
 
 def test_a_counter_without_drift_is_verified_by_reading_its_index_once(world):

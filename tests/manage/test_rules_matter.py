@@ -15,18 +15,18 @@ from loadtest.chaos.rules import RULES, leave_out
 from manage_service import catching_up, stores, tallies
 from manage_service.building import build
 from manage_service.catching_up import catch_up
-from manage_service.sweeping import sweep
 from shared_models import keys, rolls
 from shared_models.counters import get_counter
 from tests.manage import test_building, test_catching_up, test_reconciling
 from tests.manage.test_building import small_chunks  # noqa: F401  (a fixture)
+from tests.manage.world import sweep_of
 
 USERS = get_counter("users")
 
 
 def steps_of_a_sweep(world, most=5):
     """A sweep on the replica, as far as it comes: a fence that holds would hold for ever."""
-    sweeping = sweep(USERS, world.replica, world.passes(), take_out=True, found=list, expected=1)
+    sweeping = sweep_of(world)
     for _, _ in zip(range(most), sweeping, strict=False):
         pass
 
@@ -87,7 +87,7 @@ def a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run(world,
     monkeypatch.setattr(tallies, "MASK", 0)  # whatever shares a bucket
     world.build("users")
     world.redis.sadd(keys.of_counter("users").members, "ann", "ghost")
-    stopped = sweep(USERS, world.replica, world.passes(), take_out=True, found=list, expected=1)
+    stopped = sweep_of(world)
     while next(stopped).phase != "mark":
         pass
     world.redis.hdel(keys.of_counter("users").suspects, "ghost")  # recorded meanwhile, say; its row is gone since

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 
 import psycopg2
 from redis import Redis
@@ -14,6 +15,7 @@ from manage_service.building import build
 from manage_service.catching_up import Pass, catch_up
 from manage_service.executing import execute
 from manage_service.runs import Mode, Run
+from manage_service.sweeping import sweep
 from shared_models import counters, keys, rolls, states
 from shared_models.counters import Counter, get_counter
 from shared_models.members import encode, encode_all
@@ -160,6 +162,13 @@ class World:
         return all(
             self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in counters.COUNTERS]
         )
+
+
+def sweep_of(world: World) -> Iterator:
+    """A sweep of users, by itself, with a token of its own."""
+    redis, token = world.passes(), token_hex(8)
+    rolls.begin_run(redis, "users", token)
+    return sweep(get_counter("users"), world.replica, redis, token, take_out=True, found=list, expected=1)
 
 
 @contextmanager

@@ -66,7 +66,9 @@ class Rolls:
     def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0, *, repaired: bool = True) -> None:
         """The end of a reconcile."""
         state = read_state(self.client, name)
-        assert rolls.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
+        rolls.begin_run(self.client, name, "run")
+        drift = Drift(missing, extra)
+        assert rolls.verify(self.client, name, "run", state.build, state.gap, at, drift, repaired=repaired)
 
     def note(self, name: str, *taken: tuple[datetime, int]) -> None:
         """Samples that the keeper has taken."""
