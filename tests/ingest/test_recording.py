@@ -12,14 +12,14 @@ from django.db import connection
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from compose.servers import Valkey
+from compose.servers import Replica, Valkey
 from ingest_service import counting, recording, stores
 from ingest_service.catalog import read_collections
 from shared_models.members import encode
 from shared_models.source import SOURCE_SQL
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
-from tests.servers import sql, started_primary, started_valkey, wait_for
+from tests.servers import FAST, free_port, servers_folder, sql, started_primary, started_valkey, wait_for
 
 
 def test_one_message_is_stored_and_counted(producer: Producer) -> None:
@@ -381,3 +381,25 @@ def test_a_batch_of_the_longest_rows_is_copied_whole(producer: Producer) -> None
     assert sql(started_primary(), "SELECT count(*), count(DISTINCT username), min(length(message)) FROM message") == [
         (900, 900, 65_536)
     ]
+
+
+def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /readyz opens it while the server is still a standby."""
+    standby = Replica(
+        servers_folder() / "promoted", free_port(), started_primary(), settings=FAST, dies_with_parent=True
+    )
+    standby.start()
+    try:
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "PORT", standby.port)
+        before = stores.open_primary()
+        assert not stores.open_primary().reused or before.source.endswith("/1")
+        sql(standby, "SELECT pg_promote()")
+        assert producer.send(message("ann")).json()["counted"]
+        assert before.raw is stores.open_primary().raw, "the connection is the same"
+        assert producer.state("users").watermark_source == before.source.removesuffix("/1") + "/2"
+    finally:
+        connection.close()
+        standby.stop()

@@ -10,6 +10,7 @@ from manage_service import plausibility, sweeping
 from manage_service.keeper import Keeper, Timing
 from manage_service.runs import Mode, Status
 from shared_models import keys, rolls
+from shared_models.states import Drift
 from tests.manage.world import sweep_of
 from tests.servers import wait_for
 
@@ -214,3 +215,42 @@ def test_ingest_alone_cannot_end_the_keeper_or_a_counter(live, keeper):
     mended(live, keeper)
     tick_until(keeper, lambda: b"dora" in live.set())
     assert not live.state("cities").cold
+
+
+def test_a_pass_advances_no_counter_that_was_built_anew_up_to_the_same_cursor(live):
+    was = live.state()
+    live.redis.delete(USERS.members)
+    live.redis.hdel(USERS.state, "cursor")
+    live.build("users")
+    assert live.state().cursor == was.cursor and live.state().build != was.build
+    assert not rolls.advance(live.redis, "users", was, was.cursor + 1, None)
+
+
+def test_a_run_that_settles_a_gap_waits_until_it_sees_what_was_acknowledged(live):
+    with live.replay_paused():
+        live.post("dora")
+        live.redis.srem(USERS.members, "dora")
+        run = live.reconcile("users", wait_seconds=0.05)
+        assert run.status is Status.FAILED and "ingest has acknowledged xact" in run.detail and live.state().cold
+    live.replay()
+    assert live.reconcile("users").status is Status.DONE
+    assert not live.state().cold and b"dora" in live.set()
+
+
+def test_a_run_that_another_one_has_robbed_of_its_marks_proves_nothing(live):
+    live.redis.sadd(USERS.members, "nobody")
+    state = live.state()
+    rolls.begin_run(live.redis, "users", "first")
+    rolls.begin_run(live.redis, "users", "second")
+    with pytest.raises(rolls.SetChanged):
+        rolls.verify(
+            live.redis, "users", "first", state.build, state.gap, datetime.now(UTC), Drift(0, 0), repaired=True
+        )
+    assert live.state().cold
+
+
+def test_a_record_does_not_make_up_for_a_watermark_that_was_deleted(live):
+    """It may be lower than what was acknowledged before."""
+    live.redis.hdel(USERS.intake, "watermark")
+    live.post("dora")
+    assert live.state().watermark is None
