@@ -22,6 +22,7 @@ from ingest_service.catalog import Collection, read_collections
 from ingest_service.recording import Recorded
 from shared_models.http import problems
 from shared_models.http.discarding import UNREADABLE
+from shared_models.http.door import OWNER
 from shared_models.http.headers import PLAIN
 from shared_models.http.hosts import is_allowed
 from shared_models.http.problems import Problem
@@ -52,7 +53,8 @@ class Front:
         try:
             row = payloads.decode(collection, body)
             claim = receipts.read_claim(
-                environ.get("HTTP_IDEMPOTENCY_KEY"), "POST", environ["PATH_INFO"], payloads.JSON, body
+                *(environ.get(OWNER, ""), environ.get("HTTP_IDEMPOTENCY_KEY")),
+                *("POST", environ["PATH_INFO"], payloads.JSON, body),
             )
         except (ValueError, RecursionError, Problem):
             environ["wsgi.input"] = BytesIO(body)

@@ -163,11 +163,11 @@ def record_group(collection: Collection, group: list[Request]) -> None:
 
 def choose(transaction: Transaction, group: list[Request]) -> list[Request]:
     """Those of the group that have no key, or a key that nobody has used before; the keys are taken."""
-    first_with_key: dict[str, Request] = {}
+    first_of_id: dict[str, Request] = {}
     for request in group:
         if request.claim is not None:
-            first_with_key.setdefault(request.claim.key, request)
-    if not first_with_key:
+            first_of_id.setdefault(request.claim.id, request)
+    if not first_of_id:
         return group
-    taken = receipts.take_all(transaction, [r.claim for r in first_with_key.values() if r.claim is not None])
-    return [r for r in group if r.claim is None or (r.claim.key in taken and first_with_key[r.claim.key] is r)]
+    taken = receipts.take_all(transaction, [r.claim for r in first_of_id.values() if r.claim is not None])
+    return [r for r in group if r.claim is None or (r.claim.id in taken and first_of_id[r.claim.id] is r)]

@@ -56,40 +56,53 @@ class Ticket(Protocol):
         ...
 
 
+# No name of a token, and no key of a client, holds this character.
+BETWEEN = "\x02"
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a request claims to be: its key, and the fingerprint of all that it asks for."""
+    """What a request claims to be: whose it is, its key, and the fingerprint of all that it asks for.
 
+    A key belongs to the token that sent it: two producers may use the same one, and know nothing of each other.
+    """
+
+    owner: str  # name of the token; "" where nobody is asked for one
     key: str
     fingerprint: str
 
+    @property
+    def id(self) -> str:
+        """Of the receipt. Without an owner it is the bare key, as all receipts had it before keys had owners."""
+        return f"{self.owner}{BETWEEN}{self.key}" if self.owner else self.key
+
     def take(self, transaction: Transaction) -> bool:
-        return bool(
-            transaction.execute(
-                """INSERT INTO receipt (key, fingerprint, answer) VALUES (%s, %s, '')
-                   ON CONFLICT DO NOTHING RETURNING true""",
-                self.key,
-                self.fingerprint,
-            )
-        )
+        return bool(insert_new(transaction, [self]))
 
     def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
         text = msgspec.json.encode(answer).decode()
-        transaction.execute("UPDATE receipt SET answer = %s WHERE key = %s", text, self.key)
+        transaction.execute("UPDATE receipt SET answer = %s WHERE key = %s", text, self.id)
 
     def read_answer(self, transaction: Transaction) -> dict[str, Any]:
         """Raises KeyReused where the first request with this key was another one."""
-        found = transaction.execute("SELECT fingerprint, answer FROM receipt WHERE key = %s", self.key)
+        found = transaction.execute(
+            """SELECT fingerprint, answer FROM receipt WHERE key = %s OR (key = %s AND fingerprint = %s)
+               ORDER BY key = %s DESC""",
+            *(self.id, self.key, self.fingerprint, self.id),
+        )
         if not found:
             raise NotStored("the receipt has been pruned between two looks at it")
-        ((fingerprint, answer),) = found
+        fingerprint, answer = found[0]
         if fingerprint != self.fingerprint:
             raise KeyReused
         return msgspec.json.decode(answer, type=dict[str, Any])
 
 
-def read_claim(key: str | None, *request: str | bytes) -> Claim | None:
-    """The claim that a request makes with its Idempotency-Key header; None without one. `request` is all that it says."""
+def read_claim(owner: str, key: str | None, *request: str | bytes) -> Claim | None:
+    """The claim that a request makes with its Idempotency-Key header; None without one.
+
+    `owner` is the name of the token that it came with, `request` all that it says.
+    """
     if key is None:
         return None
     if not KEY.fullmatch(key):
@@ -105,23 +118,35 @@ def read_claim(key: str | None, *request: str | bytes) -> Claim | None:
         # The length first, so that no two lists of parts run together to the same bytes.
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
-    return Claim(key, digest.hexdigest())
+    return Claim(owner, key, digest.hexdigest())
+
+
+def insert_new(transaction: Transaction, claims: Sequence[Claim], first: str = "") -> set[str]:
+    """Insert the receipts of those claims that nobody has made yet; their ids. `first` is a statement to begin with.
+
+    A receipt from before keys had owners has the bare key. With the same fingerprint it is the same request, sent again
+    after an upgrade: that is a replay. (They are gone IDEMPOTENCY_KEEP_HOURS after the upgrade.)
+    """
+    values = ", ".join(["(%s, %s, %s)"] * len(claims))
+    taken = transaction.execute(
+        f"""{first}INSERT INTO receipt (key, fingerprint, answer)
+            SELECT id, fingerprint, '' FROM (VALUES {values}) AS claim (id, bare, fingerprint)
+            WHERE NOT EXISTS (
+                SELECT FROM receipt WHERE receipt.key = claim.bare AND receipt.fingerprint = claim.fingerprint)
+            ON CONFLICT DO NOTHING RETURNING key""",
+        *(text for claim in claims for text in (claim.id, claim.key, claim.fingerprint)),
+    )
+    return {key for (key,) in taken}
 
 
 def take_all(transaction: Transaction, claims: Sequence[Claim]) -> set[str]:
-    """Take the keys, all different, that nobody has used yet; which they were.
+    """Take the claims, all of different ids, that nobody has made yet; the ids of those.
 
-    In the order of the keys, so that two groups never wait for each other. A key that another transaction is about to
+    In the order of the ids, so that two groups never wait for each other. A key that another transaction is about to
     use fails the transaction, soon.
     """
-    ordered = sorted(claims, key=lambda claim: claim.key)
-    taken = transaction.execute(
-        f"""SET LOCAL lock_timeout = {GROUP_LOCK_MILLISECONDS};
-            INSERT INTO receipt (key, fingerprint, answer) VALUES {", ".join(["(%s, %s, '')"] * len(ordered))}
-            ON CONFLICT DO NOTHING RETURNING key""",
-        *(text for claim in ordered for text in (claim.key, claim.fingerprint)),
-    )
-    return {key for (key,) in taken}
+    ordered = sorted(claims, key=lambda claim: claim.id)
+    return insert_new(transaction, ordered, f"SET LOCAL lock_timeout = {GROUP_LOCK_MILLISECONDS}; ")
 
 
 def keep_all(transaction: Transaction, answers: Sequence[tuple[Claim, Mapping[str, Any]]]) -> None:
@@ -131,7 +156,7 @@ def keep_all(transaction: Transaction, answers: Sequence[tuple[Claim, Mapping[st
             f"""UPDATE receipt SET answer = kept.answer
                 FROM (VALUES {", ".join(["(%s, %s)"] * len(answers))}) AS kept (key, answer)
                 WHERE receipt.key = kept.key""",
-            *(text for claim, answer in answers for text in (claim.key, msgspec.json.encode(answer).decode())),
+            *(text for claim, answer in answers for text in (claim.id, msgspec.json.encode(answer).decode())),
         )
 
 

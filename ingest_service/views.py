@@ -15,6 +15,7 @@ from ingest_service.catalog import Collection, read_collections
 from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded
 from shared_models.http import measuring
+from shared_models.http.door import OWNER
 from shared_models.http.problems import Problem, method_not_allowed
 
 
@@ -86,6 +87,7 @@ def claim_of(request: HttpRequest, body: bytes) -> Claim | None:
     The body is taken unpacked: gzip writes the time into its header, and never makes the same bytes twice.
     """
     return receipts.read_claim(
+        request.META.get(OWNER, ""),
         request.headers.get("Idempotency-Key"),
         request.method or "",
         request.get_full_path(),

@@ -25,6 +25,10 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 
+# Where what is behind the door finds the name of the token; no header can set it.
+OWNER = "rollcall.owner"
+
+
 class Door:
     """A WSGI application around another one."""
 
@@ -58,6 +62,7 @@ class Door:
             if name:
                 structlog.contextvars.bind_contextvars(token=name)
             if problem is None:
+                environ[OWNER] = name
                 return self.application(environ, start)
             note(environ["REQUEST_METHOD"], NO_ROUTE, problem.status, time.perf_counter() - begun)
             discard(environ)

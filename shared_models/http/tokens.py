@@ -3,8 +3,9 @@
 A service knows of a token its name and its SHA-256, a line `name:hex` for each, in TOKENS or in the file TOKENS_FILE. A
 token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen configuration worthless.
 
-Rotation without downtime: add the new token beside the old one, move the clients, take the old one out. A TOKENS_FILE
-is read again when it changes, without a restart.
+Rotation without downtime: add the new token beside the old one, under the same name, move the clients, take the old one
+out. The name stays, and with it what belongs to it: the lines of the log, the limit of rate, the Idempotency-Keys. A
+TOKENS_FILE is read again when it changes, without a restart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([0-9a-f]{64})")
 # So that a token in the wrong place (a log, a repository) can be recognised for what it is, by people and scanners.
 PREFIX = "rollcall_"
+# While a token is rotated.
+MOST_OF_A_NAME = 2
 # How often at most the file is looked at. A token that was taken out is refused after this long at the latest.
 LOOK_SECONDS = 1.0
 
@@ -36,12 +39,12 @@ OPEN_FOLDER = "/static/"
 METRICS_PATH = "/metrics"
 
 
-def parse(text: str) -> dict[str, bytes]:
-    """The SHA-256 of each token, by its name. Entries are separated by commas or line ends; # begins a comment.
+def parse(text: str) -> dict[bytes, str]:
+    """The name of each token, by its SHA-256. Entries are separated by commas or line ends; # begins a comment.
 
     Raises ValueError, which names the entry by its number: what stands in it may be a token.
     """
-    found: dict[str, bytes] = {}
+    found: dict[bytes, str] = {}
     entries = [line.partition("#")[0].strip() for line in re.split(r"[,\n]", text)]
     for number, entry in enumerate(filter(None, entries), 1):
         match = LINE.fullmatch(entry)
@@ -50,9 +53,13 @@ def parse(text: str) -> dict[str, bytes]:
                 f"TOKENS: entry {number} is not name:sha256, as `python -m shared_models.http.tokens` makes it"
             )
         name, digest = match.groups()
-        if name in found:
-            raise ValueError(f"TOKENS: two tokens are named {name}; give each its own name")
-        found[name] = bytes.fromhex(digest)
+        if list(found.values()).count(name) == MOST_OF_A_NAME:
+            raise ValueError(
+                f"TOKENS: more than {MOST_OF_A_NAME} tokens are named {name}: an old and a new one at most"
+            )
+        if bytes.fromhex(digest) in found:
+            raise ValueError(f"TOKENS: entry {number} is there twice")
+        found[bytes.fromhex(digest)] = name
     return found
 
 
@@ -74,7 +81,7 @@ class Tokens:
         digest = hashlib.sha256(token.strip()).digest()
         name = None
         # All of them, each in constant time: how long it takes says nothing about which came close.
-        for known, expected in self._hashes.items():
+        for expected, known in self._hashes.items():
             if hmac.compare_digest(digest, expected):
                 name = known
         return name
@@ -96,7 +103,7 @@ class Tokens:
             log.error("tokens.not_read", reason=str(error))
             return
         self._hashes = hashes
-        log.info("tokens.read", names=sorted(hashes))
+        log.info("tokens.read", names=sorted(set(hashes.values())))
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """What changes when the file does, also where it is replaced by another one within a clock tick."""

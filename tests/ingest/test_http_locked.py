@@ -79,6 +79,28 @@ def test_a_token_is_rotated_while_requests_go_on(producer: Producer, locked: Loc
     wait_for(lambda: locked.post(locked.old)[0] == 201, "the old token")
 
 
+def test_a_key_belongs_to_the_token_that_sent_it(producer: Producer, locked: Locked) -> None:
+    """Two producers number their requests from 1 on, and say the same: both are stored, and each is replayed to its own."""
+    old = locked.tokens.read_text()
+    locked.tokens.write_text(f"{old}\n{locked.new_line}\n")
+    wait_for(lambda: locked.post(locked.new)[0] == 201, "the new token")
+    before = len(producer.rows())
+    for path, kind, body in (
+        ("/v1/messages", "application/json", json.dumps(message())),
+        ("/v1/messages/batch?strict=1", "application/x-ndjson", ndjson(message())),
+    ):
+        headers = {"Content_Type": kind, "Idempotency_Key": "17" + path}
+        answers = [
+            locked.request("POST", path, body, Authorization=f"Bearer {token}", **headers)
+            for token in (locked.old, locked.new, locked.old, locked.new)
+        ]
+        assert {status for status, _ in answers} <= {200, 201}
+        assert answers[0] == answers[2] and answers[1] == answers[3]
+    assert len(producer.rows()) == before + 4
+    locked.tokens.write_text(old)
+    wait_for(lambda: locked.post(locked.new)[0] == 401, "the new token's end")
+
+
 def test_a_log_line_names_the_token_and_the_request_and_not_what_opens_the_door(
     producer: Producer, locked: Locked
 ) -> None:

@@ -15,6 +15,8 @@ from django.http import HttpResponse
 from ingest_service import counting, transactions
 from ingest_service.models import Receipt
 from ingest_service.pulse import Pulse
+from ingest_service.receipts import Claim, KeyReused, take_all
+from ingest_service.transactions import transact
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
 from tests.servers import sql, started_primary, started_valkey, wait_for
 
@@ -236,3 +238,29 @@ def test_a_replay_while_redis_is_away_says_not_counted(producer: Producer, use_r
     again = producer.send(message("ann"), Idempotency_Key="k1")
     assert again.json() == first.json() | {"counted": False}
     use_redis(started_valkey().url)
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["alone", "in a group"])
+def test_a_receipt_from_before_keys_had_owners_is_a_replay_of_the_same_request_only(
+    producer: Producer, group: bool
+) -> None:
+    """A request that is sent again after an upgrade."""
+    old, same = Claim("", "17", "f" * 64), Claim("till", "17", "f" * 64)
+    other, neighbour = Claim("till", "17", "e" * 64), Claim("cash", "18", "f" * 64)
+    transact(lambda transaction: old.take(transaction) and old.keep(transaction, {"id": 5}))
+
+    def take(*claims: Claim) -> set[str]:
+        if group:
+            return transact(lambda transaction: take_all(transaction, claims))
+        return {claim.id for claim in claims if transact(claim.take)}
+
+    assert take(same, neighbour) == {neighbour.id}
+    assert transact(same.read_answer) == {"id": 5}
+    assert take(other) == {other.id}, "another request of another producer"
+    with pytest.raises(KeyReused):
+        transact(same.read_answer)
+
+
+def test_two_owners_of_one_key_share_a_group(producer: Producer) -> None:
+    claims = [Claim(owner, "17", "f" * 64) for owner in ("till", "cash")]
+    assert transact(lambda transaction: take_all(transaction, claims)) == {claim.id for claim in claims}

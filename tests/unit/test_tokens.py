@@ -62,9 +62,18 @@ def test_a_line_that_is_wrong_is_named_by_its_number_and_not_repeated(text: str)
     assert text not in str(raised.value)
 
 
-def test_two_tokens_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="two tokens are named till"):
-        parse(f"{make('till')[1]},{make('till')[1]}")
+def test_a_token_is_rotated_under_its_name() -> None:
+    (old, old_line), (new, new_line) = make("till"), make("till")
+    known = Tokens(f"{old_line},{new_line}")
+    assert [known.find(bearer(each)) for each in (old, new)] == ["till", "till"]
+
+
+def test_three_tokens_of_one_name_and_one_token_twice_are_refused() -> None:
+    lines = [make("till")[1] for _ in range(3)]
+    with pytest.raises(ValueError, match="more than 2 tokens are named till"):
+        parse(",".join(lines))
+    with pytest.raises(ValueError, match="entry 2 is there twice"):
+        parse(f"{lines[0]},{lines[0]}")
 
 
 def test_a_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing(
