@@ -35,7 +35,7 @@ from psycopg2.extensions import connection as Connection
 from shared_models.counters import Counter
 from shared_models.deadlines import cut_after
 from shared_models.members import Values
-from shared_models.source import SOURCE_SQL
+from shared_models.source import RECEIVED_SQL, SOURCE_SQL
 
 # One statement reads at most this many index entries: about 10 ms where the index is in memory.
 CHUNK_ROWS = 50_000
@@ -86,6 +86,12 @@ STANDPOINT = f"""
                 ELSE clock_timestamp() END,
            coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint,
            NOT pg_is_in_recovery()
+"""
+# Made by compose/postgres/roles.sql, for a role that may not read all statistics.
+MAY_ASK_TIMELINE = """
+    SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname = 'rollcall_internal' AND p.proname = 'received_timeline'
 """
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
@@ -279,6 +285,7 @@ class Replica:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self._connection: Connection | None = None
+        self._may_ask_timeline = False
 
     @contextmanager
     def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
@@ -290,9 +297,12 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
+            standpoint = STANDPOINT
+            if self._may_ask_timeline:
+                standpoint = STANDPOINT.replace(RECEIVED_SQL, "rollcall_internal.received_timeline()")
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
             # the table does not get another file under it.
-            ((source, lsn, committed_through, behind_bytes, of_primary),) = ask(self._connection, STANDPOINT)
+            ((source, lsn, committed_through, behind_bytes, of_primary),) = ask(self._connection, standpoint)
             ask(self._connection, BEGIN)
             if counter is not None:
                 ask(self._connection, fill_in(LOCK, counter))
@@ -353,6 +363,7 @@ class Replica:
             options=OPTIONS,
         )
         connection.autocommit = True  # transactions are begun by name, above
+        self._may_ask_timeline = ask(connection, MAY_ASK_TIMELINE) == [(True,)]
         return connection
 
     def close_if_lost(self) -> None:

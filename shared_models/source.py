@@ -5,18 +5,19 @@ Every xact that is kept in Redis stands beside its source: "system identifier/ti
 """
 
 # On a primary the timeline is that of the log being written, at once after a promotion. A standby that follows another
-# primary learns of a switch from the log that it receives (its name is shown to who may read all statistics:
-# compose/postgres/roles.sql), and notes it in its control file with the next restart point, minutes later. Early is harmless:
-# what a standby has shown so far is a part of every history that it can still follow. Late is not, where the
-# counters come from a standby that was ahead of this one: xacts of rows that were lost are given out again.
-SOURCE_SQL = """
+# primary learns of a switch from the log that it receives (and says so to those only who may read all statistics, or by the
+# function of compose/postgres/roles.sql), and notes it in its control file with the next restart point, minutes later.
+# Early is harmless: what a standby has shown so far is a part of every history that it can still follow. Late is not, where
+# the counters come from a standby that was ahead of this one: xacts of rows that were lost are given out again.
+RECEIVED_SQL = "(SELECT received_tli FROM pg_stat_wal_receiver)"
+SOURCE_SQL = f"""
     (SELECT system_identifier FROM pg_control_system())::text || '/' ||
     CASE WHEN pg_is_in_recovery() THEN greatest(
         (SELECT timeline_id FROM pg_control_checkpoint()),
         (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
-        (SELECT received_tli FROM pg_stat_wal_receiver))
+        {RECEIVED_SQL})
     ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
-"""
+"""  # noqa: S608  (one constant in another)
 
 
 def split(source: str) -> tuple[str, int]:
