@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from shared_models import keys, rolls, states
+from shared_models import rolls, states
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -45,9 +45,11 @@ def fence(patch: Patch) -> None:
     patch(sweeping, "fence", lambda snapshot, state: None)
 
 
-def cursor_fence(patch: Patch) -> None:
-    """… nor what is below the cursor."""
+def claim_of_a_fill(patch: Patch) -> None:
+    """… nor what a fill relies on: it raises no watermark, and the cursor that it sets is not looked at."""
     from manage_service import sweeping
+
+    patch(rolls, "BEGIN", cut_out(rolls.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
 
     whole = sweeping.fence
     patch(sweeping, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
@@ -67,10 +69,7 @@ def forget_marks(patch: Patch) -> None:
     """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
     from manage_service import reconciling
 
-    def begin_run(redis: Any, name: str, token: str) -> None:
-        redis.hset(keys.of_counter(name).state, "run", token)
-
-    patch(reconciling, "rolls", module_with(rolls, begin_run=begin_run))
+    patch(reconciling, "forget_marks", lambda counter, redis: None)
 
 
 def tally_present(patch: Patch) -> None:
@@ -86,9 +85,9 @@ def tally_present(patch: Patch) -> None:
 
     whole = reconciling.sweep
 
-    def sweep(counter: Any, replica: Any, redis: Any, token: str, tally: Any, **options: Any) -> Any:
+    def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
         tally.reading = False
-        return whole(counter, replica, redis, token, tally, **options)
+        return whole(counter, replica, redis, tally, **options)
 
     patch(reconciling, "Tally", Tally)
     patch(reconciling, "sweep", sweep)
@@ -205,7 +204,7 @@ def one_key(patch: Patch) -> None:
 RULES: dict[str, Callable[[Patch], None]] = {
     "token": token,
     "fence": fence,
-    "cursor fence": cursor_fence,
+    "claim of a fill": claim_of_a_fill,
     "claim": claim,
     "forget marks": forget_marks,
     "tally present": tally_present,

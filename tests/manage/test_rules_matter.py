@@ -107,7 +107,7 @@ def a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run(world,
 CAUGHT_BY = {
     "token": test_reconciling.test_a_member_marked_anew_by_another_sweep_is_left_to_that_one,
     "fence": test_reconciling.test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused,
-    "cursor fence": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
+    "claim of a fill": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
     "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
     "forget marks": a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run,
     "tally present": test_reconciling.test_members_that_share_a_bucket_do_not_make_up_for_each_other,
