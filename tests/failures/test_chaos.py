@@ -348,7 +348,9 @@ def test_an_undoing_that_another_fault_is_in_the_way_of_waits_until_that_one_is_
     monkeypatch.setattr(Faults, "do", do)
     stack: Any = SimpleNamespace(wires={}, processes=[])
     faults = [Fault(1, 0.0, 0.01, "first", "one", ""), Fault(2, 0.0, 0.1, "second", "other", "")]
-    Injector(stack, Journal(tmp_path / "journal"), lambda line: None).run(faults, 0.2)
+    journal = Journal(tmp_path / "journal")
+    Injector(stack, journal, lambda line: None).run(faults, 0.2)
+    journal.close()
     assert undone == ["second", "first"]
 
 
