@@ -185,13 +185,69 @@ def complete_through(patch: Patch) -> None:
 
 def cold(patch: Patch) -> None:
     """Query serves what is in the set of a counter that is not complete."""
+    read_by_query(
+        patch, lambda state: replace(state, cursor=state.cursor or 0, size=state.count, build=state.intake_build)
+    )
+
+
+def size(patch: Patch) -> None:
+    """Query does not compare a set with the size that it ought to have."""
+    read_by_query(patch, lambda state: replace(state, size=state.size and state.count))
+
+
+def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
+    """Let query believe something else of each counter than what Redis says."""
     from query_service import counters
 
     def parse_state(*replies: Any) -> states.State:
-        state = states.parse_state(*replies)
-        return replace(state, cursor=state.cursor or 0)
+        return change(states.parse_state(*replies))
 
-    patch(counters, "rolls", module_with(rolls, parse_state=parse_state))
+    def parse_states(*replies: Any) -> dict[str, states.State]:
+        return {name: change(state) for name, state in states.parse_states(*replies).items()}
+
+    patch(counters, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
+
+
+def gap(patch: Patch) -> None:
+    """A run makes the size right, whatever was changed while it looked."""
+    differs = "if count - (tonumber(size) or 0) ~= tonumber(ARGV[2]) then return -1 end"
+    patch(rolls, "VERIFY", cut_out(rolls.VERIFY, differs))
+
+
+def lock_first(patch: Patch) -> None:
+    """A snapshot is taken before the table is locked, and may see an empty one."""
+    from manage_service import replica
+
+    patch(replica, "LOCK", "SELECT 1")
+
+
+def row_security(patch: Patch) -> None:
+    """A table that hides rows from manage is taken for one that does not have them."""
+    from manage_service import replica
+
+    off = "-c row_security=off"
+    assert off in replica.OPTIONS
+    patch(replica, "OPTIONS", replica.OPTIONS.replace(off, ""))
+
+
+def durable_cursor(patch: Patch) -> None:
+    """A cursor goes up to the horizon, also where a crash may take back what is below it."""
+    from manage_service.replica import Snapshot
+
+    patch(Snapshot, "claimable", lambda self, counter: self.horizon)
+
+
+def source_asked_anew(patch: Patch) -> None:
+    """Ingest keeps what a standby has said of its history, also when that is promoted."""
+    from ingest_service import stores
+
+    whole = stores.open_primary
+
+    def open_primary() -> stores.Session:
+        session = whole()
+        return replace(session, source=stores._sources.setdefault(session.raw, session.source))
+
+    patch(stores, "open_primary", open_primary)
 
 
 def one_key(patch: Patch) -> None:
@@ -218,5 +274,11 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "promote last": promote_last,
     "complete through": complete_through,
     "cold": cold,
+    "size": size,
+    "gap": gap,
+    "lock first": lock_first,
+    "row security": row_security,
+    "durable cursor": durable_cursor,
+    "source asked anew": source_asked_anew,
     "one key": one_key,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 
 import psycopg2
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from compose.servers import Replica, Valkey
 from ingest_service import counting, recording, stores
 from ingest_service.catalog import read_collections
+from loadtest.chaos.rules import leave_out
 from shared_models.members import encode
 from shared_models.source import SOURCE_SQL
 from tests.ingest.producing import Producer, message
@@ -388,7 +390,11 @@ def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
 ) -> None:
     """As /readyz opens it while the server is still a standby."""
     standby = Replica(
-        servers_folder() / "promoted", free_port(), started_primary(), settings=FAST, dies_with_parent=True
+        servers_folder() / f"promoted-{token_hex(4)}",
+        free_port(),
+        started_primary(),
+        settings=FAST,
+        dies_with_parent=True,
     )
     standby.start()
     try:
@@ -403,3 +409,11 @@ def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
     finally:
         connection.close()
         standby.stop()
+
+
+def test_without_asking_it_anew_the_connection_keeps_the_old_timeline(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_out("source asked anew", monkeypatch.setattr)
+    with pytest.raises(AssertionError, match="/2"):
+        test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(producer, monkeypatch)

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 
 from compose.servers import Primary
-from manage_service import replica as reading
+from loadtest.chaos.rules import leave_out
 from tests.manage.world import World
 from tests.servers import FAST, free_port, servers_folder, sql, started_valkey, wait_for
 
@@ -118,7 +118,7 @@ def test_a_row_that_is_shown_before_it_is_on_the_disk_moves_no_cursor(alone):
 
 
 def test_without_the_rule_the_row_is_not_counted(alone, monkeypatch):
-    monkeypatch.setattr(reading.Snapshot, "claimable", lambda self, counter: self.horizon)
+    leave_out("durable cursor", monkeypatch.setattr)
     with pytest.raises(AssertionError):
         test_a_row_whose_xact_was_handed_out_before_is_counted_all_the_same(alone)
     assert not alone.state().cold and b"bob" not in alone.set(), "short, and live"
