@@ -12,6 +12,7 @@ import pytest
 from django.db import connection
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import CapturingLogger
 
 from compose.servers import Replica, Valkey
 from ingest_service import counting, recording, stores
@@ -206,6 +207,28 @@ def test_a_redis_that_refuses_writes_makes_counted_false(
     use_redis(valkey.url)
     response = producer.send(message("ann"))
     assert (response.status_code, response.json()["counted"]) == (201, False)
+
+
+def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told of one sends the rows again, and they are stored twice."""
+
+    def fail(*_: object) -> None:
+        raise TypeError("not foreseen")
+
+    log = CapturingLogger()
+    monkeypatch.setattr(counting, "log", log)
+    monkeypatch.setattr("shared_models.rolls.record", fail)
+    for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
+        assert response.status_code in (200, 201)
+        assert response.json()["counted"] is False
+    monkeypatch.setattr(counting, "members_of", fail)
+    again = producer.send_batch(message("bob"), Idempotency_Key="17")
+    assert (again["Idempotent-Replay"], again.json()["counted"]) == ("true", False)
+    said = [(call.method_name, call.args[0]) for call in log.calls]
+    assert said == [("exception", "record.not_counted")] * 2 + [("exception", "record.not_looked_up")]
+    assert producer.usernames() == ["ann", "bob"]
 
 
 def test_a_pooled_connection_that_redis_has_closed_is_not_a_failure(producer: Producer) -> None:
