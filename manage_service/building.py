@@ -2,7 +2,7 @@
 
 Why the order is the proof:
 
-1. A snapshot gives the horizon (as far as a cursor may go: `Snapshot.claimable`); it is noted, with a new token, in the
+1. A snapshot gives the horizon; it is noted, with a new token, in the
    counter's `fill`. In the same step the watermark is raised to what the fill is about to claim, as a pass does it: a sweep
    on a replica that is earlier has to wait.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
@@ -112,7 +112,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
     """Note a new fill from this snapshot on; one that was in progress is superseded."""
-    estimate, horizon = snapshot.estimate(counter), snapshot.claimable(counter)
+    estimate = snapshot.estimate(counter)
     fill = Fill(
         token=token_hex(8),
         source=snapshot.source,
@@ -126,7 +126,7 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         redis,
         counter.name,
         fill.token,
-        horizon,
+        snapshot.horizon,
         fill.source,
         {
             "lsn": fill.lsn,

@@ -145,7 +145,7 @@ def begin(client: Redis, name: str, token: str, horizon: int, source: str, field
     at = keys.of_counter(name)
     pairs = [part for pair in {"horizon": horizon, "source": source, **fields}.items() for part in pair]
     on = [at.members, at.intake, at.state, at.fill]
-    _execute_one(client, BEGIN, on, token, to_microseconds(datetime.now(UTC)), max(horizon - 1, 0), source, *pairs)
+    _execute_one(client, BEGIN, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:

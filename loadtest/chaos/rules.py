@@ -230,11 +230,11 @@ def row_security(patch: Patch) -> None:
     patch(replica, "OPTIONS", replica.OPTIONS.replace(off, ""))
 
 
-def durable_cursor(patch: Patch) -> None:
-    """A cursor goes up to the horizon, also where a crash may take back what is below it."""
-    from manage_service.replica import Snapshot
+def on_the_disk(patch: Patch) -> None:
+    """What a primary shows is believed before it is on its disk."""
+    from manage_service import replica
 
-    patch(Snapshot, "claimable", lambda self, counter: self.horizon)
+    patch(replica, "flush", lambda connection, unflushed_lsn: None)
 
 
 def source_asked_anew(patch: Patch) -> None:
@@ -278,7 +278,7 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "gap": gap,
     "lock first": lock_first,
     "row security": row_security,
-    "durable cursor": durable_cursor,
+    "on the disk": on_the_disk,
     "source asked anew": source_asked_anew,
     "one key": one_key,
 }

@@ -126,7 +126,7 @@ CAUGHT_BY = {
 }
 # Those that are not manage's: the chaos run fails without them (tests/failures/test_chaos.py), or ingest's own test
 # (tests/ingest/test_recording.py). Two of manage's need servers of their own (test_rewrites.py, test_one_database.py).
-ELSEWHERE = {"cold", "one key", "size", "source asked anew", "lock first", "durable cursor"}
+ELSEWHERE = {"cold", "one key", "size", "source asked anew", "lock first", "on the disk"}
 
 
 def run(scenario, request):
