@@ -298,6 +298,8 @@ class Replica:
             self._connection = self._connect()
         try:
             standpoint = STANDPOINT
+            # A no is asked again: a replica that lags shows the function later, and this connection may live long.
+            self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, MAY_ASK_TIMELINE) == [(True,)]
             if self._may_ask_timeline:
                 standpoint = STANDPOINT.replace(RECEIVED_SQL, "rollcall_internal.received_timeline()")
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
@@ -356,7 +358,7 @@ class Replica:
             options=OPTIONS,
         )
         connection.autocommit = True  # transactions are begun by name, above
-        self._may_ask_timeline = ask(connection, MAY_ASK_TIMELINE) == [(True,)]
+        self._may_ask_timeline = False
         return connection
 
     def close_if_lost(self) -> None:
