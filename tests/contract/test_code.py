@@ -183,11 +183,15 @@ def test_no_command_is_larger_than_a_chunk() -> None:
 
 def test_scripts_name_every_key_through_KEYS() -> None:
     for path in files("shared_models", kinds=(".lua",)):
-        first_arguments = re.findall(r"redis\.p?call\(\s*'\w+',\s*([\w\[\]]+)", path.read_text())
+        text = path.read_text()
+        first_arguments = re.findall(r"redis\.p?call\(\s*'\w+',\s*([\w\[\]]+)", text)
         assert first_arguments, path
+        # A function is handed its key: as the first argument of each call of it, which is looked at like any other.
+        handed = dict(re.findall(r"^local function (\w+)\((\w+)", text, re.MULTILINE))
+        first_arguments += re.findall(r"^ *raise_watermark\(([\w\[\]]+)", text, re.MULTILINE)
         # Either KEYS[n] itself, or a local that was assigned from it.
         assigned = re.findall(r"^local ([\w, ]+) = (KEYS[^\n]*)$", path.read_text(), re.MULTILINE)
-        local = {name for names_, _ in assigned for name in names_.split(", ")}
+        local = {name for names_, _ in assigned for name in names_.split(", ")} | set(handed.values())
         assert {a for a in first_arguments if not re.fullmatch(r"KEYS\[\d\]", a)} <= local, path
 
 
