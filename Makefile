@@ -37,8 +37,8 @@ reset: .venv/complete ## End every process and remove the data; the ports stay c
 test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
 
-chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…)
-	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
+	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
 
 bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
 	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench

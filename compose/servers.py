@@ -109,12 +109,13 @@ class Postgres(Process):
     def own_settings(self) -> dict[str, str]:
         return {}
 
+    def connect(self) -> psycopg2.extensions.connection:
+        """As the superuser. Nothing is looked up in a schema where the owner's role may make functions and operators."""
+        return psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS, options="-c search_path=pg_catalog,pg_temp")
+
     def why_not_ready(self) -> str | None:
         try:
-            with (
-                closing(psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)) as connection,
-                connection.cursor() as cursor,
-            ):
+            with closing(self.connect()) as connection, connection.cursor() as cursor:
                 cursor.execute(self.complaint_sql)
                 found = cursor.fetchone()
         except psycopg2.OperationalError as error:
@@ -166,7 +167,7 @@ class Primary(Postgres):
         made, wanted = self.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest()
         if made.exists() and made.read_text().strip() == wanted:
             return
-        connection = psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS)
+        connection = self.connect()
         try:
             with connection, connection.cursor() as cursor:
                 cursor.execute(ROLES_SQL.read_text())
@@ -241,7 +242,7 @@ class Replica(Postgres):
         (self.folder / "complete").unlink(missing_ok=True)
         shutil.rmtree(self.data, ignore_errors=True)
         self.primary.make_roles()
-        connection = psycopg2.connect(self.primary.url, connect_timeout=PROBE_SECONDS)
+        connection = self.primary.connect()
         with connection, connection.cursor() as cursor:
             cursor.execute(
                 """SELECT pg_create_physical_replication_slot(%(slot)s, true)

@@ -1,13 +1,20 @@
-"""`python -m ingest_service <command>`: migrate, load, write_messages, check, …"""
+"""`python -m ingest_service <command>`: migrate, load, write_messages, admin_user, check."""
 
 import os
-import sys
+
+from shared_models.commands import run
+
+COMMANDS = {
+    "migrate": "Make the tables, or bring them up to date, and grant the roles what they need. Run by the owner of the tables.",
+    "showmigrations": "List the migrations, and which of them have been carried out.",
+    "load": "Store the rows of a file, and count them; --resume goes on with a load that was interrupted.",
+    "write_messages": "Write messages of a generator, as many and as fast as is said.",
+    "admin_user": "Let somebody sign in to the admin, or no longer. Run by the owner of the tables.",
+    "check": "Look whether settings, tables and counters can work, without touching a store.",
+}
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingest_service.settings")
     # These two are made for requests. A migration may build an index for an hour, and wait for its lock meanwhile.
     os.environ.setdefault("DATABASE_STATEMENT_SECONDS", "0")
     os.environ.setdefault("DATABASE_LOCK_SECONDS", "0")
-    from django.core.management import execute_from_command_line
-
-    execute_from_command_line(["ingest_service", *sys.argv[1:]])
+    run("ingest_service", COMMANDS)

@@ -40,6 +40,10 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     except RedisError as error:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
+    except Exception:
+        # A fault of ours. The rows are stored all the same, and who is told of a failure would send them again.
+        log.exception("record.not_counted", collection=collection.name, rows=rows)
+        return False
     metrics.NEW_MEMBERS.labels(collection.name).inc(added)
     return True
 
@@ -55,6 +59,9 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> bool:
             return all(map(all, pipe.execute()))
     except RedisError as error:
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
+        return False
+    except Exception:
+        log.exception("record.not_looked_up", collection=collection.name, rows=len(rows))
         return False
 
 

@@ -19,7 +19,8 @@ NO_NUL = "^[^\\u0000]*$"
 
 # What goes wrong, by status. The type of the problem says which of them it was.
 REFUSALS = {
-    "400": "Not JSON, not gzip, an empty or incomplete body, an Idempotency-Key that cannot be used.",
+    "400": "Not JSON, not gzip, an empty or incomplete body, an Idempotency-Key that cannot be used, a query parameter that "
+    "is not known.",
     "413": "The body is too large, or the batch has too many rows; the limit is named.",
     "415": "A Content-Type or Content-Encoding that is not understood; what is accepted is named.",
     "422": "Not valid, with a list of errors; or the Idempotency-Key belongs to another request.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from django.conf import settings
 from django.db import connections, transaction
 from django.db.migrations.recorder import MigrationRecorder
 
@@ -26,6 +27,12 @@ ADMIN_RIGHTS = {
     "django_session": "SELECT, INSERT, UPDATE, DELETE",
 }
 
+# Another application in the same database may have tables of these names: Django's are everybody's.
+OWN_TABLES = """
+    SELECT relname FROM pg_class
+    WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid) AND pg_has_role(relowner, 'USAGE')
+"""
+
 
 def grant(using: str = "default", **kwargs: Any) -> None:
     """Grant to the roles that are there. Connected to `post_migrate`; the migrations' owner runs it."""
@@ -33,7 +40,8 @@ def grant(using: str = "default", **kwargs: Any) -> None:
     with transaction.atomic(using), connection.cursor() as cursor:
         cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s, %s)", [INGEST, MANAGE, ADMIN])
         roles = {name for (name,) in cursor.fetchall()}
-        tables = set(connection.introspection.table_names(cursor))
+        cursor.execute(OWN_TABLES)
+        tables = {name for (name,) in cursor.fetchall()}
         for role, table, rights in wanted():
             if role in roles and table in tables:
                 quoted = connection.ops.quote_name(table)
@@ -48,7 +56,8 @@ def wanted() -> Iterator[tuple[str, str, str]]:
         yield INGEST, model._meta.db_table, f"INSERT ({sent}), SELECT (id, xact)"
         yield MANAGE, model._meta.db_table, "SELECT"
         yield ADMIN, model._meta.db_table, "SELECT, DELETE"
-    yield from ((ADMIN, table, rights) for table, rights in ADMIN_RIGHTS.items())
+    if settings.ADMIN_DATABASE_URL:
+        yield from ((ADMIN, table, rights) for table, rights in ADMIN_RIGHTS.items())
     yield INGEST, Receipt._meta.db_table, "SELECT, INSERT, UPDATE, DELETE"
     # For /readyz: whether all migrations have run.
     yield INGEST, MigrationRecorder.Migration._meta.db_table, "SELECT"

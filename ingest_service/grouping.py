@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 
-from ingest_service import receipts, recording
+from ingest_service import counting, receipts, recording
 from ingest_service.catalog import Collection
 from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded, Stored
@@ -141,7 +141,8 @@ def record_group(collection: Collection, group: list[Request]) -> None:
         written = recording.insert(transaction, collection, rows) if rows else []
         answers: Answers = [(request, {"id": row_id}) for request, (row_id, _) in zip(chosen, written, strict=True)]
         receipts.keep_all(transaction, [(request.claim, answer) for request, answer in answers if request.claim])
-        return Stored({}, written[0][1] if written else None, transaction.source), answers
+        members = counting.members_of(collection, rows)
+        return Stored({}, written[0][1] if written else None, transaction.source, members), answers
 
     try:
         stored, answers = transact(work)
@@ -155,8 +156,7 @@ def record_group(collection: Collection, group: list[Request]) -> None:
     except RefusedByDatabase:
         return
     if stored.xact is not None:
-        rows = [request.row for request, _ in answers]
-        counted = recording.count(collection, rows, stored.xact, stored.source)
+        counted = recording.count(collection, stored.members, len(answers), stored.xact, stored.source)
         for request, answer in answers:
             request.outcome = Recorded(answer, counted)
 

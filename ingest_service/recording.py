@@ -8,7 +8,7 @@ whether a request is acknowledged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
 from typing import Any
@@ -44,11 +44,12 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a committed transaction has left: an answer, and the xact of the rows (None where it was a replay)."""
+    """What a committed transaction has left: an answer, the xact of the rows (None where it was a replay), their members."""
 
     answer: Mapping[str, Any]
     xact: int | None
     source: str
+    members: counting.Members = field(default_factory=dict)
 
 
 def record_one(collection: Collection, row: msgspec.Struct, ticket: Ticket | None = None) -> Recorded:
@@ -58,7 +59,7 @@ def record_one(collection: Collection, row: msgspec.Struct, ticket: Ticket | Non
         ((row_id, xact),) = insert(transaction, collection, [row])
         return {"id": row_id}, xact
 
-    return record(collection, [row], write, ticket)
+    return record(collection, [row], write, partial(counting.members_of, collection, [row]), ticket)
 
 
 def record_batch(
@@ -83,21 +84,21 @@ def record_batch(
 
     if not rows and ticket is None:
         return Recorded(answer, counted=True)
-    return record(collection, rows, write, ticket, members)
+    return record(collection, rows, write, members, ticket)
 
 
 def record(
     collection: Collection,
     rows: Rows,
     write: Callable[[Transaction], tuple[Mapping[str, Any], int]],
+    members: Callable[[], counting.Members],
     ticket: Ticket | None,
-    members: Callable[[], counting.Members] | None = None,
 ) -> Recorded:
-    """Store the rows by `write`, which gives the answer and the xact; then count their members (`members`, where
-    somebody has them already).
+    """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
 
     1. In one transaction: take the ticket (where there is one, and it has been taken before, there is nothing to
-       store); write the rows; keep the answer with the ticket; commit. From here on they are acknowledged.
+       store); write the rows; keep the answer with the ticket; make the members, so that rows of which none can be made
+       are not stored; commit. From here on they are acknowledged.
     2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
        suspects, raise the watermark to the xact. If that fails, catch-up does it.
 
@@ -110,7 +111,7 @@ def record(
         answer, xact = write(transaction)
         if ticket is not None:
             ticket.keep(transaction, answer)
-        return Stored(answer, xact, transaction.source)
+        return Stored(answer, xact, transaction.source, members())
 
     try:
         stored = transact(work)
@@ -120,19 +121,16 @@ def record(
     if stored.xact is None:
         # Looked up, not added again: the rows may have been deleted since, and their members with them.
         return Recorded(stored.answer, counting.are_counted(collection, rows), replayed=True)
-    return Recorded(stored.answer, count(collection, rows, stored.xact, stored.source, members))
+    return Recorded(stored.answer, count(collection, stored.members, len(rows), stored.xact, stored.source))
 
 
-def count(
-    collection: Collection, rows: Rows, xact: int, source: str, members: Callable[[], counting.Members] | None = None
-) -> bool:
-    """Count the members of committed rows, and the rows themselves for the metrics; whether all are counted now."""
-    metrics.ROWS.labels(collection.name).inc(len(rows))
-    metrics.COMMIT_ROWS.labels(collection.name).observe(len(rows))
-    found = members() if members else counting.members_of(collection, rows)
-    counted = counting.count(collection, found, len(rows), xact, source)
+def count(collection: Collection, members: counting.Members, rows: int, xact: int, source: str) -> bool:
+    """Count the members of so many committed rows, and the rows for the metrics; whether all members are counted now."""
+    metrics.ROWS.labels(collection.name).inc(rows)
+    metrics.COMMIT_ROWS.labels(collection.name).observe(rows)
+    counted = counting.count(collection, members, rows, xact, source)
     if not counted:
-        metrics.UNCOUNTED_ROWS.labels(collection.name).inc(len(rows))
+        metrics.UNCOUNTED_ROWS.labels(collection.name).inc(rows)
     return counted
 
 

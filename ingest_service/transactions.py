@@ -91,9 +91,15 @@ class Transaction:
     def copy(self, sql: str, pieces: Iterator[bytes]) -> None:
         """Run COPY … FROM STDIN over these pieces; not as the first statement.
 
-        A piece is made while the server works on those before it.
+        A piece is made while the server works on those before it. What is raised there is raised here.
         """
-        self._cursor.copy_expert(sql, Pieces(pieces))
+        source = Pieces(pieces)
+        try:
+            self._cursor.copy_expert(sql, source)
+        except psycopg2.Error:
+            if source.error is not None:  # the server says no more than that it was not given all
+                raise source.error from None
+            raise
 
     def commit(self) -> None:
         """End it. A transaction that has failed answers COMMIT with ROLLBACK, and no error."""
@@ -111,9 +117,14 @@ class Pieces:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
+        self.error: Exception | None = None
 
     def read(self, size: int) -> bytes:
-        return next(self._pieces, b"")
+        try:
+            return next(self._pieces, b"")
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def transact(work: Callable[[Transaction], T]) -> T:

@@ -16,6 +16,7 @@ from ingest_service.receipts import Claim
 from ingest_service.recording import Recorded
 from shared_models.http import measuring
 from shared_models.http.door import OWNER
+from shared_models.http.parameters import not_understood
 from shared_models.http.problems import Problem, method_not_allowed
 
 
@@ -77,7 +78,7 @@ def is_strict(request: HttpRequest) -> bool:
     """?strict=1: all rows or none. Raises Problem 400 for what is neither 0 nor 1: silence would store half a batch."""
     value = request.GET.get("strict", "0")
     if value not in ("0", "1"):
-        raise Problem(400, "invalid-query", "The query string is not understood", "strict is 0 or 1")
+        raise not_understood("strict is 0 or 1")
     return value == "1"
 
 

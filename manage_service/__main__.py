@@ -1,10 +1,13 @@
-"""`python -m manage_service <command>`: keeper, reconcile, status, check, …"""
+"""`python -m manage_service <command>`: keeper, reconcile, status, check."""
 
-import os
-import sys
+from shared_models.commands import run
+
+COMMANDS = {
+    "keeper": "Build cold counters, catch up, and reconcile on schedule and when asked, until SIGTERM.",
+    "reconcile": "Make counters equal the table, here and now, and report the drift; --check only looks.",
+    "status": "Show how each counter, the replica and the keeper stand.",
+    "check": "Look whether settings and counters can work, without touching a store.",
+}
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "manage_service.settings")
-    from django.core.management import execute_from_command_line
-
-    execute_from_command_line(["manage_service", *sys.argv[1:]])
+    run("manage_service", COMMANDS)

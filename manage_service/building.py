@@ -2,8 +2,9 @@
 
 Why the order is the proof:
 
-1. A snapshot gives the horizon (as far as a cursor may go: `Snapshot.claimable`); it is noted, with a new token, in the
-   counter's `fill`.
+1. A snapshot gives the horizon; it is noted, with a new token, in the
+   counter's `fill`. In the same step the watermark is raised to what the fill is about to claim, as a pass does it: a sweep
+   on a replica that is earlier has to wait.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
    that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier).
    A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
@@ -35,6 +36,7 @@ from shared_models import keys, rolls, states
 from shared_models.counters import Counter
 from shared_models.members import Values, decode, encode_all
 from shared_models.moments import to_microseconds
+from shared_models.source import split
 from shared_models.states import State
 
 log = structlog.get_logger()
@@ -54,8 +56,16 @@ class Fill:
 
 
 def needs_building(state: State, source: str) -> bool:
-    """Whether the counter has no cursor in this history of the database."""
-    return state.lost or state.source != source
+    """Whether the counter has no cursor in this history of the database.
+
+    A replica that shows an earlier timeline than the counter's has not followed yet: it is waited for. A fill from it would
+    claim rows that the later timeline has lost.
+    """
+    if state.lost or state.source == source:
+        return state.lost
+    system, timeline = split(source)
+    own_system, own_timeline = split(state.source)
+    return system != own_system or timeline > own_timeline
 
 
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
@@ -102,7 +112,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
     """Note a new fill from this snapshot on; one that was in progress is superseded."""
-    estimate, horizon = snapshot.estimate(counter), snapshot.claimable(counter)
+    estimate = snapshot.estimate(counter)
     fill = Fill(
         token=token_hex(8),
         source=snapshot.source,
@@ -116,10 +126,9 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         redis,
         counter.name,
         fill.token,
+        snapshot.horizon,
+        fill.source,
         {
-            "source": fill.source,
-            "horizon": horizon,
-            "watermark": max(horizon - 1, 0),  # where the counter has none
             "lsn": fill.lsn,
             "complete_through": to_microseconds(snapshot.committed_through),
             "expected": fill.expected,

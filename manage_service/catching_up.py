@@ -3,8 +3,6 @@
 Why the order is the proof:
 
 1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
-   The cursor goes as far as the newest row only (`Snapshot.claimable`): beyond it there is nothing to be counted, and
-   xacts that a crash hands out again.
 2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses. It raises the watermark
    to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
 3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
@@ -24,7 +22,7 @@ from dataclasses import dataclass
 from psycopg2.errors import LockNotAvailable
 from redis import Redis
 
-from manage_service.replica import Replica, Shown, Snapshot
+from manage_service.replica import NotOnDisk, Replica, Shown, Snapshot
 from shared_models import rolls, states
 from shared_models.counters import Counter
 from shared_models.members import encode_all
@@ -80,6 +78,8 @@ def catch_up(
             return pass_over(counter, state, shown, showing, snapshot, redis, between)
     except LockNotAvailable:
         return Pass(behind="somebody is about to change the table, or to empty it, and holds a lock on it")
+    except NotOnDisk as error:
+        return Pass(behind=str(error))
 
 
 def pass_over(
@@ -104,14 +104,14 @@ def pass_over(
         return Pass(behind="its set was deleted: the counter is cold, and gets built")
     # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
     cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
-    cursor = max(cursor_before, min(snapshot.claimable(counter), snapshot.horizon if cut is None else cut))
+    cursor = snapshot.horizon if cut is None else cut
     read = added = 0
     # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
     # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(values, len(counter.fields))
-        added += rolls.record(redis, {counter.name: members}, xact=max(cursor - 1, 0), source=snapshot.source)
+        added += rolls.record(redis, {counter.name: members}, xact=cursor - 1, source=snapshot.source)
         between()
     through = None
     if cut is None:

@@ -23,7 +23,6 @@ before, and asks about every member. The scan of the second half starts again; t
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from secrets import token_hex
 
 from redis import Redis
 
@@ -32,7 +31,7 @@ from manage_service.covering import CounterWasLost, covers
 from manage_service.progress import Progress, Steps
 from manage_service.replica import Replica, Snapshot
 from manage_service.runs import Findings
-from manage_service.sweeping import fence, sweep
+from manage_service.sweeping import fence, forget_marks, sweep
 from manage_service.tallies import Tally
 from shared_models import keys, rolls, states
 from shared_models.counters import Counter
@@ -72,10 +71,7 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
         findings.build, findings.gap = state.build, state.gap
     # None where this goes on from the middle: another run may have been at work in between.
     count_before, tally = (None, None) if findings.position else (state.count, Tally())
-    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
-    # longer than its lease, must not sweep on each other's marks.
-    token = token_hex(8)
-    rolls.begin_run(redis, counter.name, token)
+    forget_marks(counter, redis)
 
     jumping = estimate is not None and estimate.jumping_pays
     expected = max(state.count, 1)
@@ -100,15 +96,15 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
             counter,
             replica,
             redis,
-            token,
             tally,
             take_out=repair,
+            strict=findings.gap != 0,
             found=lambda members: findings.note_extra(counter, members),
             expected=expected,
         )
     now = datetime.now(UTC)
     drift = Drift(findings.missing, findings.extra)
-    if not rolls.verify(redis, counter.name, token, findings.build, findings.gap, now, drift, repaired=repair):
+    if not rolls.verify(redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair):
         raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
     findings.verified_at = now
 

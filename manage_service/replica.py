@@ -8,8 +8,17 @@ Every read happens in a `Snapshot`: one repeatable-read transaction, short, whic
     horizon            it shows every row of a transaction with a lower xact
     xmax               it knows of no transaction with this xact or a higher one
     held               a transaction is open at the horizon: others that came later may have ended
-    of_primary         it is one of the primary itself
     behind_bytes       log that the replica had received and not replayed
+
+Why it can be believed, where it is one of a table:
+
+1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, put a new file in the
+   table's place. A snapshot from before their commit, which then waits for the table, reads the new file as empty.
+2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica
+   shows only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
+   that are not on its disk yet (`synchronous_commit = off`, and whoever took an xact and wrote no row). So its log is
+   flushed before anything is read: each ended transaction has left its xact in the log before it could be seen to have ended.
+3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
 
 A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
 combines several of them compares these facts (see `building` and `sweeping`).
@@ -74,8 +83,6 @@ CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
 # A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
-# On a primary that is read itself: how long to wait until what a snapshot shows is on the disk, and between two looks.
-FLUSH_SECONDS, FLUSH_LOOK_SECONDS = 1.0, 0.02
 
 STANDPOINT = f"""
     SELECT {SOURCE_SQL},
@@ -84,8 +91,7 @@ STANDPOINT = f"""
            CASE WHEN pg_is_in_recovery()
                 THEN greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
                 ELSE clock_timestamp() END,
-           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint,
-           NOT pg_is_in_recovery()
+           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint
 """
 # Made by compose/postgres/roles.sql, for a role that may not read all statistics.
 MAY_ASK_TIMELINE = """
@@ -97,10 +103,26 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
 # them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
 LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
+# The last one is where the log ends once the snapshot has been taken; NULL where all of it is on the disk, and on a standby.
 HORIZON = """
-    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint
+    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
+           CASE WHEN pg_is_in_recovery() THEN NULL
+                WHEN pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn() THEN pg_current_wal_insert_lsn()::text END
     FROM pg_current_snapshot() AS now
 """
+# An empty message in the log, and all before it, on the disk: a few milliseconds. Without it the end of the log may wait
+# for as long as a transaction is open and nobody commits.
+FLUSH = "SELECT pg_logical_emit_message(false, 'rollcall', '', true)"
+FLUSHES_FROM_VERSION = 17_00_00
+# Before, there is only waiting until the server flushes by itself: at somebody's commit, or some seconds later. Between the start
+# of a page of the log and its first record lie up to 40 bytes that are flushed with that record only.
+FLUSHED = """
+    SELECT flushed >= shown
+           OR (flushed - '0/0') %% current_setting('wal_block_size')::int = 0 AND shown - flushed <= 40
+    FROM (SELECT pg_current_wal_flush_lsn() AS flushed, %s::pg_lsn AS shown) AS log
+"""
+FLUSH_WAIT_SECONDS = 1.0
+FLUSH_POLL_SECONDS = 0.005
 
 # The statements, with the fields and the table of a counter filled in: {fields} f, g · {table} · {marks} %s, %s ·
 # {joined} t.f = v.f AND t.g = v.g · {walked} w.f, w.g · {unnest} unnest(%s::text[], %s::text[])
@@ -127,7 +149,6 @@ ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
 # The index on xact: where the slice of at most so many rows ends, and its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
-NEWEST = "SELECT xact FROM {table} ORDER BY xact DESC LIMIT 1"
 RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {narrowed}"
 # Xacts that have not ended: of those in a list, and of a range.
 OPEN = """
@@ -147,6 +168,10 @@ WITH_ROW_BELOW = """
     SELECT {values} FROM {unnest} AS v({fields})
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND t.xact < %s)
 """
+
+
+class NotOnDisk(psycopg2.OperationalError):
+    """A primary that is read itself shows what a crash could take back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +200,10 @@ class Snapshot:
         xmax: int,
         *,
         behind_bytes: int = 0,
-        of_primary: bool = False,
     ) -> None:
         self._connection = connection
         self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
         self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
-        self.of_primary = of_primary
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -202,29 +225,6 @@ class Snapshot:
         """
         found = ask(self._connection, fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
         return max(found[0][0], cursor_xact + 1) if found else None
-
-    def claimable(self, counter: Counter) -> int:
-        """How far a cursor may go that rests on this snapshot: the horizon, but not beyond the newest row.
-
-        A transaction that writes nothing has an xact and leaves no trace in the log: after a crash the primary hands its
-        xact out again, and a row that gets it has to lie above the cursor. An xact below that of a row in the log is never
-        handed out again. Whatever a replica shows is in the primary's log, on its disk; on a primary that is read itself
-        a row may be shown before it is.
-        """
-        if self.of_primary and not self._is_flushed():
-            return 0
-        newest = ask(self._connection, fill_in(NEWEST, counter))
-        return min(self.horizon, newest[0][0] + 1) if newest else 0
-
-    def _is_flushed(self) -> bool:
-        """Whether the log is on the disk up to what this snapshot shows; waits a moment for it."""
-        ((written,),) = ask(self._connection, "SELECT pg_current_wal_insert_lsn()")
-        deadline = time.monotonic() + FLUSH_SECONDS
-        while ask(self._connection, "SELECT pg_current_wal_flush_lsn() >= %s", (written,)) != [(True,)]:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(FLUSH_LOOK_SECONDS)
-        return True
 
     def read_recent(
         self, counter: Counter, since: int, below: int | None, shown: Shown | None = None
@@ -298,25 +298,20 @@ class Replica:
             self._connection = self._connect()
         try:
             standpoint = STANDPOINT
+            # A no is asked again: a replica that lags shows the function later, and this connection may live long.
+            self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, MAY_ASK_TIMELINE) == [(True,)]
             if self._may_ask_timeline:
                 standpoint = STANDPOINT.replace(RECEIVED_SQL, "rollcall_internal.received_timeline()")
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
             # the table does not get another file under it.
-            ((source, lsn, committed_through, behind_bytes, of_primary),) = ask(self._connection, standpoint)
+            ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, standpoint)
             ask(self._connection, BEGIN)
             if counter is not None:
                 ask(self._connection, fill_in(LOCK, counter))
-            ((horizon, xmax),) = ask(self._connection, HORIZON)
-            yield Snapshot(
-                self._connection,
-                source,
-                lsn,
-                committed_through,
-                horizon,
-                xmax,
-                behind_bytes=behind_bytes,
-                of_primary=of_primary,
-            )
+            ((horizon, xmax, unflushed_lsn),) = ask(self._connection, HORIZON)
+            if counter is not None and unflushed_lsn is not None:
+                flush(self._connection, unflushed_lsn)
+            yield Snapshot(self._connection, source, lsn, committed_through, horizon, xmax, behind_bytes=behind_bytes)
         except psycopg2.Error:
             self.close()
             raise
@@ -334,7 +329,7 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            ((xmin, xmax),) = ask(self._connection, HORIZON)
+            ((xmin, xmax, _),) = ask(self._connection, HORIZON)
             since = max(since, xmin)  # below it all have ended
             if xmax - since > MOST_XACTS_ASKED:
                 return None
@@ -363,7 +358,7 @@ class Replica:
             options=OPTIONS,
         )
         connection.autocommit = True  # transactions are begun by name, above
-        self._may_ask_timeline = ask(connection, MAY_ASK_TIMELINE) == [(True,)]
+        self._may_ask_timeline = False
         return connection
 
     def close_if_lost(self) -> None:
@@ -382,6 +377,20 @@ class Replica:
             connection.close()
 
 
+def flush(connection: Connection, unflushed_lsn: str) -> None:
+    """Have the log of a primary on its disk up to there. Raises NotOnDisk where that takes longer than a moment."""
+    if connection.server_version >= FLUSHES_FROM_VERSION:
+        ask(connection, FLUSH)
+        return
+    deadline = time.monotonic() + FLUSH_WAIT_SECONDS
+    while ask(connection, FLUSHED, (unflushed_lsn,)) != [(True,)]:
+        if time.monotonic() > deadline:
+            raise NotOnDisk(
+                f"what the primary shows is not on its disk yet: its log is to be flushed up to {unflushed_lsn}"
+            )
+        time.sleep(FLUSH_POLL_SECONDS)
+
+
 def ask(connection: Connection, statement: str | sql.Composable, parameters: Sequence[Any] = ()) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
@@ -391,7 +400,7 @@ def ask(connection: Connection, statement: str | sql.Composable, parameters: Seq
 
 def is_away(error: psycopg2.Error) -> bool:
     """Whether the replica itself is away (not reached, lost, ending), rather than one statement refused, or cut off."""
-    return not isinstance(error, (*REFUSALS, QueryCanceled, LockNotAvailable, TransactionRollbackError))
+    return not isinstance(error, (*REFUSALS, QueryCanceled, LockNotAvailable, TransactionRollbackError, NotOnDisk))
 
 
 def quoted_table(counter: Counter) -> str:

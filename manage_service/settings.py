@@ -70,7 +70,10 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
+    "shared_models.http.parameters.ParametersMiddleware",
 ]
+# The query parameters that each operation knows; the others know none (see shared_models/http/parameters.py).
+QUERY_PARAMETERS = {"GET /v1/runs": ("limit",)}
 ROOT_URLCONF = "manage_service.urls"
 WSGI_APPLICATION = "manage_service.wsgi.application"
 TEMPLATES = [

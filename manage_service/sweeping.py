@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain
+from secrets import token_hex
 
 from django.db import models
 from redis import Redis
@@ -52,20 +53,25 @@ def sweep(
     counter: Counter,
     replica: Replica,
     redis: Redis,
-    token: str,
     tally: Tally | None = None,
     *,
     take_out: bool,
+    strict: bool = False,
     found: Callable[[list[bytes]], None],
     expected: int,
 ) -> Steps:
     """Find extra members, give them to `found`, and take them out unless `take_out` is off.
 
-    A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. Raises
-    CounterWasLost, psycopg2.Error, redis.RedisError. `redis` must be a client of `stores.connect_for_passes`; `token` is that
-    of `rolls.begin_run`; `tally` is what the table has, if that is known; `expected` is about how many members the set has,
-    for the progress.
+    A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. `redis` must be a
+    client of `stores.connect_for_passes`; `tally` is what the table has, if that is known; `expected` is about how many
+    members the set has, for the progress. `strict` is for a run that says that the set is right, whatever was in it: a member
+    without a row that it could not take out, because its mark was gone, may be still there.
+    Raises CounterWasLost, rolls.SetChanged (where strict), psycopg2.Error, redis.RedisError.
     """
+    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
+    # longer than its lease, must not sweep on each other's marks.
+    token = token_hex(8)
+    forget_marks(counter, redis)
     marked: list[bytes] = []
     for progress, suspected in find_suspects(counter, replica, redis, tally, expected):
         for some in rolls.chunks(suspected):
@@ -74,9 +80,11 @@ def sweep(
         # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
         yield progress
         if len(marked) >= ROUND_MEMBERS:
-            yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, found=found)
+            yield from sweep_round(
+                counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found
+            )
             marked = []
-    yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, found=found)
+    yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found)
 
 
 def sweep_round(
@@ -87,6 +95,7 @@ def sweep_round(
     redis: Redis,
     *,
     take_out: bool,
+    strict: bool,
     found: Callable[[list[bytes]], None],
 ) -> Steps:
     """Fence and sweep for members that have been marked."""
@@ -101,12 +110,20 @@ def sweep_round(
                     break
             yield Progress("fence", waiting=reason)
         if take_out:
-            found(rolls.sweep(redis, counter.name, token, extra))
+            gone = rolls.sweep(redis, counter.name, token, extra)
+            found(gone)
+            if strict and len(gone) < len(extra):
+                raise rolls.SetChanged(f"members of {counter.name} came back, or another run took their marks off")
         else:
             found(still_marked(redis, suspects, token, extra))
         for some in rolls.chunks(chunk):
             redis.hdel(suspects, *some)
         yield Progress("sweep")
+
+
+def forget_marks(counter: Counter, redis: Redis) -> None:
+    """Remove what a run that died, or was stopped, has marked. To lose a mark is always safe."""
+    redis.unlink(keys.of_counter(counter.name).suspects)
 
 
 def find_suspects(

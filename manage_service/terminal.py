@@ -14,7 +14,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from manage_service.judging import one_line as without_line_ends
@@ -35,6 +35,8 @@ PHASES = {
     "waiting": "waiting for the replica",
 }
 SHOWN_MEMBERS = 3
+# No table of ours is as wide as this.
+WIDEST_COLUMNS = 10_000
 
 
 class Follower:
@@ -44,10 +46,11 @@ class Follower:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.said = ("", "", False)
         self.bars = Progress(
-            TextColumn("{task.fields[name]}", style="bold"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[amount]}"),
+            # A text that finds no room goes on in the next line: rich would cut it.
+            TextColumn("{task.fields[name]}", style="bold", table_column=Column(overflow="fold")),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[amount]}", table_column=Column(overflow="fold")),
             TimeRemainingColumn(),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
@@ -108,8 +111,23 @@ def show_run(run: Run) -> None:
     for name, found in run.findings.items():
         table.add_row(name, Text(drift_words(found, run.mode), style=style_of(found)), examples(found, run.mode))
     if run.findings:
-        console.print(table)
+        print_whole(console, table)
     console.print(Text(end, style="" if run.status == "done" else "yellow"), soft_wrap=True)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """The table where the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
+    natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
+    if natural <= console.width:
+        console.print(table)
+        return
+    _, *labels = (str(column.header) for column in table.columns)
+    for name, *values in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(Text(str(name), style="bold"), soft_wrap=True)
+        for label, value in zip(labels, values, strict=True):
+            for line in value.split("\n") if isinstance(value, Text) else [Text(str(value))]:
+                console.print(Text(f"  {label:<{max(map(len, labels))}}  ").append(line), soft_wrap=True)
+                label = ""
 
 
 def examples(found: Findings, mode: Mode) -> Text:
@@ -155,7 +173,7 @@ def show_status(status: dict[str, Any]) -> None:
             else Text(found_in_words(drift["missing"], drift["extra"], repaired=counter["repaired"])),
             "–" if last is None else f"{last['status']}",
         )
-    console.print(table)
+    print_whole(console, table)
     if replica["reachable"]:
         said = Text(f"{replica['lag_seconds']:.1f} s behind, all below xact {replica['horizon']}")
     else:

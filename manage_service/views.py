@@ -81,14 +81,14 @@ def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) 
     return Status(202, run.as_json())
 
 
-@api.get("/v1/runs", response={200: RunsOut, **refusals(422, 503)}, summary="The last runs, the newest first")
+@api.get("/v1/runs", response={200: RunsOut, **refusals(400, 422, 503)}, summary="The last runs, the newest first")
 def list_runs(request: HttpRequest, limit: int = Query(50, ge=1, le=runs.HISTORY_RUNS)) -> Any:
     return {"runs": [run.as_json() for run in runs.latest(stores.redis_of_requests(), limit)]}
 
 
 @api.get(
     "/v1/runs/{run_id}",
-    response={200: RunOut, **refusals(404, 503)},
+    response={200: RunOut, **refusals(400, 404, 503)},
     summary="One run: its progress, its drift, sample members",
 )
 def get_run(request: HttpRequest, run_id: str) -> Any:
@@ -108,7 +108,7 @@ def cancel_run(request: HttpRequest, run_id: str) -> Status:
 
 @api.get(
     "/v1/status",
-    response={200: StatusOut, **refusals(503)},
+    response={200: StatusOut, **refusals(400, 503)},
     summary="How every counter, the replica and the keeper stand",
 )
 def get_status(request: HttpRequest) -> Any:
@@ -118,7 +118,7 @@ def get_status(request: HttpRequest) -> Any:
 
 @api.get(
     "/v1/drift",
-    response={200: DriftsOut, **refusals(503)},
+    response={200: DriftsOut, **refusals(400, 503)},
     summary="What the kept runs have found in each counter, the oldest first",
 )
 def get_drift(request: HttpRequest) -> Any:

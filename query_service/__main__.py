@@ -1,10 +1,8 @@
-"""`python -m query_service <command>`: check, diffsettings, …"""
+"""`python -m query_service <command>`: check."""
 
-import os
-import sys
+from shared_models.commands import run
+
+COMMANDS = {"check": "Look whether settings can work, without touching a store."}
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "query_service.settings")
-    from django.core.management import execute_from_command_line
-
-    execute_from_command_line(["query_service", *sys.argv[1:]])
+    run("query_service", COMMANDS)

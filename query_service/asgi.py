@@ -1,8 +1,8 @@
 """What gunicorn serves: the standing answers and the streams, and Django behind them for everything else.
 
 A standing question costs a dictionary lookup and a look at three headers here, where Django would take a millisecond.
-What this front does not know (a board that is bare, another host, another method) goes to Django, whose views give
-the same answers more slowly.
+What this front does not know (a board that is bare, another host, another method, query parameters) goes to Django, whose
+views give the same answers more slowly.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Application:
     async def _answer(self, scope: Any, receive: Any, send: Any) -> bool:
         """Answer a standing question or open a stream; False where this is neither."""
         path = scope["path"]
+        if scope["query_string"].strip(b"&"):
+            return False  # they are no part of a standing question: Django refuses them by name
         answer = self.board.answers.get(path)
         is_stream = path == streams.PATH and scope["method"] == "GET"
         if answer is None and not is_stream:

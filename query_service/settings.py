@@ -88,7 +88,11 @@ MIDDLEWARE = [
     "query_service.static_files.StaticFilesMiddleware",
     "shared_models.http.requests.NoteMiddleware",
     "shared_models.http.problems.ProblemMiddleware",
+    "shared_models.http.parameters.ParametersMiddleware",
 ]
+# The query parameters that each operation knows; the others know none (see shared_models/http/parameters.py). This one knows
+# the fields of its counter, and reads them by itself.
+QUERY_PARAMETERS = {"GET /v1/counts/{counter}/member": None}
 ROOT_URLCONF = "query_service.urls"
 ASGI_APPLICATION = "query_service.asgi.application"
 TEMPLATES = [

@@ -34,7 +34,7 @@ class Shortcut:
     def find(self, request: Any) -> bytes | None:
         """The whole answer to this request of gunicorn's, or None where it has to go the long way."""
         answer = self.board.answers.get(request.path)
-        if answer is None or request.method != "GET" or request.version != VERSION:
+        if answer is None or request.method != "GET" or request.version != VERSION or request.query:
             return None
         begun = perf_counter()
         host = if_none_match = request_id = b""

@@ -135,7 +135,7 @@ async def answer_from_board(request: HttpRequest) -> HttpResponse:
 
 
 @api.api_operation(["HEAD"], "/v1/counts", include_in_schema=False)
-@api.get("/v1/counts", response={200: Counts, 503: Refusal}, tags=["counts"])
+@api.get("/v1/counts", response={200: Counts, 400: Refusal, 503: Refusal}, tags=["counts"])
 async def all_counts(request: HttpRequest) -> HttpResponse:
     """Every counter. One that is not complete has the state `cold` and no count; 503 where none is complete.
 
@@ -145,14 +145,16 @@ async def all_counts(request: HttpRequest) -> HttpResponse:
 
 
 @api.api_operation(["HEAD"], "/v1/counts/{counter}", include_in_schema=False)
-@api.get("/v1/counts/{counter}", response={200: NamedCount, 404: Refusal, 503: Refusal}, tags=["counts"])
+@api.get("/v1/counts/{counter}", response={200: NamedCount, 400: Refusal, 404: Refusal, 503: Refusal}, tags=["counts"])
 async def one_count(request: HttpRequest, counter: str) -> HttpResponse:
     """One counter; 503 with `Retry-After` while it is not complete."""
     find(counter)
     return await answer_from_board(request)
 
 
-@api.get("/v1/counts/{counter}/history", response={200: History, 404: Refusal, 503: Refusal}, tags=["counts"])
+@api.get(
+    "/v1/counts/{counter}/history", response={200: History, 400: Refusal, 404: Refusal, 503: Refusal}, tags=["counts"]
+)
 async def history(request: HttpRequest, counter: str) -> HttpResponse:
     """The counts of the last hour, one every ten seconds. Where the counter was not complete there is a gap."""
     name = find(counter).name
@@ -165,13 +167,18 @@ async def history(request: HttpRequest, counter: str) -> HttpResponse:
 
 
 @api.api_operation(["HEAD"], "/stats/get/", include_in_schema=False)
-@api.get("/stats/get/", response={200: Stats, 503: Stats}, tags=["counts"], openapi_extra={"x-own-refusals": True})
+@api.get(
+    "/stats/get/",
+    response={200: Stats, 400: Refusal, 503: Stats},
+    tags=["counts"],
+    openapi_extra={"x-own-refusals": ["503"]},
+)
 async def stats(request: HttpRequest) -> HttpResponse:
     """All counts in one flat object, for the frontends of the first demo; 503 unless every counter is complete."""
     return await answer_from_board(request)
 
 
-@api.get("/v1/stream", tags=["counts"], response={200: str, 503: Refusal})
+@api.get("/v1/stream", tags=["counts"], response={200: str, 400: Refusal, 503: Refusal})
 async def stream(request: HttpRequest) -> HttpResponse:
     """Server-sent events: `event: counts` with what `/v1/counts` says, at once and at every change; `event: stale`
     with the last that is known while Redis cannot be read."""

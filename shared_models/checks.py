@@ -6,7 +6,6 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from typing import Any
 
-from django.apps import apps
 from django.core.checks import CheckMessage, Error, register
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
@@ -36,7 +35,7 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
     """One counter: its model, its fields, their types, the index that supports it."""
     who = f"counter {counter.name!r}"
     try:
-        model = apps.get_model("shared_models", counter.model)
+        model = counter.get_model()
     except LookupError:
         yield Error(f"{who}: there is no model {counter.model!r} in shared_models.models", id="rollcall.E002")
         return
@@ -51,6 +50,13 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
                 f"{who}: field {name!r} cannot make a member",
                 hint="a member is made of text and integer fields that are never null",
                 id="rollcall.E004",
+            )
+        elif field not in model.sent_fields():
+            yield Error(
+                f"{who}: field {name!r} is written by the database, and producers do not send it",
+                hint="ingest makes members of what it is sent, before the row is committed; "
+                f"count one of: {', '.join(sent.name for sent in model.sent_fields())}",
+                id="rollcall.E006",
             )
     for needed in (counter.fields, ("xact",)):
         if needed not in leading_fields(model, len(needed)):

@@ -24,10 +24,9 @@ cold counters, which get built.
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
                                           repaired          … and 1 where it has mended that
-                                          run               token of the reconcile that has begun last
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
-    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, watermark, lsn, complete_through,
+    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
                                           jumping, gap, read, expected, position ("=" and the last member read; absent at
                                           the start)
     rollcall:2:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.samples

@@ -49,8 +49,13 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
 
+def _text(name: str) -> str:
+    return (files("shared_models") / "lua" / f"{name}.lua").read_text()
+
+
 def _script(name: str) -> Script:
-    return Script((files("shared_models") / "lua" / f"{name}.lua").read_text())
+    text = _text(name)
+    return Script(_text("raise_watermark") + text if "raise_watermark(" in text else text)
 
 
 RECORD, ADVANCE, BEGIN, FILL, PROMOTE, SWEEP, VERIFY, MAKE_COLD, RESET_WATERMARK = SCRIPTS = tuple(
@@ -135,12 +140,12 @@ def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str
     return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], seen, xact, source, now))
 
 
-def begin(client: Redis, name: str, token: str, fields: Mapping[str, Any]) -> None:
-    """Note a new fill of the counter, with these fields."""
+def begin(client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Any]) -> None:
+    """Note a new fill of the counter, up to this horizon of this source, with these other fields."""
     at = keys.of_counter(name)
-    pairs = [part for pair in fields.items() for part in pair]
-    now = to_microseconds(datetime.now(UTC))
-    _execute_one(client, BEGIN, [at.members, at.intake, at.state, at.fill], token, now, *pairs)
+    pairs = [part for pair in {"horizon": horizon, "source": source, **fields}.items() for part in pair]
+    on = [at.members, at.intake, at.state, at.fill]
+    _execute_one(client, BEGIN, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
@@ -175,33 +180,19 @@ class SetChanged(Exception):
     """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
 
 
-def begin_run(client: Redis, name: str, token: str) -> None:
-    """Note who reconciles the counter, and forget what an earlier run has marked: to lose a mark is always safe."""
-    at = keys.of_counter(name)
-    pipe = client.pipeline(transaction=True)
-    pipe.hset(at.state, "run", token)
-    pipe.unlink(at.suspects)
-    pipe.execute()
-
-
-def verify(
-    client: Redis, name: str, token: str, build: str, gap: int, at: datetime, drift: Drift, *, repaired: bool
-) -> bool:
+def verify(client: Redis, name: str, build: str, gap: int, at: datetime, drift: Drift, *, repaired: bool) -> bool:
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
-    `token` is the one that the run began with. `gap` is what the set had too many or too few, by its size, when it began.
-    After a repair it is settled: the set is as large as it has to be. Raises SetChanged where the gap is another one now, or
-    another run has begun.
+    `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
+    set is as large as it has to be. Raises SetChanged where the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(
         client,
         VERIFY,
         [on.members, on.intake, on.state],
-        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired), token),
+        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired)),
     )
     if done == -1:
-        raise SetChanged(
-            f"something other than Rollcall, or another run, has changed the set of {name} during this run"
-        )
+        raise SetChanged(f"something other than Rollcall has changed the set of {name} during the run")
     return bool(done)

@@ -8,7 +8,9 @@ secrets=${SECRETS_FOLDER:-/run/secrets}
 here=$(dirname "$0")
 
 PGPASSWORD=$(cat "$secrets/postgres_superuser")
-export PGPASSWORD
+# Nothing is looked up where another role may make something: this is a superuser.
+PGOPTIONS='-c search_path=pg_catalog,pg_temp -c client_min_messages=warning'
+export PGPASSWORD PGOPTIONS
 
 run_sql() {
     psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 "$@"
@@ -24,7 +26,8 @@ password_in() {
     printf %s "$found"
 }
 
-# The password reaches psql by the environment, not by its arguments; and it is in no log, also where the statement fails.
+# The password reaches psql by the environment, not by its arguments; and it is in no log, also where the statement fails, nor
+# in what the server shows of its sessions and keeps of their statements.
 set_password() {
     ROLE=$1 PASSWORD=$2 run_sql <<'SQL'
 \getenv role ROLE
@@ -32,11 +35,13 @@ set_password() {
 SET log_statement = 'none';
 SET log_min_duration_statement = -1;
 SET log_min_error_statement = 'panic';
+SET track_activities = off;
+SET pg_stat_statements.track = 'none';
 ALTER ROLE :"role" PASSWORD :'password';
 SQL
 }
 
-PGOPTIONS='-c client_min_messages=warning' run_sql --file "$here/roles.sql"
+run_sql --single-transaction --file "$here/roles.sql"
 for role in owner ingest admin manage; do
     password=$(password_in "$secrets/${role}_database_url")
     set_password "rollcall_$role" "$password"

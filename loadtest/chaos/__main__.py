@@ -33,6 +33,7 @@ def main() -> int:
     again = f".venv/bin/python -m loadtest.chaos --seed {seed} --seconds {options.seconds:g} --rounds {rounds}"
     again += "".join(f" --kind '{kind}'" for kind in options.kind or ())
     again += f" --without '{options.without}'" if options.without else ""
+    again += " --single" if options.single else ""
     print(f"Seed {seed}. The same again: {again}", flush=True)
     signal.signal(signal.SIGTERM, interrupt)
     folder = Path(tempfile.mkdtemp(prefix="rollcall-chaos-")).resolve()
@@ -40,7 +41,7 @@ def main() -> int:
     results: list[Result] = []
     kept = options.keep
     try:
-        with standing(ChaosStack(folder, options.without)) as stack:
+        with standing(ChaosStack(folder, options.without, single=options.single)) as stack:
             path = folder / "journal.jsonl"
             journal = Journal(path)
             began = time.monotonic()
@@ -83,6 +84,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--without", default="", choices=["", *RULES], help="leave out a rule of the protocol: must fail"
     )
+    parser.add_argument("--single", action="store_true", help="no replica: manage reads the primary")
     parser.add_argument("--keep", action="store_true", help="keep logs and journal also where nothing is wrong")
     parser.add_argument("--quiet", dest="verbose", action="store_false", help="do not print the faults")
     return parser.parse_args()

@@ -4,8 +4,12 @@ Two moments decide what may be said of a row and of an answer:
 
     gone_at    the beginning of the first erase that may have met the row: one that matches it, was not refused, and had
                not ended before the row was first sent. Before that moment the row, once acknowledged, is in the table.
-    lost_at    the beginning of the first kill of Valkey that had not ended before the row was counted. Before that
-               moment Redis has lost nothing of it.
+    lost_at    the beginning of the first loss that had not ended before the row was counted: a kill of Valkey, or a set
+               that was deleted by hand. Before that moment Redis has lost nothing of it.
+
+A loss excuses that Redis no longer counts what ingest has counted, and the replica does not show yet: nobody but the primary
+knows of it then. It excuses nothing else. `complete_through` is as true as ever, no partial set is served, nor what was
+put into one by hand.
 """
 
 from __future__ import annotations
@@ -76,8 +80,8 @@ class Fact:
 def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
     """All that the history of this round proves."""
     verdict = Verdict()
-    known = facts(now)
     for counter in COUNTERS:
+        known = facts(now, counter)
         counts = [count for count in now.counts if count.counter == counter]
         memberships = [answer for answer in now.memberships if answer.counter == counter]
         verdict.counts += len(counts)
@@ -91,12 +95,16 @@ def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
     return verdict
 
 
-def facts(now: Round) -> list[Fact]:
-    """What is known of every acknowledged row. Those of the base were acknowledged when the table was read."""
+def facts(now: Round, counter: str) -> list[Fact]:
+    """What is known of every acknowledged row, and of its loss from this counter.
+
+    Those of the base were acknowledged when the table was read.
+    """
     found = [Fact(row, now.base_wall, gone_at(now, row, -inf), inf, inf) for row in now.base]
     for request in now.requests.values():
         if request.acknowledged < inf:
-            lost_at = min((began for began, ended in now.losses if ended >= request.counted_began), default=inf)
+            lost = (loss.began for loss in now.losses if loss.ended >= request.counted_began and loss.concerns(counter))
+            lost_at = min(lost, default=inf)
             found += [
                 Fact(row, request.acknowledged_wall, gone_at(now, row, request.began), request.counted, lost_at)
                 for row in request.rows
@@ -177,7 +185,11 @@ def latest_claim(answer: Membership, counts: list[Count], now: Round) -> Count |
     """
     for count in reversed(counts):
         if count.ended <= answer.began and count.fresh and count.live:
-            lost = any(began <= answer.ended and ended >= count.began for began, ended in now.losses)
+            lost = any(
+                loss.began <= answer.ended and loss.ended >= count.began
+                for loss in now.losses
+                if loss.concerns(answer.counter)
+            )
             return None if lost else count
     return None
 

@@ -20,6 +20,11 @@ from loadtest.chaos.stack import ChaosStack, connected
 # Longer than any limit that the services keep: what takes longer is a finding.
 PATIENCE_SECONDS = 25.0
 CITIES = [(state, f"City {n}") for state in ("NY", "CA", "TX") for n in range(15)]
+# Members that nobody sends, and that are put into the sets by hand (`tampering`): they must never be counted.
+NOBODIES: dict[str, list[tuple[str, ...]]] = {
+    "users": [(f"nobody-{number}",) for number in range(3)],
+    "cities": [("ZZ", f"Nowhere {number}") for number in range(3)],
+}
 # The problem of which ingest says that nothing was stored. Others leave it open.
 NOT_STORED = "urn:rollcall:primary-unavailable"
 ATTEMPTS = 6
@@ -197,9 +202,10 @@ class Reader(Client):
         recent = list(self.sent.usernames)
         names = self.random.sample(recent, min(20, len(recent)))
         names += [f"again-{self.random.randrange(self.options.recycled_names)}", f"ghost-{n}"]
-        self.ask_members("users", [[name] for name in names])
+        self.ask_members("users", [[name] for name in names] + [list(self.random.choice(NOBODIES["users"]))])
         if self.random.random() < 0.3:
-            self.ask_members("cities", [list(city) for city in self.random.sample(CITIES, 10)])
+            cities = [*self.random.sample(CITIES, 10), self.random.choice(NOBODIES["cities"])]
+            self.ask_members("cities", [list(city) for city in cities])
 
 
 class Operator(Client):

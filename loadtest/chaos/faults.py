@@ -1,4 +1,7 @@
-"""How each kind of fault is done, and undone. A kind is the method of that name."""
+"""How each kind of fault is done, and undone. A kind is the method of that name.
+
+Here are those of processes, servers and wires; `tampering` has those of data, `switching` has the promotion.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +17,25 @@ import psutil
 import psycopg2
 
 from compose.processes import Process, kill
-from loadtest.chaos.journal import Journal
+from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
-from loadtest.chaos.stack import STATEMENT_SECONDS, ChaosStack, connected, family, run_sql
+from loadtest.chaos.stack import STATEMENT_SECONDS, connected, family, run_sql
+from loadtest.chaos.switching import Switching
+from loadtest.chaos.tampering import Tampering
 
-Undo = Callable[[], None]
-
-# How long an undoing may take, or is tried again: a server that was killed a moment ago recovers first.
-UNDO_SECONDS = 15.0
-
-
-class Impossible(Exception):
-    """This fault cannot be done now: what it wants to harm is not there."""
+INSERT = "INSERT INTO message (message, username, state, city) VALUES (%s, %s, %s, %s)"
+# More than the names that are erased and come back: so many that are missing show in a count.
+ROWS_AFTER_CRASH = 100
+# 200 transaction ids.
+BURN = "DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
 
 
-class Faults:
+class Faults(Tampering, Switching):
     """What can be done to a stack."""
-
-    def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
-        self.stack, self.journal, self.say = stack, journal, say
 
     def do(self, fault: Fault) -> Undo:
         """Do it; how to undo it. Raises Impossible, and what the servers raise."""
-        does = getattr(self, fault.kind.replace(" ", "_").replace("-", "_").lower())
+        does = getattr(self, method_of(fault.kind))
         undo: Undo = does(fault)
         return undo
 
@@ -45,10 +44,18 @@ class Faults:
     def kill(self, fault: Fault) -> Undo:
         if fault.target == "ingest worker":
             kill(self.worker(fault))
-            return lambda: None  # gunicorn starts another one
+            return nothing  # gunicorn starts another one
         process = self.stack.by_name(fault.target)
         process.kill()
         return process.begin
+
+    def kill_backend(self, fault: Fault) -> Undo:
+        """Kill one session of the primary: Postgres ends all others, and recovers as after a crash, without a new start."""
+        sessions = [each for each in family(self.stack.primary)[1:] if is_session(each)]
+        if not sessions:
+            raise Impossible("the primary has no session at the moment")
+        sessions[fault.number % len(sessions)].kill()
+        return nothing
 
     def kill_valkey(self, fault: Fault) -> Undo:
         valkey = self.stack.valkey
@@ -161,22 +168,27 @@ class Faults:
 
     def table_locked(self, fault: Fault) -> Undo:
         """Hold the table against every writer, as a careless migration does."""
-        return self.in_the_background(fault, "LOCK TABLE message IN EXCLUSIVE MODE", end="ROLLBACK")
+        return self.hold_open(fault, "LOCK TABLE message IN EXCLUSIVE MODE", end="ROLLBACK")
 
     def transaction_left_open(self, fault: Fault) -> Undo:
         """A row whose transaction ends long after it has taken its xact, while others come and go."""
-        token = f"open-{fault.number}-{time.monotonic_ns()}"
-        row = [token, f"new-{token}", "OH", f"Town {token}"]
-        n = self.journal.invoke("open transaction", "post", request=token, rows=[row])
+        (row,), ended = self.send_rows(fault, 1)
+        end = "COMMIT" if fault.how == "commit" else "ROLLBACK"
+        return self.hold_open(fault, INSERT, *row, end=end, ended=ended)
+
+    def send_rows(self, fault: Fault, number: int) -> tuple[list[list[str]], Callable[[str], None]]:
+        """Rows that are to be stored past ingest, all or none; and how to note what came of them."""
+        request = f"sql-{fault.number}-{time.monotonic_ns()}"
+        tokens = [f"{request}-{which}" for which in range(number)]
+        rows = [[token, f"new-{token}", "OH", f"Town {token}"] for token in tokens]
+        n = self.journal.invoke(fault.kind, "post", request=request, rows=rows)
 
         def ended(outcome: str) -> None:
             self.journal.complete(n, outcome, counted=False, answer=None)
 
-        statement = "INSERT INTO message (message, username, state, city) VALUES (%s, %s, %s, %s)"
-        end = "COMMIT" if fault.how == "commit" else "ROLLBACK"
-        return self.in_the_background(fault, statement, *row, end=end, ended=ended)
+        return rows, ended
 
-    def in_the_background(
+    def hold_open(
         self,
         fault: Fault,
         statement: str,
@@ -185,9 +197,8 @@ class Faults:
         ended: Callable[[str], None] = lambda outcome: None,
     ) -> Undo:
         """Run a statement in a transaction, which ends when the fault does."""
-        over = threading.Event()
 
-        def hold() -> None:
+        def hold(over: threading.Event) -> None:
             outcome = "refused"
             try:
                 with connected(self.stack.primary, fault.seconds + STATEMENT_SECONDS) as cursor:
@@ -197,18 +208,48 @@ class Faults:
                     cursor.execute(end)
                     # A transaction that has failed answers COMMIT with ROLLBACK, and no error.
                     outcome = "ok" if cursor.statusmessage == "COMMIT" else "refused"
-            except psycopg2.Error as error:
-                self.say(f"          {fault.kind} ended early: {str(error).strip()}")
-            ended(outcome)
+            finally:
+                ended(outcome)
 
-        thread = threading.Thread(target=hold, name=fault.kind, daemon=True)
-        thread.start()
+        return self.in_the_background(fault, hold)
 
-        def finish() -> None:
-            over.set()
-            thread.join()
+    def burn_xids(self, fault: Fault) -> Undo:
+        """Transactions that write nothing but take an id; then a crash: nobody waited for their log, so it may be lost, and
+        the ids are given out again. Then rows that ingest does not count, and as many ids again.
 
-        return finish
+        Ingest is kept away until the crash: each commit takes all of the log to the disk.
+        """
+        wire = self.stack.wires["ingest-primary"]
+        wire.refusing = True
+        wire.cut()
+
+        def burn(over: threading.Event) -> None:
+            with connected(self.stack.primary, fault.seconds + STATEMENT_SECONDS) as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                session = psutil.Process(cursor.fetchone()[0])
+                while not over.wait(0.01):
+                    cursor.execute(BURN)
+                session.kill()
+
+        crash = self.in_the_background(fault, burn)
+
+        def go_on() -> None:
+            crash()
+            wire.mend()
+            with connected(self.stack.primary) as cursor:
+                rows, ended = self.send_rows(fault, ROWS_AFTER_CRASH)
+                try:
+                    cursor.execute("BEGIN")
+                    cursor.executemany(INSERT, rows)
+                    cursor.execute("COMMIT")
+                except psycopg2.Error:
+                    ended("unknown")
+                    raise
+                ended("ok")
+                for _ in range(round(fault.seconds / 0.01)):
+                    cursor.execute(BURN)
+
+        return go_on
 
     def writes_refused(self, fault: Fault) -> Undo:
         """Valkey is full, and refuses to grow."""
@@ -252,3 +293,16 @@ class Faults:
         wire = self.stack.wires[fault.target]
         wire.severing = fault.how
         return wire.mend
+
+
+def method_of(kind: str) -> str:
+    """The name of the method that does a kind of fault."""
+    return kind.replace(" ", "_").replace("-", "_").lower()
+
+
+def is_session(process: psutil.Process) -> bool:
+    """Whether this process of Postgres serves a client of ours, and not a replica."""
+    with suppress(psutil.Error):
+        title = " ".join(process.cmdline())
+        return "127.0.0.1(" in title and "walsender" not in title
+    return False

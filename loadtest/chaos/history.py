@@ -99,6 +99,18 @@ class Wait:
 
 
 @dataclass
+class Loss:
+    """Between these moments Redis has lost something of a counter; of all counters where none is named."""
+
+    began: float
+    ended: float
+    counter: str = ""
+
+    def concerns(self, counter: str) -> bool:
+        return self.counter in ("", counter)
+
+
+@dataclass
 class Round:
     """All that happened between two tables."""
 
@@ -109,7 +121,7 @@ class Round:
     erases: list[Erase] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     memberships: list[Membership] = field(default_factory=list)
-    losses: list[tuple[float, float]] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     stops: list[tuple[str, float, float]] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     # What the primary held in the end; None while the round goes on.
@@ -136,7 +148,7 @@ def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
         elif kind == "complete":
             end(now, invoked.pop(event["n"]), event)
         elif kind == "loss":
-            now.losses.append((event["from"], event["t"]))
+            now.losses.append(Loss(event["from"], event["t"], event.get("counter", "")))
         elif kind == "fault":
             faults[event["number"]] = event
         elif kind == "mended":

@@ -17,7 +17,8 @@ import psutil
 import psycopg2
 import redis
 
-from loadtest.chaos.faults import UNDO_SECONDS, Faults, Impossible, Undo
+from loadtest.chaos.faults import Faults
+from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import ChaosStack, resume
@@ -28,12 +29,11 @@ FAILURES = (psycopg2.Error, redis.RedisError, psutil.Error, OSError)
 
 @dataclass(order=True)
 class Event:
-    """The beginning of a fault, or its end; ordered by time, and by number at the same time."""
+    """The beginning of a fault, or its end; ordered by time, and by number at the same time. `act` gives what comes next."""
 
     at_seconds: float
     number: int
-    act: Callable[[], Undo | None] = field(compare=False)
-    fault: Fault = field(compare=False)
+    act: Callable[[], Event | None] = field(compare=False)
 
 
 class Injector:
@@ -43,21 +43,21 @@ class Injector:
         self.stack, self.journal, self.say = stack, journal, say
         self.faults = Faults(stack, journal, say)
         self.done: list[Fault] = []
+        self.numbers = count()
+        self.began = 0.0  # monotonic seconds
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
         """Do the faults, each in its time, and end with all of them undone."""
-        began = time.monotonic()
-        numbers = count()
-        due = [Event(fault.at_seconds, next(numbers), partial(self.begin, fault), fault) for fault in faults]
+        self.began = began = time.monotonic()
+        due = [Event(fault.at_seconds, next(self.numbers), partial(self.begin, fault)) for fault in faults]
         heapq.heapify(due)
         try:
             while due:
                 event = heapq.heappop(due)
                 time.sleep(max(0.0, began + event.at_seconds - time.monotonic()))
-                undo = event.act()
-                if undo is not None:
-                    end = event.at_seconds + event.fault.seconds
-                    heapq.heappush(due, Event(end, next(numbers), partial(self.end, event.fault, undo), event.fault))
+                following = event.act()
+                if following is not None:
+                    heapq.heappush(due, following)
             time.sleep(max(0.0, began + seconds - time.monotonic()))
         finally:
             for wire in self.stack.wires.values():
@@ -65,8 +65,8 @@ class Injector:
             for process in self.stack.processes:
                 resume(process)
 
-    def begin(self, fault: Fault) -> Undo | None:
-        """Do it; how to undo it, None where it could not be done."""
+    def begin(self, fault: Fault) -> Event | None:
+        """Do it; its end, None where it could not be done."""
         self.say(str(fault))
         self.journal.write("fault", number=fault.number, kind=fault.kind, target=fault.target, how=fault.how)
         try:
@@ -76,17 +76,18 @@ class Injector:
             self.journal.write("mended", number=fault.number, skipped=repr(error))
             return None
         self.done.append(fault)
-        return undo
+        return Event(fault.at_seconds + fault.seconds, next(self.numbers), partial(self.end, fault, undo))
 
-    def end(self, fault: Fault, undo: Undo) -> None:
-        """Undo it, however often that has to be tried."""
-        deadline = time.monotonic() + UNDO_SECONDS
-        while True:
-            try:
-                undo()
-                break
-            except FAILURES:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
+    def end(self, fault: Fault, undo: Undo, deadline_seconds: float | None = None) -> Event | None:
+        """Undo it; another attempt where that fails. Others come in between: it may be one of them that it fails for."""
+        try:
+            undo()
+        except FAILURES:
+            now_seconds = time.monotonic() - self.began
+            if deadline_seconds is None:
+                deadline_seconds = now_seconds + UNDO_SECONDS
+            if now_seconds > deadline_seconds:
+                raise
+            return Event(now_seconds + 0.1, next(self.numbers), partial(self.end, fault, undo, deadline_seconds))
         self.journal.write("mended", number=fault.number)
+        return None

@@ -10,7 +10,7 @@ between, or, where its outcome is unknown, later or never.
               op = counts   fresh: whether the answer has to be read from Redis after the question
               op = members  counter, asked = [[value, …], …]
     complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and what was answered
-    loss      Valkey was killed between `from` and `t`
+    loss      Valkey was killed between `from` and `t`; or somebody has deleted the set of the `counter` that it names
     fault     number, kind, target, how: what is being done to the stack …
     mended    number: … and that it is over (`skipped`: that it could not be done)
     table     what the primary holds when nothing moves: rows = [[token, username, state, city], …]

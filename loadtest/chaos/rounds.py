@@ -55,7 +55,7 @@ def run_round(
     say: Callable[[str], None],
 ) -> Result:
     """One round; `path` is the journal's."""
-    options = expand(seed, number, seconds, kinds)
+    options = expand(seed, number, seconds, kinds, single=stack.single)
     say(
         f"Round {number}: {options.producers} producers, {options.erasers} erasers, {options.readers} readers, "
         f"{options.recycled_names} names that come back, batches of {options.batch_rows}, {len(options.faults)} faults"
@@ -108,7 +108,10 @@ def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple
 def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
     """What keeps the counters from being the table, member by member; None where they are. Raises FAILURES."""
     busy = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND backend_type = 'client backend'"
-    ((others,),) = run_sql(stack.primary, f"{busy} AND pid <> pg_backend_pid()")
+    # Manage only reads, and where it reads the primary it does so all the time.
+    ((others,),) = run_sql(
+        stack.primary, f"{busy} AND pid <> pg_backend_pid() AND application_name <> 'rollcall-manage'"
+    )
     if others:
         return f"{others} transactions are still open"
     for name, fields in FIELDS.items():

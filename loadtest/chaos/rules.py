@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from shared_models import keys, rolls, states
+from shared_models import rolls, states
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -45,9 +45,11 @@ def fence(patch: Patch) -> None:
     patch(sweeping, "fence", lambda snapshot, state: None)
 
 
-def cursor_fence(patch: Patch) -> None:
-    """… nor what is below the cursor."""
+def claim_of_a_fill(patch: Patch) -> None:
+    """… nor what a fill relies on: it raises no watermark, and the cursor that it sets is not looked at."""
     from manage_service import sweeping
+
+    patch(rolls, "BEGIN", cut_out(rolls.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
 
     whole = sweeping.fence
     patch(sweeping, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
@@ -67,10 +69,7 @@ def forget_marks(patch: Patch) -> None:
     """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
     from manage_service import reconciling
 
-    def begin_run(redis: Any, name: str, token: str) -> None:
-        redis.hset(keys.of_counter(name).state, "run", token)
-
-    patch(reconciling, "rolls", module_with(rolls, begin_run=begin_run))
+    patch(reconciling, "forget_marks", lambda counter, redis: None)
 
 
 def tally_present(patch: Patch) -> None:
@@ -86,9 +85,9 @@ def tally_present(patch: Patch) -> None:
 
     whole = reconciling.sweep
 
-    def sweep(counter: Any, replica: Any, redis: Any, token: str, tally: Any, **options: Any) -> Any:
+    def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
         tally.reading = False
-        return whole(counter, replica, redis, token, tally, **options)
+        return whole(counter, replica, redis, tally, **options)
 
     patch(reconciling, "Tally", Tally)
     patch(reconciling, "sweep", sweep)
@@ -186,13 +185,69 @@ def complete_through(patch: Patch) -> None:
 
 def cold(patch: Patch) -> None:
     """Query serves what is in the set of a counter that is not complete."""
+    read_by_query(
+        patch, lambda state: replace(state, cursor=state.cursor or 0, size=state.count, build=state.intake_build)
+    )
+
+
+def size(patch: Patch) -> None:
+    """Query does not compare a set with the size that it ought to have."""
+    read_by_query(patch, lambda state: replace(state, size=state.size and state.count))
+
+
+def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
+    """Let query believe something else of each counter than what Redis says."""
     from query_service import counters
 
     def parse_state(*replies: Any) -> states.State:
-        state = states.parse_state(*replies)
-        return replace(state, cursor=state.cursor or 0)
+        return change(states.parse_state(*replies))
 
-    patch(counters, "rolls", module_with(rolls, parse_state=parse_state))
+    def parse_states(*replies: Any) -> dict[str, states.State]:
+        return {name: change(state) for name, state in states.parse_states(*replies).items()}
+
+    patch(counters, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
+
+
+def gap(patch: Patch) -> None:
+    """A run makes the size right, whatever was changed while it looked."""
+    differs = "if count - (tonumber(size) or 0) ~= tonumber(ARGV[2]) then return -1 end"
+    patch(rolls, "VERIFY", cut_out(rolls.VERIFY, differs))
+
+
+def lock_first(patch: Patch) -> None:
+    """A snapshot is taken before the table is locked, and may see an empty one."""
+    from manage_service import replica
+
+    patch(replica, "LOCK", "SELECT 1")
+
+
+def row_security(patch: Patch) -> None:
+    """A table that hides rows from manage is taken for one that does not have them."""
+    from manage_service import replica
+
+    off = "-c row_security=off"
+    assert off in replica.OPTIONS
+    patch(replica, "OPTIONS", replica.OPTIONS.replace(off, ""))
+
+
+def on_the_disk(patch: Patch) -> None:
+    """What a primary shows is believed before it is on its disk."""
+    from manage_service import replica
+
+    patch(replica, "flush", lambda connection, unflushed_lsn: None)
+
+
+def source_asked_anew(patch: Patch) -> None:
+    """Ingest keeps what a standby has said of its history, also when that is promoted."""
+    from ingest_service import stores
+
+    whole = stores.open_primary
+
+    def open_primary() -> stores.Session:
+        session = whole()
+        return replace(session, source=stores._sources.setdefault(session.raw, session.source))
+
+    patch(stores, "open_primary", open_primary)
 
 
 def one_key(patch: Patch) -> None:
@@ -205,7 +260,7 @@ def one_key(patch: Patch) -> None:
 RULES: dict[str, Callable[[Patch], None]] = {
     "token": token,
     "fence": fence,
-    "cursor fence": cursor_fence,
+    "claim of a fill": claim_of_a_fill,
     "claim": claim,
     "forget marks": forget_marks,
     "tally present": tally_present,
@@ -219,5 +274,11 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "promote last": promote_last,
     "complete through": complete_through,
     "cold": cold,
+    "size": size,
+    "gap": gap,
+    "lock first": lock_first,
+    "row security": row_security,
+    "on the disk": on_the_disk,
+    "source asked anew": source_asked_anew,
     "one key": one_key,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 WIRES = ("ingest-primary", "ingest-valkey", "manage-replica", "manage-valkey", "query-valkey", "replica-primary")
@@ -24,7 +24,31 @@ class Kind:
     longest_seconds: float
     hows: tuple[str, ...] = ("",)
     weight: float = 1.0
+    # What else takes part, and suffers nothing else meanwhile.
+    beside: tuple[str, ...] = ()
 
+
+# What somebody with a console may write into a counter's hashes, and the protocol never does. Numbers that could be right
+# are not among them: a watermark that is a little too low, say, is known to nobody but him who has written it.
+POISONED = {
+    "intake": ("size", "build", "fill", "watermark", "watermark_source"),
+    "state": ("cursor", "source", "build", "complete_through", "verified_at", "missing", "watermark_reset_at"),
+}
+NONSENSE = (
+    "9" * 25,
+    "soon",
+    "-5",
+    "250246368000000000",
+    "",
+)  # the last number is a moment of the year 9900, or an xact far away
+POISONS = tuple(
+    f"{key}.{field} = {value}" for key, fields in POISONED.items() for field in fields for value in NONSENSE
+)
+CHANGES = (
+    "remove members", "add members", "delete the set", "delete the intake", "delete set and intake", "delete the state",
+    "a text for the set", "a text for the intake", "a text for the state",
+)  # fmt: skip
+REWRITES = ("another type", "loaded again with the old xacts", "loaded again with new xacts")
 
 # The stack's time-outs are 1 s (ingest to Valkey), 0.5 s (query to Valkey), 5 s (manage to Valkey), 3 s (ingest to the
 # primary, as set in stack.py), 12 s (manage to the replica); the keeper's lease runs for 5 s.
@@ -57,6 +81,20 @@ KINDS = (
     Kind("writes refused", ("valkey",), 0.5, 2.5, weight=1.5),
     Kind("transaction left open", ("a transaction",), 1.0, 6.0, ("commit", "roll back")),
     Kind("wrong clock", ("ingest",), 1.0, 4.0, ("-3600", "+3600"), 0.7),
+    Kind("changed by hand", ("users", "cities"), 0.1, 0.1, CHANGES, 2.5),
+    Kind("poison", ("users", "cities"), 0.1, 0.1, POISONS, 2.0),
+    Kind("table rewritten", ("table",), 0.5, 2.0, REWRITES, beside=("manage-replica",)),
+    Kind("row level security", ("table",), 0.5, 3.0, ("all rows", "some rows"), 0.7),
+    Kind("kill backend", ("primary",), 0.5, 0.5, weight=0.7),
+    Kind("burn xids", ("primary",), 1.0, 2.0, weight=0.7, beside=("ingest-primary",)),
+    Kind(
+        "promotion",
+        ("primary",),
+        *(0.5, 3.0),
+        ("clean", "connected before"),
+        weight=0.5,
+        beside=("replica", "replica-primary", "ingest-primary", "manage-replica"),
+    ),
 )
 NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS))
 
@@ -90,7 +128,19 @@ class Options:
     faults: tuple[Fault, ...]
 
 
-def expand(seed: int, round_number: int, seconds: float, kinds: Sequence[str] = NAMES) -> Options:
+def kinds_of(names: Sequence[str], *, single: bool = False) -> list[Kind]:
+    """The kinds with these names. `single`: as far as they harm no replica, since there is none."""
+    kinds = [kind for kind in KINDS if kind.name in names]
+    if not single:
+        return kinds
+    without = {"replica", "replica-primary"}
+    kinds = [replace(kind, targets=tuple(t for t in kind.targets if t not in without)) for kind in kinds]
+    return [kind for kind in kinds if kind.targets and not without & set(kind.beside)]
+
+
+def expand(
+    seed: int, round_number: int, seconds: float, kinds: Sequence[str] = NAMES, *, single: bool = False
+) -> Options:
     """The options of one round."""
     random = Random(f"{seed}/{round_number}")
     return Options(
@@ -99,7 +149,7 @@ def expand(seed: int, round_number: int, seconds: float, kinds: Sequence[str] = 
         readers=random.randint(2, 3),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),
-        faults=tuple(draw_faults(random, seconds, [kind for kind in KINDS if kind.name in kinds])),
+        faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single))),
     )
 
 
@@ -114,9 +164,9 @@ def draw_faults(random: Random, seconds: float, kinds: list[Kind]) -> list[Fault
         (kind,) = random.choices(drawn_from, [kind.weight for kind in drawn_from])
         target, how = random.choice(kind.targets), random.choice(kind.hows)
         lasts = min(random.uniform(kind.shortest_seconds, kind.longest_seconds), seconds - at)
-        server = target.split()[0]  # "ingest worker" is a part of "ingest"
-        if busy_until.get(server, 0.0) > at:
+        servers = (target.split()[0], *kind.beside)  # "ingest worker" is a part of "ingest"
+        if any(busy_until.get(server, 0.0) > at for server in servers):
             continue
-        busy_until[server] = at + lasts + 0.2
+        busy_until |= dict.fromkeys(servers, at + lasts + 0.2)
         faults.append(Fault(len(faults) + 1, round(at, 3), round(lasts, 3), kind.name, target, how))
     return faults

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +18,24 @@ import psycopg2
 
 from compose.ordinary_user import CHECKOUT
 from compose.processes import Process, has_ended
-from compose.servers import Postgres, Primary, Replica, Valkey
+from compose.servers import HOST, Postgres, Primary, Replica, Valkey, postgres_program
 from compose.services import Keeper, Service, Web
 from loadtest.chaos.schedule import WIRES
 from loadtest.chaos.wires import Wire, serve
 from shared_models.deadlines import cut_after
 
 # Read by patched/sitecustomize.py, in the children, and by nothing of the product.
-CLOCK, WITHOUT = "CHAOS_CLOCK_SECONDS", "CHAOS_WITHOUT_RULE"
+CLOCK, DOUBT, WITHOUT = "CHAOS_CLOCK_SECONDS", "CHAOS_DOUBT_SECONDS", "CHAOS_WITHOUT_RULE"
+# How long a mark above everything that the replica knows is believed, and a build that Postgres has refused is left alone: the
+# product's minutes are longer than a round.
+DOUBT_SECONDS = 3
 
 # fsync stays on, which is the default: what is killed has to come back with everything that it acknowledged.
 POSTGRES = {
     "shared_buffers": "64MB",
     "max_connections": "60",
+    # What nobody waits for is not on the disk when the primary crashes.
+    "wal_writer_delay": "10s",
     # The least that a crash leaves of a connection is noticed by the other end within this.
     "wal_receiver_timeout": "2s",
     "wal_sender_timeout": "2s",
@@ -53,26 +60,46 @@ LONGEST_SECONDS = {"ingest": 20.0, "query": 8.0}
 STATEMENT_SECONDS = 3.0  # for the statements of the run itself
 
 
+SLOT = "replica"  # of whichever of the two is the replica
+
+
 class FarReplica(Replica):
     """A replica whose way to the primary leads over a wire."""
 
+    slot = SLOT  # its name changes with its part
     wire_port = 0
 
     def _primary_conninfo(self) -> str:
-        return super()._primary_conninfo().replace(f"port={self.primary.port} ", f"port={self.wire_port} ")
+        conninfo = f"host={HOST} port={self.wire_port} user=rollcall_replica application_name={self.slot}"
+        return f"{conninfo} password={self.password_of('replica')}"
+
+
+class FirstPrimary(Primary):
+    """The server that is the primary until the first switchover. Later it may follow the other one, as that followed it."""
+
+    follower: FarReplica | None = None
+
+    def own_settings(self) -> dict[str, str]:
+        follows = self.follower is not None and (self.data / "standby.signal").exists()
+        return self.follower.own_settings() if follows and self.follower else super().own_settings()
 
 
 class ChaosStack:
-    """Seven processes and six wires. Everything of it ends with this process, however that ends."""
+    """Seven processes and six wires; or, with `single`, without the replica: manage reads the primary.
 
-    def __init__(self, folder: Path, without: str = "") -> None:
-        self.folder, self.without = folder, without
+    Everything of it ends with this process, however that ends.
+    """
+
+    def __init__(self, folder: Path, without: str = "", *, single: bool = False) -> None:
+        self.folder, self.without, self.single = folder, without, single
         self.clock_seconds = 0  # how wrong the clock of ingest is
         ports = free_ports(6 + len(WIRES))
-        self.primary = Primary(folder / "primary", ports[0], settings=POSTGRES, **self._options("primary"))
-        self.replica = FarReplica(
-            folder / "replica", ports[1], self.primary, settings=POSTGRES, **self._options("replica")
-        )
+        primary = FirstPrimary(folder / "primary", ports[0], settings=POSTGRES, **self._options("primary"))
+        self.primary: Postgres = primary
+        self.replica: Postgres = primary
+        if not single:
+            replica = FarReplica(folder / "replica", ports[1], primary, settings=POSTGRES, **self._options("replica"))
+            primary.follower = self.replica = replica
         self.valkey = Valkey(folder / "valkey", ports[2], save="", **self._options("valkey"))
         servers: dict[str, Postgres | Valkey] = {
             "primary": self.primary,
@@ -83,7 +110,8 @@ class ChaosStack:
             name: Wire(name, servers[name.partition("-")[2]].port, port)
             for name, port in zip(WIRES, ports[6:], strict=True)
         }
-        self.replica.wire_port = self.wires["replica-primary"].port
+        if not single:
+            replica.wire_port = self.wires["replica-primary"].port
         self.ingest = self._web("ingest", "ingest_service.wsgi", ports[3])
         self.manage = self._web("manage", "manage_service.wsgi", ports[4])
         self.query = self._web("query", "query_service.asgi", ports[5])
@@ -91,7 +119,8 @@ class ChaosStack:
             folder / "keeper", lambda: self._variables("manage"), valkey=self.valkey, **self._options("keeper")
         )
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
-        self.processes: list[Process] = [self.primary, self.replica, self.valkey, *self.services]
+        self.servers: list[Process] = [self.primary, *(() if single else (self.replica,)), self.valkey]
+        self.processes: list[Process] = [*self.servers, *self.services]
 
     def _options(self, name: str) -> dict[str, Any]:
         return {"log": self.folder / "log" / f"{name}.log", "dies_with_parent": True}
@@ -108,26 +137,29 @@ class ChaosStack:
     def _variables(self, name: str) -> dict[str, str]:
         """The environment of a service: its servers by way of its wires."""
 
-        def over(server: Postgres | Valkey, wire: str) -> str:
-            return server.url.replace(f":{server.port}/", f":{self.wires[wire].port}/")
+        def over(url: str, wire: str) -> str:
+            return re.sub(r":\d+/", f":{self.wires[wire].port}/", url)
 
         variables = {
             "AUTH": "off",
-            "REDIS_URL": over(self.valkey, f"{name}-valkey"),
+            "REDIS_URL": over(self.valkey.url, f"{name}-valkey"),
             "PYTHONPATH": f"{CHECKOUT / 'loadtest' / 'chaos' / 'patched'}{os.pathsep}{CHECKOUT}",
             WITHOUT: self.without,
             CLOCK: str(self.clock_seconds if name == "ingest" else 0),
         }
         if name == "ingest":
-            variables |= INGEST | {"DATABASE_URL": over(self.primary, "ingest-primary")}
+            variables |= INGEST | {"DATABASE_URL": over(self.primary.url, "ingest-primary")}
         elif name == "manage":
-            variables |= MANAGE | {"DATABASE_URL": over(self.replica, "manage-replica")}
+            variables |= MANAGE | {
+                "DATABASE_URL": over(self.replica.url_of("manage"), "manage-replica"),
+                DOUBT: str(DOUBT_SECONDS),
+            }
         return variables
 
     def up(self) -> None:
         """Start everything, and wait until it is ready."""
         serve(self.wires.values())
-        for server in (self.primary, self.replica, self.valkey):
+        for server in self.servers:
             server.start()
         self.ingest.create()
         self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
@@ -146,6 +178,11 @@ class ChaosStack:
                     running.send_signal(signal.SIGQUIT)  # "immediate"
                 has_ended(running, 5)
             process.kill()
+
+    def switch(self) -> None:
+        """The replica is the primary from now on, and the other way round, for whoever asks for one of them by its name."""
+        self.primary, self.replica = self.replica, self.primary
+        self.primary.name, self.replica.name = "primary", "replica"
 
     def by_name(self, name: str) -> Process:
         """The process of this name."""
@@ -177,6 +214,15 @@ def resume(process: Process) -> None:
     for each in family(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             each.resume()
+
+
+def checkpoint_at_shutdown(server: Postgres) -> str:
+    """Where the log of a server ends that was stopped in order, as an lsn; empty where it was not."""
+    command = [postgres_program("pg_controldata"), str(server.data)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={"LC_ALL": "C"}).stdout
+    facts = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+    in_order = facts["Database cluster state"].strip() == "shut down"
+    return facts["Latest checkpoint location"].strip() if in_order else ""
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def complete(
             responses = {str(status): response for status, response in operation["responses"].items()}
             responses |= {status: {"description": text} for status, text in everywhere.items() if asked}
             for status, response in responses.items():
-                if status.startswith(("4", "5")) and not operation.get("x-own-refusals"):
+                if status.startswith(("4", "5")) and status not in operation.get("x-own-refusals", ()):
                     response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
             operation["responses"] = responses
             show_examples(path, operation, examples or {})

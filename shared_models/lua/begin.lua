@@ -1,7 +1,8 @@
 -- Note a new fill of a counter; one that was in progress is superseded.
 --
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state   KEYS[4] fill
--- ARGV[1] token of the fill   ARGV[2] now in microseconds   ARGV[3…] names and values of its other fields
+-- ARGV[1] token of the fill   ARGV[2] now in microseconds   ARGV[3] xact that the fill is about to claim   ARGV[4] its source
+-- ARGV[5…] names and values of its other fields
 -- Returns nothing.
 --
 -- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
@@ -29,4 +30,7 @@ if gap ~= 0 and not build and not filling then
 end
 redis.call('HSET', KEYS[2], 'fill', ARGV[1])
 redis.call('DEL', KEYS[4])
-redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', gap), unpack(ARGV, 3))
+redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', gap), unpack(ARGV, 5))
+
+-- What the fill relies on, a sweep has to see: also one whose replica is earlier than the fill's, as a pass does it.
+raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)

@@ -15,8 +15,7 @@
 -- read, and a mark that is lost is always safe.
 local members, suspects, intake = KEYS[1], KEYS[2], KEYS[3]
 local xact, source = ARGV[1], ARGV[2]
-local size, build, water, water_source =
-  unpack(redis.call('HMGET', intake, 'size', 'build', 'watermark', 'watermark_source'))
+local size, build = unpack(redis.call('HMGET', intake, 'size', 'build'))
 
 if redis.call('EXISTS', suspects) == 1 then
   redis.call('HDEL', suspects, unpack(ARGV, 3))
@@ -28,24 +27,6 @@ if added > 0 and (not size or (#size <= 15 and string.match(size, '^%-?%d+$'))) 
 end
 
 if xact ~= '' then
-  -- 64-bit numbers as text: Lua's own numbers are exact to 2^53 only.
-  local function below(a, b) return #a < #b or (#a == #b and a < b) end
-  local function split(s) return string.match(s, '^(%d+)/(%d+)$') end
-  local known = water and water_source and #water <= 19 and string.match(water, '^%d+$') and split(water_source)
-  -- A counter that was built has a watermark. Where it is missing, what was acknowledged before is forgotten with it: it stays
-  -- missing, and keeps sweeps from going on, until the keeper has set it anew.
-  local replace = not known and not build
-  if known and water_source == source then
-    replace = below(water, xact)
-  elseif known then
-    -- Another history. A later timeline replaces the mark: its rows begin below the old one's. An earlier
-    -- timeline is a straggler on a primary that has been replaced: its rows are lost, its xacts mean nothing.
-    local old_system, old_timeline = split(water_source)
-    local system, timeline = split(source)
-    replace = old_system ~= system or below(old_timeline, timeline)
-  end
-  if replace then
-    redis.call('HSET', intake, 'watermark', xact, 'watermark_source', source)
-  end
+  raise_watermark(intake, xact, source, not build)
 end
 return added

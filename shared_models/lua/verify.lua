@@ -3,17 +3,14 @@
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state
 -- ARGV[1] build of the counter when the run began   ARGV[2] gap between set and size when it began
 -- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has mended what it found, 0: it has only looked
--- ARGV[7] token that the run began with
--- Returns 1; 0 where the counter has been lost or built anew since; -1 where something else has changed the set since, or
--- another run has begun (nothing is changed in either case).
+-- Returns 1; 0 where the counter has been lost or built anew since; -1 where something else has changed the set since
+-- (nothing is changed in either case).
 --
 -- Atomic because a counter that goes cold in between must not come back with the proof of its predecessor, and a set that
--- is changed by hand in between must not be made right by it. Another run has taken the marks off this one's suspects,
--- which stay in the set then: this run cannot say that the set is right.
-local build, cursor, run = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor', 'run'))
+-- is changed by hand in between must not be made right by it.
+local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
 if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not size then return 0 end
-if run ~= ARGV[7] then return -1 end
 local count = redis.call('SCARD', KEYS[1])
 if count - (tonumber(size) or 0) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])

@@ -88,6 +88,11 @@ class Deployed(Postgres):
 class DeployedPrimary(Deployed):
     service = "primary"
 
+    def __init__(self, folder: Path, port: int, secrets: Path) -> None:
+        super().__init__(folder, port, secrets)
+        # As on many a server: it keeps statements, as they are where they are no queries.
+        self.settings["shared_preload_libraries"] = "pg_stat_statements"
+
     def create(self) -> None:
         """What the image does at its first start, with the same arguments."""
         super().create()
@@ -184,6 +189,14 @@ def test_no_password_is_in_the_log_or_in_the_data(deployed: DeployedPrimary, see
     said = deployed.log.read_text() + seeded.log.read_text()
     said += "".join(path.read_text() for path in seeded.data.glob("*.conf"))
     assert len(passwords) == 5 and not [password for password in passwords if password in said]
+
+
+def test_no_password_is_in_the_statements_that_the_server_keeps(deployed: DeployedPrimary) -> None:
+    ask(deployed.url, "CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    deployed.make_roles()
+    kept = [query for (query,) in ask(deployed.url, "SELECT query FROM pg_stat_statements")]
+    assert [query for query in kept if "pg_stat_statements" in query]
+    assert [query for query in kept if "PASSWORD" in query.upper()] == []
 
 
 def test_a_changed_password_takes_effect_when_the_roles_are_made_again(deployed: DeployedPrimary) -> None:

@@ -12,15 +12,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from loadtest.chaos import tampering
 from loadtest.chaos.checker import judge
+from loadtest.chaos.faults import Faults, method_of
 from loadtest.chaos.history import read, rounds
+from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
-from loadtest.chaos.schedule import KINDS, expand
+from loadtest.chaos.schedule import KINDS, Fault, expand
 from tests.servers import wait_for
 
 WALL = 1_700_000_000.0
@@ -60,8 +64,8 @@ class Hand:
         asked = {"op": "members", "counter": "users", "asked": [[username]]}
         self.operation(began, ended, asked, {"outcome": "ok", "found": [found]})
 
-    def lose(self, began, ended):
-        self.add("loss", ended, **{"from": began})
+    def lose(self, began, ended, **what):
+        self.add("loss", ended, **{"from": began}, **what)
 
     def table(self, t, *rows):
         self.add("table", t, rows=list(rows))
@@ -208,6 +212,15 @@ def test_a_loss_before_the_member_was_counted_excuses_nothing(hand):
     assert hand.broken() == ["P2"]
 
 
+def test_a_loss_of_one_counter_excuses_nothing_of_another(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.lose(2.5, 2.6, counter="cities")
+    hand.is_member(3, 4, "ann", False)
+    assert hand.broken() == ["P2"]
+    hand.lose(2.5, 2.6, counter="users")
+    assert hand.broken() == []
+
+
 # -- P4 and P7
 
 
@@ -297,12 +310,48 @@ def test_a_seed_says_all_and_another_seed_says_otherwise():
 def test_every_kind_of_fault_is_drawn_and_no_target_suffers_two_at_a_time():
     drawn = [expand(seed, 1, 60.0).faults for seed in range(20)]
     assert {fault.kind for faults in drawn for fault in faults} == {kind.name for kind in KINDS}
+    beside = {kind.name: kind.beside for kind in KINDS}
     for faults in drawn:
         ends: dict[str, float] = {}
         for fault in faults:
-            server = fault.target.split()[0]
-            assert ends.get(server, 0.0) <= fault.at_seconds
-            ends[server] = fault.at_seconds + fault.seconds
+            for server in (fault.target.split()[0], *beside[fault.kind]):
+                assert ends.get(server, 0.0) <= fault.at_seconds
+                ends[server] = fault.at_seconds + fault.seconds
+
+
+def test_every_kind_and_variant_is_one_that_can_be_done():
+    for kind in KINDS:
+        assert callable(getattr(Faults, method_of(kind.name)))
+    hows = {kind.name: set(kind.hows) for kind in KINDS}
+    assert hows["changed by hand"] == tampering.CHANGES.keys() >= tampering.LOSSES
+    assert hows["table rewritten"] == tampering.REWRITES.keys()
+
+
+def test_a_database_that_is_its_own_replica_suffers_nothing_that_needs_another_one():
+    faults = [fault for seed in range(20) for fault in expand(seed, 1, 60.0, single=True).faults]
+    assert {"kill", "kill backend", "burn xids"} <= {fault.kind for fault in faults}
+    assert not {"promotion", "replay paused"} & {fault.kind for fault in faults}
+    assert not {"replica", "replica-primary"} & {fault.target for fault in faults}
+
+
+def test_an_undoing_that_another_fault_is_in_the_way_of_waits_until_that_one_is_undone(tmp_path: Path, monkeypatch):
+    undone: list[str] = []
+
+    def do(self, fault):
+        def undo() -> None:
+            if fault.kind == "first" and "second" not in undone:
+                raise OSError("the second one is still in force")
+            undone.append(fault.kind)
+
+        return undo
+
+    monkeypatch.setattr(Faults, "do", do)
+    stack: Any = SimpleNamespace(wires={}, processes=[])
+    faults = [Fault(1, 0.0, 0.01, "first", "one", ""), Fault(2, 0.0, 0.1, "second", "other", "")]
+    journal = Journal(tmp_path / "journal")
+    Injector(stack, journal, lambda line: None).run(faults, 0.2)
+    journal.close()
+    assert undone == ["second", "first"]
 
 
 def test_a_journal_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path):
@@ -363,10 +412,11 @@ def test_half_a_minute_of_faults_breaks_no_promise(temporary: Path):
     [
         ("cold", "kill valkey", "P4"),
         ("one key", "reset during COMMIT", "P1"),
+        ("size", "changed by hand", "P7"),
     ],
 )
 def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: str, kind: str, promise: str):
-    """The two rules that tests/manage/test_rules_matter.py leaves to this one."""
+    """The rules that tests/manage/test_rules_matter.py leaves to this one."""
     options = ("--seed", "3", "--seconds", "8", "--rounds", "1", "--quiet", "--kind", kind, "--without", rule)
     with chaos(temporary, *options) as run:
         output, _ = run.communicate()

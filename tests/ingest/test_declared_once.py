@@ -16,6 +16,7 @@ from shared_models import counters
 from shared_models.counters import Counter
 from shared_models.models import Countable, Message
 from tests.ingest.producing import Producer, message
+from tests.ingest.test_grouping import together
 from tests.servers import sql, started_primary
 
 
@@ -104,6 +105,31 @@ def test_a_check_names_a_field_that_cannot_be_sent(
     fields = (*sighting.sent_fields(), models.DateTimeField(name="seen_at"))
     monkeypatch.setattr(sighting, "sent_fields", classmethod(lambda cls: fields))
     assert [(found.id, found.msg) for found in run_checks()] == [("rollcall.E101", "Sighting.seen_at cannot be sent")]
+
+
+@pytest.mark.parametrize("fields", [("id",), ("xact",), ("state", "xact"), ("create_time",)])
+def test_a_check_names_a_counter_over_what_producers_do_not_send(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, Counter("days", "Message", fields)))
+    found = run_checks()[0]
+    assert found.id == ("rollcall.E004" if "create_time" in fields else "rollcall.E006")
+    assert f"counter 'days': field '{fields[-1]}'" in found.msg
+    assert found.id == "rollcall.E004" or "count one of: state, city, username, message" in found.hint
+
+
+@pytest.mark.parametrize("fields", [("id",), ("create_time",), ("state", "nonsense")])
+def test_rows_of_which_no_member_can_be_made_are_not_stored(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
+) -> None:
+    """The check was not run, or not listened to. Nobody is told of a failure after the rows have been stored."""
+    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, Counter("days", "Message", fields)))
+    assert producer.send(message()).status_code == 500
+    assert producer.send(message(), Idempotency_Key="17").status_code == 500
+    assert producer.send_batch(message(), message()).status_code == 500
+    grouped = together(producer, monkeypatch, ("ann", None), ("bob", None))
+    assert {answer.status_code for answer in grouped} == {500, 503}
+    assert producer.rows() == []
 
 
 def test_a_check_names_two_models_at_one_address(

@@ -50,7 +50,7 @@ def test_the_same_key_with_another_request_is_refused(producer: Producer) -> Non
     others: list[HttpResponse] = [
         producer.send(message("bob"), Idempotency_Key="k1"),
         producer.send_batch(message("ann"), Idempotency_Key="k1"),
-        producer.post("/v1/messages?x=1", message("ann"), Idempotency_Key="k1"),
+        producer.send_batch(message("ann"), query="?strict=1", Idempotency_Key="k1"),
         producer.post("/v1/messages/batch", [message("ann")], Idempotency_Key="k1"),
     ]
     for response in others:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from secrets import token_hex
 
 import psycopg2
 import pytest
 from django.db import connection
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from structlog.testing import CapturingLogger
 
 from compose.servers import Replica, Valkey
 from ingest_service import counting, recording, stores
 from ingest_service.catalog import read_collections
+from loadtest.chaos.rules import leave_out
 from shared_models.members import encode
 from shared_models.source import SOURCE_SQL
 from tests.ingest.producing import Producer, message
@@ -206,6 +209,28 @@ def test_a_redis_that_refuses_writes_makes_counted_false(
     assert (response.status_code, response.json()["counted"]) == (201, False)
 
 
+def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told of one sends the rows again, and they are stored twice."""
+
+    def fail(*_: object) -> None:
+        raise TypeError("not foreseen")
+
+    log = CapturingLogger()
+    monkeypatch.setattr(counting, "log", log)
+    monkeypatch.setattr("shared_models.rolls.record", fail)
+    for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
+        assert response.status_code in (200, 201)
+        assert response.json()["counted"] is False
+    monkeypatch.setattr(counting, "members_of", fail)
+    again = producer.send_batch(message("bob"), Idempotency_Key="17")
+    assert (again["Idempotent-Replay"], again.json()["counted"]) == ("true", False)
+    said = [(call.method_name, call.args[0]) for call in log.calls]
+    assert said == [("exception", "record.not_counted")] * 2 + [("exception", "record.not_looked_up")]
+    assert producer.usernames() == ["ann", "bob"]
+
+
 def test_a_pooled_connection_that_redis_has_closed_is_not_a_failure(producer: Producer) -> None:
     producer.send(message("ann"))
     producer.redis.client_kill_filter(_type="normal", skipme=True)
@@ -388,7 +413,11 @@ def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
 ) -> None:
     """As /readyz opens it while the server is still a standby."""
     standby = Replica(
-        servers_folder() / "promoted", free_port(), started_primary(), settings=FAST, dies_with_parent=True
+        servers_folder() / f"promoted-{token_hex(4)}",
+        free_port(),
+        started_primary(),
+        settings=FAST,
+        dies_with_parent=True,
     )
     standby.start()
     try:
@@ -403,3 +432,11 @@ def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
     finally:
         connection.close()
         standby.stop()
+
+
+def test_without_asking_it_anew_the_connection_keeps_the_old_timeline(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_out("source asked anew", monkeypatch.setattr)
+    with pytest.raises(AssertionError, match="/2"):
+        test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(producer, monkeypatch)

@@ -8,7 +8,9 @@ import zlib
 from typing import Any
 
 import pytest
+from django.conf import settings
 
+from tests.described import query_parameters, refuses
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
 
 JSON = "application/json"
@@ -118,6 +120,38 @@ def test_strict_is_0_or_1(producer: Producer) -> None:
     assert producer.send_batch(message(), message(""), query="?strict=0").json()["rejected"] == 1
     for value in ("", "true", "2"):
         problem(producer.send_batch(message(), query=f"?strict={value}"), 400, "invalid-query")
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?country=DE", "there is no query parameter 'country' here; this address takes"),
+        ("?strict=0&strict=1", "strict"),
+        ("?a=1&b=2", "'a', 'b'"),
+        ("?" + "x" * 1000, "'" + "x" * 64 + "…'"),
+        ("?=", "''"),
+        ("?%ff", "query parameter"),
+        ("?" + "&".join(f"a{n}" for n in range(200)), "more than 100 query parameters"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batch"])
+def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named(
+    producer: Producer, path: str, query: str, said: str
+) -> None:
+    detail = problem(producer.post(path + query, ROW), 400, "invalid-query")
+    assert said in detail
+    if "give it once" not in detail:
+        assert detail.endswith("takes strict" if "batch" in path else "takes no query parameters")
+    assert producer.rows() == []
+
+
+def test_the_query_parameters_that_are_known_are_those_that_are_described(producer: Producer) -> None:
+    document = producer.client.get("/openapi.json").json()
+    described = {
+        name.replace("/v1/messages", "/v1/{collection}"): each for name, each in query_parameters(document).items()
+    }
+    assert described == {name: list(known) for name, known in settings.QUERY_PARAMETERS.items()}
+    assert refuses(document, "400") == {"POST /v1/messages": True, "POST /v1/messages/batch": True}
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batch"])

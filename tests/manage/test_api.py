@@ -7,11 +7,13 @@ import json
 import socket
 
 import pytest
+from django.conf import settings
 from django.test import Client, override_settings
 
 from manage_service import bodies, runs
 from shared_models import keys
 from tests import servers
+from tests.described import query_parameters, refuses
 from tests.manage.serving import Gunicorn
 
 
@@ -47,6 +49,32 @@ def test_a_run_is_accepted_followed_and_listed(world, client):
     assert done["drift"]["users"]["extra"] == 1
     assert done["drift"]["users"]["extra_sample"] == [{"username": "ghost"}]
     assert [one["id"] for one in client.get("/v1/runs").json()["runs"]] == [run["id"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("get", "/v1/runs?limt=5", "no query parameter 'limt' here; this address takes limit"),
+        ("get", "/v1/runs?limit=5&limit=6", "'limit' is given 2 times; give it once"),
+        ("post", "/v1/runs?limit=5", "this address takes no query parameters"),
+        ("post", "/v1/runs?mode=check", "no query parameter 'mode' here"),
+        ("get", "/v1/runs/last?counter=users", "no query parameter 'counter' here"),
+        ("post", "/v1/runs/last/cancel?now=1", "no query parameter 'now' here"),
+        ("get", "/v1/status?counter=users", "no query parameter 'counter' here"),
+        ("get", "/v1/drift?counter=users", "no query parameter 'counter' here"),
+    ],
+)
+def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named(world, client, method, path, said):
+    answer = getattr(client, method)(path)
+    assert (answer.status_code, answer["Content-Type"]) == (400, "application/problem+json")
+    assert answer.json()["type"] == "urn:rollcall:invalid-query" and said in answer.json()["detail"]
+    assert runs.latest(world.redis, 1) == []
+
+
+def test_the_query_parameters_that_are_known_are_those_that_are_described(client):
+    document = client.get("/openapi.json").json()
+    assert query_parameters(document) == {name: list(known) for name, known in settings.QUERY_PARAMETERS.items()}
+    assert all(refuses(document, "400").values())
 
 
 def test_a_run_over_all_counters_is_the_default(world, client):

@@ -8,10 +8,12 @@ import pty
 import signal
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from manage_service import runs
+from manage_service import runs, terminal
 from manage_service.leases import Lease
 from manage_service.management.commands import reconcile
 from shared_models import keys
@@ -88,12 +90,12 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing_open(world):
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 
 
-def in_a_terminal(*arguments):
+def in_a_terminal(*arguments, columns=100):
     """Exit code, and all that a person would see of it, escape sequences too."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "manage_service", *arguments],
-        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns)},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -125,6 +127,34 @@ def test_in_a_terminal_a_person_sees_bars_and_a_table(world):
     assert "gh[red]ost\\x1b[2J" in seen and "\x1b[2J" not in seen
     code, seen = in_a_terminal("status")
     assert code == 1 and "live" in seen and "not running" in seen and "counter" in seen
+
+
+@pytest.mark.parametrize("columns", [40, 80, 400])
+def test_nothing_is_cut_however_narrow_the_terminal_is(world, columns):
+    world.post("ann")
+    world.replay()
+    world.build()
+    ghosts = [f"{letter * 63}." for letter in "abc"]
+    world.redis.sadd(keys.of_counter("users").members, *ghosts)
+    code, seen = in_a_terminal("reconcile", "--check", columns=columns)
+    assert code == 1 and "3 extra" in seen and "…" not in seen
+    assert all(ghost in seen for ghost in ghosts)
+    code, seen = in_a_terminal("status", columns=columns)
+    assert "…" not in seen and "complete to" in seen and "s ago" in seen
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_bar_that_finds_no_room_goes_on_in_the_next_line(world, columns):
+    run = world.ask("users")
+    run.counter, run.phase, run.status = "users", "extra", runs.Status.RUNNING
+    run.read, run.expected = 123_456_789, 9_876_543_210
+    follower = terminal.Follower(run, quiet=False)
+    follower.show(run)
+    console = Console(width=columns, file=StringIO())
+    console.print(follower.bars.make_tasks_table(follower.bars.tasks))
+    seen = console.file.getvalue()
+    assert "…" not in seen
+    assert {"users", "looking", "members", "123,456,789", "about", "9,876,543,210"} <= set(seen.split())
 
 
 def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_stop(world):

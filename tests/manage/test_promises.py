@@ -153,7 +153,6 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
         "SCAN": "LIMIT",
         "JUMP": "LIMIT",
         "SLICE_END": "LIMIT",
-        "NEWEST": "LIMIT",
         "LOCK": "ACCESS SHARE",  # with a lock_timeout
         "FETCH": "FETCH",
         "WITHOUT_ROW": "unnest",

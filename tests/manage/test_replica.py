@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
+from compose.servers import ROLES_SQL
 from manage_service import replica as reading
 from manage_service import stores
 from manage_service.replica import BEHIND, JUMP, SCAN, fill_in
@@ -159,3 +160,31 @@ def test_a_connection_that_was_cut_is_made_anew(world):
         pass
     with world.replica.snapshot() as snapshot:
         assert snapshot.horizon
+
+
+def test_the_timeline_that_is_received_is_asked_by_the_function_as_soon_as_the_replica_shows_it(world):
+    """roles.sql may have made it after this connection was opened, or the replica may lag."""
+    timeline = (
+        "CREATE OR REPLACE FUNCTION rollcall_internal.received_timeline() RETURNS integer LANGUAGE sql AS 'SELECT 99'"
+    )
+    reader = stores.connect_replica(world.replica_server.url_of("manage"))
+
+    def seen() -> str:
+        world.replay()
+        with reader.snapshot() as snapshot:
+            return snapshot.source.split("/")[1]
+
+    try:
+        servers.sql(world.primary, "DROP SCHEMA rollcall_internal CASCADE")
+        assert seen() == "1"
+        servers.sql(world.primary, ROLES_SQL.read_text())
+        assert seen() == "1"
+        servers.sql(world.primary, timeline)
+        assert seen() == "99", "the connection is the same, and asks the function"
+        servers.sql(world.primary, "DROP FUNCTION rollcall_internal.received_timeline()")
+        with pytest.raises(psycopg2.errors.UndefinedFunction):
+            seen()
+        assert seen() == "1"
+    finally:
+        reader.close()
+        servers.sql(world.primary, ROLES_SQL.read_text())

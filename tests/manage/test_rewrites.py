@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 from psycopg2.errors import LockNotAvailable
 
+from loadtest.chaos.rules import leave_out
 from manage_service import building, stores
 from manage_service import replica as reading
 from manage_service.catching_up import catch_up
@@ -151,7 +152,7 @@ def as_role(server, role):
 
 
 def test_without_the_lock_these_tests_fail(world, rewriting, monkeypatch):
-    monkeypatch.setattr(reading, "LOCK", "SET LOCAL lock_timeout = 0")
+    leave_out("lock first", monkeypatch.setattr)
     with pytest.raises(AssertionError):
         test_a_pass_does_not_advance_over_rows_that_it_did_not_see(world, rewriting)
     assert not world.state().cold, "short, and live"

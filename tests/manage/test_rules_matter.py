@@ -17,8 +17,9 @@ from manage_service.building import build
 from manage_service.catching_up import catch_up
 from shared_models import keys, rolls
 from shared_models.counters import get_counter
-from tests.manage import test_building, test_catching_up, test_reconciling
+from tests.manage import test_building, test_catching_up, test_changed_by_hand, test_reconciling, test_rewrites
 from tests.manage.test_building import small_chunks  # noqa: F401  (a fixture)
+from tests.manage.test_changed_by_hand import keeper, live  # noqa: F401  (fixtures)
 from tests.manage.world import sweep_of
 
 USERS = get_counter("users")
@@ -107,7 +108,7 @@ def a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run(world,
 CAUGHT_BY = {
     "token": test_reconciling.test_a_member_marked_anew_by_another_sweep_is_left_to_that_one,
     "fence": test_reconciling.test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused,
-    "cursor fence": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
+    "claim of a fill": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
     "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
     "forget marks": a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run,
     "tally present": test_reconciling.test_members_that_share_a_bucket_do_not_make_up_for_each_other,
@@ -119,10 +120,13 @@ CAUGHT_BY = {
     "fill lsn": test_building.test_a_replica_that_came_back_earlier_is_waited_for,
     "fill position": a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it,
     "promote last": test_building.test_a_table_that_was_there_before_the_counter_is_counted_whole,
+    "gap": test_changed_by_hand.test_a_set_that_is_changed_during_every_attempt_fails_the_run_with_the_reason,
+    "row security": test_rewrites.test_a_table_that_hides_rows_is_an_error_and_not_a_table_with_fewer_rows,
     "complete through": test_catching_up.test_complete_through_is_never_later_than_a_row_that_is_not_counted,
 }
-# These two are not manage's: the chaos run fails without them (tests/failures/test_chaos.py).
-ELSEWHERE = {"cold", "one key"}
+# Those that are not manage's: the chaos run fails without them (tests/failures/test_chaos.py), or ingest's own test
+# (tests/ingest/test_recording.py). Two of manage's need servers of their own (test_rewrites.py, test_one_database.py).
+ELSEWHERE = {"cold", "one key", "size", "source asked anew", "lock first", "on the disk"}
 
 
 def run(scenario, request):

@@ -27,14 +27,8 @@ class Rolls:
 
     def begin_fill(self, name: str, expected: int, token: str = "fill-1") -> None:
         """What the keeper notes when it begins to build a counter."""
-        fields = {
-            "source": SOURCE,
-            "horizon": HORIZON,
-            "watermark": HORIZON - 1,
-            "complete_through": to_microseconds(THROUGH),
-            "expected": expected,
-        }
-        rolls.begin(self.client, name, token, fields)
+        fields = {"complete_through": to_microseconds(THROUGH), "expected": expected}
+        rolls.begin(self.client, name, token, HORIZON, SOURCE, fields)
 
     def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
         """The first chunk of a fill; the position behind it."""
@@ -66,9 +60,7 @@ class Rolls:
     def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0, *, repaired: bool = True) -> None:
         """The end of a reconcile."""
         state = read_state(self.client, name)
-        rolls.begin_run(self.client, name, "run")
-        drift = Drift(missing, extra)
-        assert rolls.verify(self.client, name, "run", state.build, state.gap, at, drift, repaired=repaired)
+        assert rolls.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
 
     def note(self, name: str, *taken: tuple[datetime, int]) -> None:
         """Samples that the keeper has taken."""

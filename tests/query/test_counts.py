@@ -7,12 +7,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.conf import settings
 from redis import Redis
 
 from query_service import board as board_module
 from query_service.counters import Reading, read_counters
 from shared_models import counters, keys, rolls
 from shared_models.counters import Counter
+from tests.described import query_parameters, refuses
 from tests.query.driving import Query, Reply
 from tests.query.rolls_in_redis import THROUGH, Rolls
 
@@ -80,6 +82,37 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
         "repaired",
         "as_of",
     }
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "read"])
+@pytest.mark.parametrize(
+    "path", ["/v1/counts", "/v1/counts/users", "/v1/counts/users/history", "/v1/stream", "/stats/get/"]
+)
+def test_a_question_with_a_parameter_that_is_not_known_is_not_answered_as_if_it_were_not_there(
+    query: Query, rolls: Rolls, path: str, bare: bool
+) -> None:
+    rolls.make_all_live()
+    if not bare:
+        query.read("/v1/counts")
+    for method in ("GET",) if path.endswith(("history", "stream")) else ("GET", "HEAD"):
+        for sent in ("country=DE", "country=DE&country=FR", "country"):
+            reply = query.run(query.request(method, f"{path}?{sent}"))
+            assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
+            detail = "there is no query parameter 'country' here; this address takes no query parameters"
+            assert method == "HEAD" or reply.json["detail"] == detail
+    assert path == "/v1/stream" or query.get(f"{path}?&").status == 200
+
+
+def test_a_question_about_many_takes_no_query_parameters(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live()
+    reply = query.post("/v1/counts/users/members?username=ann", {"members": []})
+    assert (reply.status, reply.json["type"]) == (400, "urn:rollcall:invalid-query")
+
+
+def test_the_query_parameters_that_are_known_are_those_that_are_described(query: Query) -> None:
+    document = query.get("/openapi.json").json
+    assert set(query_parameters(document)) == set(settings.QUERY_PARAMETERS)
+    assert all(refuses(document, "400").values())
 
 
 def test_a_counter_with_no_members_is_live_and_zero(query: Query, rolls: Rolls) -> None:

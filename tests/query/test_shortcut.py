@@ -85,6 +85,9 @@ def wait_until_up(service: Running) -> None:
         PLAIN.replace(b"GET", b"POST") + b"\r\n",
         PLAIN.replace(b"GET", b"get") + b"\r\n",
         PLAIN.replace(b"/users", b"/users?x=1") + b"\r\n",
+        PLAIN.replace(b"/users", b"?country=DE") + b"\r\n",
+        PLAIN.replace(b"/users", b"/users?") + b"\r\n",
+        PLAIN.replace(b"/users", b"/users?&") + b"\r\n",
         PLAIN.replace(b"/users", b"%2Fusers") + b"\r\n",
         PLAIN.replace(b"/users", b"/user%73") + b"\r\n",
         PLAIN.replace(b"/users", b"//users") + b"\r\n",
@@ -188,10 +191,12 @@ def test_a_worker_finds_the_shortcut_of_the_application(monkeypatch: pytest.Monk
     assert made.shortcut is None
 
 
-def request(path: str = "/v1/counts/users", *headers: tuple[bytes, bytes], method: str = "GET") -> SimpleNamespace:
+def request(
+    path: str = "/v1/counts/users", *headers: tuple[bytes, bytes], method: str = "GET", query: str = ""
+) -> SimpleNamespace:
     """What gunicorn's parser makes of a head."""
     named = [(b"host", b"localhost"), *headers]
-    return SimpleNamespace(method=method, version=(1, 1), path=path, headers_bytes=named)
+    return SimpleNamespace(method=method, version=(1, 1), path=path, query=query, headers_bytes=named)
 
 
 def test_a_plain_question_is_answered_here_and_no_other(query: Query, rolls: Rolls) -> None:
@@ -204,6 +209,7 @@ def test_a_plain_question_is_answered_here_and_no_other(query: Query, rolls: Rol
         request("/v1/counts/nobody"),
         request("/"),
         request(method="HEAD"),
+        request(query="country=DE"),
         request("/v1/counts", (b"cache-control", b"no-cache")),
         request("/v1/counts", (b"content-length", b"4")),
         request("/v1/counts", (b"host", b"elsewhere.example")),

@@ -90,7 +90,7 @@ class Report:
         self.printed_at = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             DownloadColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),

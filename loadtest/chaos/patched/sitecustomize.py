@@ -1,6 +1,7 @@
 """Python imports this at the start of every process of a chaos run, because its folder is on PYTHONPATH there, and only there.
 
-A process may be given a wrong clock, and, to test the checker, may be robbed of one rule of the protocol.
+A process may be given a wrong clock, may be made to doubt what it was told after seconds instead of minutes, and, to test
+the checker, may be robbed of one rule of the protocol.
 """
 
 import os
@@ -11,6 +12,17 @@ if _seconds:
     _time, _time_ns = time.time, time.time_ns
     time.time = lambda: _time() + _seconds
     time.time_ns = lambda: _time_ns() + _seconds * 1_000_000_000
+
+_doubt_seconds = os.environ.get("CHAOS_DOUBT_SECONDS")
+if _doubt_seconds:
+    from datetime import timedelta
+
+    from manage_service import keeper, plausibility, sweeping
+
+    # Too early is harmless, which a run may prove: what is mended for no reason is right as well.
+    plausibility.IMPOSSIBLE_AFTER = timedelta(seconds=float(_doubt_seconds))
+    sweeping.RESET_SLACK = timedelta(seconds=0)  # all clocks but ingest's are the same
+    keeper.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # what Postgres refuses, while rows are hidden, it soon does not
 
 if os.environ.get("CHAOS_WITHOUT_RULE"):
     from loadtest.chaos.rules import leave_out

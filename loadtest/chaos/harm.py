@@ -1,0 +1,51 @@
+"""What all faults have in common: the stack that they harm, how one is undone, and work that goes on meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import psycopg2
+
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.schedule import Fault
+from loadtest.chaos.stack import ChaosStack
+
+Undo = Callable[[], None]
+
+# How long an undoing may take, or is tried again: a server that was killed a moment ago recovers first.
+UNDO_SECONDS = 15.0
+
+
+class Impossible(Exception):
+    """This fault cannot be done now: what it wants to harm is not there."""
+
+
+class Harm:
+    """A part of the faults: each kind is the method of that name."""
+
+    def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
+        self.stack, self.journal, self.say = stack, journal, say
+
+    def in_the_background(self, fault: Fault, work: Callable[[threading.Event], None]) -> Undo:
+        """Do work that ends soon after its event is set: when the fault is over. The database may end it earlier."""
+        over = threading.Event()
+
+        def do() -> None:
+            try:
+                work(over)
+            except psycopg2.Error as error:
+                self.say(f"          {fault.kind} ended early: {str(error).splitlines()[0]}")
+
+        thread = threading.Thread(target=do, name=fault.kind, daemon=True)
+        thread.start()
+
+        def finish() -> None:
+            over.set()
+            thread.join()
+
+        return finish
+
+
+def nothing() -> None:
+    """Undo what undoes itself, or what the stack has to mend by itself."""

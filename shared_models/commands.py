@@ -1,0 +1,46 @@
+"""The command line of a service: `python -m manage_service <command>`.
+
+Django finds and runs the commands. Its help lists forty of its own, and its version is Django's; both are Rollcall's here,
+and need no settings. What Django has besides can be called all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from shared_models import __version__
+
+INDENT_COLUMNS = 4
+
+
+def run(service: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name. `commands`: those that the help lists, and what each does."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    program = f"python -m {service}"
+    if "--version" in given or given == ["version"]:
+        print(f"rollcall {__version__}")
+    elif given in ([], ["help"], ["--help"], ["-h"]):
+        print(describe(program, commands))
+    elif given == ["help", "--commands"]:
+        print("\n".join(commands))
+    else:
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", f"{service}.settings")
+        from django.core.management import execute_from_command_line
+
+        execute_from_command_line([program, *given])
+
+
+def describe(program: str, commands: Mapping[str, str]) -> str:
+    """The help: each command on a line, and below it what it does."""
+    indent = " " * INDENT_COLUMNS
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = [f"usage: {program} COMMAND …", "", "commands:"]
+    for name, does in commands.items():
+        lines += [f"  {name}", *textwrap.wrap(does, width, initial_indent=indent, subsequent_indent=indent)]
+    return "\n".join(
+        [*lines, "", f"{program} COMMAND --help", f"{indent}says what a command takes", f"{program} --version"]
+    )
