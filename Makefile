@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status down reset test check audit images lock chaos bench loadtest
+.PHONY: help env up demo status logs restart down reset test check audit images lock chaos bench loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,16 +19,22 @@ up: .venv/complete ## Start the whole stack in the background, on this machine o
 demo: .venv/complete ## up, then 100,000 messages (MESSAGES=…), then the counts beside COUNT(DISTINCT)
 	@$(STACK) demo
 
-status: .venv/complete ## Each process, its port, its health
+status: .venv/complete ## Each process, its port, its health, and what is wrong; the exit code says whether anything is
 	@$(STACK) status
+
+logs: .venv/complete ## The end of every log, and what is written from now on, until Ctrl-C (SERVICE=ingest: one of them)
+	@$(STACK) logs $(SERVICE)
+
+restart: .venv/complete ## End the services and start them again, on the same data (SERVICE=replica: that process alone)
+	@$(STACK) restart $(SERVICE)
 
 down: .venv/complete ## End every process of the stack
 	@$(STACK) down
 
-reset: .venv/complete ## End every process and remove the data
+reset: .venv/complete ## End every process and remove the data; the ports stay chosen
 	@$(STACK) reset
 
-test: .venv/complete ## Run every test, each service's in a process of its own
+test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
 
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)

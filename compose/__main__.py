@@ -1,4 +1,4 @@
-"""`python -m compose up|status|down|reset|demo`: the local stack. The Makefile's targets call this."""
+"""`python -m compose up|demo|status|logs|restart|down|reset`: the local stack. The Makefile's targets call this."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compose.logs import follow
 from compose.ordinary_user import CHECKOUT, CannotBecomeOrdinary
 from compose.processes import StackError
 from compose.services import Web
@@ -46,16 +47,53 @@ def bring_up(folder: Path) -> tuple[Stack, list[str]]:
 
 
 def status(folder: Path) -> int:
-    """Each process, its port, its health."""
+    """Each process, its port, its health, and what is wrong. The exit code is 0 when nothing is."""
     stack = open_stack(folder)
     if not stack.exists():
         print("There is no stack here; `make up` starts one.")
         return 1
     standing = stack.standing()
     show(standing)
+    findings = stack.findings()
+    for finding in findings:
+        print(f"Wrong: {finding}.")
     if sys.stdout.isatty():
         print("\n" + examples(stack) + "\n" + admin(stack))
-    return 0 if all(each.ok for each in standing) else 1
+    return 0 if all(each.ok for each in standing) and not findings else 1
+
+
+def logs(folder: Path, service: str | None) -> int:
+    """The end of every log, and what is written from now on, until Ctrl-C."""
+    stack = existing_stack(folder)
+    chosen = stack.chosen([service] if service else None)
+    try:
+        for line in follow({process.name: process.log for process in chosen}):
+            print(line, flush=True)
+    except KeyboardInterrupt:  # the way to end it
+        return 0
+    except BrokenPipeError:  # of whoever wanted the first lines only
+        sys.stdout = None  # there is nobody left to flush it to
+    return 0
+
+
+def restart(folder: Path, service: str | None) -> int:
+    """End the services, or one process, and start them again; the data stays where it is."""
+    with alone(folder):
+        existing_stack(folder)
+        stack = open_stack(folder, to_start=True)
+        chosen = stack.chosen([service]) if service else stack.services
+        print(f"Restarting {', '.join(process.name for process in chosen)} …", flush=True)
+        stack.restart(chosen)
+    show(stack.standing())
+    return 0
+
+
+def existing_stack(folder: Path) -> Stack:
+    """The stack that was started here."""
+    stack = open_stack(folder)
+    if not stack.exists():
+        raise StackError("There is no stack here; `make up` starts one.")
+    return stack
 
 
 def examples(stack: Stack) -> str:
@@ -91,7 +129,7 @@ def down(folder: Path) -> int:
 
 
 def reset(folder: Path) -> int:
-    """End every process and remove the data."""
+    """End every process and remove the data; the ports stay chosen."""
     with alone(folder):
         open_stack(folder).reset()
     print("The stack's processes are ended and its data is removed.")
@@ -112,9 +150,7 @@ def variables(folder: Path, service: str) -> int:
 
     `owner` is ingest with the role that may migrate, and empty a table.
     """
-    stack = open_stack(folder)
-    if not stack.exists():
-        raise StackError("There is no stack here; `make up` starts one.")
+    stack = existing_stack(folder)
     of_service = stack.owner_variables if service == "owner" else getattr(stack, service).variables
     for name, value in of_service().items():
         print(f"export {name}={shlex.quote(value)}")
@@ -140,14 +176,18 @@ def main() -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for simple in (up, demo, status, down, reset):
         commands.add_parser(simple.__name__, help=simple.__doc__).set_defaults(command=simple)
+    for choosing in (logs, restart):
+        command = commands.add_parser(choosing.__name__, help=choosing.__doc__)
+        command.add_argument("service", nargs="?", metavar="SERVICE", help="one process only")
+        command.set_defaults(command=choosing)
     printing = commands.add_parser(variables.__name__, help=variables.__doc__)
     printing.add_argument("service", choices=["ingest", "manage", "query", "owner"])
     printing.set_defaults(command=variables)
     arguments = vars(parser.parse_args())
-    command = arguments.pop("command")
+    run = arguments.pop("command")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(command(**arguments))
+        return int(run(**arguments))
     except (StackError, CannotBecomeOrdinary) as error:
         print(error, file=sys.stderr)
     except PermissionError as error:

@@ -25,6 +25,7 @@ SAME_BIRTH_SECONDS = 2.0
 
 POLL_SECONDS = 0.05
 PORT_SECONDS = 2.0  # for a port to be let go of by what was killed a moment ago
+LOG_BYTES = 10_000_000  # what a log may have when its process is started; a larger one is put aside
 KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where a disk hangs
 
 # What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
@@ -67,6 +68,7 @@ class Process:
         self.log = log or self.folder / "log"
         self.dies_with_parent = dies_with_parent
         self._child: subprocess.Popen[bytes] | None = None
+        self._was_found = False  # running, by the last `begin`
         self._log_began_bytes = 0
         self.launched_at = 0.0  # seconds since 1970; 0 where an earlier command did it
 
@@ -84,6 +86,10 @@ class Process:
     def why_not_ready(self) -> str | None:
         """None when it does its work, else the reason in a few words. Asked of a running process; must be quick."""
         raise NotImplementedError
+
+    def is_ending(self, reason: str) -> bool:
+        """Whether this reason for not being ready means that it was told to end, and would wait longer than we do."""
+        return False
 
     def create(self) -> None:
         """Make what it needs on disk; keeps what is complete."""
@@ -119,21 +125,32 @@ class Process:
 
     def begin(self) -> None:
         """Start it unless it runs. It may not be ready yet."""
-        if self.running() is None:
+        self._was_found = self.running() is not None
+        if not self._was_found:
             self.end_leftovers()
             self.check_port()
             self.create()
+            self.rotate_log()
             self._log_began_bytes = self.log.stat().st_size if self.log.exists() else 0
             self._launch()
 
     def wait_until_ready(self) -> None:
-        """Return once it does its work; DoesNotStart, with the end of its log, when it ends or its deadline passes."""
+        """Return once it does its work; DoesNotStart, with the end of its log, when it ends or its deadline passes.
+
+        One that `begin` has found running may have been told to end a moment before: its end is waited for, and it is
+        started again.
+        """
         deadline = time.monotonic() + self.start_seconds
         while True:
             alive = self.running() is not None
             reason = self.why_not_ready() if alive else "it ended"
             if reason is None:
                 return
+            if self._was_found and (not alive or self.is_ending(reason)):
+                self.stop()
+                self.begin()
+                deadline = time.monotonic() + self.start_seconds
+                continue
             if not alive or time.monotonic() > deadline:
                 where = "" if self.port is None else f" on port {self.port}"
                 said = "\n".join("    " + line for line in self._last_lines())
@@ -246,10 +263,20 @@ class Process:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
 
+    def rotate_log(self) -> None:
+        """Put a log that has grown large aside, as log.1. Called while nobody writes it, so that no line is lost."""
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(aside(self.log))
+
     def _last_lines(self, lines: int = 10) -> list[str]:
         with self.log.open("rb") as log:
             log.seek(self._log_began_bytes)
             return log.read().decode(errors="replace").strip().splitlines()[-lines:]
+
+
+def aside(log: Path) -> Path:
+    """Where the part of a log lies that was put aside."""
+    return log.with_name(f"{log.name}.1")
 
 
 def has_ended(process: psutil.Process, seconds: float) -> bool:

@@ -122,6 +122,10 @@ class Postgres(Process):
             return str(error).strip().splitlines()[-1].rpartition("FATAL:")[2].strip() or "no answer"
         return None if found is None else str(found[0])
 
+    def is_ending(self, reason: str) -> bool:
+        # After SIGTERM it waits until its clients have left, and the keeper's connection stays. `stop` does not wait.
+        return reason == "the database system is shutting down"
+
     def leftovers(self) -> Iterator[psutil.Process]:
         """Postgres writes its titles over its environment, but every process of it works in its data folder."""
         yield from super().leftovers()

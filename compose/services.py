@@ -22,6 +22,9 @@ from shared_models.http import tokens
 # The keeper ticks every second or so; one that has been silent for this long is stuck.
 TICK_SECONDS = 15
 
+# For manage to say how everything stands: a replica that is stopped takes it a while to give up on.
+STATUS_SECONDS = 20
+
 Variables = Callable[[], dict[str, str]]
 
 
@@ -123,10 +126,18 @@ class Ingest(Web):
     def secret_key_path(self) -> Path:
         return self.folder / "secret-key"
 
-    def create(self) -> None:
-        super().create()
+    def make_token(self) -> None:
+        """The token, and the secrets of the admin."""
+        super().make_token()
         make_secret(self.admin_password_path)
         make_secret(self.secret_key_path)
+
+    def run_command(self, *words: str, variables: Mapping[str, str]) -> None:
+        """Run one of ingest's commands, with its own folder for metrics: a gunicorn that is ending removes the service's."""
+        metrics = self.folder / "metrics-of-commands"
+        make_folder(metrics)
+        own_folder = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        self.run([sys.executable, "-m", "ingest_service", *words], {**variables, **own_folder})
 
     def make_first_user(self, owner: Mapping[str, str], database: str) -> None:
         """Let the first user sign in, unless that was done in this database (its identity)."""
@@ -134,8 +145,27 @@ class Ingest(Web):
         if made.exists() and read_secret(made) == database:
             return
         password = {"ADMIN_PASSWORD": read_secret(self.admin_password_path)}
-        self.run([sys.executable, "-m", "ingest_service", "admin_user", self.first_user], {**owner, **password})
+        self.run_command("admin_user", self.first_user, variables={**owner, **password})
         write_private(made, database)
+
+
+class Manage(Web):
+    """Manage, which judges how everything stands."""
+
+    def findings(self) -> list[str]:
+        """What is wrong, a sentence each; or why it cannot say."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=STATUS_SECONDS)
+        try:
+            connection.request("GET", "/v1/status", headers=self.authorization())
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                return [f"manage cannot say how everything stands: {answer.status} {detail_of(body)}"]
+            return [finding["detail"] for finding in json.loads(body)["findings"]]
+        except (OSError, http.client.HTTPException) as error:
+            return [f"manage cannot say how everything stands: {str(error) or type(error).__name__}"]
+        finally:
+            connection.close()
 
 
 class Keeper(Service):

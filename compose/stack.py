@@ -6,15 +6,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compose import ports as ports_of_stack
 from compose.processes import Process, StackError, make_folder, own
 from compose.servers import Primary, Replica, Valkey
-from compose.services import Ingest, Keeper, Service, Variables, Web
+from compose.services import Ingest, Keeper, Manage, Service, Web
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,6 @@ class Stack:
         def log(name: str) -> Path:
             return self.folder / "log" / f"{name}.log"
 
-        def web(name: str, application: str, variables: Variables) -> Web:
-            port = ports[f"{name.upper()}_PORT"]
-            return Web(self.folder / name, port, variables, application=application, log=log(name))
-
         self.primary = Primary(self.folder / "primary", ports["PRIMARY_PORT"], log=log("primary"))
         self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
         self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], locked=True, log=log("valkey"))
@@ -66,9 +61,17 @@ class Stack:
         self.ingest = Ingest(
             self.folder / "ingest", port, of_ingest, application="ingest_service.wsgi", log=log("ingest")
         )
-        self.manage = web("manage", "manage_service.wsgi", of_manage)
+        self.manage = Manage(
+            self.folder / "manage",
+            ports["MANAGE_PORT"],
+            of_manage,
+            application="manage_service.wsgi",
+            log=log("manage"),
+        )
         self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))
-        self.query = web("query", "query_service.asgi", of_query)
+        self.query = Web(
+            self.folder / "query", ports["QUERY_PORT"], of_query, application="query_service.asgi", log=log("query")
+        )
 
         self.servers: list[Process] = [self.primary, self.replica, self.valkey]
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
@@ -79,32 +82,48 @@ class Stack:
 
         Interrupted or failed, it ends what it started, and leaves what ran before.
         """
-        missing = [process for process in self.processes if process.running() is None]
-        begun: list[Process] = []
+        before = {process.name: process.pid for process in self.processes}
+
+        def was_started(process: Process) -> bool:
+            return process.pid != before[process.name]
+
         try:
-            for process in missing:
-                process.end_leftovers()
-                process.check_port()
+            for process in self.processes:
+                if process.running() is None:
+                    process.end_leftovers()
+                    process.check_port()
             for process in self.servers:
-                begun += [process] if process in missing else []
                 process.start()
             for service in (self.ingest, self.manage):
                 service.make_token()
-            if self.ingest in missing:
-                self.ingest.create()
-                migrate = [sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"]
-                self.ingest.run(migrate, self.owner_variables())
+            if self.ingest.health() != "ok":  # also where it runs, and is about to end
+                self.ingest.run_command("migrate", "--no-input", "--verbosity=0", variables=self.owner_variables())
                 self.ingest.make_first_user(self.owner_variables(), self.primary.identity() or "")
             for process in self.services:
-                begun += [process] if process in missing else []
                 process.begin()
-            for process in self.services:
+            # The servers again: what is told to end works on for a moment, and looked ready a moment ago.
+            for process in self.processes:
                 process.wait_until_ready()
         except BaseException:  # Ctrl-C too
-            for process in reversed(begun):
-                process.stop()
+            for process in reversed(self.processes):
+                if process.pid is None or was_started(process):
+                    process.stop()
             raise
-        return [process.name for process in missing]
+        return [process.name for process in self.processes if was_started(process)]
+
+    def restart(self, chosen: Sequence[Process]) -> None:
+        """End these, last started first, and start them again with whatever else does not run."""
+        for process in reversed(chosen):
+            process.stop()
+        self.up()
+
+    def chosen(self, names: Collection[str] | None) -> list[Process]:
+        """The processes of these names, or all of them. Raises StackError for one that there is not."""
+        known = {process.name: process for process in self.processes}
+        for name in names or ():
+            if name not in known:
+                raise StackError(f"There is no process {name!r} in the stack; there are: {', '.join(known)}.")
+        return [process for process in self.processes if names is None or process.name in names]
 
     def down(self) -> list[str]:
         """End everything, last started first; the names of what ran."""
@@ -114,16 +133,19 @@ class Stack:
         return ran
 
     def reset(self) -> None:
-        """End everything and remove its data. Only what the stack made is removed."""
+        """End everything and remove its data. Only what the stack made is removed; its ports stay remembered."""
         self.down()
         for process in self.processes:
             shutil.rmtree(process.folder, ignore_errors=True)
         shutil.rmtree(self.folder / "log", ignore_errors=True)
-        (self.folder / "ports.json").unlink(missing_ok=True)
 
     def standing(self) -> list[Standing]:
         """Each process, in the order of their start."""
         return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
+
+    def findings(self) -> list[str]:
+        """What manage says is wrong with counters, replica and keeper; nothing where it does not run."""
+        return [] if self.manage.running() is None else self.manage.findings()
 
     def owner_variables(self) -> dict[str, str]:
         """For what ingest itself may not do: migrate, and empty a table."""
@@ -139,8 +161,8 @@ class Stack:
         }
 
     def exists(self) -> bool:
-        """Whether it was ever started here."""
-        return (self.folder / "ports.json").exists()
+        """Whether it was ever started here, and not reset since."""
+        return self.primary.folder.exists()
 
 
 def open_stack(folder: Path, *, to_start: bool = False) -> Stack:

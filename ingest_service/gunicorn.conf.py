@@ -13,8 +13,9 @@ workers = int(os.environ.get("WORKERS", "2"))
 # a connection to the primary: WORKERS x (THREADS + 1) of them, the one more for the pulse.
 worker_class = "shared_models.http.worker.Worker"  # gthread, and ends at once
 threads = int(os.environ.get("THREADS", "24"))
-# Each worker stays on a processor of its own (below). "0" where something else has to place the processes.
-PIN_WORKERS = os.environ.get("PIN_WORKERS", "1") != "0"
+# Each worker stays on a processor of its own (below). Off by default: two instances on one machine would choose the same
+# processors, and whatever else runs there is not asked.
+PIN_WORKERS = os.environ.get("PIN_WORKERS", "0") not in ("", "0")
 # The parser in C where it is installed: see requirements-fast.lock.
 http_parser = "auto"
 # Longer than the 60 seconds after which common load balancers close an idle connection: the one who sends requests has to be

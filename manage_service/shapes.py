@@ -103,7 +103,8 @@ class CounterOut(Schema):
     source: str
     complete_through: datetime | None
     verified_at: datetime | None
-    drift: FoundOut | None
+    drift: FoundOut | None = Field(description="what the last reconcile found")
+    repaired: bool = Field(description="whether that reconcile has mended it; a check mends nothing")
     building: BuildingOut | None
     last_run: LastRunOut | None
 
@@ -131,9 +132,22 @@ class KeeperOut(Schema):
     job: str
     holder: HolderOut | None = Field(description="who holds the keeper's lock")
     failure: str
+    committed_through: datetime | None = Field(description="the newest commit that it has seen on the replica")
+    horizon_held_seconds: float = Field(description="for how long an open transaction holds the horizon; 0: none does")
+
+
+class FindingOut(Schema):
+    """Something that is wrong, and keeps `healthy` from being true."""
+
+    about: str = Field(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")
+    kind: str
+    since: datetime | None
+    detail: str = Field(description="what is wrong, since when, and what to do, in a sentence")
 
 
 class StatusOut(Schema):
+    healthy: bool = Field(description="whether there are no findings")
+    findings: list[FindingOut]
     counters: dict[str, CounterOut]
     replica: ReplicaOut
     keeper: KeeperOut

@@ -9,6 +9,7 @@ import psycopg2
 from redis import Redis
 
 from manage_service import runs
+from manage_service.judging import Limits, judge
 from manage_service.leases import read_holder
 from manage_service.replica import Replica
 from shared_models import counters, keys, moments, states
@@ -18,8 +19,8 @@ from shared_models.states import State
 KEEPER_ALIVE = timedelta(seconds=15)
 
 
-def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
-    """Counters, replica, keeper and open runs as one JSON-ready document. Raises redis.RedisError.
+def read_status(redis: Redis, replica: Replica, limits: Limits) -> dict[str, Any]:
+    """Counters, replica, keeper and open runs as one JSON-ready document, and what is wrong. Raises redis.RedisError.
 
     A replica that cannot be reached is said to be so: operators ask most when something is down.
     """
@@ -27,19 +28,23 @@ def read_status(redis: Redis, replica: Replica) -> dict[str, Any]:
     names = [counter.name for counter in counters.COUNTERS]
     found = states.read_states(redis, names)
     history = runs.latest(redis, 100)
+    unended = list(runs.still_open(redis))
     shown = read_replica(replica, now)
-    return {
+    status = {
         "counters": {name: counter_status(name, found[name], shown, history) for name in names},
         "replica": shown,
         "keeper": read_keeper(redis, now),
-        "open_runs": [run.id for run in runs.still_open(redis)],
+        "open_runs": [run.id for run in unended],
         "as_of": now,
     }
+    findings = judge(status, found, history, unended, limits)
+    return {"healthy": not findings, "findings": [finding._asdict() for finding in findings], **status}
 
 
 def read_keeper(redis: Redis, now: datetime) -> dict[str, Any]:
     """The keeper that works: when it last looked, what it does, what is in its way, and who it is."""
-    ticked, job, failure = states.read_fields(redis, keys.KEEPER, "ticked_at", "job", "failure")
+    names = ("ticked_at", "job", "failure", "committed_through", "held_microseconds")
+    ticked, job, failure, through, held = states.read_fields(redis, keys.KEEPER, *names)
     ticked_at, holder = moments.from_microseconds(ticked), read_holder(redis, "keeper")
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return {
@@ -50,6 +55,8 @@ def read_keeper(redis: Redis, now: datetime) -> dict[str, Any]:
         "job": (job or b"").decode(),
         "holder": holder,
         "failure": (failure or b"").decode(),
+        "committed_through": moments.from_microseconds(through),
+        "horizon_held_seconds": int(held or 0) / 1e6,
     }
 
 
@@ -86,6 +93,7 @@ def counter_status(name: str, state: State, replica: dict[str, Any], history: li
         "complete_through": state.complete_through,
         "verified_at": state.verified_at,
         "drift": None if state.drift is None else {"missing": state.drift.missing, "extra": state.drift.extra},
+        "repaired": state.repaired,
         "building": None if state.filled is None else {"read": state.filled[0], "expected": state.filled[1]},
         "last_run": None if last is None else {"id": last.id, "status": last.status, "finished_at": last.finished_at},
     }

@@ -17,7 +17,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 from rich.text import Text
 
-from manage_service.runs import Findings, Run
+from manage_service.judging import one_line as without_line_ends
+from manage_service.judging import span
+from manage_service.runs import Findings, Mode, Run
+from shared_models.wording import found_in_words
 
 # What a person reads for each phase of a run (progress.Progress.phase).
 PHASES = {
@@ -70,7 +73,9 @@ class Follower:
         """Where the run is now."""
         for name, found in run.findings.items():
             if found.verified_at is not None:
-                self.bars.update(self.tasks[name], description=drift_words(found), total=1, completed=1, amount="")
+                self.bars.update(
+                    self.tasks[name], description=drift_words(found, run.mode), total=1, completed=1, amount=""
+                )
         if run.counter and run.open:
             amount = f"{run.read:,} of about {run.expected:,}" if run.expected else ""
             doing = PHASES.get(run.phase, run.phase)
@@ -102,9 +107,9 @@ def show_run(run: Run) -> None:
                     print(name, kind, fields(member))
         print(end)
         return
-    table = Table("counter", "drift", "for example", box=box.SIMPLE_HEAD)
+    table = Table("counter", "found", "for example", box=box.SIMPLE_HEAD)
     for name, found in run.findings.items():
-        table.add_row(name, Text(drift_words(found), style=style_of(found)), examples(found))
+        table.add_row(name, Text(drift_words(found, run.mode), style=style_of(found)), examples(found, run.mode))
     if run.findings:
         print_whole(console, table)
     console.print(Text(end, style="" if run.status == "done" else "yellow"), soft_wrap=True)
@@ -125,12 +130,13 @@ def print_whole(console: Console, table: Table) -> None:
                 label = ""
 
 
-def examples(found: Findings) -> Text:
+def examples(found: Findings, mode: Mode) -> Text:
     """A few members of each kind, a line for each kind."""
     lines = []
+    missing, extra = ("missing", "extra") if mode is Mode.CHECK else ("added", "left")
     for kind, members, many in (
-        ("missing", found.missing_sample, found.missing),
-        ("extra", found.extra_sample, found.extra),
+        (missing, found.missing_sample, found.missing),
+        (extra, found.extra_sample, found.extra),
     ):
         if members:
             few = " · ".join(spelled(", ".join(member.values())) for member in members[:SHOWN_MEMBERS])
@@ -147,8 +153,10 @@ def show_status(status: dict[str, Any]) -> None:
             print(name, fields(flat(counter)))
         print("replica", fields(replica))
         print("keeper", fields(flat(keeper)))
+        for finding in status["findings"]:
+            print("finding", fields(finding))
         return
-    table = Table("counter", "state", "count", "complete to", "verified", "drift then", "last run", box=box.SIMPLE_HEAD)
+    table = Table("counter", "state", "count", "complete to", "verified", "found then", "last run", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
     for name, counter in status["counters"].items():
         last, building, drift = counter["last_run"], counter["building"], counter["drift"]
@@ -160,7 +168,9 @@ def show_status(status: dict[str, Any]) -> None:
             "–" if counter["count"] is None else f"{counter['count']:,}",
             ago(counter["complete_through"], now),
             ago(counter["verified_at"], now),
-            "–" if drift is None else Text(amounts(drift["missing"], drift["extra"])),
+            "–"
+            if drift is None
+            else Text(found_in_words(drift["missing"], drift["extra"], repaired=counter["repaired"])),
             "–" if last is None else f"{last['status']}",
         )
     print_whole(console, table)
@@ -170,6 +180,10 @@ def show_status(status: dict[str, Any]) -> None:
         said = Text(f"not reachable: {one_line(replica['detail'])}", style="red")
     console.print(" replica ", said, soft_wrap=True)
     console.print(" keeper  ", keeper_words(keeper, now), soft_wrap=True)
+    for finding in status["findings"]:
+        console.print(Text.assemble((" ! ", "yellow"), spelled(finding["detail"])), soft_wrap=True)
+    if status["healthy"]:
+        console.print(Text(" All is well.", style="green"))
 
 
 def keeper_words(keeper: dict[str, Any], now: datetime) -> Text:
@@ -184,15 +198,11 @@ def keeper_words(keeper: dict[str, Any], now: datetime) -> Text:
     return Text.assemble((keeper["state"], "green" if keeper["alive"] else "red"), ", ", ", ".join(filter(None, words)))
 
 
-def drift_words(found: Findings) -> str:
+def drift_words(found: Findings, mode: Mode) -> str:
     """What was found in one counter; what was found so far where the run did not get to its end."""
-    return amounts(found.missing, found.extra) if found.verified_at or found.missing or found.extra else "not known"
-
-
-def amounts(missing: int, extra: int) -> str:
-    """A drift in words."""
-    words = [f"{many:,} {kind}" for many, kind in ((missing, "missing"), (extra, "extra")) if many]
-    return ", ".join(words) or "no drift"
+    if not (found.verified_at or found.missing or found.extra):
+        return "not known"
+    return found_in_words(found.missing, found.extra, repaired=mode is Mode.REPAIR)
 
 
 def style_of(found: Findings) -> str:
@@ -203,11 +213,7 @@ def ago(at: datetime | None, now: datetime) -> str:
     """How long ago, in the unit that a person would use."""
     if at is None:
         return "never"
-    seconds = max(0.0, (now - at).total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.1f} s ago"
+    return f"{span(now - at)} ago"
 
 
 def fields(values: Mapping[str, Any]) -> str:
@@ -238,7 +244,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def one_line(reason: str) -> str:
     """A store's error without its line ends."""
-    return spelled(" ".join(reason.split()))
+    return spelled(without_line_ends(reason))
 
 
 def spelled(member: str) -> str:

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from manage_service import runs, stores
+from manage_service.judging import Limits
 from manage_service.metrics import Facts
 from manage_service.runs import Mode, Run, UnknownRun
 from manage_service.shapes import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
@@ -111,7 +112,8 @@ def cancel_run(request: HttpRequest, run_id: str) -> Status:
     summary="How every counter, the replica and the keeper stand",
 )
 def get_status(request: HttpRequest) -> Any:
-    return read_status(stores.redis_of_requests(), stores.replica_of_requests())
+    limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
+    return read_status(stores.redis_of_requests(), stores.replica_of_requests(), limits)
 
 
 @api.get(

@@ -17,6 +17,7 @@ from shared_models import counters
 from shared_models.counters import Counter
 from shared_models.http.problems import Problem
 from shared_models.samples import Sample
+from shared_models.wording import found_in_words
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.
 POLICY = (
@@ -79,7 +80,7 @@ def present(
     counter: Counter, described: dict[str, Any], samples: list[Sample], now: datetime, question: dict[str, Any]
 ) -> dict[str, Any]:
     """One counter as the template wants it: in words and with separators, as `live.js` writes it too."""
-    count, drift, progress = described["count"], described["drift"], described.get("progress")
+    count = described["count"]
     samples = [sample for sample in samples if sample.at <= now]
     if described["state"] == "live":
         samples.append(Sample(now, count))
@@ -91,8 +92,8 @@ def present(
         "title": title(counter.name),
         "fields": [{"name": field, "title": title(field), "value": values.get(field, "")} for field in counter.fields],
         "shown": "—" if count is None else f"{count:,}",
-        "drift_in_words": describe_drift(drift.missing, drift.extra) if drift else "",
-        "progress_in_words": f"{progress['read']:,} of about {progress['expected']:,} members" if progress else "",
+        "proof": present_proof(described),
+        "cold_in_words": describe_cold(described),
         "chart": present_chart(charts.draw(samples, now)),
         "answer": question,
     }
@@ -119,8 +120,20 @@ def present_chart(chart: charts.Chart | None) -> dict[str, Any]:
     }
 
 
-def describe_drift(missing: int, extra: int) -> str:
-    """The drift of a reconcile, as a person says it."""
-    if not missing and not extra:
-        return "no drift"
-    return f"drift then: {missing:,} missing, {extra:,} extra"
+def present_proof(described: dict[str, Any]) -> dict[str, str]:
+    """When it was verified, and what was mended before or is wrong still: text before and after the time."""
+    drift, repaired = described["drift"], described.get("repaired", True)
+    if not drift:
+        return {"before": "", "after": ""}
+    words = found_in_words(drift.missing, drift.extra, repaired=repaired)
+    if not drift.missing and not drift.extra:
+        return {"before": "", "after": f", {words}"}
+    return {"before": f"{words}, ", "after": ""} if repaired else {"before": "", "after": f", drift: {words}"}
+
+
+def describe_cold(described: dict[str, Any]) -> str:
+    """Why a counter has no count: how far it is built, or what else keeps it from being counted."""
+    progress = described.get("progress")
+    if progress:
+        return f"Being built: {progress['read']:,} of about {progress['expected']:,} members"
+    return f"Cannot be counted now: {described['reason']}" if described.get("reason") else "Being built"

@@ -132,15 +132,20 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def slow_to_start(configuration: str, folder: Path, seconds: float) -> str:
-    """A service's configuration for one worker, of which those that follow the first take so long before they can answer."""
-    path = folder / "slow.conf.py"
+def slow_to_start(configuration: str, folder: Path) -> tuple[str, Path]:
+    """A service's configuration for one worker, of which those that follow the first cannot answer before a file is there.
+
+    The configuration's path, and the file's.
+    """
+    path, go = folder / "slow.conf.py", folder / "go"
     path.write_text(
-        f"import runpy, time\n"
+        f"import os, runpy, time\n"
         f"globals().update({{k: v for k, v in runpy.run_path({configuration!r}).items() if not k.startswith('__')}})\n"
-        f"def post_fork(server, worker): time.sleep({seconds} if worker.age > 1 else 0)\n"
+        f"def post_fork(server, worker):\n"
+        f"    while worker.age > 1 and not os.path.exists({str(go)!r}):\n"
+        f"        time.sleep(0.02)\n"
     )
-    return str(path)
+    return str(path), go
 
 
 def wait_until_the_old_answer_beside_the_new(clients: Clients, pid: int, before: set[int], wait_for: Any) -> None:

@@ -2,7 +2,7 @@
 
 The one more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
 of two services cannot share one. Each folder's output is printed whole when it ends; the last line adds them up.
-Arguments are handed to pytest: `python -m tests.run -k cold`.
+A chromium for the tests of the pages is found or installed first. Arguments are handed to pytest: `python -m tests.run -k cold`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.browser import chromium
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
@@ -30,6 +32,10 @@ NOTHING_COLLECTED = 5  # pytest's exit status
 
 def main() -> int:
     began = time.monotonic()
+    try:
+        chromium.provide()
+    except chromium.NoChromium as error:
+        print(error, flush=True)  # and the tests that want it fail
     tally: Counter[str] = Counter()
     failed: list[str] = []
     with (

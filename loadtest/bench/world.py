@@ -23,6 +23,9 @@ from compose.services import Keeper, Web
 
 P = TypeVar("P", bound=Process)
 
+# Of ingest, and of whatever it is compared with: each worker stays on one processor, as where it has a machine of its own.
+PINNED = {"PIN_WORKERS": "1"}
+
 
 class Peer(Web):
     """An application of `peers`, under the gunicorn settings of the service that it is compared with."""
@@ -103,7 +106,7 @@ class World:
     @cached_property
     def ingest(self) -> Web:
         """The service, as it is run."""
-        return self._service("ingest", "ingest_service.wsgi", self.stores_of_ingest)
+        return self._service("ingest", "ingest_service.wsgi", lambda: self.stores_of_ingest() | PINNED)
 
     @cached_property
     def query(self) -> Web:
@@ -124,7 +127,7 @@ class World:
             Peer(
                 self.folder / name,
                 free_port(),
-                self.stores_of_ingest,
+                lambda: self.stores_of_ingest() | PINNED,
                 application=f"loadtest.bench.peers.{application}",
                 like=like,
                 dies_with_parent=True,

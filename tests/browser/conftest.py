@@ -1,4 +1,4 @@
-"""A whole stack, and a real browser in front of it: Debian's chromium, driven by Playwright.
+"""A whole stack, and a real browser in front of it: chromium, driven by Playwright.
 
 A page that a test opens is listened to. When the test ends it fails where the page has written an error to the console, has
 let an exception go, or has asked another host than its own for anything.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,11 +16,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
+from tests.browser import chromium
+
 # The stack is the same as the one of tests/system: pytest finds fixtures by their names here.
 from tests.system.conftest import live as live
 from tests.system.conftest import stack as stack
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 # For people to look at. Not in git.
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -35,9 +34,13 @@ PATIENCE_SECONDS = 15.0
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One chromium for the tests of this folder."""
-    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    program = chromium.find()
     if program is None:
-        pytest.fail("there is no chromium on this machine: apt-get install chromium", pytrace=False)
+        pytest.fail(
+            "there is no chromium on this machine that starts: `python -m tests.browser.chromium` gets one, or says what "
+            "to do; `make check` has tried that",
+            pytrace=False,
+        )
     with sync_playwright() as playwright:
         # Its sandbox refuses to work for root.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []

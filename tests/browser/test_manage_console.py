@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from compose.servers import read_secret
 from compose.services import Web
 from compose.stack import Stack
 from shared_models import keys
-from tests.browser.conftest import NARROW, barriers, screenshot
+from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.servers import free_port, replay_paused, wait_for
 from tests.system.asking import ask, mend
 
@@ -70,6 +70,16 @@ def caught_up(stack: Stack) -> bool:
     """Whether the counter claims all that is acknowledged: from then on what is taken out of the set is drift."""
     users = ask(stack.manage, "GET", "/v1/status")[1]["counters"]["users"]
     return users["cursor"] > users["watermark"]
+
+
+def bring_about_drift(redis: Redis, extra: Sequence[str], missing: Sequence[str] = ()) -> None:
+    """As if rows had been deleted and others written past everything. The size moves along: the keeper sees nothing to settle."""
+    with redis.pipeline(transaction=True) as pipe:
+        pipe.sadd(USERS, *extra)
+        if missing:
+            pipe.srem(USERS, *missing)
+        pipe.hincrby(keys.of_counter("users").intake, "size", len(extra) - len(missing))
+        pipe.execute()
 
 
 def runs(stack: Stack) -> list[dict[str, Any]]:
@@ -156,17 +166,20 @@ def test_drift_is_found_shown_with_its_members_and_mended(live: Stack, page: Pag
     post(live, "console-lost", "console-kept")
     wait_for(lambda: caught_up(live), "the cursor to pass what was posted")
     hostile = "<img src=x onerror=alert(1)>\u202e"
-    redis.sadd(USERS, "console-ghost", hostile)
-    redis.srem(USERS, "console-lost")
+    bring_about_drift(redis, extra=["console-ghost", hostile], missing=["console-lost"])
     log_in(page, live)
     counter(page).get_by_role("button", name="Check users").click()
     samples = counter(page).locator("[data-part=samples]")
-    expect(counter(page).locator("[data-part=drift-words]")).to_have_text("At the last look: 1 missing, 2 extra")
+    expect(counter(page).locator("[data-part=drift-words]")).to_have_text(
+        "The last check, which mends nothing: 1 missing, 2 extra"
+    )
     expect(samples.locator(".missing bdi")).to_have_text(["console-lost"])
     expect(samples.locator(".extra")).to_contain_text("console-ghost")
     expect(samples.locator(".extra")).to_contain_text("<img src=x onerror=alert(1)>\\u{202e}")
     expect(newest_run(page)).to_contain_text("check users")
     expect(newest_run(page).locator(".pill")).to_have_text("done")
+    expect(page.locator("[data-part=findings]")).to_contain_text("found 1 missing, 2 extra, and mended nothing")
+    expect(page.locator("[data-part=all-is-well]")).to_be_hidden()
     newest_run(page).locator("summary").click()
     expect(newest_run(page).locator(".samples .missing")).to_contain_text("console-lost")
     expect(counter(page).locator("svg .missing").last).to_be_attached()
@@ -176,9 +189,16 @@ def test_drift_is_found_shown_with_its_members_and_mended(live: Stack, page: Pag
 
     counter(page).get_by_role("button", name="Repair users").click()
     expect(newest_run(page)).to_contain_text("repair users")
-    expect(page.locator("[data-part=announcement]")).to_contain_text("The repair of users is done")
+    mended = "1 member was missing and was added, 2 members left"
+    expect(page.locator("[data-part=announcement]")).to_contain_text(f"The repair of users is done. users: {mended}")
+    expect(counter(page).locator("[data-part=drift-words]")).to_have_text(f"The last repair: {mended}")
+    expect(samples).to_contain_text("added (was missing): console-lost")
+    expect(samples.locator(".extra")).to_contain_text("left (no row has it any more): ")
+    expect(page.locator("[data-part=all-is-well]")).to_be_visible()
+    assert barriers(page) == []
+    screenshot(page, "manage-repaired")
     counter(page).get_by_role("button", name="Check users").click()
-    expect(counter(page).locator("[data-part=drift-words]")).to_have_text("At the last look: no drift")
+    expect(counter(page).locator("[data-part=drift-words]")).to_have_text("The last look: no drift")
     expect(samples).to_be_empty()
     assert not redis.sismember(USERS, "console-ghost") and redis.sismember(USERS, "console-lost")
 
@@ -188,7 +208,7 @@ def test_a_run_moves_on_the_page_and_another_one_is_cancelled(live: Stack, page:
     with replay_paused(live.replica):
         # It is recorded and not replayed: a run that suspects something has to wait for it.
         post(live, "console-unseen")
-        redis.sadd(USERS, "console-suspect")
+        bring_about_drift(redis, extra=["console-suspect"])
         counter(page).get_by_role("button", name="Repair users").click()
         expect(newest_run(page).locator(".pill")).to_have_text("running")
         expect(newest_run(page)).to_contain_text("waiting for the replica")
@@ -203,10 +223,33 @@ def test_a_run_moves_on_the_page_and_another_one_is_cancelled(live: Stack, page:
         expect(second.locator(".pill")).to_have_text("stopping")
     watched = page.locator(f"[data-run='{first}']")
     expect(watched.locator(".pill")).to_have_text("done")
-    expect(watched).to_contain_text("1 extra")
+    expect(watched).to_contain_text("1 member left")
     expect(second.locator(".pill")).to_have_text("cancelled")
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     assert [run["status"] for run in runs(live)[:2]] == ["cancelled", "done"]
+
+
+@pytest.mark.parametrize("name", ["light", "dark", "narrow"])
+def test_what_is_wrong_is_said_with_why_a_counter_is_cold(
+    live: Stack, open_page: Callable[..., Page], redis: Redis, name: str
+) -> None:
+    page = open_page(dark=name == "dark", size=NARROW if name == "narrow" else WIDE)
+    live.keeper.stop()
+    try:
+        redis.sadd(USERS, "console-by-hand")
+        redis.hset(keys.KEEPER, "ticked_at", 1_700_000_000_000_000)  # the keeper was last seen long ago
+        log_in(page, live)
+        expect(counter(page).locator("[data-part=reason]")).to_contain_text(
+            "something other than Rollcall has changed it"
+        )
+        expect(page.locator("[data-part=findings] li")).to_have_count(2)
+        expect(page.locator("[data-part=findings]")).to_contain_text("no keeper is at work")
+        assert barriers(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+        screenshot(page, f"manage-wrong-{name}")
+    finally:
+        live.keeper.start()
+    expect(page.locator("[data-part=all-is-well]")).to_be_visible()
 
 
 def test_what_is_away_is_said_and_comes_back(live: Stack, open_page: Callable[..., Page]) -> None:

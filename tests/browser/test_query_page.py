@@ -14,7 +14,7 @@ from shared_models import counters, keys, samples
 from shared_models.samples import MOST, SAMPLE_SECONDS, Sample
 from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.servers import sql, wait_for
-from tests.system.asking import ask, count
+from tests.system.asking import ask, count, mend
 
 # What chromium writes to the console when a test has taken the service away.
 GONE = r"Failed to load resource"
@@ -73,6 +73,42 @@ def test_freshness_and_verification_are_told_in_words(live: Stack, page: Page) -
     expect(part(page, "freshness")).to_have_text(
         re.compile(r"^complete to \d+(\.\d)? s ago, verified .+ ago, no drift$")
     )
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_what_a_repair_has_mended_is_told_and_what_a_check_has_found(
+    live: Stack, open_page: Callable[..., Page], dark: bool, size: tuple[int, int]
+) -> None:
+    page, users = visit(live, open_page(dark=dark, size=size)), keys.of_counter("users").members
+    with live.valkey.client() as client:
+        pipe = client.pipeline(transaction=True)
+        pipe.sadd(users, "ghost")
+        pipe.hincrby(keys.of_counter("users").intake, "size", 1)  # as if its row had been deleted since
+        pipe.execute()
+    for mode, words in (
+        ("check", r"^complete to .+ ago, verified .+ ago, drift: 1 extra$"),
+        ("repair", r"^complete to .+ ago, 1 member left, verified .+ ago$"),
+    ):
+        run = ask(live.manage, "POST", "/v1/runs", {"counters": ["users"], "mode": mode})[1]
+        wait_for(lambda run=run: ask(live.manage, "GET", f"/v1/runs/{run['id']}")[1]["finished_at"], f"the {mode}")
+        expect(part(page, "freshness")).to_have_text(re.compile(words))
+        screenshot(page, f"query-{mode}-{'narrow' if size == NARROW else 'wide'}-{'dark' if dark else 'light'}")
+    mend(live)
+
+
+def test_the_page_says_why_a_counter_has_no_count(live: Stack, page: Page) -> None:
+    live.keeper.stop()
+    with live.valkey.client() as client:
+        client.sadd(keys.of_counter("users").members, "by hand")
+    visit(live, page)
+    expect(part(page, "building")).to_contain_text("Cannot be counted now: its set has")
+    expect(part(page, "progress")).to_be_hidden()
+    assert barriers(page) == []
+    screenshot(page, "query-changed")
+    live.keeper.start()
+    expect(part(page, "building")).to_be_hidden()
+    mend(live)
 
 
 def test_the_page_says_since_when_it_is_stale_and_goes_on_by_itself(

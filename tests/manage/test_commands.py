@@ -85,7 +85,7 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing_open(world):
             lambda: any(run.phase == "fence" for run in runs.latest(world.redis, 1)), "the run to wait at its fence"
         )
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+        assert process.wait(timeout=servers.DEADLINE_SECONDS) == 130
     assert runs.latest(world.redis, 1)[0].status == "cancelled" and runs.still_open(world.redis) == []
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 

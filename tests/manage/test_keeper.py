@@ -216,7 +216,7 @@ def test_the_keeper_stops_cleanly_on_sigterm(world):
     with keeper_process(world) as process:
         wait_for(lambda: world.state().verified_at, "the keeper to have built and verified")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=5) == 0
+        assert process.wait(timeout=servers.DEADLINE_SECONDS) == 0
         said = process.stderr.read()
     assert "keeper.started" in said and "keeper.stopped" in said
     assert not world.redis.exists(keys.of_lock("keeper")), "the next keeper need not wait"

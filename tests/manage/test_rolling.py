@@ -58,13 +58,15 @@ def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> N
 
 
 def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(world: World, tmp_path: Path) -> None:
-    running = Gunicorn(tmp_path, configuration=slow_to_start(CONFIGURATION, tmp_path, seconds=4.0))
+    configuration, go = slow_to_start(CONFIGURATION, tmp_path)
+    running = Gunicorn(tmp_path, configuration=configuration)
     try:
         with Clients(running.port, ask()) as clients:
             wait_for(lambda: len(clients.answered) > 20, "some load")
             before = set(workers_of(running.process.pid))
             running.process.send_signal(signal.SIGHUP)
             wait_until_the_old_answer_beside_the_new(clients, running.process.pid, before, wait_for)
+            go.touch()
             wait_until_replaced(running.process.pid, before, wait_for)
         judge(clients, world)
     finally:

@@ -125,21 +125,27 @@ class TestRedisAway:
         assert (reply.status, reply.json["result"], reply.headers["retry-after"]) == (503, "error", "1")
 
         valkey.start()
-        query.run(until(Condition.FRESH, 1.5))
+        query.run(until(Condition.FRESH, 10.0))
         assert query.get("/v1/counts/users").json["count"] == 2
 
     def test_a_redis_that_hangs_is_given_up_soon(
-        self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+        self, start_query: Callable[..., Query], second_valkey: Callable[..., Valkey]
     ) -> None:
-        rolls.make_all_live()
-        query = start_query(stale_seconds=0.1)
+        valkey = second_valkey()
+        with valkey.client() as client:
+            Rolls(client).make_all_live()
+        query = start_query(valkey.url, stale_seconds=0.1)
         query.get("/v1/counts")
-        redis.client_pause(1500, all=True)
-        began = monotonic()
-        assert query.get("/v1/counts", cache_control="no-cache").status == 503
-        assert query.get("/v1/counts/users/member?username=ann").status == 503
-        assert monotonic() - began < 1.4
-        redis.client_unpause()
+        process = valkey.running()
+        assert process is not None
+        process.suspend()
+        try:
+            began = monotonic()
+            assert query.get("/v1/counts", cache_control="no-cache").status == 503
+            assert query.get("/v1/counts/users/member?username=ann").status == 503
+            assert monotonic() - began < 10
+        finally:
+            process.resume()
 
     @pytest.mark.parametrize("part", ["members", "intake", "state", "fill"])
     def test_a_key_of_another_type_is_no_count_of_this_counter(

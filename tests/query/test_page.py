@@ -7,9 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import pytest
 from django.contrib.staticfiles import finders
+from redis import Redis
 
 from compose.servers import Valkey
+from shared_models import keys
 from tests.query.driving import Query
 from tests.query.rolls_in_redis import Rolls
 
@@ -53,8 +56,32 @@ def test_the_numbers_are_in_the_page_without_javascript(query: Query, rolls: Rol
     page = Page(reply.body.decode())
     assert "1,234" in page.words
     assert "complete to 23 Nov 12:00:01 UTC, verified 23 Nov 11:58 UTC, no drift" in page.text
-    assert "Being built : 1,500 of about 5,000 members" in page.text
+    assert "Being built: 1,500 of about 5,000 members" in page.text
     assert page.fields == ["state", "city", "username"]
+
+
+@pytest.mark.parametrize(
+    ("repaired", "words"),
+    [
+        (True, "12 members were missing and were added, 1 member left, verified 23 Nov 11:58 UTC"),
+        (False, "verified 23 Nov 11:58 UTC, drift: 12 missing, 1 extra"),
+    ],
+)
+def test_what_was_mended_is_not_told_as_if_it_were_still_wrong(
+    query: Query, rolls: Rolls, repaired: bool, words: str
+) -> None:
+    rolls.make_live("users", [b"ann"])
+    rolls.verify("users", datetime(2026, 11, 23, 11, 58, tzinfo=UTC), missing=12, extra=1, repaired=repaired)
+    text = Page(query.get("/").body.decode()).text
+    assert f"complete to 23 Nov 12:00:01 UTC, {words} " in text
+
+
+def test_the_page_says_why_a_counter_has_no_count(query: Query, rolls: Rolls, redis: Redis) -> None:
+    rolls.make_live("users", [b"ann"])
+    redis.sadd(keys.of_counter("users").members, "by hand")
+    assert (
+        "Cannot be counted now: its set has 2 members, and 1 were recorded" in Page(query.get("/").body.decode()).text
+    )
 
 
 def test_the_page_says_when_the_counts_cannot_be_read(
@@ -84,7 +111,7 @@ def test_a_question_without_javascript_is_answered_in_the_page(query: Query, rol
     assert "No answer: 'username' is missing; a member of 'users' has: username." in ask("is-one-of=users").words
     assert "No answer: a value is not UTF-8." in ask("is-one-of=users&username=%ff").words
     assert (
-        "No answer: counter 'cities' cannot be counted now: the keeper is building it"
+        "No answer: counter 'cities' cannot be counted now: it has not been built yet"
         in ask("is-one-of=cities&state=NY&city=Ithaca").text
     )
     assert "counted." not in ask("is-one-of=nobody&username=ann").text

@@ -71,7 +71,7 @@ def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(
     valkey: Valkey, rolls: Rolls, tmp_path: Path
 ) -> None:
     rolls.make_all_live(users=2, cities=3)
-    slow = slow_to_start(CONFIGURATION, tmp_path, seconds=4.0)
+    slow, go = slow_to_start(CONFIGURATION, tmp_path)
     running = Running(valkey.url, tmp_path, configuration=slow, WORKERS="1")
     try:
         with Clients(running.port, ask) as clients:
@@ -79,6 +79,7 @@ def test_on_a_reload_the_old_workers_answer_until_the_new_ones_are_ready(
             before = set(workers_of(running.process.pid))
             running.process.send_signal(signal.SIGHUP)
             wait_until_the_old_answer_beside_the_new(clients, running.process.pid, before, wait_for)
+            go.touch()
             wait_until_replaced(running.process.pid, before, wait_for)
         assert clients.failures == []
     finally:

@@ -154,7 +154,7 @@ def test_sigterm_ends_the_streams_and_the_service_in_good_order(valkey: Valkey, 
     next_counts(response)
     service.process.send_signal(signal.SIGTERM)
     # Within the time for streams, not that for whatever does not end (graceful_timeout).
-    wait_for(lambda: next_counts(response) is None, "the stream to end", seconds=5)
+    wait_for(lambda: next_counts(response) is None, "the stream to end", seconds=8)
     connection.close()
     response.close()
     assert service.stop() == 0

@@ -17,7 +17,7 @@ import pytest
 
 from compose.ordinary_user import own
 from compose.ports import DEFAULTS
-from compose.processes import Process, kill
+from compose.processes import LOG_BYTES, Process, kill
 from compose.servers import Primary, Replica, Valkey
 from shared_models.counters import COUNTERS
 from tests.servers import FAST, free_port, sql, wait_for
@@ -34,7 +34,7 @@ class Checkout:
 
     def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "compose", "--folder", str(self.folder), command],
+            [sys.executable, "-m", "compose", "--folder", str(self.folder), *command.split()],
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -93,8 +93,8 @@ def checkout() -> Iterator[Checkout]:
 
 def test_up_starts_everything_and_status_shows_it(checkout: Checkout) -> None:
     checkout.up()
-    status, output = checkout.run("status")
-    assert status == 0
+    # The counters have to be built and verified first.
+    _, output = wait_for(lambda: (said := checkout.run("status"))[0] == 0 and said, "all to be well", seconds=60)
     assert [line.split()[0] for line in output.splitlines()] == NAMES
     assert all(line.endswith(" ok") for line in output.splitlines())
     ports = [line.split()[4] for line in output.splitlines()]
@@ -144,6 +144,90 @@ def test_what_was_killed_comes_back_with_its_data(checkout: Checkout, names: lis
     assert sql(database, "SELECT count(*) FROM message") == rows
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_told_to_end_a_moment_ago_is_waited_for_and_comes_back(checkout: Checkout, name: str) -> None:
+    """Also Postgres, which would wait for its clients: they stay."""
+    checkout.up()
+    before = checkout.pids()
+    os.kill(before[name], signal.SIGTERM)
+    checkout.up()
+    after = checkout.pids()
+    assert {each for each in NAMES if after.get(each) != before[each]} == {name}
+    assert len(after) == len(NAMES)
+
+
+def test_up_right_after_down_and_the_other_way_round(checkout: Checkout) -> None:
+    checkout.up()
+    with checkout.start("down") as down, checkout.start("up", **checkout.ports) as up:
+        assert (down.wait(), up.wait()) == (0, 0)
+    checkout.up()
+    assert len(checkout.pids()) == len(NAMES)
+
+
+def test_restart_replaces_the_services_and_leaves_the_stores_or_one_process(checkout: Checkout) -> None:
+    checkout.up()
+    before = checkout.pids()
+    assert checkout.run("restart")[0] == 0
+    after = checkout.pids()
+    assert {name for name in NAMES if after[name] != before[name]} == {"ingest", "manage", "keeper", "query"}
+    assert checkout.run("restart replica")[0] == 0
+    assert {name for name in NAMES if checkout.pids()[name] != after[name]} == {"replica"}
+    status, output = checkout.run("restart nobody")
+    assert status == 1 and "there are: primary, replica" in output
+
+
+def test_status_says_what_is_late_and_its_exit_code_says_so_too(checkout: Checkout) -> None:
+    checkout.up()
+    wait_for(lambda: checkout.run("status")[0] == 0, "all to be well", seconds=60)
+    kill(psutil.Process(checkout.pids()["keeper"]))
+    # The other processes are fine; the finding is manage's.
+    status, output = wait_for(
+        lambda: "Wrong: no keeper" in (said := checkout.run("status"))[1] and said,
+        "the keeper to be missed",
+        seconds=60,
+    )
+    assert status == 1 and "start one" in output
+
+
+def test_logs_are_followed_with_the_name_of_the_process_and_end_at_ctrl_c(checkout: Checkout) -> None:
+    checkout.up()
+    with checkout.start("logs") as following:
+        assert following.stdout is not None
+        names = set()
+        while names != set(NAMES):
+            names.add(following.stdout.readline().partition("|")[0].strip())
+        log = checkout.folder / "log" / "query.log"
+        with log.open("a") as writing:
+            writing.write("one more line\n")
+        while following.stdout.readline() != "query   | one more line\n":
+            pass
+        following.send_signal(signal.SIGINT)
+        assert following.wait() == 0
+    with checkout.start("logs query") as following:
+        assert following.stdout is not None
+        assert following.stdout.readline().startswith("query | ")
+        following.send_signal(signal.SIGINT)
+
+
+def test_a_log_that_has_grown_large_is_put_aside_at_a_start_and_no_line_is_lost(checkout: Checkout) -> None:
+    checkout.up()
+    log = checkout.folder / "log" / "manage.log"
+    with log.open("a") as writing:
+        writing.write("long ago\n" + "x" * LOG_BYTES + "\n")
+    with checkout.start("logs manage") as following:
+        assert following.stdout is not None
+        assert checkout.run("restart manage")[0] == 0
+        aside = log.with_name("manage.log.1").read_text()
+        assert "long ago" in aside and "Shutting down" in aside
+        assert "Starting gunicorn" in log.read_text() and log.stat().st_size < LOG_BYTES
+        # Whoever follows it sees the end of the one and the beginning of the other.
+        seen = ""
+        while "Starting gunicorn" not in seen:
+            seen += following.stdout.readline()
+        assert "Shutting down" in seen
+        following.send_signal(signal.SIGINT)
+
+
 def test_down_leaves_no_process_and_keeps_the_data(checkout: Checkout) -> None:
     checkout.up()
     assert len(checkout.processes()) > len(NAMES)
@@ -177,6 +261,21 @@ def test_an_interrupted_up_ends_what_it_started(folder: Path) -> None:
         output, _ = up.communicate()
     assert up.returncode == 130, output
     assert checkout.processes() == []
+
+
+def test_reset_keeps_the_ports_and_nothing_else(folder: Path) -> None:
+    checkout = Checkout(folder)
+    checkout.up()
+    assert checkout.run("reset")[0] == 0
+    assert checkout.processes() == []
+    assert {path.name for path in folder.iterdir()} <= {"ports.json", "lock"}
+    assert checkout.run("status") == (1, "There is no stack here; `make up` starts one.\n")
+    assert checkout.run("up")[0] == 0  # no variable says where
+    try:
+        _, output = checkout.run("status")
+        assert f" port {checkout.ports['QUERY_PORT']} " in output
+    finally:
+        checkout.run("reset")
 
 
 def test_status_without_a_stack_says_so(folder: Path) -> None:

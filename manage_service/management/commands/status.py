@@ -4,10 +4,12 @@ import sys
 from typing import Any
 
 import msgspec
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from redis.exceptions import RedisError
 
 from manage_service import stores
+from manage_service.judging import Limits
 from manage_service.status import read_status
 from manage_service.terminal import one_line, show_status
 
@@ -16,7 +18,7 @@ class Command(BaseCommand):
     help = "Show how each counter, the replica and the keeper stand: a table in a terminal, name=value lines elsewhere."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        codes = "Exit codes: 0 all is well; 1 a counter is cold, or the replica or the keeper is not there; 2 could not look."
+        codes = "Exit codes: 0 all is well; 1 something is wrong, and the output says what; 2 could not look."
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -25,7 +27,8 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         replica = stores.connect_replica()
         try:
-            status = read_status(stores.connect_redis(), replica)
+            limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
+            status = read_status(stores.connect_redis(), replica, limits)
         except RedisError as error:
             self.stderr.write(f"Redis cannot be reached: {one_line(str(error))}")
             sys.exit(2)
@@ -37,6 +40,5 @@ class Command(BaseCommand):
             self.stdout.write(msgspec.json.encode(status).decode())
         else:
             show_status(status)
-        healthy = all(counter["state"] == "live" for counter in status["counters"].values())
-        if not (healthy and status["replica"]["reachable"] and status["keeper"]["alive"]):
+        if not status["healthy"]:
             sys.exit(1)

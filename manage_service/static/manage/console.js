@@ -77,6 +77,17 @@ function driftWords({ missing, extra }) {
   return words.join(", ") || "no drift";
 }
 
+const members = (many) => (many === 1 ? "1 member" : `${number.format(many)} members`);
+
+// What a repair has mended, or what a check has found and left as it was.
+function foundWords(drift, repaired) {
+  const { missing, extra } = drift;
+  if (!repaired || !(missing || extra)) return driftWords(drift);
+  const were = missing === 1 ? "was" : "were";
+  const words = [missing && `${members(missing)} ${were} missing and ${were} added`, extra && `${members(extra)} left`];
+  return words.filter(Boolean).join(", ");
+}
+
 const shown = (value) => (value === null ? "–" : number.format(value));
 const xact = (value) => (value === null ? "–" : String(value));
 const titleOf = (name) => name.replaceAll("_", " ");
@@ -220,16 +231,27 @@ function showStatus(status, runs) {
   setText(part("keeper-words"), words.join(" · "));
   showPill(part("replica-state"), replica.reachable ? "good" : "bad", replica.reachable ? "reachable" : "not reachable");
   setText(part("replica-words"), replica.reachable ? `${span(replica.lag_seconds)} behind` : replica.detail);
+  showFindings(status.findings);
   for (const [name, section] of counters) {
     const counter = status.counters[name];
     if (counter) showCounter(section, name, counter, runs, now);
   }
 }
 
+function showFindings(findings) {
+  const list = part("findings");
+  part("all-is-well").hidden = findings.length > 0;
+  list.hidden = findings.length === 0;
+  while (list.children.length > findings.length) list.lastChild.remove();
+  findings.forEach((finding, at) => setText(list.children[at] || list.appendChild(make("li")), spelled(finding.detail)));
+}
+
 function showCounter(section, name, counter, runs, now) {
   section.dataset.state = counter.state;
   showPill(part("state", section), counter.state === "live" ? "good" : "bad", counter.building ? "building" : counter.state);
   setText(part("count", section), counter.count === null ? "—" : number.format(counter.count));
+  part("reason", section).hidden = !counter.reason || Boolean(counter.building);
+  setText(part("reason", section), `Cannot be counted: ${spelled(counter.reason)}.`);
   part("building", section).hidden = !counter.building;
   if (counter.building) {
     const { read, expected } = counter.building;
@@ -240,26 +262,36 @@ function showCounter(section, name, counter, runs, now) {
   setText(part("verified", section), ago(counter.verified_at, now));
   setText(part("lag", section), counter.replica_lag_seconds === null ? "not known" : span(counter.replica_lag_seconds));
   for (const fact of ["cursor", "horizon", "watermark"]) setText(part(fact, section), xact(counter[fact]));
-  setText(part("drift-words", section), counter.drift ? `At the last look: ${driftWords(counter.drift)}` : "Nobody has looked yet.");
+  setText(part("drift-words", section), lastLook(counter));
   const last = runs.find((run) => run.drift[name] && run.drift[name].verified_at);
-  showSamples(part("samples", section), last && counter.drift ? last.drift[name] : null);
+  showSamples(part("samples", section), last && counter.drift ? last.drift[name] : null, counter.repaired);
+}
+
+function lastLook({ drift, repaired }) {
+  if (!drift) return "Nobody has looked yet.";
+  const words = foundWords(drift, repaired);
+  if (!drift.missing && !drift.extra) return `The last look: ${words}`;
+  return repaired ? `The last repair: ${words}` : `The last check, which mends nothing: ${words}`;
 }
 
 // Members hold whatever a producer sent. What would not be seen, or would turn the writing around, is spelled out.
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 const spelled = (text) => text.replace(UNSEEN, (sign) => `\\u{${sign.codePointAt(0).toString(16)}}`);
 
-function showSamples(box, drift) {
-  const key = JSON.stringify(drift && [drift.missing_sample, drift.extra_sample, drift.missing, drift.extra]);
+function showSamples(box, drift, repaired) {
+  const key = JSON.stringify(drift && [drift.missing_sample, drift.extra_sample, drift.missing, drift.extra, repaired]);
   if (box.dataset.key === key) return;
   box.dataset.key = key;
   box.replaceChildren();
   if (!drift) return;
-  for (const [kind, where] of [["missing", "in the table only"], ["extra", "in the set only"]]) {
+  const kinds = repaired
+    ? [["missing", "added", "was missing"], ["extra", "left", "no row has it any more"]]
+    : [["missing", "missing", "in the table only"], ["extra", "extra", "in the set only"]];
+  for (const [kind, word, where] of kinds) {
     const members = drift[`${kind}_sample`];
     if (!members.length) continue;
     const line = make("p", "", kind);
-    line.append(make("b", kind), ` (${where}): `);
+    line.append(make("b", word), ` (${where}): `);
     members.forEach((member, at) => line.append(at ? " " : "", make("bdi", spelled(Object.values(member).join(", ")))));
     if (drift[kind] > members.length) line.append(` and ${number.format(drift[kind] - members.length)} more`);
     box.append(line);
@@ -308,7 +340,7 @@ function drawChart(section, title, proofs) {
   const tall = (members) => (members ? Math.max(4, reach * Math.sqrt(members / most)) : 0);
   const bars = proofs.map((proof, at) => {
     const x = 480 - (proofs.length - at) * width;
-    const words = `${timeOf(proof.verified_at)}, ${proof.mode}: ${driftWords(proof)}`;
+    const words = `${timeOf(proof.verified_at)}, ${proof.mode}: ${foundWords(proof, proof.mode === "repair")}`;
     const group = drawn("g", {}, drawn("title", {}, words), drawn("rect", { class: "slot", x, y: 0, width, height: 96 }));
     const bar = (kind, y, height) => group.append(drawn("rect", { class: kind, x: x + width * .2, y, width: width * .6, height }));
     if (proof.missing) bar("missing", middle - tall(proof.missing), tall(proof.missing));
@@ -405,11 +437,11 @@ function showFound(cell, run) {
   if (cell.dataset.key === key) return;
   cell.dataset.key = key;
   cell.replaceChildren(...found.map(([name, drift]) => {
-    const words = `${titleOf(name)}: ${driftWords(drift)}`;
+    const words = `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`;
     if (!drift.missing_sample.length && !drift.extra_sample.length) return make("div", words);
     const details = make("details");
     const box = make("div", "", "samples");
-    showSamples(box, drift);
+    showSamples(box, drift, run.mode === "repair");
     details.append(make("summary", words), box);
     return details;
   }));
@@ -435,7 +467,7 @@ function showStop(cell, run, open) {
 
 // Said to those who do not see the table move.
 function announce(run) {
-  const found = Object.entries(run.drift).map(([name, drift]) => `${titleOf(name)}: ${driftWords(drift)}`);
+  const found = Object.entries(run.drift).map(([name, drift]) => `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`);
   setText(part("announcement"), `The ${run.mode} of ${run.counters.map(titleOf).join(", ")} is ${run.status}. ${found.join("; ")} ${run.detail}`.trim());
 }
 

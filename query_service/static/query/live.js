@@ -45,31 +45,41 @@ function ago(moment) {
   return `${span(Math.max(0, atServer + (performance.now() - receivedAt) / 1000))} ago`;
 }
 
+const members = (many) => (many === 1 ? "1 member" : `${number.format(many)} members`);
+
+// As pages.py says it: what a repair has mended stands before the time of the proof, what is still wrong behind it.
+function proofWords(counter) {
+  const { missing, extra } = counter.drift || {};
+  const verified = `verified ${ago(counter.verified_at)}`;
+  if (!counter.drift) return [verified];
+  if (!missing && !extra) return [verified, "no drift"];
+  if (counter.repaired === false) {
+    const wrong = [missing && `${number.format(missing)} missing`, extra && `${number.format(extra)} extra`];
+    return [verified, `drift: ${wrong.filter(Boolean).join(", ")}`];
+  }
+  const were = missing === 1 ? "was" : "were";
+  const mended = [missing && `${members(missing)} ${were} missing and ${were} added`, extra && `${members(extra)} left`];
+  return [...mended.filter(Boolean), verified];
+}
+
 function freshness(counter) {
   if (counter.count === null) return "";
   const words = [];
   if (counter.complete_through) words.push(`complete to ${ago(counter.complete_through)}`);
-  words.push(counter.verified_at ? `verified ${ago(counter.verified_at)}` : "not verified yet");
-  if (counter.drift) {
-    const { missing, extra } = counter.drift;
-    words.push(missing || extra
-      ? `drift then: ${number.format(missing)} missing, ${number.format(extra)} extra`
-      : "no drift");
-  }
+  words.push(...(counter.verified_at ? proofWords(counter) : ["not verified yet"]));
   return words.join(", ");
 }
 
-function showProgress(section, progress) {
+function showCold(section, { progress, reason }) {
   const bar = part(section, "progress");
+  bar.hidden = !progress;
   if (progress) {
     bar.max = Math.max(progress.expected, progress.read, 1);
     bar.value = progress.read;
+    setText(part(section, "cold-words"), `Being built: ${number.format(progress.read)} of about ${number.format(progress.expected)} members`);
   } else {
-    bar.removeAttribute("value");
+    setText(part(section, "cold-words"), reason ? `Cannot be counted now: ${reason}` : "Being built");
   }
-  setText(part(section, "progress-words"), progress
-    ? `: ${number.format(progress.read)} of about ${number.format(progress.expected)} members`
-    : "");
 }
 
 function showCounter(section, counter) {
@@ -83,7 +93,7 @@ function showCounter(section, counter) {
     count.classList.add("changed");
   }
   part(section, "building").hidden = counter.state !== "cold";
-  if (counter.state === "cold") showProgress(section, counter.progress);
+  if (counter.state === "cold") showCold(section, counter);
 }
 
 function showAges() {
