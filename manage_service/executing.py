@@ -52,10 +52,11 @@ class Cancelled(Exception):
 def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
-    A run that fails says why in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`; not for one
-    that refuses (no such table, no right to read it). When Redis fails (redis.RedisError) or the lease is lost
-    (leases.LeaseLost), that is raised and leaves the run open: whoever takes its lease next goes on. `redis` must be a
-    client of `stores.connect_for_passes`.
+    A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same; at its end the
+    run has failed, and says so in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`, and once it has
+    waited in vain, for a tenth of that at each other counter; it does not wait for one that refuses (no such table, no right to
+    read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run
+    open: whoever takes its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
@@ -65,15 +66,21 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
         for name in run.counters:
             check_cancelled(redis, run)
             findings = run.findings.setdefault(name, Findings())
-            if findings.verified_at is None:
+            if findings.verified_at is not None or findings.failure:
+                continue
+            try:
                 yield from one_counter(run, name, findings, replica, redis, wait_seconds)
-        run.end(Status.DONE)
+            except (TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
+                findings.failure = str(error)
+            except WaitedTooLong as error:
+                # Mostly of the replica, and then of all counters; but it may be this one, and nobody knows yet.
+                findings.failure, wait_seconds = str(error), wait_seconds / 10
+            except REFUSALS as error:
+                findings.failure = first_line(error)
+        failures = run.failures()
+        run.end(Status.FAILED if failures else Status.DONE, failures)
     except Cancelled:
         run.end(Status.CANCELLED)
-    except (WaitedTooLong, TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
-        run.end(Status.FAILED, str(error))
-    except REFUSALS as error:
-        run.end(Status.FAILED, first_line(error))
     runs.save(redis, run)
     totals.note_run(redis, run)
     found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}

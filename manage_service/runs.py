@@ -79,6 +79,7 @@ class Findings(msgspec.Struct):
     missing_sample: list[dict[str, str]] = []
     extra_sample: list[dict[str, str]] = []
     verified_at: datetime | None = None
+    failure: str = ""  # why it could not be reconciled
 
     def start_over(self) -> None:
         """Forget what was found: it was another counter."""
@@ -149,6 +150,11 @@ class Run(msgspec.Struct):
         """Whether any drift was found."""
         return any(found.missing or found.extra for found in self.findings.values())
 
+    def failures(self) -> str:
+        """Which counters could not be reconciled, and why: in a line, which is empty where all could."""
+        failed = {name: found.failure for name, found in self.findings.items() if found.failure}
+        return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
+
     def note(self, counter: str, progress: Progress) -> None:
         """Where the run is now."""
         if (counter, progress.phase) != (self.counter, self.phase):
@@ -193,6 +199,7 @@ class Run(msgspec.Struct):
                     "missing_sample": found.missing_sample,
                     "extra_sample": found.extra_sample,
                     "verified_at": found.verified_at,
+                    "failure": found.failure,
                 }
                 for name, found in self.findings.items()
             },

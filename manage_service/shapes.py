@@ -49,6 +49,7 @@ class DriftOut(Schema):
     missing_sample: list[dict[str, str]]
     extra_sample: list[dict[str, str]]
     verified_at: datetime | None
+    failure: str = Field(description="why this counter could not be reconciled; empty where it was, or will be")
 
 
 class RunOut(Schema):

@@ -72,7 +72,7 @@ class Follower:
     def show(self, run: Run) -> None:
         """Where the run is now."""
         for name, found in run.findings.items():
-            if found.verified_at is not None:
+            if found.verified_at is not None or found.failure:
                 self.bars.update(
                     self.tasks[name], description=drift_words(found, run.mode), total=1, completed=1, amount=""
                 )
@@ -101,7 +101,8 @@ def show_run(run: Run) -> None:
     end = f"run {run.id}: {run.mode} {run.status}" + (f": {one_line(run.detail)}" if run.detail else "")
     if not console.is_terminal:
         for name, found in run.findings.items():
-            print(name, fields({"missing": found.missing, "extra": found.extra, "verified_at": found.verified_at}))
+            drift = {"missing": found.missing, "extra": found.extra, "verified_at": found.verified_at}
+            print(name, fields(drift | {"failure": one_line(found.failure)}))
             for kind, members in (("missing", found.missing_sample), ("extra", found.extra_sample)):
                 for member in members:
                     print(name, kind, fields(member))
@@ -199,14 +200,16 @@ def keeper_words(keeper: dict[str, Any], now: datetime) -> Text:
 
 
 def drift_words(found: Findings, mode: Mode) -> str:
-    """What was found in one counter; what was found so far where the run did not get to its end."""
+    """What was found in one counter; what was found so far where the run did not get to its end; or why it could not be."""
+    if found.failure:
+        return f"failed: {one_line(found.failure)}"
     if not (found.verified_at or found.missing or found.extra):
         return "not known"
     return found_in_words(found.missing, found.extra, repaired=mode is Mode.REPAIR)
 
 
 def style_of(found: Findings) -> str:
-    return "yellow" if found.missing or found.extra else "green" if found.verified_at else ""
+    return "yellow" if found.failure or found.missing or found.extra else "green" if found.verified_at else ""
 
 
 def ago(at: datetime | None, now: datetime) -> str:

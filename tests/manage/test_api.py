@@ -77,6 +77,19 @@ def test_the_query_parameters_that_are_known_are_those_that_are_described(client
     assert all(refuses(document, "400").values())
 
 
+def test_a_run_says_which_counter_could_not_be_reconciled_and_why(world, client):
+    run = world.ask()
+    run.findings = {"cities": runs.Findings(failure="no such table"), "users": runs.Findings(extra=1)}
+    run.end(runs.Status.FAILED, run.failures())
+    runs.save(world.redis, run)
+    shown = client.get(f"/v1/runs/{run.id}").json()
+    assert (shown["status"], shown["detail"]) == ("failed", "cities: no such table")
+    assert {name: drift["failure"] for name, drift in shown["drift"].items()} == {
+        "cities": "no such table",
+        "users": "",
+    }
+
+
 def test_a_run_over_all_counters_is_the_default(world, client):
     run = client.post("/v1/runs", "{}", "application/json").json()
     assert run["counters"] == ["cities", "users"] and run["mode"] == "repair"

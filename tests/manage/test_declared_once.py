@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 from django.apps import apps
+from django.core.management import call_command
 from django.db import models
 
+from manage_service import runs
 from shared_models import counters, keys
 from shared_models.counters import Counter
 from shared_models.models import Countable
@@ -53,6 +56,76 @@ def sightings(world, monkeypatch) -> Iterator[None]:
 def insert(world, rows: str) -> None:
     servers.sql(world.primary, f'INSERT INTO "bird sighting" (ring, legs, species) {rows}')
     world.replay()
+
+
+@pytest.fixture
+def broken(world, monkeypatch) -> Iterator[None]:
+    """Two counters that Postgres refuses, in front of the others and between them: the migrations have not been run."""
+
+    class Gone(Countable):
+        ring = models.BigIntegerField()
+
+        class Meta:
+            app_label = "shared_models"
+            db_table = "gone"
+
+    class Older(Countable):
+        country = models.TextField()
+
+        class Meta:
+            app_label = "shared_models"
+            db_table = "message"
+
+    cities, users = counters.COUNTERS
+    gone, countries = Counter("gone", "Gone", ("ring",)), Counter("countries", "Older", ("country",))
+    monkeypatch.setattr(counters, "COUNTERS", (gone, cities, countries, users))
+    yield
+    for name in ("gone", "older"):
+        del apps.all_models["shared_models"][name]
+    apps.clear_cache()
+
+
+def test_a_counter_that_postgres_refuses_stops_no_check_of_the_others(world, broken, capsys):
+    world.post("ann")
+    world.replay()
+    world.build("cities", "users")
+    world.redis.sadd(keys.of_counter("users").members, "ghost")
+    with pytest.raises(SystemExit) as ended:
+        call_command("reconcile", "--check", "--json")
+    assert ended.value.code == 2
+    run = json.loads(capsys.readouterr().out)
+    assert run["status"] == "failed"
+    assert run["detail"] == ('gone: relation "gone" does not exist; countries: column "country" does not exist')
+    assert run["drift"]["gone"]["failure"] == 'relation "gone" does not exist'
+    assert run["drift"]["users"]["extra"] == 1 and run["drift"]["users"]["failure"] == ""
+    assert run["drift"]["cities"]["verified_at"] and not run["drift"]["countries"]["verified_at"]
+
+    with pytest.raises(SystemExit) as ended:
+        call_command("reconcile")
+    said = capsys.readouterr().out
+    assert ended.value.code == 2
+    assert "users missing=0 extra=1" in said and """failure='relation "gone" does not exist'""" in said
+    assert world.exact(("cities", "users"))
+
+
+def test_a_run_goes_on_behind_the_counters_that_have_failed(world, broken):
+    """After a crash: what was refused is not asked again."""
+    world.post("ann")
+    world.replay()
+    world.build("cities", "users")
+    run = world.ask()
+    for _ in world.steps(run):
+        if run.counter == "users":
+            break
+    taken_up = runs.get(world.redis, run.id)
+    assert taken_up.findings["gone"].failure and taken_up.findings["countries"].failure
+    servers.sql(world.primary, "CREATE TABLE gone (id bigint, ring bigint, xact bigint)")
+    world.replay()
+    for _ in world.steps(taken_up):
+        pass
+    servers.sql(world.primary, "DROP TABLE gone")
+    assert taken_up.status == "failed" and taken_up.findings["users"].verified_at
+    assert not taken_up.findings["gone"].verified_at
 
 
 def test_a_second_table_is_built_caught_up_and_reconciled(world, sightings):

@@ -137,6 +137,19 @@ def test_a_run_whose_replica_stays_behind_fails_with_the_reason(world):
     assert runs.get(world.redis, run.id).status is Status.FAILED and runs.still_open(world.redis) == []
 
 
+def test_a_counter_that_waits_in_vain_leaves_the_others_their_turn(world):
+    world.post("ann")
+    world.replay()
+    world.build()
+    with world.replay_paused():
+        world.post("new", city="Troy")
+        run = world.reconcile(wait_seconds=0.2)
+    assert run.status is Status.FAILED
+    assert run.findings["cities"].failure.startswith("waited 0.2 s for the replica: ")
+    assert run.findings["users"].failure.startswith("waited 0.02 s for the replica: ")
+    assert run.detail == "; ".join(f"{name}: {run.findings[name].failure}" for name in ("cities", "users"))
+
+
 def test_an_older_transaction_that_is_open_holds_the_fence(world):
     """The watermark is above it: its member may be recorded by now, and its row not yet be shown."""
     world.post("ann")

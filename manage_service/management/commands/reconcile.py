@@ -28,7 +28,8 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
-            "Exit codes: 0 no drift, or mended; 1 a check found drift; 2 could not run to its end, with the reason; "
+            "Exit codes: 0 no drift, or mended; 1 a check found drift; 2 a counter could not be reconciled, "
+            "with the reason (the others were), or nothing could; "
             "130 interrupted, which ends the run."
         )
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
