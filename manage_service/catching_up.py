@@ -105,13 +105,15 @@ def pass_over(
     # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
     cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
     cursor = snapshot.horizon if cut is None else cut
+    # What a sweep has to see: complete_through claims the rows above the horizon, too, and no later pass may read them again.
+    claim = cursor - 1 if cut is not None else snapshot.xmax - 1
     read = added = 0
     # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
     # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(values, len(counter.fields))
-        added += rolls.record(redis, {counter.name: members}, xact=cursor - 1, source=snapshot.source)
+        added += rolls.record(redis, {counter.name: members}, xact=claim, source=snapshot.source)
         between()
     through = None
     if cut is None:
