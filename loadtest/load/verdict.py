@@ -116,8 +116,13 @@ def judge_messages(path: Path, table: Iterable[tuple[int, str, str, str, str]]) 
     return judged
 
 
-def judge_counter(counter: Counter, rows: Iterable[Sequence[str]], redis: Redis, served: int) -> tuple[int, list[str]]:
-    """How many members the table has (`rows`: its SELECT DISTINCT), and where the set or the count differs."""
+def judge_counter(
+    counter: Counter, rows: Iterable[Sequence[str]], redis: Redis, served: int | None
+) -> tuple[int, list[str]]:
+    """How many members the table has (`rows`: its SELECT DISTINCT), and where the set or the count differs.
+
+    `served` is None where query gives no count.
+    """
     findings = Findings()
     table = {encode(row) for row in rows}
     members = keys.of_counter(counter.name).members
@@ -130,5 +135,6 @@ def judge_counter(counter: Counter, rows: Iterable[Sequence[str]], redis: Redis,
             findings.note(f"members of {counter.name} have no row", member.decode(errors="backslashreplace"))
     lines = findings.lines()
     if served != len(table):
-        lines.append(f"{counter.name}: {served:,} is served, the table has {len(table):,}")
+        said = "no count" if served is None else f"{served:,}"
+        lines.append(f"{counter.name}: {said} is served, the table has {len(table):,}")
     return len(table), lines
