@@ -29,6 +29,8 @@ class Session:
     source: str
     # It was opened by an earlier request, and may have died since.
     reused: bool
+    # The server was a standby a moment ago. Nothing is written over it: the source may change under the transaction.
+    is_standby: bool = False
 
 
 def open_primary() -> Session:
@@ -44,7 +46,7 @@ def open_primary() -> Session:
             cursor.execute(f"SELECT {SOURCE_SQL}, pg_is_in_recovery()")
             source, is_standby = cursor.fetchone()
         if is_standby:
-            return Session(raw, source, reused)
+            return Session(raw, source, reused, is_standby=True)
         _sources[raw] = source
     return Session(raw, _sources[raw], reused)
 

@@ -172,6 +172,8 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
 
 
 def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
+    if session.is_standby:
+        raise NotStored("DATABASE_URL leads to a standby, which is not written to", answered=True)
     with cut_after(session.raw, settings.DATABASE_ANSWER_SECONDS):
         return _committed(session, Transaction(session), work)
 

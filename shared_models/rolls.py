@@ -55,7 +55,8 @@ def _text(name: str) -> str:
 
 def _script(name: str) -> Script:
     text = _text(name)
-    return Script(_text("raise_watermark") + text if "raise_watermark(" in text else text)
+    used = (shared for shared in ("is_size", "raise_watermark") if f"{shared}(" in text)
+    return Script("".join([*map(_text, used), text]))
 
 
 RECORD, ADVANCE, BEGIN, FILL, PROMOTE, SWEEP, VERIFY, MAKE_COLD, RESET_WATERMARK = SCRIPTS = tuple(

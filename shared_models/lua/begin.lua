@@ -7,10 +7,10 @@
 --
 -- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
 -- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none.
-local size, build, filling = unpack(redis.call('HMGET', KEYS[2], 'size', 'build', 'fill'))
+local size, build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
 local cursor, counted_build = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build'))
 local count = redis.call('SCARD', KEYS[1])
-if size and not (#size <= 15 and string.match(size, '^%-?%d+$')) then
+if size and not is_size(size) then
   redis.call('HDEL', KEYS[2], 'size')
   size = false
 end
@@ -24,8 +24,8 @@ if count == 0 then
   redis.call('HSET', KEYS[2], 'size', size)
 end
 local gap = count - tonumber(size or '0')
-if gap ~= 0 and not build and not filling then
-  -- The intake is gone, and the watermark with it: sweeps wait until the replica shows what was acknowledged before.
+if gap ~= 0 and counted_build and not build then
+  -- It was built before, so the intake is gone, and the watermark with it: sweeps wait until the replica shows what was acknowledged before.
   redis.call('HSET', KEYS[3], 'watermark_reset_at', ARGV[2])
 end
 redis.call('HSET', KEYS[2], 'fill', ARGV[1])

@@ -11,7 +11,8 @@ local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return -1 end
 -- A position says that members are there. Where something else has changed the set, or the intake, they may not be.
 local size, token = unpack(redis.call('HMGET', KEYS[3], 'size', 'fill'))
-if token ~= ARGV[1] or redis.call('SCARD', KEYS[1]) - (tonumber(size or '0') or 0) ~= tonumber(have[3]) then
+if token ~= ARGV[1] or (size and not is_size(size))
+    or redis.call('SCARD', KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
   redis.call('DEL', KEYS[4])
   return -1
 end

@@ -9,15 +9,15 @@
 local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap', 'horizon', 'complete_through', 'source')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return 0 end
 local size, token = unpack(redis.call('HMGET', KEYS[2], 'size', 'fill'))
-size = tonumber(size or '0') or 0
-if token ~= ARGV[1] or redis.call('SCARD', KEYS[1]) - size ~= tonumber(have[3]) then
+if token ~= ARGV[1] or (size and not is_size(size))
+    or redis.call('SCARD', KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
   redis.call('DEL', KEYS[4])
   return 0
 end
 redis.call('HSET', KEYS[3], 'cursor', have[4], 'complete_through', have[5], 'source', have[6], 'build', ARGV[1])
 redis.call('HDEL', KEYS[3], 'verified_at', 'missing', 'extra', 'repaired', 'refused')
 -- The size also where it is 0: under a cursor a missing size means that the intake was lost.
-redis.call('HSET', KEYS[2], 'size', string.format('%d', size), 'build', ARGV[1])
+redis.call('HSET', KEYS[2], 'size', size or '0', 'build', ARGV[1])
 redis.call('HDEL', KEYS[2], 'fill')
 redis.call('DEL', KEYS[4])
 return 1

@@ -22,7 +22,7 @@ if redis.call('EXISTS', suspects) == 1 then
 end
 local added = redis.call('SADD', members, unpack(ARGV, 3))
 -- A size that is no number stays as it is: the counter is not live then, and the keeper builds it.
-if added > 0 and (not size or (#size <= 15 and string.match(size, '^%-?%d+$'))) then
+if added > 0 and (not size or is_size(size)) then
   redis.call('HINCRBY', intake, 'size', added)
 end
 

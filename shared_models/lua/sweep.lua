@@ -15,7 +15,7 @@ for i = 2, #ARGV do
     gone[#gone + 1] = ARGV[i]
   end
 end
-if removed > 0 and size and #size <= 15 and string.match(size, '^%-?%d+$') then
+if removed > 0 and is_size(size) then
   redis.call('HINCRBY', KEYS[3], 'size', -removed)
 end
 return gone

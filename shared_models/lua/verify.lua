@@ -10,9 +10,9 @@
 -- is changed by hand in between must not be made right by it.
 local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
-if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not size then return 0 end
+if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not is_size(size) then return 0 end
 local count = redis.call('SCARD', KEYS[1])
-if count - (tonumber(size) or 0) ~= tonumber(ARGV[2]) then return -1 end
+if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])
 if ARGV[6] == '1' then
   redis.call('HSET', KEYS[2], 'size', string.format('%d', count))

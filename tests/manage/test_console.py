@@ -116,6 +116,8 @@ def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, cl
         "job": "",
         "holder": None,
         "failure": "",
+        "committed_through": None,
+        "horizon_held_seconds": 0.0,
     }
     keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
     keeper.redis, keeper.control = world.passes(), world.redis

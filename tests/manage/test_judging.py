@@ -70,12 +70,14 @@ def test_where_nothing_is_wrong_everybody_says_so(well):
 
 def test_a_fault_is_said_by_the_api_and_the_command_and_the_exit_code(well):
     well.redis.sadd(keys.of_counter("users").members, "by hand")
-    (fault,) = Client(SERVER_NAME="localhost").get("/v1/status").json()["findings"]
-    assert (fault["about"], fault["kind"]) == ("users", "cold") and "something other than Rollcall" in fault["detail"]
+    found = Client(SERVER_NAME="localhost").get("/v1/status").json()["findings"]
+    # Nobody ticks here: on a slow machine it may be said already that the keeper is silent.
+    (fault,) = [each for each in found if each["about"] == "users" and each["kind"] == "cold"]
+    assert "something other than Rollcall" in fault["detail"]
     said = manage("status")
     assert said.returncode == 1 and fault["detail"] in said.stdout
     document = json.loads(manage("status", "--json").stdout)
-    assert [each["detail"] for each in document["findings"]] == [fault["detail"]] and document["healthy"] is False
+    assert fault["detail"] in [each["detail"] for each in document["findings"]] and document["healthy"] is False
 
 
 def test_a_keeper_that_is_silent_is_missed(well):
