@@ -150,7 +150,7 @@ def test_a_log_line_says_what_was_asked_and_nothing_of_who_asked(producer: Produ
     # Two workers, each of which writes its lines a moment later: in either order.
     assert sorted((line["method"], line["route"], line["status"]) for line in lines) == [
         ("GET", "none", 404),
-        ("POST", "/v1/{collection}", 201),
+        ("POST", "/v1/{collection}", 400),
     ]
     assert not any(word in gunicorn.log.read_text() for word in ("secret", "ann-of-the-log"))
     assert {line["service"] for line in lines} == {"ingest"}, "also in a thread's line"
