@@ -146,8 +146,11 @@ MIDDLEWARE = [
     "shared_models.http.problems.ProblemMiddleware",
     "shared_models.http.parameters.ParametersMiddleware",
 ]
-# The query parameters that each operation knows; the others know none (see shared_models/http/parameters.py).
-QUERY_PARAMETERS = {"POST /v1/{collection}/batch": ("strict",)}
+# The query parameters that each operation knows (see shared_models/http/parameters.py).
+QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "POST /v1/{collection}": (),
+    "POST /v1/{collection}/batch": ("strict",),
+}
 ROOT_URLCONF = "ingest_service.urls"
 WSGI_APPLICATION = "ingest_service.wsgi.application"
 TEMPLATES: list[dict[str, Any]] = [

@@ -72,8 +72,15 @@ MIDDLEWARE = [
     "shared_models.http.problems.ProblemMiddleware",
     "shared_models.http.parameters.ParametersMiddleware",
 ]
-# The query parameters that each operation knows; the others know none (see shared_models/http/parameters.py).
-QUERY_PARAMETERS = {"GET /v1/runs": ("limit",)}
+# The query parameters that each operation knows (see shared_models/http/parameters.py).
+QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "GET /v1/runs": ("limit",),
+    "POST /v1/runs": (),
+    "GET /v1/runs/{run_id}": (),
+    "POST /v1/runs/{run_id}/cancel": (),
+    "GET /v1/status": (),
+    "GET /v1/drift": (),
+}
 ROOT_URLCONF = "manage_service.urls"
 WSGI_APPLICATION = "manage_service.wsgi.application"
 TEMPLATES = [

@@ -90,9 +90,16 @@ MIDDLEWARE = [
     "shared_models.http.problems.ProblemMiddleware",
     "shared_models.http.parameters.ParametersMiddleware",
 ]
-# The query parameters that each operation knows; the others know none (see shared_models/http/parameters.py). This one knows
-# the fields of its counter, and reads them by itself.
-QUERY_PARAMETERS = {"GET /v1/counts/{counter}/member": None}
+# The query parameters that each operation knows (see shared_models/http/parameters.py).
+QUERY_PARAMETERS: dict[str, tuple[str, ...] | None] = {
+    "GET /v1/counts": (),
+    "GET /v1/counts/{counter}": (),
+    "GET /v1/counts/{counter}/history": (),
+    "GET /v1/counts/{counter}/member": None,  # the fields of its counter
+    "POST /v1/counts/{counter}/members": (),
+    "GET /v1/stream": (),
+    "GET /stats/get/": (),
+}
 ROOT_URLCONF = "query_service.urls"
 ASGI_APPLICATION = "query_service.asgi.application"
 TEMPLATES = [

@@ -17,16 +17,14 @@ from django.http import HttpRequest, HttpResponse
 from shared_models.http.problems import Problem
 from shared_models.http.requests import route_of
 
-# The pages for people (the admin, query's page) read their own, and machines add some to /metrics.
-FOLDERS = ("/v1/", "/stats/")
 MOST_PARAMETERS = 100
 # How much of a name that others have made up is repeated.
 NAME_CHARACTERS = 64
 
 
 class ParametersMiddleware:
-    """Asks the service's QUERY_PARAMETERS what an operation ("GET /v1/runs") knows: nothing, where it is not listed there; None
-    where its view reads the query string by itself. Sync and async."""
+    """Asks the service's QUERY_PARAMETERS what an operation ("GET /v1/runs") knows; None stands for one that reads the query
+    string by itself. What is not listed (pages for people, /metrics, another method) is left alone. Sync and async."""
 
     sync_capable = async_capable = True
 
@@ -48,11 +46,11 @@ async def afind_refusal(request: HttpRequest, *view: Any) -> HttpResponse | None
 
 def find_refusal(request: HttpRequest, *view: Any) -> HttpResponse | None:
     """The answer to a request whose query string is not understood; None where it is."""
-    query, route = request.META.get("QUERY_STRING", ""), route_of(request)
-    if not query or not route.startswith(FOLDERS):
+    query = request.META.get("QUERY_STRING", "")
+    if not query:
         return None
     method = "GET" if request.method == "HEAD" else request.method
-    known = settings.QUERY_PARAMETERS.get(f"{method} {route}", ())
+    known = settings.QUERY_PARAMETERS.get(f"{method} {route_of(request)}")
     try:
         if known is not None:
             check_parameters(query, known)

@@ -150,8 +150,8 @@ def test_the_query_parameters_that_are_known_are_those_that_are_described(produc
     described = {
         name.replace("/v1/messages", "/v1/{collection}"): each for name, each in query_parameters(document).items()
     }
-    assert described == {name: list(known) for name, known in settings.QUERY_PARAMETERS.items()}
-    assert refuses(document, "400") == {"POST /v1/messages": True, "POST /v1/messages/batch": True}
+    assert described == settings.QUERY_PARAMETERS
+    assert refuses(document, "400")
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batch"])
