@@ -1,0 +1,137 @@
+"""Postgres in the model: what is committed, replayed, lost, handed out again; and what a snapshot shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.protocol.rules import Rules
+from tests.protocol.state import DONE, Entry, Left, Replica, State, View, put, rows
+
+REWRITES = ("alter", "reload")
+
+
+class Postgres:
+    """`is_primary`: the keeper reads the primary itself; there is no replica."""
+
+    def __init__(self, rules: Rules, *, is_primary: bool) -> None:
+        self.on, self.is_primary = rules.on, is_primary
+        self._views: dict[Any, list[View]] = {}
+
+    def views(self, s: State) -> list[View]:
+        """The snapshots that the replicas may give now."""
+        unended = tuple(xact for at, xact, *_ in (a for a in s.ingests if a[0] == "begun")) if self.is_primary else ()
+        key = s.histories, s.replicas, unended, s.next_xact if self.is_primary else 0
+        if key not in self._views:
+            self._views[key] = [view for replica in s.replicas for view in self.look(s, replica, unended)]
+        return self._views[key]
+
+    def look(self, s: State, replica: Replica, unended: tuple[int, ...]) -> Iterator[View]:
+        log = s.histories[replica.history]
+        if self.is_primary:
+            flushed = replica.shown == len(log) or not self.on("flushed")
+            yield self.view(replica, log, min([*unended, s.next_xact]), s.next_xact, durable=flushed)
+            return
+        shown = log[: replica.shown]
+        yield self.view(replica, shown, *self.horizon(shown))
+        if not self.on("lock"):
+            # Snapshots from before a rewrite, which read the table after it: it looks empty.
+            for lsn in range(replica.shown):
+                if any(kind in REWRITES for kind, _, _ in shown[lsn:]):
+                    view = self.view(replica._replace(shown=lsn), shown[:lsn], *self.horizon(shown[:lsn]))
+                    yield view._replace(rows=frozenset())
+
+    def view(
+        self, replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int, *, durable: bool = True
+    ) -> View:
+        here = rows(shown)
+        claimable = horizon
+        if self.on("durable cursor"):
+            newest = max([xact for xact, _ in here] + [xact for kind, xact, _ in shown if kind == "other"], default=-1)
+            claimable = min(horizon, newest + 1) if durable else 0
+        return View(replica.named, replica.history, replica.shown, horizon, xmax, claimable, here)
+
+    def horizon(self, shown: tuple[Entry, ...]) -> tuple[int, int]:
+        """Below the first, all transactions have ended; from the second on, a replica knows of none."""
+        ended = {xact for _, xact, _ in shown}
+        xmax = max(ended, default=0) + 1
+        if not self.on("horizon"):
+            return xmax, xmax
+        return min([xact for xact in range(1, xmax) if xact not in ended] + [xmax]), xmax
+
+    def is_committed(self, s: State, writer: int) -> bool:
+        """Whether a commit has returned: on a primary that can crash it waits for the disk."""
+        return not self.is_primary or writer in {by for _, _, by in s.histories[0][: s.replicas[0].shown]}
+
+    def nexts(self, s: State) -> Iterator[State]:
+        for i, replica in enumerate(s.replicas):
+            for after, left in self.move(s, i, replica):
+                yield s._replace(replicas=put(s.replicas, i, after), left=left)
+        left = s.left
+        if left.erases:
+            yield commit(s, "erase", left._replace(erases=left.erases - 1))
+        if left.rewrites:
+            for kind in REWRITES:
+                yield commit(s, kind, left._replace(rewrites=left.rewrites - 1))
+        if left.burns:
+            yield s._replace(next_xact=s.next_xact + 1, left=left._replace(burns=left.burns - 1))
+        if left.crashes:
+            yield crash(s)
+        if left.promotions:
+            yield promote(s)
+
+    def move(self, s: State, index: int, replica: Replica) -> Iterator[tuple[Replica, Left]]:
+        """A replica replays, comes back earlier than it was, or goes over to a new history."""
+        promoted = len(s.histories) > 1
+        if replica.shown < len(s.histories[replica.history]):
+            yield replica._replace(shown=replica.shown + 1), s.left
+        if s.left.backs and replica.shown and not (promoted and index == 0):
+            earlier = replica._replace(shown=replica.shown - 1)
+            if promoted and replica.shown == s.fork and self.on("not before the fork"):
+                earlier = earlier._replace(named=0, history=0)
+            yield earlier, s.left._replace(backs=s.left.backs - 1)
+        if promoted and replica.history == 0:
+            named = int(self.on("not after the fork"))
+            if replica.shown > s.fork:  # it is ahead of the new history, and has to be copied anew
+                yield Replica(named, 1, s.fork), s.left
+            elif replica.shown == s.fork or not self.on("not before the fork"):
+                yield Replica(named, 1, replica.shown), s.left
+        elif promoted and replica.named == 0:
+            yield replica._replace(named=1), s.left
+
+
+def commit(s: State, kind: str, left: Left) -> State:
+    log = (*s.histories[-1], (kind, s.next_xact, -1))
+    return s._replace(histories=(*s.histories[:-1], log), next_xact=s.next_xact + 1, left=left)
+
+
+def crash(s: State) -> State:
+    """The primary comes back with what is in the log on its disk, and hands out the xacts behind it again."""
+    log = s.histories[0][: s.replicas[0].shown]
+    kept = {writer for _, _, writer in log}
+    ingests = tuple(
+        DONE if actor[0] == "begun" or (actor[0] == "committed" and writer not in kept) else actor
+        for writer, actor in enumerate(s.ingests)
+    )
+    next_xact = 1 + max((xact for _, xact, _ in log), default=0)
+    left = s.left._replace(crashes=s.left.crashes - 1)
+    return s._replace(histories=(log,), next_xact=next_xact, ingests=ingests, left=left)
+
+
+def promote(s: State) -> State:
+    """The first replica becomes the primary of a new history; what it has not replayed is lost.
+
+    Transactions that were open there have ended; their xacts are not handed out again.
+    """
+    fork = s.replicas[0].shown
+    log = s.histories[0][:fork]
+    ended = {xact for _, xact, _ in log}
+    next_xact = max(ended, default=0) + 1
+    log += tuple(("none", xact, -1) for xact in range(1, next_xact) if xact not in ended)
+    return s._replace(
+        histories=(s.histories[0], log),
+        fork=fork,
+        next_xact=next_xact,
+        replicas=(Replica(1, 1, fork), *s.replicas[1:]),
+        left=s.left._replace(promotions=s.left.promotions - 1),
+    )

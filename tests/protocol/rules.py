@@ -1,0 +1,59 @@
+"""The rules of the protocol, by name. The search leaves out one at a time: each must be needed."""
+
+RULES = {
+    # A sweep
+    "token": "a sweep takes out only what carries its own mark",
+    "fence": "a sweep asks again once the replica shows the watermark",
+    "cursor fence": "... and all that is below the cursor, which a replica that came back earlier does not",
+    "claim": "a pass raises the watermark to what it is about to claim",
+    "claim of a fill": "... and so does a fill",
+    "unmark": "recording takes the mark off",
+    "unmark in catch-up": "catching up takes the mark off",
+    # A pass
+    "compare": "a pass sets the cursor only where it is still the one that it started from",
+    "compare build": "... of the same build: a set that is deleted by hand breaks no connection",
+    "one connection": "a pass over a broken connection is void",
+    "horizon": "the cursor is the horizon, not the highest xact seen",
+    # A fill
+    "fill lsn": "a chunk of a fill comes from a snapshot that is not earlier than the fill's first",
+    "fill position": "a fill's position and its members are one atomic step",
+    # The size
+    "size": "a set that differs from its size is not live",
+    "builds": "nor is one whose two hashes name different builds",
+    "intake fill": "a fill goes on only where the intake still names it",
+    "begin keeps the gap": "a fill does not make right what it finds in the set",
+    "begin makes cold": "a fill of a counter that was lost drops what is left of its cursor",
+    "verify gap": "a run makes the size right only where the gap is the one that it began with",
+    "verify build": "... on the build that it looked at",
+    "verify swept": "... and where it took out all that had no row: no other run has taken its marks away",
+    "settle fence": "a run that has a gap to settle reads the table behind the fence, too",
+    # What a snapshot shows
+    "lock": "a snapshot begins with the table's lock, so the table gets no other file under it",
+    "durable cursor": "the cursor goes no further than the newest row: higher xacts may be handed out again",
+    "flushed": "... and on a primary only once the log is on its disk",
+    # Timelines
+    "timelines": "xacts of different timelines are not compared",
+    "stragglers": "what an earlier timeline acknowledges does not replace the watermark of a later one",
+    "source fence": "a sweep waits where the watermark belongs to a later timeline than the replica",
+    "source of a pass": "a pass reads only the timeline that the cursor belongs to",
+    "source of a fill": "a fill reads only the timeline that it began with",
+    "source anew": "a connection that lived through a promotion asks for the timeline again",
+    "not before the fork": "a replica names the new timeline when it has replayed all that is common, not earlier",
+    "not after the fork": "... and before it replays anything else, not later",
+    # A watermark that is missing, or cannot be
+    "reset waits": "after a watermark was set anew, sweeps wait until the replica shows what was committed before",
+    "reset by a fill": "... as they do after a fill that found members without an intake",
+    "missing stays missing": "recording sets no watermark where that of a complete counter is missing",
+}
+
+
+class Rules:
+    """All of them, but for some."""
+
+    def __init__(self, without: frozenset[str]) -> None:
+        if unknown := without - set(RULES):
+            raise ValueError(f"no such rule: {', '.join(sorted(unknown))}")
+        self.without = without
+
+    def on(self, rule: str) -> bool:
+        return rule not in self.without

@@ -1,0 +1,98 @@
+"""The atomic steps on Redis: what the files of `shared_models/lua` do, one function each."""
+
+from __future__ import annotations
+
+from tests.protocol.rules import Rules
+from tests.protocol.state import Fill, Redis, View
+
+
+class Scripts:
+    """`has_rest`: there are other members, with old rows."""
+
+    def __init__(self, rules: Rules, *, has_rest: bool) -> None:
+        self.on, self.has_rest = rules.on, has_rest
+
+    def lost(self, redis: Redis) -> bool:
+        if redis.cursor is None or redis.size is None:
+            return True
+        return redis.build != redis.intake_build and self.on("builds")
+
+    def live(self, redis: Redis) -> bool:
+        """Whether query answers with the number of members."""
+        return not self.lost(redis) and (redis.gap == 0 or not self.on("size"))
+
+    def record(self, redis: Redis) -> Redis:
+        mark = None if self.on("unmark") else redis.mark
+        size = redis.size if redis.member else (redis.size or 0) + 1
+        return redis._replace(member=True, by_hand=False, mark=mark, size=size)
+
+    def record_rest(self, redis: Redis) -> Redis:
+        if redis.rest or not self.has_rest:
+            return redis
+        return redis._replace(rest=True, size=(redis.size or 0) + 1)
+
+    def raise_watermark(self, redis: Redis, xact: int, source: int) -> Redis:
+        if redis.water is None:
+            replace = redis.intake_build is None or not self.on("missing stays missing")
+        elif redis.water_source == source or not self.on("timelines"):
+            replace = redis.water < xact
+        else:
+            replace = redis.water_source < source or not self.on("stragglers")
+        return redis._replace(water=xact, water_source=source) if replace else redis
+
+    def reset_watermark(self, redis: Redis, view: View, committed: int) -> Redis:
+        return redis._replace(water=view.xmax - 1, water_source=view.source, reset=committed)
+
+    def begin(self, redis: Redis, token: int, view: View, committed: int) -> Redis:
+        cursor, size, reset = redis.cursor, redis.size, redis.reset
+        unlike = size is None or redis.build != redis.intake_build or (redis.count == 0 and size != 0)
+        if unlike and self.on("begin makes cold"):
+            cursor = None
+        if redis.count == 0 or not self.on("begin keeps the gap"):
+            size = redis.count
+        gap = redis.count - (size or 0)
+        if gap != 0 and redis.intake_build is None and redis.intake_fill is None and self.on("reset by a fill"):
+            reset = committed
+        fill = Fill(token, view.source, view.history, view.claimable, view.lsn, gap)
+        redis = redis._replace(cursor=cursor, size=size, reset=reset, intake_fill=token, fill=fill)
+        if self.on("claim of a fill"):
+            redis = self.raise_watermark(redis, max(fill.horizon - 1, 0), fill.source)
+        return redis
+
+    def fill(self, redis: Redis, *, saw: bool) -> Redis:
+        return self.record_rest(self.record(redis) if saw else redis)
+
+    def intact(self, redis: Redis, fill: Fill) -> bool:
+        """Whether what a fill has added is still there."""
+        return redis.gap == fill.gap and (redis.intake_fill == fill.token or not self.on("intake fill"))
+
+    def promote(self, redis: Redis, fill: Fill) -> Redis:
+        return redis._replace(
+            cursor=fill.horizon,
+            source=fill.source,
+            history=fill.history,
+            build=fill.token,
+            intake_build=fill.token,
+            intake_fill=None,
+            size=redis.size or 0,
+            fill=None,
+        )
+
+    def advance(self, redis: Redis, was: tuple[int, int, int], cursor: int, history: int) -> Redis:
+        same = (redis.cursor, redis.source) == was[:2] or not self.on("compare")
+        if same and (redis.build == was[2] or not self.on("compare build")):
+            return redis._replace(cursor=cursor, history=history)
+        return redis
+
+    def sweep(self, redis: Redis) -> Redis:
+        size = redis.size if redis.size is None or not redis.member else redis.size - 1
+        return redis._replace(member=False, by_hand=False, mark=None, size=size)
+
+    def verify(self, redis: Redis, build: int, gap: int) -> Redis:
+        if redis.cursor is None or redis.size is None:
+            return redis
+        if self.on("verify build") and not redis.build == redis.intake_build == build:
+            return redis
+        if redis.gap != gap and self.on("verify gap"):
+            return redis
+        return redis._replace(size=redis.count)

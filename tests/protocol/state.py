@@ -1,0 +1,137 @@
+"""What a state of the model consists of. Everything is a tuple: a state is looked up among those that were seen."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Entry = tuple[str, int, int]  # kind, xact, which ingest wrote it
+Row = tuple[int, int]  # xact, which ingest wrote it
+Actor = tuple[Any, ...]  # where it is, and what it has noted
+
+START: Actor = ("start",)
+DONE: Actor = ("done",)
+
+
+class Fill(NamedTuple):
+    """A fill in progress. `done` is its position: the one chunk that there is has been added."""
+
+    token: int
+    source: int
+    history: int
+    horizon: int
+    lsn: int
+    gap: int
+    done: bool = False
+
+
+class Redis(NamedTuple):
+    """What is in Redis: the set, its suspects, the intake, the state, and the fill."""
+
+    member: bool = False
+    rest: bool = False  # other members: their rows are old, and nobody erases them
+    mark: int | None = None
+    size: int | None = None
+    intake_build: int | None = None
+    intake_fill: int | None = None
+    water: int | None = None
+    water_source: int = 0
+    cursor: int | None = None
+    source: int = 0
+    build: int | None = None
+    reset: int = 0  # how much had been committed when the watermark was set anew
+    fill: Fill | None = None
+    # Not in Redis, but facts: the member was put there by hand, and nobody has seen a row of it since; the history that the
+    # cursor stands for, whatever the replica called it.
+    by_hand: bool = False
+    history: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.member + self.rest
+
+    @property
+    def gap(self) -> int:
+        return self.count - (self.size or 0)
+
+
+class Replica(NamedTuple):
+    """It shows the first `shown` entries of a history, and calls that timeline `named`.
+
+    A primary that is read itself shows all: then this is what is on its disk.
+    """
+
+    named: int = 0
+    history: int = 0
+    shown: int = 0
+
+
+class View(NamedTuple):
+    """What a snapshot shows."""
+
+    source: int
+    history: int
+    lsn: int
+    horizon: int
+    xmax: int
+    claimable: int
+    rows: frozenset[Row]
+
+
+class Seen(NamedTuple):
+    """The state of a counter as a run has read it, to hold snapshots against."""
+
+    source: int
+    cursor: int
+    water: int | None
+    water_source: int
+    reset: int
+
+
+class Left(NamedTuple):
+    """How often each thing that comes from outside may still happen."""
+
+    erases: int = 0
+    backs: int = 0  # a replica comes back earlier than it was
+    losses: int = 0  # Redis loses everything, or goes back to an older save
+    fills: int = 2
+    damages: int = 0  # somebody changes the keys by hand
+    others: int = 0  # a row of another member is stored
+    poisons: int = 0  # somebody writes a watermark that cannot be, or removes it
+    rewrites: int = 0  # ALTER TABLE … TYPE, or TRUNCATE with a reload in one transaction
+    burns: int = 0  # a transaction takes an xact and leaves no trace in the log
+    crashes: int = 0  # of the primary
+    promotions: int = 0  # of the first replica
+
+
+class State(NamedTuple):
+    """Everything. An entry of a history is made when its transaction commits; the last history is the truth."""
+
+    histories: tuple[tuple[Entry, ...], ...]
+    fork: int  # how many entries are common to both histories
+    next_xact: int
+    replicas: tuple[Replica, ...]
+    redis: Redis
+    save: Redis | None
+    ingests: tuple[Actor, ...]
+    runs: tuple[Actor, ...]
+    passes: tuple[Actor, ...]
+    builder: Actor
+    left: Left
+
+
+def put(actors: tuple, index: int, actor: tuple) -> tuple:
+    """The actors, with another one at this index."""
+    return (*actors[:index], actor, *actors[index + 1 :])
+
+
+def rows(log: tuple[Entry, ...]) -> frozenset[Row]:
+    """The member's rows after these entries."""
+    found: frozenset[Row] = frozenset()
+    for kind, xact, writer in log:
+        if kind == "insert":
+            found |= {(xact, writer)}
+        elif kind == "erase":
+            found = frozenset()
+        elif kind == "reload":
+            found = frozenset((xact, by) for _, by in found)
+    return found

@@ -1,0 +1,87 @@
+"""Small worlds: each is about few things at a time, so that all of its states can be looked at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+World = dict[str, Any]  # what `search` is called with
+
+_COLD: World = {"ingests": 1, "warm": False}
+_DAMAGED: World = {"ingests": 1, "runs": 1, "damages": 1, "fills": 1}
+_UNDER_A_PASS: World = {"ingests": 1, "runs": 1, "passes": 1, "damages": 1, "backs": 1, "fills": 0}
+_PRIMARY: World = {"passes": 1, "is_primary": True, "crashes": 1}
+_SECOND_REPLICA: World = {"ingests": 1, "runs": 1, "promotions": 1, "replicas": 2, "fills": 1}
+_SECOND_REPLICA_AHEAD: World = {**_COLD, "passes": 1, "promotions": 1, "replicas": 2, "others": 1, "fills": 1}
+
+# Everything holds in these.
+WORLDS: dict[str, World] = {
+    "two runs": {"ingests": 2, "erases": 1, "runs": 2},
+    "two passes": {"ingests": 2, "erases": 1, "passes": 2},
+    "a replica that comes back earlier": {"ingests": 2, "erases": 1, "runs": 1, "passes": 1, "backs": 1},
+    "Redis loses things twice": {"ingests": 1, "passes": 1, "losses": 2},
+    "builds, and Redis loses things": {**_COLD, "ingests": 2, "passes": 1, "losses": 1, "fills": 1},
+    "builds, and all stores go back": {**_COLD, "erases": 1, "passes": 1, "losses": 1, "backs": 1},
+    "keys changed under a pass": _UNDER_A_PASS,
+    "keys changed under a build": {**_DAMAGED, "backs": 1},
+    "keys changed, two builds": {"ingests": 1, "passes": 1, "damages": 2, "backs": 1},
+    "keys changed twice": {"ingests": 1, "runs": 1, "damages": 2},
+    "keys changed, two runs": {"ingests": 1, "runs": 2, "damages": 1, "fills": 0},
+    "keys changed, and Redis loses things": {"ingests": 1, "passes": 1, "damages": 1, "losses": 1, "fills": 1},
+    "keys changed, and a promotion": {**_DAMAGED, "promotions": 1},
+    "a watermark that cannot be": {"ingests": 2, "runs": 1, "passes": 1, "poisons": 1},
+    "rewrites": {"ingests": 2, "runs": 1, "passes": 1, "rewrites": 1},
+    "rewrites under a build": {**_COLD, "ingests": 2, "passes": 1, "rewrites": 1},
+    "the primary is read, and crashes": {**_PRIMARY, "ingests": 2, "runs": 1, "burns": 1},
+    "the primary is read, and other rows come": {**_PRIMARY, "ingests": 1, "runs": 1, "burns": 1, "others": 1},
+    "a promotion": {"ingests": 2, "runs": 1, "passes": 1, "promotions": 1},
+    "a promotion, and other rows come": {**_SECOND_REPLICA, "others": 1},
+    "a promotion, and a second replica": {**_SECOND_REPLICA, "ingests": 2},
+    "a promotion, and a second replica that was ahead": _SECOND_REPLICA_AHEAD,
+    "a promotion, and a second replica that comes back earlier": {**_SECOND_REPLICA, "backs": 1, "fills": 2},
+}
+
+# A world in which each rule is needed. Where another rule makes up for it there, `without` leaves that one out, too.
+NEEDED: dict[str, World] = {
+    "token": {"ingests": 2, "erases": 1, "runs": 2},
+    "fence": {"ingests": 2, "erases": 1, "runs": 1},
+    "cursor fence": {**_COLD, "runs": 1, "others": 1, "backs": 1, "fills": 1, "without": {"claim of a fill"}},
+    "claim": _UNDER_A_PASS,
+    "claim of a fill": _SECOND_REPLICA,
+    "unmark": {"ingests": 2, "erases": 1, "runs": 1},
+    "unmark in catch-up": _UNDER_A_PASS,
+    "compare": {"ingests": 1, "passes": 1, "damages": 1, "fills": 1},
+    "compare build": {"ingests": 1, "passes": 1, "damages": 2, "backs": 1},
+    "one connection": {"ingests": 1, "passes": 1, "losses": 1},
+    "horizon": {"ingests": 2, "erases": 1, "runs": 1},
+    "fill lsn": {**_COLD, "backs": 1},
+    "fill position": {**_COLD, "losses": 1},
+    "size": _DAMAGED,
+    "builds": _DAMAGED,
+    "intake fill": {"ingests": 1, "damages": 2},
+    "begin keeps the gap": _DAMAGED,
+    "begin makes cold": {"ingests": 1, "damages": 1, "promotions": 1, "fills": 1},
+    "verify gap": _DAMAGED,
+    "verify build": {"ingests": 1, "runs": 1, "damages": 2},
+    "verify swept": {"ingests": 1, "runs": 2, "damages": 1, "fills": 0},
+    "settle fence": _UNDER_A_PASS,
+    "lock": {"ingests": 1, "passes": 1, "rewrites": 1},
+    "durable cursor": {**_PRIMARY, "ingests": 1, "burns": 1},
+    "flushed": {**_PRIMARY, "ingests": 1, "others": 1},
+    "timelines": {**_SECOND_REPLICA, "others": 1},
+    "stragglers": {"ingests": 2, "runs": 1, "promotions": 1, "fills": 1},
+    "source fence": _SECOND_REPLICA,
+    "source of a pass": _SECOND_REPLICA_AHEAD,
+    "source of a fill": {**_SECOND_REPLICA, "runs": 0, "others": 1},
+    "source anew": _SECOND_REPLICA,
+    "not before the fork": _SECOND_REPLICA,
+    "not after the fork": _SECOND_REPLICA_AHEAD,
+    "reset waits": {"ingests": 1, "runs": 1, "poisons": 1},
+    "reset by a fill": _DAMAGED,
+    "missing stays missing": {"ingests": 1, "runs": 1, "poisons": 1, "promotions": 1},
+}
+# The lock is needed by all three who read the table.
+WITHOUT_THE_LOCK: dict[str, World] = {
+    "a pass": {"ingests": 1, "passes": 1, "rewrites": 1},
+    "a build": {**_COLD, "rewrites": 1},
+    "a sweep": {"ingests": 1, "runs": 1, "rewrites": 1},
+}
