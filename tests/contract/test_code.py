@@ -185,7 +185,7 @@ def test_scripts_name_every_key_through_KEYS() -> None:
     for path in files("shared_models", kinds=(".lua",)):
         text = path.read_text()
         first_arguments = re.findall(r"redis\.p?call\(\s*'\w+',\s*([\w\[\]]+)", text)
-        assert first_arguments, path
+        assert first_arguments or "redis." not in text, path
         # A function is handed its key: as the first argument of each call of it, which is looked at like any other.
         handed = dict(re.findall(r"^local function (\w+)\((\w+)", text, re.MULTILINE))
         first_arguments += re.findall(r"^ *raise_watermark\(([\w\[\]]+)", text, re.MULTILINE)
