@@ -51,7 +51,7 @@ CHANGES = (
 REWRITES = ("another type", "loaded again with the old xacts", "loaded again with new xacts")
 
 # The stack's time-outs are 1 s (ingest to Valkey), 0.5 s (query to Valkey), 5 s (manage to Valkey), 3 s (ingest to the
-# primary, as set in stack.py), 12 s (manage to the replica); the keeper's lease runs for 5 s.
+# primary, as set in stack.py), 7 s (manage to the replica); the keeper's lease runs for 9 s.
 KINDS = (
     Kind("kill", ("ingest worker",), 0.1, 0.1, ("0", "1"), 1.5),
     Kind("kill", ("keeper",), 0.2, 2.0, weight=0.8),
