@@ -210,7 +210,7 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
 
 def gap(patch: Patch) -> None:
     """A run makes the size right, whatever was changed while it looked."""
-    differs = "if count - (tonumber(size) or 0) ~= tonumber(ARGV[2]) then return -1 end"
+    differs = "if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end"
     patch(rolls, "VERIFY", cut_out(rolls.VERIFY, differs))
 
 
