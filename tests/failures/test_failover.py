@@ -80,8 +80,8 @@ class Site:
             self.point(service, server, "manage")
 
     def promote(self, server: Postgres) -> datetime:
-        """The moment when it was a primary."""
-        ((promoted, now),) = sql(server, "SELECT pg_promote(), clock_timestamp()")
+        """The moment before it was one: the counter may be verified on the new timeline before promoting has returned."""
+        ((now, promoted),) = sql(server, "SELECT clock_timestamp(), pg_promote()")
         assert promoted
         return now
 
