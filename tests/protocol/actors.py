@@ -136,19 +136,19 @@ class Actors:
             for view in views:
                 if view.horizon < redis.cursor or (view.source != redis.source and self.on("source of a pass")):
                     continue
-                # Rows above the horizon are added, too, where they are seen: that claims nothing.
+                # Rows above the horizon are added, too, but for those that an earlier pass has added.
                 saw = any(redis.cursor <= xact < view.horizon for xact, _ in view.rows)
-                cursor = max(redis.cursor, min(view.claimable, view.horizon))
-                yield redis, ("read", was, cursor, view.history, view.source if saw else None)
+                claim = (view.xmax - 1, view.source) if saw else None
+                yield redis, ("read", was, view.horizon, view.history, claim)
         elif at == "read":
-            *about, source = facts
-            if source is not None:
+            *about, claim = facts
+            if claim is not None:
                 mark = redis.mark
                 redis = self.scripts.record(redis)
                 if not self.on("unmark in catch-up"):
                     redis = redis._replace(mark=mark)
                 if self.on("claim"):
-                    redis = self.scripts.raise_watermark(redis, about[1] - 1, source)
+                    redis = self.scripts.raise_watermark(redis, *claim)
             yield redis, ("added", *about)
         elif at == "added":
             yield self.scripts.advance(redis, *facts), DONE

@@ -29,27 +29,18 @@ class Postgres:
     def look(self, s: State, replica: Replica, unended: tuple[int, ...]) -> Iterator[View]:
         log = s.histories[replica.history]
         if self.is_primary:
-            flushed = replica.shown == len(log) or not self.on("flushed")
-            yield self.view(replica, log, min([*unended, s.next_xact]), s.next_xact, durable=flushed)
+            # With the rule a snapshot waits until all that it shows is on the disk.
+            if replica.shown == len(log) or not self.on("flushed"):
+                yield view(replica, log, min([*unended, s.next_xact]), s.next_xact)
             return
         shown = log[: replica.shown]
-        yield self.view(replica, shown, *self.horizon(shown))
+        yield view(replica, shown, *self.horizon(shown))
         if not self.on("lock"):
             # Snapshots from before a rewrite, which read the table after it: it looks empty.
             for lsn in range(replica.shown):
                 if any(kind in REWRITES for kind, _, _ in shown[lsn:]):
-                    view = self.view(replica._replace(shown=lsn), shown[:lsn], *self.horizon(shown[:lsn]))
-                    yield view._replace(rows=frozenset())
-
-    def view(
-        self, replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int, *, durable: bool = True
-    ) -> View:
-        here = rows(shown)
-        claimable = horizon
-        if self.on("durable cursor"):
-            newest = max([xact for xact, _ in here] + [xact for kind, xact, _ in shown if kind == "other"], default=-1)
-            claimable = min(horizon, newest + 1) if durable else 0
-        return View(replica.named, replica.history, replica.shown, horizon, xmax, claimable, here)
+                    old = view(replica._replace(shown=lsn), shown[:lsn], *self.horizon(shown[:lsn]))
+                    yield old._replace(rows=frozenset())
 
     def horizon(self, shown: tuple[Entry, ...]) -> tuple[int, int]:
         """Below the first, all transactions have ended; from the second on, a replica knows of none."""
@@ -74,7 +65,7 @@ class Postgres:
             for kind in REWRITES:
                 yield commit(s, kind, left._replace(rewrites=left.rewrites - 1))
         if left.burns:
-            yield s._replace(next_xact=s.next_xact + 1, left=left._replace(burns=left.burns - 1))
+            yield commit(s, "none", left._replace(burns=left.burns - 1))
         if left.crashes:
             yield crash(s)
         if left.promotions:
@@ -98,6 +89,10 @@ class Postgres:
                 yield Replica(named, 1, replica.shown), s.left
         elif promoted and replica.named == 0:
             yield replica._replace(named=1), s.left
+
+
+def view(replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int) -> View:
+    return View(replica.named, replica.history, replica.shown, horizon, xmax, rows(shown))
 
 
 def commit(s: State, kind: str, left: Left) -> State:

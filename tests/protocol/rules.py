@@ -29,8 +29,7 @@ RULES = {
     "settle fence": "a run that has a gap to settle reads the table behind the fence, too",
     # What a snapshot shows
     "lock": "a snapshot begins with the table's lock, so the table gets no other file under it",
-    "durable cursor": "the cursor goes no further than the newest row: higher xacts may be handed out again",
-    "flushed": "... and on a primary only once the log is on its disk",
+    "flushed": "a primary's log is on its disk before the snapshot is read: a crash takes nothing back that it shows",
     # Timelines
     "timelines": "xacts of different timelines are not compared",
     "stragglers": "what an earlier timeline acknowledges does not replace the watermark of a later one",
@@ -42,7 +41,7 @@ RULES = {
     "not after the fork": "... and before it replays anything else, not later",
     # A watermark that is missing, or cannot be
     "reset waits": "after a watermark was set anew, sweeps wait until the replica shows what was committed before",
-    "reset by a fill": "... as they do after a fill that found members without an intake",
+    "reset by a fill": "... as they do after a fill of a counter whose intake was deleted",
     "missing stays missing": "recording sets no watermark where that of a complete counter is missing",
 }
 

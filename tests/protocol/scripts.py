@@ -51,9 +51,9 @@ class Scripts:
         if redis.count == 0 or not self.on("begin keeps the gap"):
             size = redis.count
         gap = redis.count - (size or 0)
-        if gap != 0 and redis.intake_build is None and redis.intake_fill is None and self.on("reset by a fill"):
+        if gap != 0 and redis.build is not None and redis.intake_build is None and self.on("reset by a fill"):
             reset = committed
-        fill = Fill(token, view.source, view.history, view.claimable, view.lsn, gap)
+        fill = Fill(token, view.source, view.history, view.horizon, view.lsn, gap)
         redis = redis._replace(cursor=cursor, size=size, reset=reset, intake_fill=token, fill=fill)
         if self.on("claim of a fill"):
             redis = self.raise_watermark(redis, max(fill.horizon - 1, 0), fill.source)

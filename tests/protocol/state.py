@@ -73,7 +73,6 @@ class View(NamedTuple):
     lsn: int
     horizon: int
     xmax: int
-    claimable: int
     rows: frozenset[Row]
 
 
@@ -98,7 +97,7 @@ class Left(NamedTuple):
     others: int = 0  # a row of another member is stored
     poisons: int = 0  # somebody writes a watermark that cannot be, or removes it
     rewrites: int = 0  # ALTER TABLE … TYPE, or TRUNCATE with a reload in one transaction
-    burns: int = 0  # a transaction takes an xact and leaves no trace in the log
+    burns: int = 0  # a transaction takes an xact and stores no row
     crashes: int = 0  # of the primary
     promotions: int = 0  # of the first replica
 

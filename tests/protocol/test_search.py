@@ -6,7 +6,7 @@ import pytest
 
 from tests.protocol.rules import RULES
 from tests.protocol.search import search
-from tests.protocol.worlds import NEEDED, WITHOUT_THE_LOCK, WORLDS
+from tests.protocol.worlds import NEEDED, NOT_FLUSHED, WITHOUT_THE_LOCK, WORLDS
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -30,6 +30,13 @@ def test_without_the_lock_whoever_reads_the_table_takes_a_rewritten_one_for_empt
     world = WITHOUT_THE_LOCK[reader]
     assert search(**world).broken is None
     assert search(**world, without={"lock"}).broken is not None
+
+
+@pytest.mark.parametrize("taken_back", NOT_FLUSHED)
+def test_what_a_primary_shows_before_it_is_on_its_disk_is_not_believed(taken_back):
+    world = NOT_FLUSHED[taken_back]
+    assert search(**world).broken is None
+    assert search(**world, without={"flushed"}).broken is not None
 
 
 def test_a_rule_that_is_not_known_cannot_be_left_out():

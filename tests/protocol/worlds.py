@@ -32,6 +32,7 @@ WORLDS: dict[str, World] = {
     "rewrites": {"ingests": 2, "runs": 1, "passes": 1, "rewrites": 1},
     "rewrites under a build": {**_COLD, "ingests": 2, "passes": 1, "rewrites": 1},
     "the primary is read, and crashes": {**_PRIMARY, "ingests": 2, "runs": 1, "burns": 1},
+    "the primary is read, and takes a deletion back": {**_PRIMARY, "ingests": 1, "runs": 1, "erases": 1},
     "the primary is read, and other rows come": {**_PRIMARY, "ingests": 1, "runs": 1, "burns": 1, "others": 1},
     "a promotion": {"ingests": 2, "runs": 1, "passes": 1, "promotions": 1},
     "a promotion, and other rows come": {**_SECOND_REPLICA, "others": 1},
@@ -65,8 +66,7 @@ NEEDED: dict[str, World] = {
     "verify swept": {"ingests": 1, "runs": 2, "damages": 1, "fills": 0},
     "settle fence": _UNDER_A_PASS,
     "lock": {"ingests": 1, "passes": 1, "rewrites": 1},
-    "durable cursor": {**_PRIMARY, "ingests": 1, "burns": 1},
-    "flushed": {**_PRIMARY, "ingests": 1, "others": 1},
+    "flushed": {**_PRIMARY, "ingests": 1, "burns": 1},
     "timelines": {**_SECOND_REPLICA, "others": 1},
     "stragglers": {"ingests": 2, "runs": 1, "promotions": 1, "fills": 1},
     "source fence": _SECOND_REPLICA,
@@ -78,6 +78,12 @@ NEEDED: dict[str, World] = {
     "reset waits": {"ingests": 1, "runs": 1, "poisons": 1},
     "reset by a fill": _DAMAGED,
     "missing stays missing": {"ingests": 1, "runs": 1, "poisons": 1, "promotions": 1},
+}
+# A snapshot of a primary that shows what is not on its disk yet: of each kind, something is taken back.
+NOT_FLUSHED: dict[str, World] = {
+    "a row of another": {**_PRIMARY, "ingests": 1, "others": 1},
+    "an xact without a row": {**_PRIMARY, "ingests": 1, "burns": 1},
+    "a deletion": {**_PRIMARY, "ingests": 1, "passes": 0, "runs": 1, "erases": 1},
 }
 # The lock is needed by all three who read the table.
 WITHOUT_THE_LOCK: dict[str, World] = {
