@@ -20,7 +20,8 @@ cold counters, which get built.
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted
                                           source            "system identifier/timeline" that the cursor belongs to
-                                          build             token of the fill that completed this counter
+                                          build             token of the fill that completed this counter, or of the
+                                                            reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
                                           repaired          … and 1 where it has mended that

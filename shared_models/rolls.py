@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
+from secrets import token_hex
 from typing import Any, TypeAlias, TypeVar
 
 from redis import Redis
@@ -185,14 +186,14 @@ def verify(client: Redis, name: str, build: str, gap: int, at: datetime, drift: 
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
     `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
-    set is as large as it has to be. Raises SetChanged where the gap is another one now.
+    set is as large as it has to be, and the counter has another build. Raises SetChanged where the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(
         client,
         VERIFY,
         [on.members, on.intake, on.state],
-        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired)),
+        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired), token_hex(8)),
     )
     if done == -1:
         raise SetChanged(f"something other than Rollcall has changed the set of {name} during the run")

@@ -7,7 +7,7 @@
 --
 -- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
 -- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none.
-local size, build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
+local size, build, water = unpack(redis.call('HMGET', KEYS[2], 'size', 'build', 'watermark'))
 local cursor, counted_build = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build'))
 local count = redis.call('SCARD', KEYS[1])
 if size and not is_size(size) then
@@ -24,8 +24,9 @@ if count == 0 then
   redis.call('HSET', KEYS[2], 'size', size)
 end
 local gap = count - tonumber(size or '0')
-if gap ~= 0 and counted_build and not build then
-  -- It was built before, so the intake is gone, and the watermark with it: sweeps wait until the replica shows what was acknowledged before.
+if not build and (gap ~= 0 or (count > 0 and not water)) then
+  -- The set holds members that the intake does not know of. It may have been deleted, and the watermark with it, also where the
+  -- counter was never built: sweeps wait until the replica shows what was acknowledged before.
   redis.call('HSET', KEYS[3], 'watermark_reset_at', ARGV[2])
 end
 redis.call('HSET', KEYS[2], 'fill', ARGV[1])

@@ -10,6 +10,7 @@ from manage_service import plausibility, sweeping
 from manage_service.keeper import Keeper, Timing
 from manage_service.runs import Mode, Status
 from shared_models import keys, rolls
+from shared_models.states import Drift
 from tests.manage.world import sweep_of
 from tests.servers import wait_for
 
@@ -254,3 +255,34 @@ def test_a_record_does_not_make_up_for_a_watermark_that_was_deleted(live):
     live.redis.hdel(USERS.intake, "watermark")
     live.post("dora")
     assert live.state().watermark is None
+
+
+def test_an_acknowledged_member_stays_where_the_intake_of_a_counter_was_deleted_before_its_first_build(
+    world, monkeypatch
+):
+    """The watermark goes with the intake, and the replica may not show the row yet."""
+    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta(minutes=5))
+    with world.replay_paused():
+        world.post("ann")
+        world.redis.delete(USERS.intake)
+        world.build("users")
+        run = world.reconcile("users", wait_seconds=0.05)
+        assert run.status is Status.FAILED and "set anew" in run.detail
+        assert world.set() == {b"ann"} and world.state().cold
+    world.replay()
+    monkeypatch.setattr(sweeping, "RESET_SLACK", -timedelta(minutes=5))
+    assert world.reconcile("users").status is Status.DONE
+    assert world.set() == {b"ann"} and not world.state().cold
+
+
+def test_a_gap_that_another_run_has_settled_is_not_settled_again(live):
+    """The second run has looked before the second change, which looks like the first one."""
+    live.redis.srem(USERS.members, "ann")
+    first, second = live.state(), live.state()
+    rolls.record(live.redis, {"users": [b"ann"]})
+    now = datetime.now(UTC)
+    assert rolls.verify(live.redis, "users", first.build, first.gap, now, Drift(1, 0), repaired=True)
+    live.redis.srem(USERS.members, "ann")
+    assert live.state().gap == second.gap
+    assert not rolls.verify(live.redis, "users", second.build, second.gap, now, Drift(0, 0), repaired=True)
+    assert live.state().cold

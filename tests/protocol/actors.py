@@ -107,7 +107,7 @@ class Actors:
                 strict = gap != 0 and self.on("verify swept")
                 yield redis._replace(mark=None), DONE if strict else self.then_verify((build, gap))
         elif at == "looked through":
-            yield self.scripts.verify(redis, *facts[0]), DONE
+            yield self.scripts.verify(redis, *facts[0], token=-2 - index), DONE
 
     def then_verify(self, about: tuple) -> Actor:
         return ("looked through", about) if self.settling else DONE

@@ -26,6 +26,7 @@ RULES = {
     "verify gap": "a run makes the size right only where the gap is the one that it began with",
     "verify build": "... on the build that it looked at",
     "verify swept": "... and where it took out all that had no row: no other run has taken its marks away",
+    "settled once": "a gap that was settled makes another build of the counter: no other run settles it again",
     "settle fence": "a run that has a gap to settle reads the table behind the fence, too",
     # What a snapshot shows
     "lock": "a snapshot begins with the table's lock, so the table gets no other file under it",
@@ -41,7 +42,7 @@ RULES = {
     "not after the fork": "... and before it replays anything else, not later",
     # A watermark that is missing, or cannot be
     "reset waits": "after a watermark was set anew, sweeps wait until the replica shows what was committed before",
-    "reset by a fill": "... as they do after a fill of a counter whose intake was deleted",
+    "reset by a fill": "... as they do after a fill of a counter whose intake was deleted, or may have been",
     "missing stays missing": "recording sets no watermark where that of a complete counter is missing",
 }
 

@@ -51,7 +51,8 @@ class Scripts:
         if redis.count == 0 or not self.on("begin keeps the gap"):
             size = redis.count
         gap = redis.count - (size or 0)
-        if gap != 0 and redis.build is not None and redis.intake_build is None and self.on("reset by a fill"):
+        unaccounted = gap != 0 or (redis.count > 0 and redis.water is None)
+        if redis.intake_build is None and unaccounted and self.on("reset by a fill"):
             reset = committed
         fill = Fill(token, view.source, view.history, view.horizon, view.lsn, gap)
         redis = redis._replace(cursor=cursor, size=size, reset=reset, intake_fill=token, fill=fill)
@@ -88,11 +89,13 @@ class Scripts:
         size = redis.size if redis.size is None or not redis.member else redis.size - 1
         return redis._replace(member=False, by_hand=False, mark=None, size=size)
 
-    def verify(self, redis: Redis, build: int, gap: int) -> Redis:
+    def verify(self, redis: Redis, build: int, gap: int, token: int) -> Redis:
         if redis.cursor is None or redis.size is None:
             return redis
         if self.on("verify build") and not redis.build == redis.intake_build == build:
             return redis
         if redis.gap != gap and self.on("verify gap"):
             return redis
+        if gap != 0 and self.on("settled once"):
+            redis = redis._replace(build=token, intake_build=token)
         return redis._replace(size=redis.count)

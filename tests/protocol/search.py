@@ -27,13 +27,6 @@ a set can be deleted as a whole or be changed by one. Not covered:
     - `complete_through`, and all that is about time: leases, how long something is waited for, whether it ever ends
     - more than one promotion; a promotion of a primary that is read itself; two builders at once
 
-Three worlds are known to break, each after the keys were changed by hand:
-
-    ingests=1 runs=1 damages=1 fills=1 warm=0           the intake of a counter that was never built is deleted; the fill sets a
-                                                        watermark below what was acknowledged before
-    ingests=1 runs=1 damages=1 poisons=1 fills=1        the watermark is removed between the deletion of the intake and a build
-    ingests=1 runs=2 damages=2 fills=1                  the same gap comes again after another run has settled it
-
 By hand, with the shortest interleaving that breaks a promise:
 `python -m tests.protocol.search ingests=2 erases=1 runs=1 without=fence`
 """
