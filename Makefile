@@ -73,13 +73,11 @@ lock: ## Write the lock files anew from pyproject.toml (needs uv; UV=/path/to/uv
 	done
 
 # `complete` is written last: an environment that was interrupted, or made from another lock file, is made anew.
-.venv/complete: requirements.lock requirements-fast.lock
+.venv/complete: requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "Rollcall needs Python 3.11 or later, and there is no $(PYTHON): make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rollcall needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) comes without its venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Making .venv from requirements.lock …"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements-fast.lock > .venv/fast.log 2>&1 \
-		|| echo "gunicorn's C parser could not be built (see .venv/fast.log; it needs a C compiler): gunicorn parses HTTP in Python instead."
 	@touch $@

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK_FILES = ("requirements.lock", "requirements-fast.lock")
+LOCK_FILES = ("requirements.lock",)
 
 
 def main() -> int:
