@@ -13,7 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "secrets"
 
-NO_TOKENS = "# name:sha256, one a line: python -m shared_models.http.tokens NAME\n"
+NO_TOKENS = "# name:sha256, one a line: python -m shared_models.web.tokens NAME\n"
 
 
 def contents(store_of_manage: str) -> dict[str, str]:

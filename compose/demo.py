@@ -29,8 +29,8 @@ from compose.processes import StackError
 from compose.servers import HOST, Postgres
 from compose.services import Web, detail_of
 from compose.stack import Stack
-from ingest_service.generator import messages
-from shared_models.counters import COUNTERS, Counter
+from ingest_service.loading.generator import messages
+from shared_models.declarations import COUNTERS, Counter
 
 MESSAGES = 100_000  # unless the variable of this name says otherwise
 BATCH_ROWS = 5_000

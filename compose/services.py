@@ -16,8 +16,8 @@ import redis
 from compose.ordinary_user import CHECKOUT
 from compose.processes import Process, make_folder
 from compose.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
-from shared_models import keys, moments
-from shared_models.http import tokens
+from shared_models.protocol import keys, moments
+from shared_models.web import tokens
 
 # The keeper ticks every second or so; one that has been silent for this long is stuck.
 TICK_SECONDS = 15

@@ -10,7 +10,7 @@ from typing import Protocol
 from django.http import HttpRequest
 
 from shared_models.http.discarding import UNREADABLE
-from shared_models.http.problems import Problem
+from shared_models.web.problems import Problem
 
 
 class Readable(Protocol):

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import msgspec
 from django.db import connection, models
 
-from shared_models import counters
-from shared_models.counters import Counter
+from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.models import Countable
 
 TEXT_FIELDS = (models.CharField, models.TextField)
@@ -24,7 +24,7 @@ class Collection:
 
     name: str
     model: type[Countable]
-    counters: tuple[Counter, ...]
+    declarations: tuple[Counter, ...]
     # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
     row: type[msgspec.Struct]
     decoder: msgspec.json.Decoder[Any]
@@ -36,12 +36,12 @@ class Collection:
 
 def read_collections() -> Mapping[str, Collection]:
     """The collections by name, for the counters that are declared now."""
-    return _derive(counters.COUNTERS)
+    return _derive(declarations.COUNTERS)
 
 
 def counted_models() -> tuple[type[Countable], ...]:
     """The models that counters name, in the order of their first counter."""
-    return tuple(dict.fromkeys(counter.get_model() for counter in counters.COUNTERS))
+    return tuple(dict.fromkeys(counter.get_model() for counter in declarations.COUNTERS))
 
 
 def name_of(model: type[models.Model]) -> str:

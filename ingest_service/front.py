@@ -17,16 +17,18 @@ import msgspec
 import structlog
 from django.conf import settings
 
-from ingest_service import grouping, metrics, payloads, receipts
+from ingest_service import metrics
+from ingest_service.api import payloads
 from ingest_service.catalog import Collection, read_collections
-from ingest_service.recording import Recorded
-from shared_models.http import problems
+from ingest_service.writing import group_commit, idempotency
+from ingest_service.writing.recording import Recorded
 from shared_models.http.discarding import UNREADABLE
 from shared_models.http.door import OWNER
-from shared_models.http.headers import PLAIN
-from shared_models.http.hosts import is_allowed
-from shared_models.http.problems import Problem
-from shared_models.http.requests import note
+from shared_models.web import problems
+from shared_models.web.hosts import is_allowed
+from shared_models.web.problems import Problem
+from shared_models.web.request_log import note
+from shared_models.web.security_headers import PLAIN
 
 log = structlog.get_logger()
 
@@ -52,7 +54,7 @@ class Front:
         body = read_body(environ)
         try:
             row = payloads.decode(collection, body)
-            claim = receipts.read_claim(
+            claim = idempotency.read_claim(
                 *(environ.get(OWNER, ""), environ.get("HTTP_IDEMPOTENCY_KEY")),
                 *("POST", environ["PATH_INFO"], payloads.JSON, body),
             )
@@ -60,7 +62,7 @@ class Front:
             environ["wsgi.input"] = BytesIO(body)
             return self.django(environ, start_response)
         try:
-            recorded = grouping.line_of(collection).record(row, claim)
+            recorded = group_commit.line_of(collection).record(row, claim)
         except Problem as problem:
             response = problem.response()
         except Exception:

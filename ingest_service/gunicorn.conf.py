@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from shared_models.http.hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
+from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
 
 wsgi_app = "ingest_service.wsgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
@@ -34,7 +34,7 @@ make_metrics_folder("ingest")
 
 # A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
 from ingest_service import settings  # noqa: E402
-from shared_models.http.tokens import refusal_to_start  # noqa: E402
+from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
     sys.exit(f"ingest_service: {reason}. See Credentials in README.md.")
@@ -61,6 +61,6 @@ def post_worker_init(worker: Any) -> None:
     """Start the worker's pulse: Django is set up by now, and the process has been forked."""
     from django.conf import settings
 
-    from ingest_service.pulse import Pulse
+    from ingest_service.writing.pulse import Pulse
 
     Pulse(settings.PULSE_SECONDS, settings.IDEMPOTENCY_KEEP_HOURS).start()

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared_models.deadlines import cut_after
-from shared_models.source import SOURCE_SQL
+from shared_models.protocol.timeline import SOURCE_SQL
 
 # Which history each open connection writes to. A primary that is put in another's place ends its connections first: it is
 # enough to ask once for each. A standby does not when it is promoted: of a connection to one, nothing is kept.

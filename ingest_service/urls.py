@@ -5,7 +5,7 @@ from django.urls import URLPattern, URLResolver, path
 from django.views.generic import RedirectView
 
 from ingest_service import views
-from shared_models.http import problems
+from shared_models.web import problems
 
 handler400 = problems.bad_request
 handler404 = problems.not_found

@@ -10,14 +10,16 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ingest_service import bodies, description, grouping, health, metrics, payloads, receipts, recording
+from ingest_service import bodies, metrics
+from ingest_service.api import health, openapi, payloads
 from ingest_service.catalog import Collection, read_collections
-from ingest_service.receipts import Claim
-from ingest_service.recording import Recorded
-from shared_models.http import measuring
+from ingest_service.writing import group_commit, idempotency, recording
+from ingest_service.writing.idempotency import Claim
+from ingest_service.writing.recording import Recorded
 from shared_models.http.door import OWNER
-from shared_models.http.parameters import not_understood
-from shared_models.http.problems import Problem, method_not_allowed
+from shared_models.web import prometheus
+from shared_models.web.parameters import not_understood
+from shared_models.web.problems import Problem, method_not_allowed
 
 
 def post_row(request: HttpRequest, collection: str) -> HttpResponse:
@@ -26,7 +28,7 @@ def post_row(request: HttpRequest, collection: str) -> HttpResponse:
     check_content_type(request, (payloads.JSON,))
     body = bodies.read_body(request, settings.MAX_BODY_BYTES)
     row = payloads.read_row(target, body)
-    return answer(target, 201, grouping.line_of(target).record(row, claim_of(request, body)))
+    return answer(target, 201, group_commit.line_of(target).record(row, claim_of(request, body)))
 
 
 def post_batch(request: HttpRequest, collection: str) -> HttpResponse:
@@ -87,7 +89,7 @@ def claim_of(request: HttpRequest, body: bytes) -> Claim | None:
 
     The body is taken unpacked: gzip writes the time into its header, and never makes the same bytes twice.
     """
-    return receipts.read_claim(
+    return idempotency.read_claim(
         request.META.get(OWNER, ""),
         request.headers.get("Idempotency-Key"),
         request.method or "",
@@ -137,16 +139,16 @@ def get_readyz(request: HttpRequest) -> HttpResponse:
 def get_metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus' text format."""
     check_method(request, "GET", "HEAD")
-    return HttpResponse(measuring.exposition(), content_type=CONTENT_TYPE_LATEST)
+    return HttpResponse(prometheus.exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
 def get_openapi(request: HttpRequest) -> HttpResponse:
     """The API, described for programs."""
     check_method(request, "GET", "HEAD")
-    return as_json(description.describe_api())
+    return as_json(openapi.describe_api())
 
 
 def get_docs(request: HttpRequest) -> HttpResponse:
     """The same, for people."""
     check_method(request, "GET", "HEAD")
-    return render(request, "ingest_service/docs.html", {"title": description.TITLE})
+    return render(request, "ingest_service/docs.html", {"title": openapi.TITLE})

@@ -9,8 +9,8 @@ from typing import Any
 
 from shared_models.http.discarding import DISCARD_CHUNK_BYTES, UNREADABLE
 from shared_models.http.door import Environ, StartResponse, refuse
-from shared_models.http.problems import Problem
-from shared_models.http.requests import NO_ROUTE, note
+from shared_models.web.problems import Problem
+from shared_models.web.request_log import NO_ROUTE, note
 
 # Names of counters, and a mode.
 BODY_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from shared_models.http.hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
+from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
 
 wsgi_app = "manage_service.wsgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
@@ -25,7 +25,7 @@ make_metrics_folder("manage")
 
 # A setting that is missing or mistyped ends the start here, with one sentence, before there are workers to restart.
 from manage_service import settings  # noqa: E402
-from shared_models.http.tokens import refusal_to_start  # noqa: E402
+from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
     sys.exit(f"manage_service: {reason}. See Credentials in README.md.")

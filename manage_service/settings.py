@@ -12,9 +12,9 @@ import sys
 from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
-from shared_models.http.headers import SILENCED_CHECKS
-from shared_models.http.tokens import open_tokens
 from shared_models.stores import is_redis_url
+from shared_models.web.security_headers import SILENCED_CHECKS
+from shared_models.web.tokens import open_tokens
 
 env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
@@ -32,7 +32,7 @@ try:
     # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
     FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0, validate=positive)
 
-    # Who may ask: see shared_models/http/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
+    # Who may ask: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
     # Prometheus may be given a token like everybody else; this is for one that cannot be.
@@ -64,15 +64,15 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.http.requests.NoteMiddleware",
-    "shared_models.http.headers.HeadersMiddleware",
+    "shared_models.web.request_log.NoteMiddleware",
+    "shared_models.web.security_headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.http.problems.ProblemMiddleware",
-    "shared_models.http.parameters.ParametersMiddleware",
+    "shared_models.web.problems.ProblemMiddleware",
+    "shared_models.web.parameters.ParametersMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/http/parameters.py).
+# The query parameters that each operation knows (see shared_models/web/parameters.py).
 QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
     "GET /v1/runs": ("limit",),
     "POST /v1/runs": (),

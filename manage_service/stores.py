@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
-from manage_service.replica import Replica
+from manage_service.replica.snapshots import Replica
 
 # A chunk takes a millisecond of Redis' time; five seconds without an answer is a Redis that is stopped, or a network
 # that is gone, not one that is busy.

@@ -2,15 +2,15 @@
 
 from django.urls import path
 
-from manage_service import console, views
+from manage_service.site import api, console
 
 urlpatterns = [
     path(console.PATH.removeprefix("/"), console.page),
-    path("livez", views.livez),
-    path("readyz", views.readyz),
-    path("metrics", views.metrics),
-    path("", views.api.urls),
+    path("livez", api.livez),
+    path("readyz", api.readyz),
+    path("metrics", api.metrics),
+    path("", api.api.urls),
 ]
-handler400 = "shared_models.http.problems.bad_request"
-handler404 = "shared_models.http.problems.not_found"
-handler500 = "shared_models.http.problems.server_error"
+handler400 = "shared_models.web.problems.bad_request"
+handler404 = "shared_models.web.problems.not_found"
+handler500 = "shared_models.web.problems.server_error"

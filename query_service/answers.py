@@ -13,8 +13,8 @@ from django.http import HttpResponse
 
 from query_service import refusals
 from query_service.counters import Reading
-from shared_models.http.problems import Problem
-from shared_models.states import State
+from shared_models.protocol.states import State
+from shared_models.web.problems import Problem
 
 # Stored by a cache, but asked for again each time: an unchanged count is a 304 of a few bytes.
 REVALIDATE = "no-cache"

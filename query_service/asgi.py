@@ -23,8 +23,8 @@ from query_service.door import Door, Headers, with_headers
 from query_service.scope import hand_over
 from query_service.shortcut import Shortcut
 from query_service.streams import Streams
-from shared_models.http.hosts import is_allowed
-from shared_models.http.requests import TOKEN, id_of, write_line
+from shared_models.web.hosts import is_allowed
+from shared_models.web.request_log import TOKEN, id_of, write_line
 
 
 class Application:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from query_service import answers, metrics
 from query_service.answers import Answer, Condition
 from query_service.counters import Reading, Unreadable, read_counters
-from shared_models import counters
+from shared_models import declarations
 
 log = structlog.get_logger()
 
@@ -67,7 +67,7 @@ class Board:
     @property
     def names(self) -> list[str]:
         """The declared counters. Looked up each time: they are the module's, not the board's."""
-        return [counter.name for counter in counters.COUNTERS]
+        return [counter.name for counter in declarations.COUNTERS]
 
     def describe(self) -> dict[str, Any]:
         """All counters as they were last read, for the stream and the page."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from shared_models.samples import HOUR, SAMPLE_SECONDS, Sample
+from shared_models.protocol.samples import HOUR, SAMPLE_SECONDS, Sample
 
 # The units of the drawing. It is stretched to whatever place there is.
 WIDTH, HEIGHT, MARGIN = 720, 120, 4

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared_models import keys, rolls, samples, states
-from shared_models.samples import Sample
-from shared_models.states import State
+from shared_models.protocol import keys, samples, states, steps
+from shared_models.protocol.samples import Sample
+from shared_models.protocol.states import State
 
 # What a read may raise: Redis gone, slow or loading; samples that are none.
 Unreadable = (RedisError, OSError, ValueError)
@@ -52,7 +52,7 @@ async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -
     pipe = client.pipeline(transaction=True)
     states.queue_state(pipe, name)
     at = keys.of_counter(name).members
-    for chunk in rolls.chunks(members):
+    for chunk in steps.chunks(members):
         pipe.smismember(at, list(chunk))
     replies = await pipe.execute(raise_on_error=False)
     counter_state = states.parse_state(replies[: states.REPLIES])

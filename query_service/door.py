@@ -17,10 +17,10 @@ import structlog
 from query_service import refusals, streams
 from query_service.shortcut import Shortcut
 from shared_models.http.arriving import ARRIVE_SECONDS, SLOWEST_BYTES_PER_SECOND, Arriving
-from shared_models.http.measuring import requests
-from shared_models.http.problems import MEDIA_TYPE, Problem
-from shared_models.http.requests import HEADER, NO_ROUTE, TOKEN, id_of, note
-from shared_models.http.tokens import Tokens, needs_token, unauthorized
+from shared_models.web.problems import MEDIA_TYPE, Problem
+from shared_models.web.prometheus import requests
+from shared_models.web.request_log import HEADER, NO_ROUTE, TOKEN, id_of, note
+from shared_models.web.tokens import Tokens, needs_token, unauthorized
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -10,9 +10,9 @@ from redis.exceptions import RedisError
 from query_service import metrics, stores
 from query_service.answers import Condition
 from query_service.scope import get_board
-from shared_models.http import measuring
-from shared_models.http.problems import Problem
 from shared_models.stores import check_noeviction
+from shared_models.web import prometheus
+from shared_models.web.problems import Problem
 
 
 async def livez(request: HttpRequest) -> HttpResponse:
@@ -45,4 +45,4 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
     await board.read_anew()
     metrics.set_counts(board.names, board.reading if board.condition is not Condition.LOST else None)
     metrics.pass_on_standing_answers()  # of this worker; those of others may be a read late
-    return HttpResponse(measuring.exposition(), content_type=CONTENT_TYPE_LATEST)
+    return HttpResponse(prometheus.exposition(), content_type=CONTENT_TYPE_LATEST)

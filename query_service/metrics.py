@@ -7,7 +7,7 @@ from time import perf_counter
 from prometheus_client import Counter, Gauge, Histogram
 
 from query_service.counters import Reading
-from shared_models.http import measuring
+from shared_models.web import prometheus
 
 READS = Counter("rollcall_query_reads_total", "Reads of the counts from Redis", ["outcome"])
 READ_SECONDS = Histogram(
@@ -59,7 +59,7 @@ def note_standing_answer(route: str, status: int, begun: float) -> None:
     """
     seconds = perf_counter() - begun
     if seconds >= QUICK_SECONDS:
-        measuring.requests(route, status).observe(seconds)
+        prometheus.requests(route, status).observe(seconds)
         return
     given = _given.get((route, status))
     if given is None:
@@ -71,7 +71,7 @@ def note_standing_answer(route: str, status: int, begun: float) -> None:
 def pass_on_standing_answers() -> None:
     """Note those that have been given since the last time. The board does so after each of its reads."""
     for (route, status), given in _given.items():
-        observed = measuring.requests(route, status)
+        observed = prometheus.requests(route, status)
         # What `observe` does, for many at once; prometheus_client has no method for it.
         observed._sum.inc(given.seconds)
         observed._buckets[0].inc(given.times)

@@ -13,10 +13,10 @@ from django.template.loader import render_to_string
 from query_service import charts, questions, views
 from query_service.counters import Unreadable, read_samples
 from query_service.scope import get_board, get_members
-from shared_models import counters
-from shared_models.counters import Counter
-from shared_models.http.problems import Problem
-from shared_models.samples import Sample
+from shared_models import declarations
+from shared_models.declarations import Counter
+from shared_models.protocol.samples import Sample
+from shared_models.web.problems import Problem
 from shared_models.wording import found_in_words
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.
@@ -38,7 +38,7 @@ async def page(request: HttpRequest) -> HttpResponse:
     context = {
         "counters": [
             present(counter, described["counters"][counter.name], histories.get(counter.name, []), now, question)
-            for counter in counters.COUNTERS
+            for counter in declarations.COUNTERS
         ],
         "as_of": described["as_of"],
         "is_stale": any(counter["state"] in ("stale", "unavailable") for counter in described["counters"].values()),
@@ -50,7 +50,7 @@ async def page(request: HttpRequest) -> HttpResponse:
 
 async def read_histories(request: HttpRequest) -> dict[str, list[Sample]]:
     """The last hour of each counter. Without Redis there are no charts, and the page says so in its own way."""
-    names = [counter.name for counter in counters.COUNTERS]
+    names = [counter.name for counter in declarations.COUNTERS]
     try:
         return await read_samples(get_members(request), names, datetime.now(UTC))
     except Unreadable:

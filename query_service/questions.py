@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from query_service import refusals
-from shared_models import members
-from shared_models.counters import Counter
+from shared_models.declarations import Counter
+from shared_models.protocol import members
 
 
 class Members(msgspec.Struct, forbid_unknown_fields=True):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared_models.http.problems import Problem
-from shared_models.states import State
+from shared_models.protocol.states import State
+from shared_models.web.problems import Problem
 
 # A build takes seconds to minutes; a restart of Redis about a second.
 COLD_RETRY_SECONDS = 5

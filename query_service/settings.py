@@ -12,9 +12,9 @@ import sys
 from environs import EnvError, FileAwareEnv, validate
 
 from shared_models import logs
-from shared_models.http.headers import SILENCED_CHECKS
-from shared_models.http.tokens import open_tokens
 from shared_models.stores import is_redis_url
+from shared_models.web.security_headers import SILENCED_CHECKS
+from shared_models.web.tokens import open_tokens
 
 env = FileAwareEnv(strip_whitespace=True)
 positive = validate.Range(min=0, min_inclusive=False, error="must be more than 0")
@@ -46,7 +46,7 @@ try:
     # The most bytes of a request's body: a thousand members with every character escaped take half of it.
     MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 4 << 20, validate=positive)
 
-    # Who may ask: see shared_models/http/tokens.py. Everybody, where there are no tokens: counts are made to be shown.
+    # Who may ask: see shared_models/web/tokens.py. Everybody, where there are no tokens: counts are made to be shown.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
@@ -81,16 +81,16 @@ INSTALLED_APPS = [
 ]
 # Each of them is async: one that is not would hand every request to a thread and back.
 MIDDLEWARE = [
-    "shared_models.http.requests.RequestIdMiddleware",
-    "shared_models.http.headers.HeadersMiddleware",
+    "shared_models.web.request_log.RequestIdMiddleware",
+    "shared_models.web.security_headers.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",  # gives every answer its length
     "query_service.static_files.StaticFilesMiddleware",
-    "shared_models.http.requests.NoteMiddleware",
-    "shared_models.http.problems.ProblemMiddleware",
-    "shared_models.http.parameters.ParametersMiddleware",
+    "shared_models.web.request_log.NoteMiddleware",
+    "shared_models.web.problems.ProblemMiddleware",
+    "shared_models.web.parameters.ParametersMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/http/parameters.py).
+# The query parameters that each operation knows (see shared_models/web/parameters.py).
 QUERY_PARAMETERS: dict[str, tuple[str, ...] | None] = {
     "GET /v1/counts": (),
     "GET /v1/counts/{counter}": (),

@@ -15,8 +15,8 @@ from gunicorn.asgi import protocol  # type: ignore[import-untyped]
 from query_service import metrics
 from query_service.answers import Answer
 from query_service.board import Board
-from shared_models.http.hosts import is_allowed
-from shared_models.http.requests import id_of
+from shared_models.web.hosts import is_allowed
+from shared_models.web.request_log import id_of
 
 VERSION = (1, 1)
 # A question with one of these is not plain: it asks for a read of its own, or has a body.

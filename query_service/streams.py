@@ -21,8 +21,8 @@ import msgspec
 from query_service import metrics, refusals
 from query_service.answers import Condition
 from query_service.board import Board
-from shared_models.http.measuring import requests
-from shared_models.moments import to_microseconds
+from shared_models.protocol.moments import to_microseconds
+from shared_models.web.prometheus import requests
 
 PATH = "/v1/stream"
 HEARTBEAT = b":\n\n"

@@ -4,9 +4,9 @@ from django.urls import path
 
 from query_service import health, pages, views
 
-handler400 = "shared_models.http.problems.bad_request"
-handler404 = "shared_models.http.problems.not_found"
-handler500 = "shared_models.http.problems.server_error"
+handler400 = "shared_models.web.problems.bad_request"
+handler404 = "shared_models.web.problems.not_found"
+handler500 = "shared_models.web.problems.server_error"
 
 urlpatterns = [
     path("", pages.page),

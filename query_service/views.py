@@ -13,10 +13,10 @@ from ninja import NinjaAPI, Schema
 from query_service import answers, questions, refusals
 from query_service.counters import CounterIsCold, Unreadable, read_memberships, read_samples
 from query_service.scope import get_board, get_members
-from shared_models import counters
-from shared_models.counters import Counter, UnknownCounter
-from shared_models.http.describing import complete
-from shared_models.http.problems import Problem
+from shared_models import declarations
+from shared_models.declarations import Counter, UnknownCounter
+from shared_models.web.openapi import complete
+from shared_models.web.problems import Problem
 
 
 class Api(NinjaAPI):
@@ -29,7 +29,7 @@ class Api(NinjaAPI):
 
 def read_examples() -> dict[str, Any]:
     """A question that every operation answers, whatever is declared."""
-    counter = counters.COUNTERS[0]
+    counter = declarations.COUNTERS[0]
     member = counter.example_member()
     return {"counter": counter.name, "fields": member, "/v1/counts/{counter}/members": {"members": [member]}}
 
@@ -82,7 +82,7 @@ class NamedCount(Count):
 class Counts(Schema):
     """All counters, and when they were read."""
 
-    counters: dict[str, Count]
+    declarations: dict[str, Count]
     as_of: datetime
 
 
@@ -185,7 +185,7 @@ async def stream(request: HttpRequest) -> HttpResponse:
     raise Problem(501, "no-streams-here", "No streams here", "serve query_service.asgi:application to have streams")
 
 
-FIELDS_OF_THE_COUNTERS = "; ".join(f"{c.name}: {', '.join(c.fields)}" for c in counters.COUNTERS)
+FIELDS_OF_THE_COUNTERS = "; ".join(f"{c.name}: {', '.join(c.fields)}" for c in declarations.COUNTERS)
 FIELDS_PARAMETERS = [
     {
         "in": "query",
@@ -259,7 +259,7 @@ async def members(request: HttpRequest, counter: str) -> HttpResponse:
 def find(name: str) -> Counter:
     """The declared counter, or the problem that names those that there are."""
     try:
-        return counters.get_counter(name)
+        return declarations.get_counter(name)
     except UnknownCounter as error:
         raise refusals.unknown_counter(error) from None
 

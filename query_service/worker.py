@@ -19,8 +19,8 @@ from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 from gunicorn.workers import gasgi  # type: ignore[import-untyped]
 
 from shared_models.http import succession
-from shared_models.http.problems import Problem, last_answer
-from shared_models.http.requests import note_unread
+from shared_models.web.problems import Problem, last_answer
+from shared_models.web.request_log import note_unread
 
 # For the head of the first request. Those of later ones have to arrive within `keepalive`.
 HEAD_SECONDS = 10.0

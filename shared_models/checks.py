@@ -10,8 +10,8 @@ from django.core.checks import CheckMessage, Error, register
 from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
-from shared_models import counters
-from shared_models.counters import Counter
+from shared_models import declarations
+from shared_models.declarations import Counter
 
 # Types whose text is the same wherever it is made: in Python from a request, in Postgres from a row.
 COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
@@ -20,13 +20,13 @@ COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
 @register()
 def check_counters(**kwargs: Any) -> list[CheckMessage]:
     """Every declared counter, in order."""
-    names = Tally(counter.name for counter in counters.COUNTERS)
+    names = Tally(counter.name for counter in declarations.COUNTERS)
     found: list[CheckMessage] = [
         Error(f"two counters are named {name!r}", hint="a name is the counter's key in Redis", id="rollcall.E001")
         for name, times in names.items()
         if times > 1
     ]
-    for counter in counters.COUNTERS:
+    for counter in declarations.COUNTERS:
         found += check_counter(counter)
     return found
 

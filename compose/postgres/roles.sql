@@ -71,7 +71,7 @@ ALTER ROLE rollcall_admin SET auto_explain.log_min_duration = -1;
 ALTER ROLE rollcall_manage SET default_transaction_read_only = on;
 
 -- Which timeline a replica receives it shows only to those who may read all statistics, and so also what others are asking: see
--- shared_models/source.py. Without this it is known from the replica's next restart point on, and until then runs wait after
+-- shared_models/protocol/timeline.py. Without this it is known from the replica's next restart point on, and until then runs wait after
 -- a switchover. So manage gets this one number, and nothing else.
 -- (Not in a schema "rollcall": of a user of this name, it would come before "public".)
 DO $$

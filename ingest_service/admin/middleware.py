@@ -17,7 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from ingest_service.admin.routing import ALIAS
-from shared_models.http.problems import Problem
+from shared_models.web.problems import Problem
 
 log = structlog.get_logger()
 

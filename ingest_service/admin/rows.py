@@ -13,8 +13,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 
 from ingest_service.admin.listing import RowList
 from ingest_service.admin.routing import ALIAS
-from shared_models import counters
-from shared_models.counters import Counter
+from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.models import Countable
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ class TickedOnly(ActionForm):
 class LookedAt(ModelAdmin):
     """A table of any size, to be looked at. Whoever may sign in may look."""
 
-    counters: tuple[Counter, ...] = ()
+    declarations: tuple[Counter, ...] = ()
     list_per_page = PAGE_ROWS
     sortable_by = ()
     show_facets = ShowFacets.NEVER
@@ -76,7 +76,7 @@ class RowAdmin(LookedAt):
 
     def __init__(self, model: type[Countable], site: Any) -> None:
         super().__init__(model, site)
-        self.counters = tuple(counter for counter in counters.COUNTERS if counter.get_model() is model)
+        self.counters = tuple(counter for counter in declarations.COUNTERS if counter.get_model() is model)
         counted = dict.fromkeys(name for counter in self.counters for name in counter.fields)
         own = [field.name for field in Countable._meta.get_fields()]
         self.list_display = (own[0], *counted, *own[1:])

@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from django.db import models
 from django.http import QueryDict
 
-from shared_models.counters import Counter
+from shared_models.declarations import Counter
 
 EXACTLY = "exactly"
 

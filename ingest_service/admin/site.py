@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 
 from ingest_service.admin.rows import LogAdmin, RowAdmin
 from ingest_service.catalog import counted_models
-from shared_models.http.rates import Rates
+from shared_models.web.rate_limits import Rates
 
 log = structlog.get_logger()
 

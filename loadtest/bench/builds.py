@@ -18,9 +18,9 @@ def main() -> None:
     django.setup()
 
     from manage_service import stores
-    from manage_service.building import build
-    from shared_models import states
-    from shared_models.counters import get_counter
+    from manage_service.protocol.build import build
+    from shared_models.declarations import get_counter
+    from shared_models.protocol import states
 
     counter = get_counter(sys.argv[1])
     replica, redis = stores.connect_replica(), stores.connect_for_passes()

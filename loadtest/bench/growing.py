@@ -8,8 +8,8 @@ from loadtest.bench.querying import growth_ms
 from loadtest.bench.reconciling import make_live, reconcile
 from loadtest.bench.results import Report, Result
 from loadtest.bench.world import World
-from shared_models import keys
-from shared_models.counters import COUNTERS
+from shared_models.declarations import COUNTERS
+from shared_models.protocol import keys
 
 SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
 

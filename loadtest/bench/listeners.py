@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 
-from shared_models import rolls
+from shared_models.protocol import steps
 
 CHANGES = 20
 # Between two changes: more than a stream may wait.
@@ -54,7 +54,7 @@ async def run(url: str, streams: int, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
         for number in range(CHANGES):
             count = opened[0].count + 1
-            rolls.record(redis, {"users": [f"listener-{time.time_ns()}-{number}".encode()]})
+            steps.record(redis, {"users": [f"listener-{time.time_ns()}-{number}".encode()]})
             changed_at = time.perf_counter()
             await asyncio.sleep(PAUSE_SECONDS)
             late = [stream for stream in opened if stream.count != count]

@@ -17,8 +17,8 @@ def main() -> None:
     django.setup()
 
     from manage_service import stores
-    from manage_service.catching_up import catch_up
-    from shared_models.counters import COUNTERS
+    from manage_service.protocol.catch_up import catch_up
+    from shared_models.declarations import COUNTERS
 
     replica, redis = stores.connect_replica(), stores.connect_for_passes()
     began = time.perf_counter()

@@ -14,7 +14,7 @@ import sys
 import time
 from urllib.parse import urlsplit
 
-from shared_models import keys
+from shared_models.protocol import keys
 
 QUESTION = f"SCARD {keys.of_counter('cities').members}\r\n".encode()
 EVERY_SECONDS = 0.001

@@ -20,7 +20,7 @@ from loadtest.bench.memory import resident_mb, watched
 from loadtest.bench.reconciling import make_live
 from loadtest.bench.results import Report, Result, by_turns, paired
 from loadtest.bench.world import Peer, World, free_port, run_sql
-from shared_models import keys
+from shared_models.protocol import keys
 
 CONNECTIONS = 32
 SECONDS = 3.0

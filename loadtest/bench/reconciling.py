@@ -20,8 +20,8 @@ from loadtest.bench import rows
 from loadtest.bench.memory import watched
 from loadtest.bench.results import Report, Result, by_turns, paired
 from loadtest.bench.world import World, connected, run_sql, wait_until_replayed
-from shared_models import keys, rolls
-from shared_models.counters import COUNTERS
+from shared_models.declarations import COUNTERS
+from shared_models.protocol import keys, steps
 
 MISSED_ROWS = 100_000
 CATCH_UP_SECONDS = 2.0
@@ -241,7 +241,7 @@ def memory(world: World, report: Report, rounds: int, table_rows: int) -> None:
             at = keys.of_counter(counter.name)
             count = redis.scard(at.members)
             redis.unlink("bench:bare")
-            for chunk in rolls.chunks(list(redis.sscan_iter(at.members, count=1000))):
+            for chunk in steps.chunks(list(redis.sscan_iter(at.members, count=1000))):
                 redis.sadd("bench:bare", *chunk)
             ours = sum(redis.memory_usage(key, samples=0) or 0 for key in (at.members, at.suspects, at.state, at.fill))
             bare = redis.memory_usage("bench:bare", samples=0) or 0

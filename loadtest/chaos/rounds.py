@@ -21,8 +21,8 @@ from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Fault, expand
 from loadtest.chaos.stack import LONGEST_SECONDS, ChaosStack, run_sql
-from shared_models import keys
-from shared_models.members import encode
+from shared_models.protocol import keys
+from shared_models.protocol.members import encode
 
 # A keeper that was killed holds its lease for up to 10 s, and one that waited for a stopped replica gives up after 12 s.
 # What takes longer than this does not come by itself.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from shared_models import rolls, states
+from shared_models.protocol import states, steps
 
 Patch = Callable[[Any, str, Any], None]
 
@@ -21,10 +21,10 @@ def leave_out(rule: str, patch: Patch = setattr) -> None:
     RULES[rule](patch)
 
 
-def cut_out(script: rolls.Script, text: str, instead: str = "") -> rolls.Script:
+def cut_out(script: steps.Script, text: str, instead: str = "") -> steps.Script:
     """A script without a part of it, which has to be there."""
     assert text in script.text, text
-    return rolls.Script(script.text.replace(text, instead))
+    return steps.Script(script.text.replace(text, instead))
 
 
 def module_with(module: Any, **changed: Any) -> SimpleNamespace:
@@ -35,62 +35,62 @@ def module_with(module: Any, **changed: Any) -> SimpleNamespace:
 def token(patch: Patch) -> None:
     """A sweep takes out what carries any mark, not only its own."""
     own = "redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1]"
-    patch(rolls, "SWEEP", cut_out(rolls.SWEEP, own, "redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1"))
+    patch(steps, "SWEEP", cut_out(steps.SWEEP, own, "redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1"))
 
 
 def fence(patch: Patch) -> None:
     """A sweep does not wait until the replica shows what was acknowledged."""
-    from manage_service import sweeping
+    from manage_service.protocol import sweep
 
-    patch(sweeping, "fence", lambda snapshot, state: None)
+    patch(sweep, "fence", lambda snapshot, state: None)
 
 
 def claim_of_a_fill(patch: Patch) -> None:
     """… nor what a fill relies on: it raises no watermark, and the cursor that it sets is not looked at."""
-    from manage_service import sweeping
+    from manage_service.protocol import sweep
 
-    patch(rolls, "BEGIN", cut_out(rolls.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
+    patch(steps, "BEGIN", cut_out(steps.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
 
-    whole = sweeping.fence
-    patch(sweeping, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
+    whole = sweep.fence
+    patch(sweep, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
 
 
 def claim(patch: Patch) -> None:
     """A pass does not raise the watermark to what it is about to claim."""
-    from manage_service import catching_up
+    from manage_service.protocol import catch_up
 
     def record(redis: Any, members: Any, xact: int | None = None, source: str = "") -> int:
-        return rolls.record(redis, members)
+        return steps.record(redis, members)
 
-    patch(catching_up, "rolls", module_with(rolls, record=record))
+    patch(catch_up, "rolls", module_with(steps, record=record))
 
 
 def forget_marks(patch: Patch) -> None:
     """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
-    from manage_service import reconciling
+    from manage_service.protocol import reconcile
 
-    patch(reconciling, "forget_marks", lambda counter, redis: None)
+    patch(reconcile, "forget_marks", lambda counter, redis: None)
 
 
 def tally_present(patch: Patch) -> None:
     """A check tallies members of the table that are not in the set."""
-    from manage_service import reconciling
+    from manage_service.protocol import reconcile
 
-    class Tally(reconciling.Tally):
+    class Tally(reconcile.Tally):
         reading = True
 
         def take_out(self, members: Any) -> None:
             if not self.reading:
                 super().take_out(members)
 
-    whole = reconciling.sweep
+    whole = reconcile.sweep
 
     def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
         tally.reading = False
         return whole(counter, replica, redis, tally, **options)
 
-    patch(reconciling, "Tally", Tally)
-    patch(reconciling, "sweep", sweep)
+    patch(reconcile, "Tally", Tally)
+    patch(reconcile, "sweep", sweep)
 
 
 UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 3))"
@@ -98,29 +98,29 @@ UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 3))"
 
 def unmark(patch: Patch) -> None:
     """Recording leaves the mark of a sweep on."""
-    patch(rolls, "RECORD", cut_out(rolls.RECORD, UNMARK))
+    patch(steps, "RECORD", cut_out(steps.RECORD, UNMARK))
 
 
 def unmark_in_catch_up(patch: Patch) -> None:
     """Catching up leaves the mark of a sweep on."""
-    from manage_service import catching_up
+    from manage_service.protocol import catch_up
 
-    whole, marked = rolls.RECORD, cut_out(rolls.RECORD, UNMARK)
+    whole, marked = steps.RECORD, cut_out(steps.RECORD, UNMARK)
 
     def record(*args: Any, **options: Any) -> int:
-        rolls.RECORD = marked
+        steps.RECORD = marked
         try:
-            return rolls.record(*args, **options)
+            return steps.record(*args, **options)
         finally:
-            rolls.RECORD = whole
+            steps.RECORD = whole
 
-    patch(catching_up, "rolls", module_with(rolls, record=record))
+    patch(catch_up, "rolls", module_with(steps, record=record))
 
 
 def compare(patch: Patch) -> None:
     """A pass sets the cursor wherever it is by now."""
     compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] then return 0 end"
-    patch(rolls, "ADVANCE", cut_out(rolls.ADVANCE, compare))
+    patch(steps, "ADVANCE", cut_out(steps.ADVANCE, compare))
 
 
 def one_connection(patch: Patch) -> None:
@@ -132,55 +132,55 @@ def one_connection(patch: Patch) -> None:
 
 def horizon(patch: Patch) -> None:
     """The cursor is the highest xact seen, not the horizon."""
-    from manage_service import replica
+    from manage_service.replica.snapshots import snapshots
 
-    patch(replica, "HORIZON", replica.HORIZON.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
+    patch(snapshots, "HORIZON", snapshots.HORIZON.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
 
 
 def fill_lsn(patch: Patch) -> None:
     """A fill is gone on with from a replica that came back earlier than it was."""
-    from manage_service import building
+    from manage_service.protocol import build
 
     for name in ("read_fill", "begin_fill"):
-        whole = getattr(building, name)
-        patch(building, name, lambda *args, whole=whole: (fill := whole(*args)) and replace(fill, lsn=0))
+        whole = getattr(build, name)
+        patch(build, name, lambda *args, whole=whole: (fill := whole(*args)) and replace(fill, lsn=0))
 
 
 def fill_position(patch: Patch) -> None:
     """The position of a fill and its members are two steps."""
-    position_only = cut_out(rolls.FILL, "redis.call('SADD', KEYS[1], unpack(ARGV, 3))", "0")
-    patch(rolls, "FILL", position_only)
-    whole = rolls.fill
+    position_only = cut_out(steps.FILL, "redis.call('SADD', KEYS[1], unpack(ARGV, 3))", "0")
+    patch(steps, "FILL", position_only)
+    whole = steps.fill
 
     def fill(client: Any, name: str, token: str, position: bytes, members: Any) -> bytes | None:
         moved = whole(client, name, token, position, members)
-        rolls.record(client, {name: members})
+        steps.record(client, {name: members})
         return moved
 
-    patch(rolls, "fill", fill)
+    patch(steps, "fill", fill)
 
 
 def promote_last(patch: Patch) -> None:
     """A counter is live from the first chunk of its build on."""
-    from manage_service import building
+    from manage_service.protocol import build
 
-    whole = building.begin_fill
+    whole = build.begin_fill
 
     def begin_fill(counter: Any, snapshot: Any, redis: Any) -> Any:
         fill = whole(counter, snapshot, redis)
-        rolls.promote(redis, counter.name, fill.token, b"")
+        steps.promote(redis, counter.name, fill.token, b"")
         return fill
 
-    patch(building, "begin_fill", begin_fill)
+    patch(build, "begin_fill", begin_fill)
 
 
 def complete_through(patch: Patch) -> None:
     """What the replica shows is said to be all that there is now."""
-    from manage_service import replica
+    from manage_service.replica.snapshots import snapshots
 
     shown = "greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))"
-    assert shown in replica.STANDPOINT
-    patch(replica, "STANDPOINT", replica.STANDPOINT.replace(shown, "clock_timestamp()"))
+    assert shown in snapshots.STANDPOINT
+    patch(snapshots, "STANDPOINT", snapshots.STANDPOINT.replace(shown, "clock_timestamp()"))
 
 
 def cold(patch: Patch) -> None:
@@ -211,30 +211,30 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
 def gap(patch: Patch) -> None:
     """A run makes the size right, whatever was changed while it looked."""
     differs = "if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end"
-    patch(rolls, "VERIFY", cut_out(rolls.VERIFY, differs))
+    patch(steps, "VERIFY", cut_out(steps.VERIFY, differs))
 
 
 def lock_first(patch: Patch) -> None:
     """A snapshot is taken before the table is locked, and may see an empty one."""
-    from manage_service import replica
+    from manage_service.replica.snapshots import snapshots
 
-    patch(replica, "LOCK", "SELECT 1")
+    patch(snapshots, "LOCK", "SELECT 1")
 
 
 def row_security(patch: Patch) -> None:
     """A table that hides rows from manage is taken for one that does not have them."""
-    from manage_service import replica
+    from manage_service.replica.snapshots import snapshots
 
     off = "-c row_security=off"
-    assert off in replica.OPTIONS
-    patch(replica, "OPTIONS", replica.OPTIONS.replace(off, ""))
+    assert off in snapshots.OPTIONS
+    patch(snapshots, "OPTIONS", snapshots.OPTIONS.replace(off, ""))
 
 
 def on_the_disk(patch: Patch) -> None:
     """What a primary shows is believed before it is on its disk."""
-    from manage_service import replica
+    from manage_service.replica.snapshots import snapshots
 
-    patch(replica, "flush", lambda connection, unflushed_lsn: None)
+    patch(snapshots, "flush", lambda connection, unflushed_lsn: None)
 
 
 def source_asked_anew(patch: Patch) -> None:
@@ -252,7 +252,7 @@ def source_asked_anew(patch: Patch) -> None:
 
 def one_key(patch: Patch) -> None:
     """An Idempotency-Key keeps nothing from being stored again."""
-    from ingest_service.receipts import Claim
+    from ingest_service.writing.idempotency import Claim
 
     patch(Claim, "take", lambda self, transaction: True)
 

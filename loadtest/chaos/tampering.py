@@ -12,8 +12,8 @@ from loadtest.chaos.clients import NOBODIES
 from loadtest.chaos.harm import Harm, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import connected, run_sql
-from shared_models import keys
-from shared_models.members import encode
+from shared_models.protocol import keys
+from shared_models.protocol.members import encode
 
 # KEYS: members, intake, state. ARGV: members to add; as many are removed.
 CHANGES = {

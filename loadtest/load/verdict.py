@@ -15,9 +15,9 @@ from redis import Redis
 
 from loadtest.load import ledger
 from loadtest.load.rows import read_token, row_of, token_of
-from shared_models import keys, rolls
-from shared_models.counters import COUNTERS, Counter
-from shared_models.members import encode
+from shared_models.declarations import COUNTERS, Counter
+from shared_models.protocol import keys, steps
+from shared_models.protocol.members import encode
 
 # What this load sends, and hence what it can count.
 COUNTED = [counter for counter in COUNTERS if counter.model == "Message"]
@@ -126,11 +126,11 @@ def judge_counter(
     findings = Findings()
     table = {encode(row) for row in rows}
     members = keys.of_counter(counter.name).members
-    for some in rolls.chunks(list(table)):
+    for some in steps.chunks(list(table)):
         for member, present in zip(some, redis.smismember(members, list(some)), strict=True):
             if not present:
                 findings.note(f"members of {counter.name} are missing from the set", member.decode())
-    for member in redis.sscan_iter(members, count=rolls.CHUNK_MEMBERS):
+    for member in redis.sscan_iter(members, count=steps.CHUNK_MEMBERS):
         if member not in table:
             findings.note(f"members of {counter.name} have no row", member.decode(errors="backslashreplace"))
     lines = findings.lines()

@@ -13,7 +13,7 @@ from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO, cast
 
-from shared_models.http.problems import Problem
+from shared_models.web.problems import Problem
 
 HEAD_BYTES = 1 << 16
 # The largest body that is heard out to be refused with a reason; limits of what is accepted are the service's.

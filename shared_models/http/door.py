@@ -15,11 +15,11 @@ import structlog
 from django.core.exceptions import ImproperlyConfigured
 
 from shared_models.http.discarding import discard
-from shared_models.http.headers import PLAIN
-from shared_models.http.problems import MEDIA_TYPE, Problem
-from shared_models.http.rates import Rates
-from shared_models.http.requests import HEADER, NO_ROUTE, id_of, note
-from shared_models.http.tokens import Tokens, needs_token, refusal_to_start, unauthorized
+from shared_models.web.problems import MEDIA_TYPE, Problem
+from shared_models.web.rate_limits import Rates
+from shared_models.web.request_log import HEADER, NO_ROUTE, id_of, note
+from shared_models.web.security_headers import PLAIN
+from shared_models.web.tokens import Tokens, needs_token, refusal_to_start, unauthorized
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]

@@ -27,8 +27,8 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker 
 from shared_models.http import succession
 from shared_models.http.arriving import Arriving, Refused
 from shared_models.http.handed import Held, PatientSocket
-from shared_models.http.problems import Problem, last_answer
-from shared_models.http.requests import note_unread, unreadable
+from shared_models.web.problems import Problem, last_answer
+from shared_models.web.request_log import note_unread, unreadable
 
 # From the last byte of an answer until the client has closed the connection, too. RFC 9112, section 9.6: closing
 # while it is still sending may cost it the answer.

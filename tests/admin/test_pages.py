@@ -13,8 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import path
 
 from ingest_service.admin import listing
-from shared_models import counters
-from shared_models.counters import Counter
+from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.models import Countable
 from tests.admin.conftest import ROWS, primary
 from tests.servers import sql
@@ -176,8 +176,8 @@ def test_a_second_table_has_its_pages_without_a_line(
            INSERT INTO django_content_type (app_label, model) VALUES ('shared_models', 'sighting')""",
     )
     try:
-        declared = (*counters.COUNTERS, Counter("birds", "Sighting", ("ring", "legs")))
-        monkeypatch.setattr(counters, "COUNTERS", declared)
+        declared = (*declarations.COUNTERS, Counter("birds", "Sighting", ("ring", "legs")))
+        monkeypatch.setattr(declarations, "COUNTERS", declared)
         settings_urls()
         page = "/admin/shared_models/sighting/"
         assert ids_of(boss.get(page)) == [3, 2, 1]

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from structlog.testing import capture_logs
 
 from ingest_service.admin import middleware, site
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.admin.conftest import OWNER, primary, run_as_owner, signed_in
 from tests.admin.test_pages import LIST, check_plans, ids_of
 from tests.servers import sql, started_valkey

@@ -14,7 +14,7 @@ from redis import Redis
 from compose.servers import read_secret
 from compose.services import Web
 from compose.stack import Stack
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.servers import free_port, replay_paused, wait_for
 from tests.system.asking import ask, mend

@@ -10,8 +10,9 @@ import pytest
 from playwright.sync_api import Locator, Page, Response, expect
 
 from compose.stack import Stack
-from shared_models import counters, keys, samples
-from shared_models.samples import MOST, SAMPLE_SECONDS, Sample
+from shared_models import declarations
+from shared_models.protocol import keys, samples
+from shared_models.protocol.samples import MOST, SAMPLE_SECONDS, Sample
 from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, mend
@@ -48,7 +49,7 @@ def an_hour(live: Stack) -> Iterator[None]:
     now = datetime.now(UTC)
     with live.valkey.client() as client:
         pipe = client.pipeline()
-        for counter in counters.COUNTERS:
+        for counter in declarations.COUNTERS:
             pipe.delete(keys.of_counter(counter.name).samples)
             total = count(live, counter.name) or 0
             for n in range(MOST):
@@ -57,7 +58,7 @@ def an_hour(live: Stack) -> Iterator[None]:
                     samples.queue_sample(pipe, counter.name, Sample(at, total * (n + 200) // (MOST + 200)))
         pipe.execute()
         yield
-        client.delete(*(keys.of_counter(counter.name).samples for counter in counters.COUNTERS))
+        client.delete(*(keys.of_counter(counter.name).samples for counter in declarations.COUNTERS))
 
 
 def test_the_numbers_move_when_messages_are_posted(live: Stack, page: Page) -> None:

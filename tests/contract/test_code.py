@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shared_models import keys
+from shared_models.protocol import keys
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERVICES = ("ingest_service", "manage_service", "query_service")
@@ -221,7 +221,7 @@ def test_no_failure_is_passed_over_in_silence() -> None:
 
 
 # The one place in the services that makes messages up, and so has to know what is in one.
-GENERATOR = ("ingest_service/generator.py", "ingest_service/management/commands/write_messages.py")
+GENERATOR = ("ingest_service/loading/generator.py", "ingest_service/management/commands/write_messages.py")
 
 
 def fields_of_message() -> set[str]:
@@ -256,7 +256,7 @@ def test_no_service_names_a_field_of_the_message() -> None:
 
 
 def test_no_service_names_a_declared_counter() -> None:
-    from shared_models.counters import COUNTERS
+    from shared_models.declarations import COUNTERS
 
     declared = {counter.name for counter in COUNTERS}
     sources = [path for path in files(*SERVICES) if str(path.relative_to(ROOT)) not in GENERATOR]

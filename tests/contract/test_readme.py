@@ -41,7 +41,7 @@ def test_every_variable_is_named(service):
 
 
 def test_every_named_variable_is_read():
-    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py", "shared_models/http/hooks.py")
+    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py", "shared_models/web/gunicorn_hooks.py")
     named = set(re.findall(r"`([A-Z][A-Z_]+)`", section("## Configuration")))
     assert {name for name in named if name not in settings} == set()
     ports = set(re.findall(r"`([A-Z_]+_(?:PORT|OFFSET))", section("## Start")))
@@ -49,7 +49,7 @@ def test_every_named_variable_is_read():
 
 
 def test_every_metric_is_named_and_every_named_metric_exists():
-    code = source("*_service/metrics.py", "shared_models/http/measuring.py")
+    code = source("*_service/metrics.py", "shared_models/web/prometheus.py")
     declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", code))
     assert declared == set(re.findall(r"`(rollcall_[a-z_]+)`", section("### Metrics")))
 

@@ -26,7 +26,7 @@ from compose.ordinary_user import own
 from compose.processes import Process, make_folder
 from compose.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
 from compose.services import Web
-from shared_models.http import tokens
+from shared_models.web import tokens
 from tests.servers import FAST, free_port, servers_folder, start, wait_for
 
 COMPOSE = Path(__file__).resolve().parent.parent.parent / "compose"

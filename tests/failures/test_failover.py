@@ -22,7 +22,7 @@ from compose.processes import Process
 from compose.servers import Postgres, Replica, postgres_program
 from compose.services import Service
 from compose.stack import Stack
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.servers import FAST, free_port, sql, wait_for, wait_until_replayed
 from tests.system.asking import ask, count
 

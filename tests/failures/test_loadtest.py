@@ -22,7 +22,7 @@ from loadtest.load.ledger import Entry, Ledger
 from loadtest.load.rows import row_of
 from loadtest.load.settling import served_counts, wait_until_settled
 from loadtest.load.verdict import COUNTED, judge_counter, judge_messages
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.servers import sql, wait_for
 from tests.system.asking import ask
 

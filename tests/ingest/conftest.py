@@ -22,7 +22,8 @@ django.setup()
 
 from django.db import connection  # noqa: E402
 
-from ingest_service import counting, stores  # noqa: E402
+from ingest_service import stores  # noqa: E402
+from ingest_service.writing import counting  # noqa: E402
 from tests.ingest.producing import Producer  # noqa: E402
 from tests.ingest.severing import Severing  # noqa: E402
 

@@ -10,7 +10,7 @@ from django.http import HttpResponse
 from django.test import Client
 from redis import Redis
 
-from shared_models import keys, states
+from shared_models.protocol import keys, states
 from tests.servers import sql, started_primary
 
 NDJSON = "application/x-ndjson"

@@ -12,8 +12,8 @@ from django.core.checks import run_checks
 from django.db import connection, models
 
 import ingest_service
-from shared_models import counters
-from shared_models.counters import Counter
+from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.models import Countable, Message
 from tests.ingest.producing import Producer, message
 from tests.ingest.test_grouping import together
@@ -42,7 +42,7 @@ def sighting(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Countable]]:
     with connection.schema_editor() as editor:
         editor.create_model(Sighting)
     declared = (Counter("birds", "Sighting", ("ring",)), Counter("kinds", "Sighting", ("species", "legs")))
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, *declared))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, *declared))
     yield Sighting
     with connection.schema_editor() as editor:
         editor.delete_model(Sighting)
@@ -90,7 +90,7 @@ def test_a_second_model_gets_endpoints_rules_and_counts(producer: Producer, sigh
 def test_a_counter_more_over_an_old_table_is_recorded_at_once(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, Counter("states", "Message", ("state",))))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("states", "Message", ("state",))))
     producer.send_batch(message(state="NY"), message(state="CA"), message(state="NY"))
     assert producer.members("states") == {b"NY", b"CA"}
 
@@ -111,7 +111,7 @@ def test_a_check_names_a_field_that_cannot_be_sent(
 def test_a_check_names_a_counter_over_what_producers_do_not_send(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, Counter("days", "Message", fields)))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", "Message", fields)))
     found = run_checks()[0]
     assert found.id == ("rollcall.E004" if "create_time" in fields else "rollcall.E006")
     assert f"counter 'days': field '{fields[-1]}'" in found.msg
@@ -123,7 +123,7 @@ def test_rows_of_which_no_member_can_be_made_are_not_stored(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
 ) -> None:
     """The check was not run, or not listened to. Nobody is told of a failure after the rows have been stored."""
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, Counter("days", "Message", fields)))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", "Message", fields)))
     assert producer.send(message()).status_code == 500
     assert producer.send(message(), Idempotency_Key="17").status_code == 500
     assert producer.send_batch(message(), message()).status_code == 500

@@ -14,9 +14,10 @@ from django.core.management import call_command
 from django.db import connection
 
 from compose.servers import Valkey
-from ingest_service import pulse, stores, transactions
-from ingest_service.pulse import Pulse
-from shared_models.http import measuring
+from ingest_service import stores
+from ingest_service.writing import pulse, transactions
+from ingest_service.writing.pulse import Pulse
+from shared_models.web import prometheus
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
 from tests.servers import sql, started_primary
@@ -86,7 +87,7 @@ def test_the_metrics_follow_what_happens(producer: Producer) -> None:
         before[3] + 2,
     ]
     producer.client.get("/made-up")
-    assert "made-up" not in measuring.exposition().decode()
+    assert "made-up" not in prometheus.exposition().decode()
 
 
 def test_the_description_gives_the_rules_of_the_model(producer: Producer) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ingest_service import counting, front, wsgi
+from ingest_service import front, wsgi
+from ingest_service.writing import counting
 from tests.ingest.producing import Producer, message
 from tests.servers import sql, started_primary
 

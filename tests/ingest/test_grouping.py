@@ -13,16 +13,16 @@ import pytest
 from django.db import connection
 from django.http import HttpResponse
 
-from ingest_service import counting, grouping, recording
 from ingest_service.catalog import read_collections
+from ingest_service.writing import counting, group_commit, recording
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
 from tests.ingest.test_recording import trigger
 from tests.servers import sql, started_primary, wait_for
 
 
-def line() -> grouping.Line:
-    return grouping.line_of(read_collections()["messages"])
+def line() -> group_commit.Line:
+    return group_commit.line_of(read_collections()["messages"])
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def test_a_leader_that_fails_leaves_nobody_waiting(producer: Producer, monkeypat
 def test_behind_a_leader_that_hangs_requests_go_alone_after_a_while(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grouping, "GIVE_UP_SECONDS", 0.1)
+    monkeypatch.setattr(group_commit, "GIVE_UP_SECONDS", 0.1)
     with busy(monkeypatch):
         assert producer.send(message("ann")).status_code == 201
     assert producer.usernames() == ["ann"]
@@ -227,14 +227,14 @@ def test_behind_a_leader_that_hangs_requests_go_alone_after_a_while(
 def test_a_follower_of_a_leader_that_hangs_is_told_that_it_is_unknown(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on, record_group = threading.Event(), grouping.record_group
+    go_on, record_group = threading.Event(), group_commit.record_group
 
     def hang(*args: Any) -> None:
         go_on.wait()
         record_group(*args)
 
-    monkeypatch.setattr(grouping, "record_group", hang)
-    monkeypatch.setattr(grouping, "GIVE_UP_SECONDS", 2.0)
+    monkeypatch.setattr(group_commit, "record_group", hang)
+    monkeypatch.setattr(group_commit, "GIVE_UP_SECONDS", 2.0)
     answers: list[list[HttpResponse]] = []
     sending = threading.Thread(
         target=lambda: answers.append(together(producer, monkeypatch, ("ann", None), ("bob", None)))

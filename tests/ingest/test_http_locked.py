@@ -16,11 +16,11 @@ import pytest
 from redis import Redis
 from structlog.testing import CapturingLogger
 
-from shared_models import keys
-from shared_models.http import rates
 from shared_models.http.door import Door
-from shared_models.http.rates import Rates
-from shared_models.http.tokens import Tokens, make
+from shared_models.protocol import keys
+from shared_models.web import rate_limits
+from shared_models.web.rate_limits import Rates
+from shared_models.web.tokens import Tokens, make
 from tests.ingest.producing import Producer, message, ndjson
 from tests.ingest.test_gunicorn import ROOT, Gunicorn
 from tests.servers import DEADLINE_SECONDS, free_port, started_valkey, wait_for
@@ -196,7 +196,7 @@ def test_nothing_of_the_inside_goes_out(producer: Producer, tmp_path: Path) -> N
 def ask_often(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Asks several times within one second, with the token `one` or `two`, where 3 requests are allowed; the statuses."""
     known = {name: make(name) for name in ("one", "two")}
-    monkeypatch.setattr("shared_models.http.rates.time.time", lambda: 1_800_000_000.5)
+    monkeypatch.setattr("shared_models.web.rate_limits.time.time", lambda: 1_800_000_000.5)
 
     def ask(times: int, name: str = "one", path: str = "/v1/messages", url: str = started_valkey().url) -> list[int]:
         statuses = []
@@ -232,6 +232,6 @@ def test_without_redis_nobody_is_limited_and_the_log_says_so(
     ask_often: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = CapturingLogger()
-    monkeypatch.setattr(rates, "log", log)
+    monkeypatch.setattr(rate_limits, "log", log)
     assert ask_often(9, url=f"redis://127.0.0.1:{free_port()}/0") == [200] * 9
     assert [(call.method_name, call.args) for call in log.calls] == [("warning", ("rate.not_limited",))]

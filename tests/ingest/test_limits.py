@@ -51,7 +51,7 @@ def test_a_primary_that_stops_right_after_letting_us_in_is_given_up(
 def test_readiness_does_not_wait_for_a_primary_that_is_stopped(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, stop_primary: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr("ingest_service.health.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("ingest_service.api.health.ANSWER_SECONDS", 0.5)
     assert producer.client.get("/readyz").status_code == 200
     stop_primary()
     began = time.monotonic()

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 
-from ingest_service import generator, loading, recording, sources
+from ingest_service.api.payloads import RowError
 from ingest_service.catalog import read_collections
-from ingest_service.loading import LoadStopped
-from ingest_service.payloads import RowError
-from ingest_service.recording import record_batch
+from ingest_service.loading import generator, loader, sources
+from ingest_service.loading.loader import LoadStopped
+from ingest_service.writing import recording
+from ingest_service.writing.recording import record_batch
 from tests.ingest.producing import Producer, message, ndjson
 
 CITIES = [("NY", "New York"), ("CA", "Los Angeles"), ("NY", "Ithaca")]
@@ -155,7 +156,7 @@ def test_an_interrupted_load_goes_on_without_storing_twice_whatever_the_size_of_
         return recorded
 
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "record_batch", interrupted)
+        patch.setattr(loader, "record_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(path, "--batch-rows", "10")
     done = 30 if crash == "before" else 40
@@ -193,25 +194,25 @@ def test_two_loads_of_one_file_at_once_do_not_store_it_twice(producer: Producer,
     path.write_bytes(ndjson(*rows(30)))
     collection = read_collections()["messages"]
 
-    def load_another(progress: loading.Progress) -> None:
+    def load_another(progress: loader.Progress) -> None:
         if progress.stored == 10:
             load(path)
 
     errors: list[RowError] = []
     with sources.open_source(str(path), collection) as source, pytest.raises(LoadStopped, match="another process"):
-        loading.load(
+        loader.load(
             collection, source, 10, resume=False, strict=False, on_error=errors.append, on_progress=load_another
         )
     assert len(producer.rows()) == 40
 
 
 def test_batches_end_by_rows_or_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "BATCH_BYTES", 10)
+    monkeypatch.setattr(loader, "BATCH_BYTES", 10)
 
     def texts() -> Iterator[tuple[int, bytes]]:
         yield from enumerate([b"x" * size for size in (1, 1, 1, 20, 5, 5, 1)], 1)
 
-    assert [[len(text) for _, text in batch] for batch in loading.batches(texts(), 2)] == [[1, 1], [1, 20], [5, 5], [1]]
+    assert [[len(text) for _, text in batch] for batch in loader.batches(texts(), 2)] == [[1, 1], [1, 20], [5, 5], [1]]
 
 
 def test_load_reads_standard_input_and_ends_with_1_where_a_row_is_bad(producer: Producer) -> None:

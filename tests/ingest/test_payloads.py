@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest_service import payloads
+from ingest_service.api import payloads
+from ingest_service.api.payloads import RowError
 from ingest_service.catalog import read_collections
-from ingest_service.payloads import RowError
-from shared_models.http.problems import Problem
+from shared_models.web.problems import Problem
 from tests.ingest.producing import message, ndjson
 
 NDJSON = "application/x-ndjson"

@@ -12,11 +12,11 @@ import pytest
 from django.db import connection
 from django.http import HttpResponse
 
-from ingest_service import counting, transactions
 from ingest_service.models import Receipt
-from ingest_service.pulse import Pulse
-from ingest_service.receipts import Claim, KeyReused, take_all
-from ingest_service.transactions import transact
+from ingest_service.writing import counting, transactions
+from ingest_service.writing.idempotency import Claim, KeyReused, take_all
+from ingest_service.writing.pulse import Pulse
+from ingest_service.writing.transactions import transact
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
 from tests.servers import sql, started_primary, started_valkey, wait_for
 
@@ -212,7 +212,7 @@ def test_a_request_that_waits_in_vain_for_its_twin_keeps_nobody_else_from_storin
 def test_old_receipts_are_removed_in_bites_and_young_ones_are_not(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest_service.receipts.PRUNE_ROWS", 10)
+    monkeypatch.setattr("ingest_service.writing.idempotency.PRUNE_ROWS", 10)
     sql(
         started_primary(),
         """INSERT INTO receipt (key, fingerprint, answer, create_time)

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from structlog.testing import CapturingLogger
 
 from compose.servers import Replica, Valkey
-from ingest_service import counting, recording, stores
+from ingest_service import stores
 from ingest_service.catalog import read_collections
+from ingest_service.writing import counting, recording
 from loadtest.chaos.rules import leave_out
-from shared_models.members import encode
-from shared_models.source import SOURCE_SQL
+from shared_models.protocol.members import encode
+from shared_models.protocol.timeline import SOURCE_SQL
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
 from tests.servers import FAST, free_port, servers_folder, sql, started_primary, started_valkey, wait_for
@@ -219,7 +220,7 @@ def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
 
     log = CapturingLogger()
     monkeypatch.setattr(counting, "log", log)
-    monkeypatch.setattr("shared_models.rolls.record", fail)
+    monkeypatch.setattr("shared_models.protocol.steps.record", fail)
     for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
         assert response.status_code in (200, 201)
         assert response.json()["counted"] is False

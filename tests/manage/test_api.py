@@ -10,8 +10,9 @@ import pytest
 from django.conf import settings
 from django.test import Client, override_settings
 
-from manage_service import bodies, runs
-from shared_models import keys
+from manage_service import bodies
+from manage_service.runs import registry
+from shared_models.protocol import keys
 from tests import servers
 from tests.described import query_parameters, refuses
 from tests.manage.serving import Gunicorn
@@ -41,7 +42,7 @@ def test_a_run_is_accepted_followed_and_listed(world, client):
     world.replay()
     world.build()
     world.redis.sadd(keys.of_counter("users").members, "ghost")
-    for _ in world.steps(runs.get(world.redis, run["id"])):
+    for _ in world.steps(registry.get(world.redis, run["id"])):
         shown = client.get(answer["Location"]).json()
         assert shown["status"] == "running" and shown["progress"]["phase"]
     done = client.get(answer["Location"]).json()
@@ -68,7 +69,7 @@ def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named
     answer = getattr(client, method)(path)
     assert (answer.status_code, answer["Content-Type"]) == (400, "application/problem+json")
     assert answer.json()["type"] == "urn:rollcall:invalid-query" and said in answer.json()["detail"]
-    assert runs.latest(world.redis, 1) == []
+    assert registry.latest(world.redis, 1) == []
 
 
 def test_the_query_parameters_that_are_known_are_those_that_are_described(client):
@@ -80,9 +81,9 @@ def test_the_query_parameters_that_are_known_are_those_that_are_described(client
 
 def test_a_run_says_which_counter_could_not_be_reconciled_and_why(world, client):
     run = world.ask()
-    run.findings = {"cities": runs.Findings(failure="no such table"), "users": runs.Findings(extra=1)}
-    run.end(runs.Status.FAILED, run.failures())
-    runs.save(world.redis, run)
+    run.findings = {"cities": registry.Findings(failure="no such table"), "users": registry.Findings(extra=1)}
+    run.end(registry.Status.FAILED, run.failures())
+    registry.save(world.redis, run)
     shown = client.get(f"/v1/runs/{run.id}").json()
     assert (shown["status"], shown["detail"]) == ("failed", "cities: no such table")
     assert {name: drift["failure"] for name, drift in shown["drift"].items()} == {
@@ -129,7 +130,7 @@ def test_cancelling_a_run(world, client):
     asked = client.post(f"/v1/runs/{run['id']}/cancel")
     assert (asked.status_code, asked.json()["status"], asked.json()["cancelling"]) == (202, "queued", True)
     assert [one["cancelling"] for one in client.get("/v1/runs").json()["runs"]] == [True]
-    list(world.steps(runs.get(world.redis, run["id"])))
+    list(world.steps(registry.get(world.redis, run["id"])))
     ended = client.get(f"/v1/runs/{run['id']}").json()
     assert (ended["status"], ended["cancelling"]) == ("cancelled", False)
 
@@ -144,14 +145,14 @@ def test_cancelling_a_run(world, client):
     ids=["no chunks", "half a chunk", "half a body"],
 )
 def test_a_malformed_request_asks_for_nothing(world, gunicorn, sent):
-    run = runs.create(world.redis, ["users"], runs.Mode.CHECK, asked_by="api")
+    run = registry.create(world.redis, ["users"], registry.Mode.CHECK, asked_by="api")
     with socket.create_connection(("127.0.0.1", gunicorn), 10) as client:
         client.sendall(f"POST /v1/runs/{run.id}/cancel HTTP/1.1\r\nHost: localhost\r\n".encode() + sent)
         client.shutdown(socket.SHUT_WR)
         answer = http.client.HTTPResponse(client)
         answer.begin()
         assert (answer.status, json.load(answer)["type"]) == (400, "urn:rollcall:body-cut-short")
-    assert not runs.cancel_requested(world.redis, run.id)
+    assert not registry.cancel_requested(world.redis, run.id)
 
 
 def test_a_body_may_come_in_chunks(world, gunicorn):

@@ -7,10 +7,11 @@ from datetime import timedelta
 import pytest
 from redis.exceptions import RedisError
 
-from manage_service import building, replica, sweeping
-from manage_service.building import build, read_fill
-from shared_models import keys, rolls
-from shared_models.counters import get_counter
+from manage_service.protocol import build, sweep
+from manage_service.protocol.build import read_fill
+from manage_service.replica import snapshots
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys
 from tests import servers
 
 USERS = get_counter("users")
@@ -18,8 +19,8 @@ USERS = get_counter("users")
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(replica, "CHUNK_JUMPS", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_JUMPS", 10)
 
 
 def names(count: int) -> list[str]:
@@ -50,7 +51,7 @@ def test_a_counter_is_cold_until_the_last_chunk_is_in(world, small_chunks):
     world.store(*names(50))
     world.replay()
     reads = []
-    for progress in build(USERS, world.replica, world.passes()):
+    for progress in build.build(USERS, world.replica, world.passes()):
         assert world.state().cold
         assert world.state().filled[0] == progress.read
         reads.append(progress.read)
@@ -61,7 +62,7 @@ def test_a_counter_is_cold_until_the_last_chunk_is_in(world, small_chunks):
 def test_rows_that_come_during_a_build_are_counted_by_the_first_pass_after_it(world, small_chunks):
     world.store(*names(50))
     world.replay()
-    for n, _ in enumerate(build(USERS, world.replica, world.passes())):
+    for n, _ in enumerate(build.build(USERS, world.replica, world.passes())):
         world.store(f"a-late-{n}")  # sorts before the position: the build has passed it
         world.replay()
     world.catch_up()
@@ -72,7 +73,7 @@ def test_a_member_acknowledged_during_a_build_stays(world, small_chunks):
     world.store(*names(30))
     world.replay()
     with world.replay_paused():
-        steps = build(USERS, world.replica, world.passes())
+        steps = build.build(USERS, world.replica, world.passes())
         next(steps)
         world.post("zoe")  # the replica will not show her before the build is done
         for _ in steps:
@@ -84,11 +85,11 @@ def test_a_member_acknowledged_during_a_build_stays(world, small_chunks):
 def test_the_next_keeper_goes_on_from_the_position_of_one_that_was_killed(world, small_chunks):
     world.store(*names(100))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     for _ in range(4):
         next(steps)
     fill = read_fill(USERS, world.redis)
-    reads = [progress.read for progress in build(USERS, world.replica, world.passes())]
+    reads = [progress.read for progress in build.build(USERS, world.replica, world.passes())]
     assert reads[0] > fill.read >= 40
     assert world.exact(["users"])
 
@@ -96,8 +97,8 @@ def test_the_next_keeper_goes_on_from_the_position_of_one_that_was_killed(world,
 def test_two_builds_at_once_end_in_one_complete_counter(world, small_chunks):
     world.store(*names(100))
     world.replay()
-    one = build(USERS, world.replica, world.passes())
-    other = build(USERS, world.replica, world.passes())
+    one = build.build(USERS, world.replica, world.passes())
+    other = build.build(USERS, world.replica, world.passes())
     running = [one, other]
     while running:
         for steps in list(running):
@@ -109,13 +110,13 @@ def test_two_builds_at_once_end_in_one_complete_counter(world, small_chunks):
 def test_a_fill_that_has_been_superseded_neither_adds_nor_promotes(world, small_chunks):
     world.store(*names(30))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     next(steps)
     old = read_fill(USERS, world.redis)
     with world.replica.snapshot() as snapshot:
-        building.begin_fill(USERS, snapshot, world.redis)
-    assert rolls.fill(world.redis, "users", old.token, old.position, [b"x"]) is None
-    assert rolls.promote(world.redis, "users", old.token, old.position) is False
+        build.begin_fill(USERS, snapshot, world.redis)
+    assert steps.fill(world.redis, "users", old.token, old.position, [b"x"]) is None
+    assert steps.promote(world.redis, "users", old.token, old.position) is False
     assert list(steps) == []
     assert world.state().cold and b"x" not in world.set()
 
@@ -123,7 +124,7 @@ def test_a_fill_that_has_been_superseded_neither_adds_nor_promotes(world, small_
 def test_redis_emptied_during_a_build_leaves_the_counter_cold(world, small_chunks):
     world.store(*names(50))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     next(steps)
     world.redis.flushall()
     assert list(steps) == []
@@ -137,10 +138,10 @@ def test_redis_emptied_during_a_build_leaves_the_counter_cold(world, small_chunk
 def test_a_set_deleted_during_a_build_is_never_live_with_a_part_of_its_members(
     world, small_chunks, monkeypatch, recorded, at
 ):
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta())  # all clocks are this machine's
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())  # all clocks are this machine's
     world.store(*names(50))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     for _ in range(at):
         next(steps)
     world.redis.delete(keys.of_counter("users").members)
@@ -165,7 +166,7 @@ def test_the_first_message_of_all_does_not_end_what_has_not_begun(world, small_c
     world.store(*names(20))
     world.replay()
     with world.replica.snapshot() as snapshot:
-        building.begin_fill(USERS, snapshot, world.redis)
+        build.begin_fill(USERS, snapshot, world.redis)
     world.post("first")
     world.replay()
     world.build("users")
@@ -177,7 +178,7 @@ def test_redis_restarted_from_a_save_in_the_middle_of_a_build_goes_on_from_there
     world.valkey, world.redis = valkey, type(world.redis).from_url(valkey.url)
     world.store(*names(100))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     next(steps)
     next(steps)
     world.redis.save()
@@ -196,13 +197,13 @@ def test_redis_restarted_from_a_save_in_the_middle_of_a_build_goes_on_from_there
 def test_a_replica_that_came_back_earlier_is_waited_for(world, small_chunks):
     world.store(*names(50))
     world.replay()
-    steps = build(USERS, world.replica, world.passes())
+    steps = build.build(USERS, world.replica, world.passes())
     next(steps)
     fill_key = keys.of_counter("users").fill
     lsn = int(world.redis.hget(fill_key, "lsn"))
     steps.close()
     world.redis.hset(fill_key, "lsn", lsn + 10**9)
-    assert "came back earlier" in next(build(USERS, world.replica, world.passes())).waiting
+    assert "came back earlier" in next(build.build(USERS, world.replica, world.passes())).waiting
     assert world.state().cold
 
 
@@ -214,7 +215,7 @@ def test_another_history_of_the_database_is_read_from_the_start_and_the_count_is
     world.redis.hset(keys.of_counter("users").state, mapping={"source": "1/1", "verified_at": 1})
     world.store("new")
     world.replay()
-    for _ in build(USERS, world.replica, world.passes()):
+    for _ in build.build(USERS, world.replica, world.passes()):
         assert not world.state().cold and world.state().complete_through == through
     assert world.state().source != "1/1"
     assert world.state().verified_at is None, "what was proved of the old history proves nothing about the new"
@@ -224,7 +225,7 @@ def test_another_history_of_the_database_is_read_from_the_start_and_the_count_is
 def test_a_fill_begun_in_another_history_begins_again(world, small_chunks):
     world.store(*names(50))
     world.replay()
-    next(build(USERS, world.replica, world.passes()))
+    next(build.build(USERS, world.replica, world.passes()))
     world.redis.hset(keys.of_counter("users").fill, mapping={"source": "1/1", "position": "=user040"})
     world.build("users")
     assert world.exact(["users"])
@@ -239,13 +240,13 @@ def test_a_member_of_several_fields_is_built_across_chunks(world, small_chunks):
 
 
 def test_a_new_counter_over_an_old_table_is_cold_and_is_built(world, monkeypatch):
-    from shared_models import counters
+    from shared_models import declarations
 
     world.post("ann", city="Rome")
     world.replay()
     world.build()
-    states = counters.Counter("states", model="Message", fields=("state",))
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, states))
+    states = declarations.Counter("states", model="Message", fields=("state",))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, states))
     assert world.state("states").cold
     world.build("states")
     assert world.set("states") == {b"NY"} and world.exact()

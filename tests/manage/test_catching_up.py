@@ -11,11 +11,10 @@ import pytest
 from redis.exceptions import RedisError
 
 from compose.ordinary_user import own
-from manage_service import catching_up, sweeping
-from manage_service.catching_up import catch_up
+from manage_service.protocol import catch_up, sweep
 from manage_service.stores import connect_for_passes
-from shared_models import keys, rolls, states
-from shared_models.counters import get_counter
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys, states, steps
 from tests import servers
 
 
@@ -63,7 +62,7 @@ def test_a_pass_works_where_the_url_leads_also_over_a_unix_socket(world, second_
     try:
         with second_valkey(unixsocket=str(folder / "socket")).client() as there:
             with connect_for_passes(f"unix://{folder / 'socket'}?db=0") as redis:
-                rolls.record(redis, {"users": [b"ann"]})
+                steps.record(redis, {"users": [b"ann"]})
             assert there.smembers(keys.of_counter("users").members) == {b"ann"}
     finally:
         shutil.rmtree(folder)
@@ -80,15 +79,15 @@ def test_a_pass_over_a_lost_connection_is_void(world, second_valkey):
 
     redis = world.passes()
     was = states.read_state(redis, "users")
-    rolls.record(redis, {"users": [b"ann"]})
+    steps.record(redis, {"users": [b"ann"]})
     valkey.kill()
     valkey.start()  # with the save: the cursor is there, ann is not
     assert world.set() == set() and world.state().cursor == was.cursor
     with pytest.raises(RedisError, match="lost"):
         for _ in range(2):  # the first may only find the broken pipe
             with pytest.raises(RedisError):
-                rolls.advance(redis, "users", was, was.cursor + 1000, None)
-            rolls.advance(redis, "users", was, was.cursor + 1000, None)
+                steps.advance(redis, "users", was, was.cursor + 1000, None)
+            steps.advance(redis, "users", was, was.cursor + 1000, None)
     assert world.state().cursor == was.cursor
 
     world.catch_up()
@@ -120,7 +119,7 @@ def test_two_passes_at_once_move_the_cursor_once_and_never_back(world):
     world.catch_up()
     moved = world.state().cursor
     assert moved > was.cursor
-    assert rolls.advance(world.redis, "users", was, was.cursor, None) is False
+    assert steps.advance(world.redis, "users", was, was.cursor, None) is False
     assert world.state().cursor == moved
 
 
@@ -128,7 +127,7 @@ def test_a_cursor_is_not_set_on_a_counter_that_was_lost_during_the_pass(world):
     world.build()
     was = world.state()
     world.redis.flushall()
-    assert rolls.advance(world.redis, "users", was, was.cursor + 1, None) is False
+    assert steps.advance(world.redis, "users", was, was.cursor + 1, None) is False
     assert world.state().cold
 
 
@@ -157,7 +156,7 @@ def test_a_replica_that_came_back_earlier_does_not_move_the_cursor_back(world):
 
 
 def test_many_missed_rows_are_caught_up_in_passes_of_bounded_size(world, monkeypatch):
-    monkeypatch.setattr(catching_up, "PASS_ROWS", 10)
+    monkeypatch.setattr(catch_up, "PASS_ROWS", 10)
     world.build()
     for start in range(0, 50, 5):
         world.store(*(f"user{n}" for n in range(start, start + 5)))
@@ -171,7 +170,7 @@ def test_many_missed_rows_are_caught_up_in_passes_of_bounded_size(world, monkeyp
 
 
 def test_one_transaction_larger_than_a_pass_is_not_cut_in_two(world, monkeypatch):
-    monkeypatch.setattr(catching_up, "PASS_ROWS", 10)
+    monkeypatch.setattr(catch_up, "PASS_ROWS", 10)
     world.build()
     world.store(*(f"user{n}" for n in range(40)))
     world.replay()
@@ -213,7 +212,7 @@ def test_complete_through_is_never_later_than_a_row_that_is_not_counted(world):
         with world.replay_paused():
             ((before,),) = servers.sql(world.primary, "SELECT clock_timestamp()")
             world.store(f"user{n}")
-            catch_up(get_counter("users"), world.replica, world.passes())
+            catch_up.catch_up(get_counter("users"), world.replica, world.passes())
             through = world.state().complete_through
             assert f"user{n}".encode() not in world.set()
             assert through <= before
@@ -286,7 +285,7 @@ def test_a_counter_whose_intake_was_deleted_is_lost_however_many_members_come_th
         assert world.state().condition == "changed"
         run = world.reconcile("users", wait_seconds=0.05)
         assert "has to show those of 10 s later" in run.detail, "an acknowledged member may be without its row yet"
-        monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta())
+        monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())
         world.store("dora")
         world.replay()
         world.reconcile("users")

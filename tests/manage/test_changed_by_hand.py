@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from manage_service import plausibility, sweeping
-from manage_service.keeper import Keeper, Timing
-from manage_service.runs import Mode, Status
-from shared_models import keys, rolls
-from shared_models.states import Drift
+from manage_service.keeper.loop import Keeper, Timing
+from manage_service.protocol import plausibility, sweep
+from manage_service.runs.registry import Mode, Status
+from shared_models.protocol import keys, steps
+from shared_models.protocol.states import Drift
 from tests.manage.world import sweep_of
 from tests.servers import wait_for
 
@@ -32,7 +32,7 @@ def tick_until(keeper, condition, what="the keeper"):
 @pytest.fixture(autouse=True)
 def no_slack(monkeypatch):
     """All clocks are this machine's."""
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta())
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())
 
 
 def mended(world, keeper):
@@ -105,10 +105,10 @@ def test_a_watermark_that_is_missing_stops_sweeps_until_the_keeper_has_set_it_an
     assert failed.status is Status.FAILED and "the watermark of the counter is missing" in failed.detail
     tick_until(keeper, lambda: live.state().watermark is not None)
     # What was acknowledged a moment before need not be on the replica.
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta(minutes=5))
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta(minutes=5))
     failed = live.reconcile("users", wait_seconds=0.05)
     assert failed.status is Status.FAILED and "set anew" in failed.detail and b"ann" in live.set()
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta())
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())
     live.post("dora")
     live.replay()
     assert live.reconcile("users").status is Status.DONE and live.exact()
@@ -154,10 +154,10 @@ def test_a_check_finds_what_was_changed_by_hand_and_does_not_make_it_right(live)
 
 
 def test_a_set_that_is_changed_while_a_run_looks_at_it_is_looked_at_again(live):
-    steps = live.steps(live.ask("users"))
-    next(steps)
+    running = live.steps(live.ask("users"))
+    next(running)
     live.redis.sadd(USERS.members, "nobody")
-    for _ in steps:
+    for _ in running:
         pass
     assert live.exact() and not live.state().cold and live.state().drift.extra == 1
 
@@ -173,30 +173,30 @@ def test_a_set_that_is_changed_during_every_attempt_fails_the_run_with_the_reaso
 
 def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatch):
     """What has been called is not called again: the second call would find nothing left to do, and say so."""
-    members = [b"ghost %05d" % number for number in range(3 * rolls.CHUNK_MEMBERS)]
-    call = rolls._call
+    members = [b"ghost %05d" % number for number in range(3 * steps.CHUNK_MEMBERS)]
+    call = steps._call
 
     def forgetful(client, script, calls):
-        monkeypatch.setattr(rolls, "_call", call)
+        monkeypatch.setattr(steps, "_call", call)
         first = call(client, script, calls[:1])
         live.redis.script_flush()
         return first + call(client, script, calls[1:])
 
-    monkeypatch.setattr(rolls, "_call", forgetful)
-    assert rolls.record(live.redis, {"users": members}) == len(members)
+    monkeypatch.setattr(steps, "_call", forgetful)
+    assert steps.record(live.redis, {"users": members}) == len(members)
     live.redis.hset(USERS.suspects, mapping=dict.fromkeys(members, "sweep"))
-    monkeypatch.setattr(rolls, "_call", forgetful)
-    assert sorted(rolls.sweep(live.redis, "users", "sweep", members)) == members
+    monkeypatch.setattr(steps, "_call", forgetful)
+    assert sorted(steps.sweep(live.redis, "users", "sweep", members)) == members
 
 
 def test_a_sweep_marks_no_more_than_a_round_at_a_time(live, monkeypatch):
-    monkeypatch.setattr(sweeping, "ROUND_MEMBERS", 200)
-    monkeypatch.setattr(sweeping, "CHUNK_ASKED", 100)
-    monkeypatch.setattr(sweeping, "CHUNK_TALLIED", 100)
-    rolls.record(live.redis, {"users": [b"ghost %04d" % number for number in range(1_500)]})
+    monkeypatch.setattr(sweep, "ROUND_MEMBERS", 200)
+    monkeypatch.setattr(sweep, "CHUNK_ASKED", 100)
+    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 100)
+    steps.record(live.redis, {"users": [b"ghost %04d" % number for number in range(1_500)]})
     most = 0
-    steps = sweep_of(live)
-    for _ in steps:
+    running = sweep_of(live)
+    for _ in running:
         most = max(most, live.redis.hlen(USERS.suspects))
     assert 100 <= most <= 300 and live.exact(["users"]) and not live.redis.exists(USERS.suspects)
 
@@ -220,7 +220,7 @@ def test_a_pass_advances_no_counter_that_was_built_anew_up_to_the_same_cursor(li
     live.redis.hdel(USERS.state, "cursor")
     live.build("users")
     assert live.state().cursor == was.cursor and live.state().build != was.build
-    assert not rolls.advance(live.redis, "users", was, was.cursor + 1, None)
+    assert not steps.advance(live.redis, "users", was, was.cursor + 1, None)
 
 
 def test_a_run_that_settles_a_gap_waits_until_it_sees_what_was_acknowledged(live):
@@ -236,13 +236,13 @@ def test_a_run_that_settles_a_gap_waits_until_it_sees_what_was_acknowledged(live
 
 def test_a_run_that_another_one_has_robbed_of_its_marks_proves_nothing(live, monkeypatch):
     live.redis.sadd(USERS.members, "nobody")
-    run, take_out = live.ask("users"), rolls.sweep
+    run, take_out = live.ask("users"), steps.sweep
 
     def robbed(redis, name, token, members):
         live.redis.unlink(USERS.suspects)
         return take_out(redis, name, token, members)
 
-    monkeypatch.setattr(rolls, "sweep", robbed)
+    monkeypatch.setattr(steps, "sweep", robbed)
     for _ in live.steps(run):
         pass
     ended = live.runs_get(run.id)
@@ -261,7 +261,7 @@ def test_an_acknowledged_member_stays_where_the_intake_of_a_counter_was_deleted_
     world, monkeypatch
 ):
     """The watermark goes with the intake, and the replica may not show the row yet."""
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta(minutes=5))
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta(minutes=5))
     with world.replay_paused():
         world.post("ann")
         world.redis.delete(USERS.intake)
@@ -270,7 +270,7 @@ def test_an_acknowledged_member_stays_where_the_intake_of_a_counter_was_deleted_
         assert run.status is Status.FAILED and "set anew" in run.detail
         assert world.set() == {b"ann"} and world.state().cold
     world.replay()
-    monkeypatch.setattr(sweeping, "RESET_SLACK", -timedelta(minutes=5))
+    monkeypatch.setattr(sweep, "RESET_SLACK", -timedelta(minutes=5))
     assert world.reconcile("users").status is Status.DONE
     assert world.set() == {b"ann"} and not world.state().cold
 
@@ -279,10 +279,10 @@ def test_a_gap_that_another_run_has_settled_is_not_settled_again(live):
     """The second run has looked before the second change, which looks like the first one."""
     live.redis.srem(USERS.members, "ann")
     first, second = live.state(), live.state()
-    rolls.record(live.redis, {"users": [b"ann"]})
+    steps.record(live.redis, {"users": [b"ann"]})
     now = datetime.now(UTC)
-    assert rolls.verify(live.redis, "users", first.build, first.gap, now, Drift(1, 0), repaired=True)
+    assert steps.verify(live.redis, "users", first.build, first.gap, now, Drift(1, 0), repaired=True)
     live.redis.srem(USERS.members, "ann")
     assert live.state().gap == second.gap
-    assert not rolls.verify(live.redis, "users", second.build, second.gap, now, Drift(0, 0), repaired=True)
+    assert not steps.verify(live.redis, "users", second.build, second.gap, now, Drift(0, 0), repaired=True)
     assert live.state().cold

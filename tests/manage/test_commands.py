@@ -13,10 +13,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from manage_service import runs, terminal
-from manage_service.leases import Lease
+from manage_service.keeper.leases import Lease
+from manage_service.management import terminal
 from manage_service.management.commands import reconcile
-from shared_models import keys
+from manage_service.runs import registry
+from shared_models.protocol import keys
 from tests import servers
 from tests.servers import wait_for
 
@@ -82,11 +83,11 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing_open(world):
         world.post("new")
         process = subprocess.Popen([sys.executable, "-m", "manage_service", "reconcile", "users"], env=os.environ)
         wait_for(
-            lambda: any(run.phase == "fence" for run in runs.latest(world.redis, 1)), "the run to wait at its fence"
+            lambda: any(run.phase == "fence" for run in registry.latest(world.redis, 1)), "the run to wait at its fence"
         )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=servers.DEADLINE_SECONDS) == 130
-    assert runs.latest(world.redis, 1)[0].status == "cancelled" and runs.still_open(world.redis) == []
+    assert registry.latest(world.redis, 1)[0].status == "cancelled" and registry.still_open(world.redis) == []
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 
 
@@ -146,7 +147,7 @@ def test_nothing_is_cut_however_narrow_the_terminal_is(world, columns):
 @pytest.mark.parametrize("columns", [60, 80])
 def test_a_bar_that_finds_no_room_goes_on_in_the_next_line(world, columns):
     run = world.ask("users")
-    run.counter, run.phase, run.status = "users", "extra", runs.Status.RUNNING
+    run.counter, run.phase, run.status = "users", "extra", registry.Status.RUNNING
     run.read, run.expected = 123_456_789, 9_876_543_210
     follower = terminal.Follower(run, quiet=False)
     follower.show(run)
@@ -165,8 +166,8 @@ def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_s
     other = Lease(world.redis, f"run:{run.id}")
     assert other.acquire()
     told = reconcile.stop(run, world.redis)
-    assert told.open and runs.cancel_requested(world.redis, run.id)
-    list(world.steps(runs.get(world.redis, run.id)))
+    assert told.open and registry.cancel_requested(world.redis, run.id)
+    list(world.steps(registry.get(world.redis, run.id)))
     seen = reconcile.carry_out(run, world.redis, quiet=True)
     assert seen.status == "cancelled"
     other.release()
@@ -175,7 +176,7 @@ def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_s
 def test_what_is_interrupted_before_anybody_took_it_is_closed(world):
     run = world.ask("users")
     assert reconcile.stop(run, world.redis).detail == "interrupted"
-    assert runs.still_open(world.redis) == []
+    assert registry.still_open(world.redis) == []
 
 
 @pytest.mark.parametrize("command", ["status", "reconcile"])

@@ -12,12 +12,14 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.test import Client, override_settings
 
-from manage_service import stores, terminal
-from manage_service.keeper import Keeper, Timing
-from manage_service.leases import Lease
-from manage_service.runs import Mode
-from shared_models import counters, keys
-from shared_models.http.tokens import open_tokens
+from manage_service import stores
+from manage_service.keeper.leases import Lease
+from manage_service.keeper.loop import Keeper, Timing
+from manage_service.management import terminal
+from manage_service.runs.registry import Mode
+from shared_models import declarations
+from shared_models.protocol import keys
+from shared_models.web.tokens import open_tokens
 from tests import servers
 
 
@@ -58,7 +60,7 @@ def test_the_page_holds_no_data_and_runs_nothing_that_stands_in_it(world, client
     loaded = [a.get("src") or a.get("href") for tag, a in elements if tag in ("script", "link", "img")]
     assert loaded and all(path.startswith("/static/manage/") for path in loaded)
     assert all(finders.find(path.removeprefix("/static/")) for path in loaded)
-    assert {a["data-counter"] for _, a in elements if "data-counter" in a} == {c.name for c in counters.COUNTERS}
+    assert {a["data-counter"] for _, a in elements if "data-counter" in a} == {c.name for c in declarations.COUNTERS}
 
 
 def test_the_page_asks_for_a_token_where_manage_does(client):

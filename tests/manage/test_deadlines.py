@@ -9,11 +9,11 @@ import time
 import psycopg2
 import pytest
 
-from manage_service import replica
+from manage_service.replica import snapshots
 
 
 def test_a_replica_that_is_stopped_is_given_up_after_the_deadline_and_used_again_when_it_goes_on(world, monkeypatch):
-    monkeypatch.setattr(replica, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(snapshots, "ANSWER_SECONDS", 0.3)
     with world.replica.snapshot() as snapshot:
         pid = snapshot._connection.info.backend_pid
     os.kill(pid, signal.SIGSTOP)
@@ -29,7 +29,7 @@ def test_a_replica_that_is_stopped_is_given_up_after_the_deadline_and_used_again
 
 
 def test_a_deadline_that_was_met_leaves_the_connection_alone(world, monkeypatch):
-    monkeypatch.setattr(replica, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(snapshots, "ANSWER_SECONDS", 1.0)
     with world.replica.snapshot() as snapshot:
         pid = snapshot._connection.info.backend_pid
     time.sleep(1.5)  # the deadline of what was asked has passed long since

@@ -10,11 +10,12 @@ from django.apps import apps
 from django.core.management import call_command
 from django.db import models
 
-from manage_service import runs
-from shared_models import counters, keys
-from shared_models.counters import Counter
+from manage_service.runs import registry
+from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.models import Countable
 from shared_models.operations import StampXactOnUpdate
+from shared_models.protocol import keys
 from tests import servers
 
 TABLE = """
@@ -46,7 +47,7 @@ def sightings(world, monkeypatch) -> Iterator[None]:
         servers.sql(world.primary, statement)
     insert(world, "SELECT n % 500 - 250, n % 3, 'owl ' || n % 7 FROM generate_series(1, 3000) AS n")
     declared = (Counter("birds", "Sighting", ("ring",)), Counter("kinds", "Sighting", ("species", "legs")))
-    monkeypatch.setattr(counters, "COUNTERS", (*counters.COUNTERS, *declared))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, *declared))
     yield
     servers.sql(world.primary, 'DROP TABLE "bird sighting"')
     del apps.all_models["shared_models"]["sighting"]
@@ -76,9 +77,9 @@ def broken(world, monkeypatch) -> Iterator[None]:
             app_label = "shared_models"
             db_table = "message"
 
-    cities, users = counters.COUNTERS
+    cities, users = declarations.COUNTERS
     gone, countries = Counter("gone", "Gone", ("ring",)), Counter("countries", "Older", ("country",))
-    monkeypatch.setattr(counters, "COUNTERS", (gone, cities, countries, users))
+    monkeypatch.setattr(declarations, "COUNTERS", (gone, cities, countries, users))
     yield
     for name in ("gone", "older"):
         del apps.all_models["shared_models"][name]
@@ -117,7 +118,7 @@ def test_a_run_goes_on_behind_the_counters_that_have_failed(world, broken):
     for _ in world.steps(run):
         if run.counter == "users":
             break
-    taken_up = runs.get(world.redis, run.id)
+    taken_up = registry.get(world.redis, run.id)
     assert taken_up.findings["gone"].failure and taken_up.findings["countries"].failure
     servers.sql(world.primary, "CREATE TABLE gone (id bigint, ring bigint, xact bigint)")
     world.replay()

@@ -9,12 +9,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.test import Client
 
-from manage_service import judging, runs, stores
-from manage_service.judging import Limits
-from manage_service.keeper import Keeper, Timing
-from manage_service.runs import Mode, Status
-from manage_service.status import read_status
-from shared_models import keys, moments
+from manage_service import stores
+from manage_service.keeper.loop import Keeper, Timing
+from manage_service.runs import registry
+from manage_service.runs.registry import Mode, Status
+from manage_service.status import judging
+from manage_service.status.judging import Limits
+from manage_service.status.report import read_status
+from shared_models.protocol import keys, moments
 from tests import servers
 from tests.manage.test_commands import manage
 from tests.servers import wait_for
@@ -165,14 +167,14 @@ def test_a_run_that_failed_is_wrong_until_one_does_not(well):
 def test_a_run_that_waits_or_has_been_open_for_long_is_named(well):
     run = well.ask("users")
     run.asked_at = datetime.now(UTC) - timedelta(hours=3)
-    runs.save(well.redis, run)
+    registry.save(well.redis, run)
     assert findings(well) == [(run.id, "open-long")]
     run.status, run.detail, run.phase_started_at = Status.RUNNING, "behind", datetime.now(UTC) - timedelta(seconds=40)
-    runs.save(well.redis, run)
+    registry.save(well.redis, run)
     (fault,) = status_of(well)["findings"]
     assert fault["kind"] == "waits" and "has waited for 40 s: behind" in fault["detail"]
     run.end(Status.CANCELLED)
-    runs.save(well.redis, run)
+    registry.save(well.redis, run)
     assert findings(well) == []
 
 

@@ -14,11 +14,13 @@ import pytest
 from django.test import Client
 from redis import Redis
 
-from manage_service import keeper as keeping
-from manage_service import reconciling, runs, stores
-from manage_service.keeper import Keeper, Timing
-from manage_service.runs import Mode, Status
-from shared_models import keys
+from manage_service import stores
+from manage_service.keeper import loop as keeping
+from manage_service.keeper.loop import Keeper, Timing
+from manage_service.protocol import reconcile
+from manage_service.runs import registry
+from manage_service.runs.registry import Mode, Status
+from shared_models.protocol import keys
 from tests import servers
 from tests.servers import wait_for
 
@@ -50,7 +52,7 @@ def test_cold_counters_are_built_and_then_verified_without_an_operator(world):
     with keeper_of(world) as keeper:
         tick_until(keeper, lambda: all(world.state(name).verified_at for name in ("users", "cities")))
     assert world.exact()
-    assert {run.asked_by for run in runs.latest(world.redis, 10)} == {"schedule"}
+    assert {run.asked_by for run in registry.latest(world.redis, 10)} == {"schedule"}
 
 
 def test_what_ingest_could_not_count_is_caught_up_at_the_next_tick(world):
@@ -68,16 +70,16 @@ def test_a_counter_is_reconciled_again_when_its_interval_is_over(world):
         first = world.state().verified_at
         world.redis.sadd(keys.of_counter("users").members, "ghost")
         tick_until(keeper, lambda: world.state().verified_at > first and world.set() == set())
-    assert any(run.drifted for run in runs.latest(world.redis, 10))
+    assert any(run.drifted for run in registry.latest(world.redis, 10))
 
 
 def test_an_operators_run_is_executed_and_stands_in_the_history(world):
     world.post("ann")
     with keeper_of(world) as keeper:
         run = world.ask("users", mode=Mode.CHECK)
-        tick_until(keeper, lambda: runs.get(world.redis, run.id).status is Status.DONE)
-    assert runs.get(world.redis, run.id).findings["users"].verified_at is not None
-    assert run.id in {found.id for found in runs.latest(world.redis, 10)}
+        tick_until(keeper, lambda: registry.get(world.redis, run.id).status is Status.DONE)
+    assert registry.get(world.redis, run.id).findings["users"].verified_at is not None
+    assert run.id in {found.id for found in registry.latest(world.redis, 10)}
 
 
 def test_catching_up_goes_on_between_the_steps_of_a_run(world):
@@ -87,10 +89,10 @@ def test_catching_up_goes_on_between_the_steps_of_a_run(world):
     with keeper_of(world) as keeper, world.replay_paused():
         world.post("new")
         run = world.ask("users")
-        tick_until(keeper, lambda: runs.get(world.redis, run.id).phase == "fence")
+        tick_until(keeper, lambda: registry.get(world.redis, run.id).phase == "fence")
         ticked = world.redis.hget(keys.KEEPER, "ticked_at")
         tick_until(keeper, lambda: world.redis.hget(keys.KEEPER, "ticked_at") > ticked, "another pass")
-        assert runs.get(world.redis, run.id).phase == "fence"
+        assert registry.get(world.redis, run.id).phase == "fence"
 
 
 def test_a_run_left_by_a_keeper_that_died_is_gone_on_with(world):
@@ -100,10 +102,10 @@ def test_a_run_left_by_a_keeper_that_died_is_gone_on_with(world):
     run = world.ask("users")
     dead = world.steps(run)
     next(dead)
-    assert runs.get(world.redis, run.id).status is Status.RUNNING
+    assert registry.get(world.redis, run.id).status is Status.RUNNING
     dead.close()
     with keeper_of(world) as keeper:
-        tick_until(keeper, lambda: runs.get(world.redis, run.id).status is Status.DONE)
+        tick_until(keeper, lambda: registry.get(world.redis, run.id).status is Status.DONE)
 
 
 def test_of_two_keepers_one_leads_and_the_other_takes_over(world):
@@ -124,8 +126,8 @@ def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(w
         run = world.ask("users")
         keeper.replica.close()
         keeper.replica.dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
-        tick_until(keeper, lambda: not runs.get(world.redis, run.id).open)
-        assert "Connection refused" in runs.get(world.redis, run.id).detail
+        tick_until(keeper, lambda: not registry.get(world.redis, run.id).open)
+        assert "Connection refused" in registry.get(world.redis, run.id).detail
         keeper.replica = stores.connect_replica()
         world.store("bob")
         world.replay()
@@ -142,17 +144,17 @@ def test_a_counter_that_postgres_refuses_keeps_no_other_from_being_built_and_rec
             raise psycopg2.errors.InsufficientPrivilege("permission denied for table message\nDETAIL: ann")
         yield from whole(counter, replica, redis)
 
-    for module in (keeping, reconciling):
+    for module in (keeping, reconcile):
         monkeypatch.setattr(module, "build", lambda *args: (step for step in build(*args)))
     with keeper_of(world) as keeper:
         run = world.ask("cities")
         tick_until(keeper, lambda: world.state("users").verified_at)
-        assert runs.get(world.redis, run.id).detail == "permission denied for table message"
+        assert registry.get(world.redis, run.id).detail == "permission denied for table message"
         assert world.state("cities").cold
         keeper.tick()
         reason = world.redis.hget(keys.KEEPER, "failure").decode()
         assert reason == "cities cannot be built: InsufficientPrivilege: permission denied for table message"
-        for module in (keeping, reconciling):
+        for module in (keeping, reconcile):
             monkeypatch.setattr(module, "build", whole)
         keeper.refused["cities"] = reason, 0.0  # the time is over
         tick_until(keeper, lambda: world.state("cities").verified_at)
@@ -167,18 +169,18 @@ def test_a_run_that_somebody_else_has_just_ended_is_not_executed(world, monkeypa
     world.replay()
     world.reconcile()
     run = world.ask("users")
-    seen = runs.still_open(world.redis)
+    seen = registry.still_open(world.redis)
     run.end(Status.CANCELLED)
-    runs.save(world.redis, run)
+    registry.save(world.redis, run)
     gone = world.ask("users")
     seen += [gone]
     world.redis.delete(keys.of_run(gone.id))
-    monkeypatch.setattr(runs, "still_open", lambda redis: seen)
+    monkeypatch.setattr(registry, "still_open", lambda redis: seen)
     with keeper_of(world) as keeper:
         for _ in range(3):
             keeper.tick()
         assert keeper.job is None
-    assert runs.get(world.redis, run.id).status is Status.CANCELLED
+    assert registry.get(world.redis, run.id).status is Status.CANCELLED
     assert not world.redis.exists(keys.of_lock(f"run:{run.id}"), keys.of_lock(f"run:{gone.id}"))
 
 
@@ -232,7 +234,7 @@ def test_the_keeper_logs_no_member(world):
         wait_for(lambda: SECRET.encode() in world.set(), "what ingest has not counted to be caught up")
         world.redis.sadd(keys.of_counter("users").members, f"{SECRET}-gone")
         wait_for(lambda: world.exact(), "a reconcile")
-        wait_for(lambda: not runs.still_open(world.redis), "its end")
+        wait_for(lambda: not registry.still_open(world.redis), "its end")
         process.send_signal(signal.SIGTERM)
         said = process.stderr.read()
     events = {json.loads(line)["event"] for line in said.splitlines()}
@@ -255,7 +257,7 @@ def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world):
         world.replay()
         tick_until(keeper, lambda: b"ann" in world.set())
         run = world.ask("users", mode=Mode.CHECK)
-        tick_until(keeper, lambda: not runs.get(world.redis, run.id).open)
+        tick_until(keeper, lambda: not registry.get(world.redis, run.id).open)
         shown = metrics_of(client)
         assert 0 <= shown["rollcall_keeper_tick_age_seconds"] < 15
         assert shown["rollcall_replica_reachable"] == 1

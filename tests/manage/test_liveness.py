@@ -9,14 +9,15 @@ import psycopg2
 import pytest
 from psycopg2.errors import QueryCanceled, UndefinedTable
 
-from manage_service import executing, leases, runs
-from manage_service import keeper as keeping
-from manage_service import replica as reading
-from manage_service.catching_up import catch_up
-from manage_service.keeper import Keeper, Timing
-from manage_service.runs import Mode, Status, TooManyRuns
-from shared_models import keys
-from shared_models.counters import get_counter
+from manage_service.keeper import leases
+from manage_service.keeper import loop as keeping
+from manage_service.keeper.loop import Keeper, Timing
+from manage_service.protocol.catch_up import catch_up
+from manage_service.replica import snapshots as reading
+from manage_service.runs import execution, registry
+from manage_service.runs.registry import Mode, Status, TooManyRuns
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys
 from tests.servers import wait_for
 
 USERS = get_counter("users")
@@ -168,7 +169,7 @@ def test_many_who_ask_at_once_get_one_run(world):
 
 
 def test_open_runs_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(runs, "MOST_OPEN", 3)
+    monkeypatch.setattr(registry, "MOST_OPEN", 3)
     begun = [world.ask("users") for _ in range(1)]
     for _ in range(2):
         next(world.steps(begun[-1]))
@@ -176,10 +177,10 @@ def test_open_runs_are_bounded(world, monkeypatch):
     next(world.steps(begun[-1]))
     with pytest.raises(TooManyRuns, match="3 runs are queued or running already"):
         world.ask("users")
-    runs.request_cancel(world.redis, begun[-1].id)
+    registry.request_cancel(world.redis, begun[-1].id)
     for run in begun:
         run.end(Status.CANCELLED)
-        runs.save(world.redis, run)
+        registry.save(world.redis, run)
     assert world.ask("users").status is Status.QUEUED
 
 
@@ -188,7 +189,7 @@ def test_a_cold_cache_is_given_another_chance(world, monkeypatch):
     world.post("ann")
     world.replay()
     world.build()
-    read, failures = reading.Snapshot.read_members, [QueryCanceled("statement timeout")] * (executing.MOST_TIMEOUTS - 1)
+    read, failures = reading.Snapshot.read_members, [QueryCanceled("statement timeout")] * (execution.MOST_TIMEOUTS - 1)
 
     def sometimes(self, *args, **options):
         if failures:

@@ -6,9 +6,10 @@ import random
 import threading
 import tracemalloc
 
-from manage_service import replica, sweeping
-from manage_service.runs import Mode
-from shared_models import keys, states
+from manage_service.protocol import sweep
+from manage_service.replica import snapshots
+from manage_service.runs.registry import Mode
+from shared_models.protocol import keys, states
 from tests import servers
 from tests.manage.test_keeper import keeper_process
 from tests.servers import wait_for
@@ -79,12 +80,12 @@ def test_P5_exact_while_producers_erasers_and_operators_work_at_the_same_time(wo
             actor.join()
         assert failures == []
         run = world.ask()
-        from manage_service import runs
+        from manage_service.runs.registry import registry
 
         def ended():
             # Ingest's pulse: where a set was changed by hand before it was built, the replica has to show a later commit.
             world.ask_primary("SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')")
-            return not runs.get(world.redis, run.id).open
+            return not registry.get(world.redis, run.id).open
 
         wait_for(ended, "the run that begins after the writes", seconds=90)
         assert world.exact()
@@ -123,9 +124,9 @@ def test_P7_a_number_says_since_when_it_was_verified_and_what_was_found(world):
 
 def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypatch):
     """Everything differs: 6,000 and then 24,000 members of each kind, in small chunks; the same peak."""
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 200)
-    monkeypatch.setattr(sweeping, "CHUNK_ASKED", 200)
-    monkeypatch.setattr(sweeping, "CHUNK_TALLIED", 500)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 200)
+    monkeypatch.setattr(sweep, "CHUNK_ASKED", 200)
+    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 500)
 
     def peak_of(rows):
         servers.sql(world.primary, "TRUNCATE message")
@@ -167,9 +168,9 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
     }
     reads_table = {
         name
-        for name, value in vars(replica).items()
+        for name, value in vars(snapshots).items()
         if name.isupper() and isinstance(value, str) and "{table}" in value
     }
     assert reads_table <= set(bounded)
     for name, word in bounded.items():
-        assert word in getattr(replica, name)
+        assert word in getattr(snapshots, name)

@@ -6,13 +6,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from manage_service import leases, reconciling, replica, runs, stores, sweeping, tallies
-from manage_service.executing import execute
-from manage_service.runs import Mode, Status
-from manage_service.sweeping import fence
-from shared_models import keys, rolls, states
-from shared_models.counters import get_counter
-from shared_models.source import SOURCE_SQL
+from manage_service import stores
+from manage_service.keeper import leases
+from manage_service.protocol import bucket_filter, reconcile, sweep
+from manage_service.protocol.sweep import fence
+from manage_service.replica import snapshots
+from manage_service.runs import registry
+from manage_service.runs.execution import execute
+from manage_service.runs.registry import Mode, Status
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys, states, steps
+from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.world import held_between_steps, sweep_of
 
 USERS = get_counter("users")
@@ -111,14 +115,14 @@ def test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused(w
     run = world.ask("users")
     with world.replay_paused():
         world.post("new")
-        steps = world.steps(run)
-        waiting = next(step for step in steps if step.waiting)
+        running_steps = world.steps(run)
+        waiting = next(step for step in running_steps if step.waiting)
         assert waiting.phase == "fence" and "acknowledged xact" in waiting.waiting
         assert world.redis.hexists(SUSPECTS, "new")
         for _ in range(5):
-            assert next(steps).phase == "fence"
+            assert next(running_steps).phase == "fence"
         assert b"new" in world.set()
-    for _ in steps:
+    for _ in running_steps:
         pass
     assert run.status is Status.DONE and drift(run) == (0, 0)
     assert world.exact()
@@ -134,7 +138,7 @@ def test_a_run_whose_replica_stays_behind_fails_with_the_reason(world):
     assert run.status is Status.FAILED
     assert run.detail.startswith("waited 0.2 s for the replica: ingest has acknowledged xact")
     assert b"new" in world.set()
-    assert runs.get(world.redis, run.id).status is Status.FAILED and runs.still_open(world.redis) == []
+    assert registry.get(world.redis, run.id).status is Status.FAILED and registry.still_open(world.redis) == []
 
 
 def test_a_counter_that_waits_in_vain_leaves_the_others_their_turn(world):
@@ -172,15 +176,15 @@ def sweeper_held_before_its_sweep(world, monkeypatch, between):
 
     `world.swept` is what was taken out then: a run that finds itself disturbed looks again, and mends what it did.
     """
-    take_out = rolls.sweep
+    take_out = steps.sweep
 
     def held(redis, name, token, members):
-        monkeypatch.setattr(rolls, "sweep", take_out)
+        monkeypatch.setattr(steps, "sweep", take_out)
         between(token, members)
         world.swept = take_out(redis, name, token, members)
         return world.swept
 
-    monkeypatch.setattr(rolls, "sweep", held)
+    monkeypatch.setattr(steps, "sweep", held)
     return world.reconcile("users")
 
 
@@ -245,17 +249,17 @@ def test_one_member_lost_and_one_too_many_do_not_make_up_for_each_other(world):
 
 
 def test_members_that_share_a_bucket_do_not_make_up_for_each_other(world, monkeypatch):
-    monkeypatch.setattr(tallies, "MASK", 0)
+    monkeypatch.setattr(bucket_filter, "MASK", 0)
     test_one_member_lost_and_one_too_many_do_not_make_up_for_each_other(world)
 
 
-@pytest.mark.parametrize("mask", [0, 1, tallies.MASK])
+@pytest.mark.parametrize("mask", [0, 1, bucket_filter.MASK])
 def test_drift_is_found_however_members_fall_into_buckets(world, monkeypatch, mask):
     """Chunks on both sides, and members that come in between."""
-    monkeypatch.setattr(tallies, "MASK", mask)
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(sweeping, "CHUNK_TALLIED", 20)
-    monkeypatch.setattr(rolls, "LOOK_MEMBERS", 7)
+    monkeypatch.setattr(bucket_filter, "MASK", mask)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 20)
+    monkeypatch.setattr(steps, "LOOK_MEMBERS", 7)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
@@ -276,25 +280,25 @@ def test_only_crowded_buckets_are_asked_about(world, monkeypatch):
     world.build()
     world.redis.sadd(keys.of_counter("users").members, "ghost")
     asked: list[bytes] = []
-    rowless = sweeping.rowless
-    monkeypatch.setattr(sweeping, "rowless", lambda c, members, s: asked.extend(members) or rowless(c, members, s))
+    rowless = sweep.rowless
+    monkeypatch.setattr(sweep, "rowless", lambda c, members, s: asked.extend(members) or rowless(c, members, s))
     assert drift(world.reconcile("users")) == (0, 1)
     assert b"ghost" in asked and len(asked) < 30
 
 
 def test_a_run_that_goes_on_from_the_middle_finds_what_is_too_many(world, monkeypatch):
     """It has no tally of what its predecessor read, nor does the shortcut for counters without drift apply."""
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
     world.redis.sadd(keys.of_counter("users").members, "ghost")
     run = world.ask("users")
-    steps = world.steps(run)
+    running_steps = world.steps(run)
     for _ in range(4):
-        next(steps)
+        next(running_steps)
     world.redis.delete(keys.of_lock("reconcile:users"))
-    taken = runs.get(world.redis, run.id)
+    taken = registry.get(world.redis, run.id)
     list(execute(taken, world.replica, world.passes(), wait_seconds=1))
     assert drift(taken) == (0, 1) and world.exact()
 
@@ -307,18 +311,18 @@ def test_a_member_that_comes_while_the_table_is_read_makes_the_run_look_at_the_s
     world.redis.sadd(keys.of_counter("users").members, "ghost")
     world.erase("bob")
     world.replay()
-    steps = world.steps(world.ask("users"))
-    next(steps)
+    running_steps = world.steps(world.ask("users"))
+    next(running_steps)
     world.post("new")
     world.replay()
-    for _ in steps:
+    for _ in running_steps:
         pass
     assert world.exact()
 
 
 def test_two_runs_at_once_end_exact(world, monkeypatch):
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(sweeping, "CHUNK_ASKED", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sweep, "CHUNK_ASKED", 10)
     world.post(*(f"user{n}" for n in range(100)))
     world.replay()
     world.build()
@@ -330,11 +334,11 @@ def test_two_runs_at_once_end_exact(world, monkeypatch):
         running.append(world.steps(world.ask("users")))
         next(running[-1])  # one that is still queued would be the same run
     while running:
-        for steps in list(running):
-            if next(steps, None) is None:
-                running.remove(steps)
+        for running_steps in list(running):
+            if next(running_steps, None) is None:
+                running.remove(running_steps)
     assert world.exact()
-    assert [run.status for run in runs.latest(world.redis, 2)] == [Status.DONE, Status.DONE]
+    assert [run.status for run in registry.latest(world.redis, 2)] == [Status.DONE, Status.DONE]
 
 
 def test_the_second_of_two_runs_waits_for_the_first(world):
@@ -347,17 +351,17 @@ def test_the_second_of_two_runs_waits_for_the_first(world):
 
 
 def test_a_run_goes_on_from_its_position_after_its_process_died(world, monkeypatch):
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
     world.redis.srem(keys.of_counter("users").members, "user005", "user095")
     run = world.ask("users")
-    steps = world.steps(run)
+    running_steps = world.steps(run)
     for _ in range(4):
-        next(steps)
+        next(running_steps)
     world.redis.delete(keys.of_lock("reconcile:users"))  # the lease of a process that was killed runs out
-    taken = runs.get(world.redis, run.id)
+    taken = registry.get(world.redis, run.id)
     assert taken.findings["users"].read >= 30
     first = next(again := execute(taken, world.replica, world.passes(), wait_seconds=1))
     assert first.read > 30
@@ -370,23 +374,23 @@ def test_who_was_stopped_until_somebody_else_ended_the_run_does_not_write_over_i
     world.replay()
     world.build()
     run = world.ask("users")
-    compare_chunk = reconciling.compare_chunk
+    compare_chunk = reconcile.compare_chunk
 
     def stopped(*args, **options):
         """In the middle of a step, for longer than its lease."""
-        monkeypatch.setattr(reconciling, "compare_chunk", compare_chunk)
+        monkeypatch.setattr(reconcile, "compare_chunk", compare_chunk)
         world.redis.delete(keys.of_lock("reconcile:users"))
         other = stores.connect_replica(world.replica.dsn)
-        list(execute(runs.get(world.redis, run.id), other, world.passes(), wait_seconds=1))
+        list(execute(registry.get(world.redis, run.id), other, world.passes(), wait_seconds=1))
         other.close()
-        assert runs.get(world.redis, run.id).status is Status.DONE
+        assert registry.get(world.redis, run.id).status is Status.DONE
         monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)  # time has gone by
         return compare_chunk(*args, **options)
 
-    monkeypatch.setattr(reconciling, "compare_chunk", stopped)
+    monkeypatch.setattr(reconcile, "compare_chunk", stopped)
     with pytest.raises(leases.LeaseLost):
         list(world.steps(run))
-    assert runs.get(world.redis, run.id).status is Status.DONE
+    assert registry.get(world.redis, run.id).status is Status.DONE
 
 
 def test_a_counter_lost_during_a_run_is_not_called_verified(world):
@@ -408,16 +412,16 @@ def test_a_cold_counter_is_built_by_the_run_that_asks_for_it(world):
 
 
 def test_cancelling_stops_a_run_after_its_step(world, monkeypatch):
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
     world.post(*(f"user{n}" for n in range(100)))
     world.replay()
     world.build()
     run = world.ask("users")
-    steps = world.steps(run)
-    next(steps)
-    runs.request_cancel(world.redis, run.id)
-    assert list(steps) == []
-    assert runs.get(world.redis, run.id).status is Status.CANCELLED
+    running_steps = world.steps(run)
+    next(running_steps)
+    registry.request_cancel(world.redis, run.id)
+    assert list(running_steps) == []
+    assert registry.get(world.redis, run.id).status is Status.CANCELLED
     assert world.state().verified_at is None
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 
@@ -453,7 +457,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
     ],
 )
 def test_the_fence_lets_through_what_shows_all_that_was_acknowledged(state, passes):
-    snapshot = replica.Snapshot(None, source="7/2", lsn=0, committed_through=NOON, horizon=20, xmax=20)
+    snapshot = snapshots.Snapshot(None, source="7/2", lsn=0, committed_through=NOON, horizon=20, xmax=20)
     assert (fence(snapshot, state) is None) is passes
 
 
@@ -465,10 +469,10 @@ def test_a_run_that_waits_at_the_fence_ends_when_the_replica_goes_over_to_anothe
     run = world.ask("users")
     with world.replay_paused():
         world.post("new")
-        steps = world.steps(run, wait_seconds=60)
-        assert next(step for step in steps if step.waiting).phase == "fence"
-        monkeypatch.setattr(replica, "STANDPOINT", replica.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
-        assert list(steps) == []
+        running_steps = world.steps(run, wait_seconds=60)
+        assert next(step for step in running_steps if step.waiting).phase == "fence"
+        monkeypatch.setattr(snapshots, "STANDPOINT", snapshots.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
+        assert list(running_steps) == []
     assert run.status is Status.FAILED and run.detail.startswith("the replica now shows 7/9, the counter belongs to ")
     assert b"new" in world.set() and world.state().verified_at is None
 
@@ -490,5 +494,5 @@ def test_no_redis_command_over_a_counter_is_larger_than_a_chunk(world, monkeypat
             if command["client_type"] != "lua":
                 largest = max(largest, command["command"].count(" "))
             assert not command["command"].startswith(("SMEMBERS", "KEYS", "SUNION", "HGETALL"))
-    assert rolls.CHUNK_MEMBERS <= largest <= 2 * rolls.CHUNK_MEMBERS + 10  # HSET names member and token
+    assert steps.CHUNK_MEMBERS <= largest <= 2 * steps.CHUNK_MEMBERS + 10  # HSET names member and token
     assert world.exact(["users"])

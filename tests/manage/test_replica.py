@@ -10,10 +10,10 @@ import pytest
 from psycopg2 import sql
 
 from compose.servers import ROLES_SQL
-from manage_service import replica as reading
 from manage_service import stores
-from manage_service.replica import BEHIND, JUMP, SCAN, fill_in
-from shared_models.counters import get_counter
+from manage_service.replica import snapshots as reading
+from manage_service.replica.snapshots import BEHIND, JUMP, SCAN, fill_in
+from shared_models.declarations import get_counter
 from tests import servers
 from tests.servers import wait_for
 

@@ -13,12 +13,13 @@ import pytest
 from psycopg2.errors import LockNotAvailable
 
 from loadtest.chaos.rules import leave_out
-from manage_service import building, stores
-from manage_service import replica as reading
-from manage_service.catching_up import catch_up
-from manage_service.runs import Status
-from shared_models import keys
-from shared_models.counters import get_counter
+from manage_service import stores
+from manage_service.protocol import build
+from manage_service.protocol.catch_up import catch_up
+from manage_service.replica import snapshots as reading
+from manage_service.runs.registry import Status
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys
 from tests.servers import sql, wait_for
 
 USERS = get_counter("users")
@@ -79,7 +80,7 @@ def test_a_build_does_not_go_live_with_a_part(world, rewriting, monkeypatch):
     monkeypatch.setattr(reading, "CHUNK_ROWS", 10)
     world.store(*(f"user{number:02}" for number in range(50)))
     world.replay()
-    steps = building.build(USERS, rewriting, world.passes())
+    steps = build.build(USERS, rewriting, world.passes())
     next(steps)
     rewriting.armed = True
     for _ in steps:
@@ -113,7 +114,7 @@ def test_a_table_that_somebody_is_about_to_change_is_waited_for_and_the_others_a
         cursor.execute("LOCK TABLE message IN ACCESS EXCLUSIVE MODE")
         assert "holds a lock" in catch_up(USERS, replica, world.passes()).behind
         with pytest.raises(LockNotAvailable):
-            next(building.build(USERS, replica, world.passes()))
+            next(build.build(USERS, replica, world.passes()))
         world.replica.close()
         world.replica = replica
         run = world.reconcile("users", wait_seconds=0.3)

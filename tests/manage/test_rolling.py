@@ -7,7 +7,7 @@ import json
 import signal
 from pathlib import Path
 
-from manage_service import runs
+from manage_service.runs import registry
 from tests.manage.serving import CONFIGURATION, Gunicorn
 from tests.manage.world import World
 from tests.rolling import (
@@ -38,7 +38,7 @@ def judge(clients: Clients, world: World) -> None:
     """No failure, and each run that was accepted is there."""
     assert clients.failures == []
     accepted = {run["id"] for said in clients.answered if "id" in (run := json.loads(said))}
-    assert accepted and {run.id for run in runs.still_open(world.redis)} == accepted
+    assert accepted and {run.id for run in registry.still_open(world.redis)} == accepted
 
 
 def test_a_reload_under_load_fails_no_request(world: World, tmp_path: Path) -> None:

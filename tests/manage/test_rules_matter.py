@@ -12,11 +12,11 @@ import pytest
 from redis.exceptions import RedisError
 
 from loadtest.chaos.rules import RULES, leave_out
-from manage_service import catching_up, stores, tallies
-from manage_service.building import build
-from manage_service.catching_up import catch_up
-from shared_models import keys, rolls
-from shared_models.counters import get_counter
+from manage_service import stores
+from manage_service.protocol import bucket_filter, catch_up
+from manage_service.protocol.build import build
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys, steps
 from tests.manage import test_building, test_catching_up, test_changed_by_hand, test_reconciling, test_rewrites
 from tests.manage.test_building import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_changed_by_hand import keeper, live  # noqa: F401  (fixtures)
@@ -51,7 +51,7 @@ def a_member_built_from_a_replica_that_came_back_earlier_is_not_swept(world):
 
 def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier(world, monkeypatch):
     world.build("users")
-    advance = rolls.advance
+    advance = steps.advance
 
     def held(*args):
         steps_of_a_sweep(world)
@@ -60,8 +60,8 @@ def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlie
     with world.replay_paused():
         world.store("ann")
         ahead = ahead_of(world)
-        monkeypatch.setattr(catching_up.rolls, "advance", held)
-        catch_up(USERS, ahead, world.passes())
+        monkeypatch.setattr(catch_up.steps, "advance", held)
+        catch_up.catch_up(USERS, ahead, world.passes())
         ahead.close()
         assert world.state().cursor > 0 and world.set() == {b"ann"}
 
@@ -69,13 +69,13 @@ def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlie
 def a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it(world, monkeypatch):
     world.store("ann")
     world.replay()
-    record = rolls.record
+    record = steps.record
 
     def cut_off(*args, **options):
-        monkeypatch.setattr(rolls, "record", record)
+        monkeypatch.setattr(steps, "record", record)
         raise RedisError("the connection is gone")
 
-    monkeypatch.setattr(rolls, "record", cut_off)
+    monkeypatch.setattr(steps, "record", cut_off)
     try:
         list(build(USERS, world.replica, world.passes()))
     except RedisError:
@@ -85,7 +85,7 @@ def a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it(world, monkeypatch):
 
 def a_sweep_that_was_stopped_takes_nothing_from_the_tally_of_the_next_run(world, monkeypatch):
     """It marked a member; then its row came. If it took it out after the next run has seen both, a ghost would stand in."""
-    monkeypatch.setattr(tallies, "MASK", 0)  # whatever shares a bucket
+    monkeypatch.setattr(bucket_filter, "MASK", 0)  # whatever shares a bucket
     world.build("users")
     world.redis.sadd(keys.of_counter("users").members, "ann", "ghost")
     stopped = sweep_of(world)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from manage_service.sampling import take_samples
-from shared_models import keys, samples
+from manage_service.keeper.sampling import take_samples
+from shared_models.protocol import keys, samples
 from tests.manage.test_keeper import keeper_of, tick_until
 
 

@@ -16,9 +16,9 @@ import psycopg2
 import pytest
 
 from compose.servers import Primary
-from manage_service import replica
-from manage_service.building import build
-from shared_models.counters import get_counter
+from manage_service.protocol.build import build
+from manage_service.replica import snapshots
+from shared_models.declarations import get_counter
 from tests import servers
 from tests.manage.world import INSERT, World
 from tests.servers import wait_for
@@ -39,7 +39,7 @@ class Site(World):
             self.replay()
             try:
                 return super().build(*names)
-            except replica.NotOnDisk:
+            except snapshots.NotOnDisk:
                 continue
         pytest.fail("the build was not done in 20 attempts")
 
@@ -108,8 +108,8 @@ def site(only_database, valkey) -> Iterator[Site]:
 def flushing(request, monkeypatch) -> None:
     """As with Postgres 17 and later, and as with those before."""
     if request.param == "its flush is waited for":
-        monkeypatch.setattr(replica, "FLUSHES_FROM_VERSION", 99_00_00)
-        monkeypatch.setattr(replica, "FLUSH_WAIT_SECONDS", 0.1)
+        monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
+        monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.1)
 
 
 @pytest.fixture(params=["the server is killed", "a process of the server is killed"])
@@ -152,7 +152,7 @@ def test_a_member_whose_deletion_a_crash_takes_back_is_not_swept_before(site, cr
 
 
 def test_a_build_does_not_pass_over_a_row_whose_deletion_a_crash_takes_back(site, crash, monkeypatch):
-    monkeypatch.setattr(replica, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 1)
     site.store("ann", "bob", "cid")
     steps = build(USERS, site.replica, site.passes())
     next(steps)
@@ -160,7 +160,7 @@ def test_a_build_does_not_pass_over_a_row_whose_deletion_a_crash_takes_back(site
     try:
         for _ in steps:
             pass
-    except replica.NotOnDisk:
+    except snapshots.NotOnDisk:
         assert site.state().cold
     site.crash(crash)
     if site.state().cold:
@@ -180,10 +180,10 @@ def test_a_transaction_that_is_left_open_holds_up_nobody_who_needs_the_log_on_th
 
 
 def test_a_server_that_flushes_by_itself_only_is_waited_for_and_the_reason_is_said(site, monkeypatch):
-    monkeypatch.setattr(replica, "FLUSHES_FROM_VERSION", 99_00_00)
+    monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
     site.build()
     cursor = site.state().cursor
-    monkeypatch.setattr(replica, "FLUSH_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.1)
     site.quietly(INSERT, "Ithaca", "ann")
     assert "not on its disk yet" in site.catch_up().behind
     assert site.state().cursor == cursor
@@ -193,8 +193,8 @@ def test_a_server_that_flushes_by_itself_only_is_waited_for_and_the_reason_is_sa
 
 
 def test_the_start_of_a_page_of_the_log_is_not_waited_for(site, monkeypatch):
-    monkeypatch.setattr(replica, "FLUSHES_FROM_VERSION", 99_00_00)
-    monkeypatch.setattr(replica, "FLUSH_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
+    monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.0)
     site.store("ann")
     site.ask_primary("SELECT pg_switch_wal()")
     ((ahead,),) = servers.sql(site.primary, "SELECT pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn()")
@@ -205,7 +205,7 @@ def test_the_start_of_a_page_of_the_log_is_not_waited_for(site, monkeypatch):
 
 def test_manages_own_role_may_have_the_log_flushed(site):
     site.quietly(INSERT, "Ithaca", "ann")
-    reader = replica.Replica(site.primary.url_of("manage"))
+    reader = snapshots.Replica(site.primary.url_of("manage"))
     with reader.snapshot(USERS) as snapshot:
         assert snapshot.read_members(USERS, None, jumping=False) == [("ann",)]
         assert servers.sql(site.primary, "SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()") == [(True,)]

@@ -23,16 +23,18 @@ from hypothesis.stateful import (
 from psycopg2 import Error as PostgresError
 from redis.exceptions import RedisError
 
-from manage_service import runs, sweeping
-from manage_service.building import build, needs_building
-from shared_models import counters, keys
-from shared_models.counters import get_counter
-from shared_models.members import encode_all
+from manage_service.protocol import sweep
+from manage_service.protocol.build import build, needs_building
+from manage_service.runs import registry
+from shared_models import declarations
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys
+from shared_models.protocol.members import encode_all
 from tests.manage.world import World
 
 USERS = st.sampled_from(["ann", "bob"])
 NAMES = st.sampled_from(["users", "users", "cities"])
-MODES = st.sampled_from(["repair", "repair", "check"]).map(runs.Mode)
+MODES = st.sampled_from(["repair", "repair", "check"]).map(registry.Mode)
 UNTIL = st.sampled_from(["the next step", "suspects are marked", "it ends or waits", "it ends or waits"])
 
 
@@ -62,7 +64,7 @@ class Everything(RuleBasedStateMachine):
         for producer in self.open:
             producer.commit()
         self.world.replay()
-        for name in (counter.name for counter in counters.COUNTERS):
+        for name in (counter.name for counter in declarations.COUNTERS):
             with self.world.replica.snapshot() as snapshot:
                 source = snapshot.source
             if needs_building(self.world.state(name), source):
@@ -144,7 +146,7 @@ class Everything(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) < 3)
     @rule()
     def take_up_a_run_whose_process_has_died(self):
-        for run in runs.still_open(self.world.redis)[:1]:
+        for run in registry.still_open(self.world.redis)[:1]:
             self.world.redis.delete(*(keys.of_lock(f"reconcile:{name}") for name in run.counters))
             self.go_on(self.world.steps(run, wait_seconds=0.0), "the next step")
 
@@ -193,7 +195,7 @@ class Everything(RuleBasedStateMachine):
             except RedisError:
                 pass
         self.jobs = []
-        self.world.redis.delete(*(keys.of_lock(f"reconcile:{counter.name}") for counter in counters.COUNTERS))
+        self.world.redis.delete(*(keys.of_lock(f"reconcile:{counter.name}") for counter in declarations.COUNTERS))
 
     # -- what holds at every moment
 
@@ -201,7 +203,7 @@ class Everything(RuleBasedStateMachine):
     def below_the_cursor_nothing_is_missing(self):
         if not hasattr(self, "open"):
             return
-        for counter in counters.COUNTERS:
+        for counter in declarations.COUNTERS:
             state = self.world.state(counter.name)
             if not state.cold:
                 fields = ", ".join(counter.fields)
@@ -215,7 +217,7 @@ class Everything(RuleBasedStateMachine):
 
 
 def test_below_the_cursor_nothing_is_missing_whatever_happens_in_whatever_order(world, second_valkey, monkeypatch):
-    monkeypatch.setattr(sweeping, "RESET_SLACK", timedelta())  # all clocks are this machine's
+    monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())  # all clocks are this machine's
     # A Redis of its own: it writes saves to disk, which the others need not wait for.
     world.valkey = second_valkey(appendonly="no", save="")
     world.redis = type(world.redis).from_url(world.valkey.url)

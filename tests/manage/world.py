@@ -9,16 +9,18 @@ import psycopg2
 from redis import Redis
 
 from compose.servers import Primary, Replica, Valkey
-from manage_service import runs, stores
-from manage_service.building import build
-from manage_service.catching_up import Pass, catch_up
-from manage_service.executing import execute
-from manage_service.runs import Mode, Run
-from manage_service.sweeping import sweep
-from shared_models import counters, keys, rolls, states
-from shared_models.counters import Counter, get_counter
-from shared_models.members import encode, encode_all
-from shared_models.source import SOURCE_SQL
+from manage_service import stores
+from manage_service.protocol.build import build
+from manage_service.protocol.catch_up import Pass, catch_up
+from manage_service.protocol.sweep import sweep
+from manage_service.runs import registry
+from manage_service.runs.execution import execute
+from manage_service.runs.registry import Mode, Run
+from shared_models import declarations
+from shared_models.declarations import Counter, get_counter
+from shared_models.protocol import keys, states, steps
+from shared_models.protocol.members import encode, encode_all
+from shared_models.protocol.timeline import SOURCE_SQL
 from tests import servers
 
 INSERT = "INSERT INTO message (state, city, username, message) VALUES ('NY', %s, %s, '') RETURNING xact"
@@ -54,7 +56,7 @@ class Producer:
             "users": [encode((username,)) for _, username in self.rows],
             "cities": [encode(("NY", city)) for city, _ in self.rows],
         }
-        rolls.record(self.world.redis, added, self.xact, self.source)
+        steps.record(self.world.redis, added, self.xact, self.source)
         return self
 
 
@@ -121,15 +123,17 @@ class World:
         return catch_up(get_counter(name), self.replica, self.passes())
 
     def build(self, *names: str) -> None:
-        for name in names or [counter.name for counter in counters.COUNTERS]:
+        for name in names or [counter.name for counter in declarations.COUNTERS]:
             for _ in build(get_counter(name), self.replica, self.passes()):
                 pass
 
     def ask(self, *names: str, mode: Mode = Mode.REPAIR) -> Run:
-        return runs.create(self.redis, names or [counter.name for counter in counters.COUNTERS], mode, asked_by="cli")
+        return registry.create(
+            self.redis, names or [counter.name for counter in declarations.COUNTERS], mode, asked_by="cli"
+        )
 
     def runs_get(self, run_id: str) -> Run:
-        return runs.get(self.redis, run_id)
+        return registry.get(self.redis, run_id)
 
     def steps(self, run: Run, wait_seconds: float = 20.0) -> Iterator:
         return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
@@ -159,7 +163,7 @@ class World:
     def exact(self, names: Iterable[str] = ()) -> bool:
         """Set == SELECT DISTINCT, member by member, for these counters (or all)."""
         return all(
-            self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in counters.COUNTERS]
+            self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in declarations.COUNTERS]
         )
 
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from shared_models import keys, rolls, samples
-from shared_models.counters import get_counter
-from shared_models.members import encode
-from shared_models.moments import to_microseconds
-from shared_models.samples import Sample
-from shared_models.states import Drift, read_state
+from shared_models.declarations import get_counter
+from shared_models.protocol import keys, samples, steps
+from shared_models.protocol.members import encode
+from shared_models.protocol.moments import to_microseconds
+from shared_models.protocol.samples import Sample
+from shared_models.protocol.states import Drift, read_state
 
 SOURCE = "7000000000000000001/1"
 HORIZON = 1000
@@ -28,11 +28,11 @@ class Rolls:
     def begin_fill(self, name: str, expected: int, token: str = "fill-1") -> None:
         """What the keeper notes when it begins to build a counter."""
         fields = {"complete_through": to_microseconds(THROUGH), "expected": expected}
-        rolls.begin(self.client, name, token, HORIZON, SOURCE, fields)
+        steps.begin(self.client, name, token, HORIZON, SOURCE, fields)
 
     def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
         """The first chunk of a fill; the position behind it."""
-        position = rolls.fill(self.client, name, token, b"", members)
+        position = steps.fill(self.client, name, token, b"", members)
         assert position is not None
         return position
 
@@ -40,7 +40,7 @@ class Rolls:
         """A whole build."""
         self.begin_fill(name, len(members), token)
         position = self.fill(name, members, token) if members else b""
-        assert rolls.promote(self.client, name, token, position)
+        assert steps.promote(self.client, name, token, position)
 
     def make_all_live(self, cities: int = 3, users: int = 2) -> None:
         """Both declared counters, built."""
@@ -49,18 +49,18 @@ class Rolls:
 
     def record(self, name: str, *members: bytes, xact: int = 1001) -> None:
         """Rows that ingest has committed, counted."""
-        rolls.record(self.client, {get_counter(name).name: members}, xact, SOURCE)
+        steps.record(self.client, {get_counter(name).name: members}, xact, SOURCE)
 
     def advance(self, name: str, through: datetime) -> None:
         """A pass of catch-up."""
         state = read_state(self.client, name)
         assert state.cursor is not None
-        assert rolls.advance(self.client, name, state, state.cursor + 1, through)
+        assert steps.advance(self.client, name, state, state.cursor + 1, through)
 
     def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0, *, repaired: bool = True) -> None:
         """The end of a reconcile."""
         state = read_state(self.client, name)
-        assert rolls.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
+        assert steps.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
 
     def note(self, name: str, *taken: tuple[datetime, int]) -> None:
         """Samples that the keeper has taken."""

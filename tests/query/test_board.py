@@ -15,7 +15,7 @@ from redis import Redis
 from compose.servers import Valkey
 from query_service.answers import Condition
 from query_service.board import Board
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.query.driving import Query, eventually
 from tests.query.rolls_in_redis import Rolls
 

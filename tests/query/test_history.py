@@ -10,8 +10,8 @@ from redis import Redis
 
 from compose.servers import Valkey
 from query_service import charts
-from shared_models import keys
-from shared_models.samples import HOUR, MOST, SAMPLE_SECONDS, Sample
+from shared_models.protocol import keys
+from shared_models.protocol.samples import HOUR, MOST, SAMPLE_SECONDS, Sample
 from tests.query.driving import Query
 from tests.query.rolls_in_redis import Rolls
 

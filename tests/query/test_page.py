@@ -12,7 +12,7 @@ from django.contrib.staticfiles import finders
 from redis import Redis
 
 from compose.servers import Valkey
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.query.driving import Query
 from tests.query.rolls_in_redis import Rolls
 

@@ -15,7 +15,7 @@ import pytest
 
 from compose.services import Web
 from compose.stack import Stack
-from shared_models import keys, members
+from shared_models.protocol import keys, members
 from tests.servers import sql
 from tests.system.asking import ask, count
 

@@ -17,7 +17,7 @@ from compose.processes import make_folder
 from compose.servers import REDIS_USERS, Valkey, postgres_program
 from compose.services import Service
 from compose.stack import Stack
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.servers import free_port, sql, wait_for
 from tests.system.asking import Witness, ask, count, distinct_users, mend
 

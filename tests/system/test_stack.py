@@ -19,7 +19,7 @@ from compose.ordinary_user import own
 from compose.ports import DEFAULTS
 from compose.processes import LOG_BYTES, Process, kill
 from compose.servers import Primary, Replica, Valkey
-from shared_models.counters import COUNTERS
+from shared_models.declarations import COUNTERS
 from tests.servers import FAST, free_port, sql, wait_for
 
 NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query"]

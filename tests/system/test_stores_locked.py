@@ -13,7 +13,7 @@ import redis
 
 from compose.servers import POSTGRES_ROLES, REDIS_USERS
 from compose.stack import Stack
-from shared_models import keys, rolls
+from shared_models.protocol import keys, steps
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, distinct_users
 
@@ -158,7 +158,7 @@ READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBE
 ALLOWED = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
-        ("EVALSHA", rolls.RECORD.sha, 3, *RECORDED, "", "", "door"),
+        ("EVALSHA", steps.RECORD.sha, 3, *RECORDED, "", "", "door"),
         ("SMISMEMBER", USERS.members, "x"),
         ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
         ("EXPIRE", keys.of_rate("ingest", "door", 0), 5),
@@ -204,7 +204,7 @@ REFUSED = {
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
         ("EVAL", "return 1", 0),
-        ("EVALSHA", rolls.RECORD.sha, 3, *RECORDED, "", "", "mallory"),
+        ("EVALSHA", steps.RECORD.sha, 3, *RECORDED, "", "", "mallory"),
         ("SCRIPT", "LOAD", "return 1"),
         ("HMGET", USERS.suspects, "x"),
         ("HMGET", keys.KEEPER, "job"),
@@ -219,10 +219,10 @@ REFUSED = {
         ("DEL", USERS.members),
         ("UNLINK", USERS.state),
         ("SSCAN", USERS.members, 0),
-        ("EVAL", rolls.RECORD.text, 3, *RECORDED, "", "", "door"),
+        ("EVAL", steps.RECORD.text, 3, *RECORDED, "", "", "door"),
         ("SCRIPT", "LOAD", "while true do end"),
-        ("SCRIPT", "EXISTS", rolls.RECORD.sha),
-        ("EVALSHA", rolls.MAKE_COLD.sha, 1, USERS.state, "1", ""),
+        ("SCRIPT", "EXISTS", steps.RECORD.sha),
+        ("EVALSHA", steps.MAKE_COLD.sha, 1, USERS.state, "1", ""),
         ("HSET", USERS.fill, "token", "x"),
         ("HGET", USERS.fill, "token"),
         ("DEL", USERS.fill),

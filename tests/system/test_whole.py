@@ -11,7 +11,7 @@ import redis
 
 from compose.ordinary_user import CHECKOUT
 from compose.stack import Stack
-from shared_models import keys
+from shared_models.protocol import keys
 from tests.servers import replay_paused, sql, wait_for
 from tests.system.asking import ask, count, mend
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared_models.members import decode, encode, encode_all
+from shared_models.protocol.members import decode, encode, encode_all
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 values = st.one_of(texts, st.integers(-(2**63), 2**63 - 1))

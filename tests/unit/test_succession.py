@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared_models.http import hooks, succession
+from shared_models.http import succession
+from shared_models.web import gunicorn_hooks
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_nobody_waits_for_a_worker_that_died_before_it_was_ready(
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     start(1, 2)
-    hooks.child_exit(None, SimpleNamespace(pid=1, age=2))
+    gunicorn_hooks.child_exit(None, SimpleNamespace(pid=1, age=2))
     assert succession.is_succeeded(1)
 
 

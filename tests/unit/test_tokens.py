@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared_models.http import tokens
-from shared_models.http.tokens import Tokens, main, make, needs_token, open_tokens, parse, refusal_to_start
+from shared_models.web import tokens
+from shared_models.web.tokens import Tokens, main, make, needs_token, open_tokens, parse, refusal_to_start
 
 
 def bearer(token: str) -> bytes:

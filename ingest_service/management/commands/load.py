@@ -10,12 +10,12 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingest_service import loading, sources
+from ingest_service.api.payloads import RowError
 from ingest_service.catalog import Collection, read_collections
-from ingest_service.loading import LoadStopped
-from ingest_service.payloads import RowError
-from ingest_service.sources import Unreadable
-from shared_models.http.problems import Problem
+from ingest_service.loading import loader, sources
+from ingest_service.loading.loader import LoadStopped
+from ingest_service.loading.sources import Unreadable
+from shared_models.web.problems import Problem
 
 # Errors that are printed; the rest are counted.
 SHOWN_ERRORS = 20
@@ -52,7 +52,7 @@ class Command(BaseCommand):
         collection = find_collection(options["collection"])
         try:
             with sources.open_source(options["file"], collection) as source, Report(self, source.total_bytes) as report:
-                done = loading.load(
+                done = loader.load(
                     collection,
                     source,
                     options["batch_rows"],
@@ -107,7 +107,7 @@ class Report:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def show_progress(self, progress: loading.Progress) -> None:
+    def show_progress(self, progress: loader.Progress) -> None:
         """After each batch."""
         self.bar.update(self.task, completed=progress.read_bytes, description=f"{progress.stored:,} rows")
         if not self.watched and time.monotonic() - self.printed_at >= LINE_SECONDS:

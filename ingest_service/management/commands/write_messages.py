@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from ingest_service import generator
 from ingest_service.catalog import name_of, read_collections
-from ingest_service.recording import record_batch
-from ingest_service.transactions import transact
-from shared_models.http.problems import Problem
+from ingest_service.loading import generator
+from ingest_service.writing.recording import record_batch
+from ingest_service.writing.transactions import transact
 from shared_models.models import Message
+from shared_models.web.problems import Problem
 
 BATCH_ROWS = 1_000
 # Rows that one statement of --clear deletes: a transaction that lasts holds back the horizon of every counter.

@@ -17,12 +17,13 @@ _doubt_seconds = os.environ.get("CHAOS_DOUBT_SECONDS")
 if _doubt_seconds:
     from datetime import timedelta
 
-    from manage_service import keeper, plausibility, sweeping
+    from manage_service.keeper.loop import loop
+    from manage_service.protocol import plausibility, sweep
 
     # Too early is harmless, which a run may prove: what is mended for no reason is right as well.
     plausibility.IMPOSSIBLE_AFTER = timedelta(seconds=float(_doubt_seconds))
-    sweeping.RESET_SLACK = timedelta(seconds=0)  # all clocks but ingest's are the same
-    keeper.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # what Postgres refuses, while rows are hidden, it soon does not
+    sweep.RESET_SLACK = timedelta(seconds=0)  # all clocks but ingest's are the same
+    loop.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # what Postgres refuses, while rows are hidden, it soon does not
 
 if os.environ.get("CHAOS_WITHOUT_RULE"):
     from loadtest.chaos.rules import leave_out

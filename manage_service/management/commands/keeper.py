@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from manage_service.keeper import Keeper, Timing
+from manage_service.keeper.loop import Keeper, Timing
 
 
 class Command(BaseCommand):

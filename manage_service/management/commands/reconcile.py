@@ -10,12 +10,13 @@ from django.core.management.base import BaseCommand, CommandParser
 from redis import Redis
 from redis.exceptions import RedisError
 
-from manage_service import runs, stores
-from manage_service.executing import execute
-from manage_service.leases import Lease, LeaseLost, held
-from manage_service.runs import Mode, Run, Status, UnknownRun
-from manage_service.terminal import Follower, one_line, show_run
-from shared_models import counters, logs
+from manage_service import stores
+from manage_service.keeper.leases import Lease, LeaseLost, held
+from manage_service.management.terminal import Follower, one_line, show_run
+from manage_service.runs import registry
+from manage_service.runs.execution import execute
+from manage_service.runs.registry import Mode, Run, Status, UnknownRun
+from shared_models import declarations, logs
 
 INTERRUPTED = 130  # as shells say it
 
@@ -35,24 +36,24 @@ class Command(BaseCommand):
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        known = ", ".join(counter.name for counter in counters.COUNTERS)
+        known = ", ".join(counter.name for counter in declarations.COUNTERS)
         parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them where none is named")
         parser.add_argument("--check", action="store_true", help="only look: add nothing, take nothing out")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
         logs.only_warnings()
-        names = options["counters"] or [counter.name for counter in counters.COUNTERS]
+        names = options["counters"] or [counter.name for counter in declarations.COUNTERS]
         mode = Mode.CHECK if options["check"] else Mode.REPAIR
         control = stores.connect_redis()
         interrupted = False
         try:
-            run = runs.create(control, names, mode, asked_by="cli")
+            run = registry.create(control, names, mode, asked_by="cli")
             try:
                 run = carry_out(run, control, quiet=options["json"])
             except KeyboardInterrupt:
                 run, interrupted = stop(run, control), True
-        except (counters.UnknownCounter, UnknownRun, runs.TooManyRuns) as error:
+        except (declarations.UnknownCounter, UnknownRun, registry.TooManyRuns) as error:
             self.fail(str(error))
         except RedisError as error:
             self.fail(
@@ -103,7 +104,7 @@ def watch(run: Run, control: Redis, follower: Follower) -> Run:
     while run.open:
         follower.show(run)
         time.sleep(0.2)
-        run = runs.get(control, run.id)
+        run = registry.get(control, run.id)
     follower.show(run)
     return run
 
@@ -112,9 +113,9 @@ def stop(run: Run, control: Redis) -> Run:
     """Ctrl-C ends the run, and leaves nothing open: here, or by telling whoever has it."""
     with held(Lease(control, f"run:{run.id}")) as ours:
         if not ours:
-            return runs.request_cancel(control, run.id)
-        run = runs.get(control, run.id)
+            return registry.request_cancel(control, run.id)
+        run = registry.get(control, run.id)
         if run.open:
             run.end(Status.CANCELLED, "interrupted")
-            runs.save(control, run)
+            registry.save(control, run)
         return run

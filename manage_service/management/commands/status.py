@@ -9,9 +9,9 @@ from django.core.management.base import BaseCommand, CommandParser
 from redis.exceptions import RedisError
 
 from manage_service import stores
-from manage_service.judging import Limits
-from manage_service.status import read_status
-from manage_service.terminal import one_line, show_status
+from manage_service.management.terminal import one_line, show_status
+from manage_service.status.judging import Limits
+from manage_service.status.report import read_status
 
 
 class Command(BaseCommand):

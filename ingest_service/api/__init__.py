@@ -1,0 +1,1 @@
+"""What producers send, and what they are answered."""

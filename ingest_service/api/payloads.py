@@ -1,0 +1,337 @@
+"""From bytes to rows, or to errors that say where, which field, what is wrong, and what is allowed.
+
+A row is decoded and checked by msgspec in one go, against the struct that `catalog` derives from the model. Whatever that
+accepts is accepted (save U+0000, which JSON can hold and Postgres cannot). Only what it refuses is looked at again, by
+`explain`, slowly and with care for words. Of a key that stands twice in an object the last one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
+from typing import Any
+
+import msgspec
+from django.db import models
+
+from ingest_service.catalog import TEXT_FIELDS, Collection, range_of
+from shared_models.web.problems import Problem
+
+JSON = "application/json"
+NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+
+BOM = b"\xef\xbb\xbf"
+# The only way for U+0000 into a JSON text. Bytes that do not hold this need no second look.
+ESCAPED_NUL = b"\\u0000"
+
+# NDJSON is decoded in blocks of about this size: some thousand rows.
+BLOCK_BYTES = 1 << 18
+
+# One row may be wrong in many ways; nobody reads more than these.
+ERRORS_OF_A_ROW = 10
+# How much of an unknown field's name is repeated.
+NAME_CHARACTERS = 64
+
+
+class NotJSON(ValueError):
+    """The text is not JSON; the message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a row; the field is "" where it is the row as a whole."""
+
+    field: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """What is wrong with one row of a batch. Lines, and elements of an array, are counted from 1."""
+
+    line: int
+    detail: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """The rows that are valid, in order, and what is wrong with the others."""
+
+    rows: list[Any] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+
+
+def check_content_type(content_type: str, charset: str, accepted: tuple[str, ...]) -> None:
+    """Raises Problem 415, which names what is accepted."""
+    if content_type not in accepted or charset.lower() not in ("", "utf-8", "utf8"):
+        raise Problem(
+            415,
+            "unsupported-content-type",
+            "This Content-Type is not understood",
+            f"send Content-Type: {' or '.join(accepted)}, in UTF-8",
+            accepted=accepted,
+        )
+
+
+def read_row(collection: Collection, body: bytes) -> msgspec.Struct:
+    """The one row that the body is. Raises Problem: 400 for what is not JSON, 422 for a row that is not valid."""
+    body = body.removeprefix(BOM)
+    try:
+        return decode(collection, body)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        errors = explain(collection, body)
+    except NotJSON as error:
+        raise not_json(str(error)) from error
+    raise Problem(
+        422,
+        "invalid-row",
+        f"This is no row of {collection.name}",
+        "; ".join(error.detail for error in errors) + "; nothing was stored",
+        errors=errors,
+    )
+
+
+def read_batch(collection: Collection, body: bytes, content_type: str, limit_rows: int) -> Batch:
+    """The rows of a body, NDJSON or a JSON array. Raises Problem: 400, or 413 for too many rows."""
+    body = body.removeprefix(BOM)
+    if content_type in NDJSON:
+        return read_lines(collection, body, limit_rows)
+    if ESCAPED_NUL not in body:
+        try:
+            rows = collection.array_decoder.decode(body)
+        except (ValueError, RecursionError):
+            pass  # one of them is not valid: look at each
+        else:
+            if len(rows) > limit_rows:
+                raise too_many_rows(limit_rows)
+            return Batch(rows)
+    return read_rows(collection, enumerate(elements(body), 1), limit_rows)
+
+
+def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
+    """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
+    batch, start, number = Batch(), 0, 1
+    while start < len(body):
+        end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
+        block = body[start:end]
+        ends = block.count(b"\n")
+        rows = decode_lines(collection, block, ends + (not block.endswith(b"\n")))
+        if rows is None:
+            read_rows(collection, enumerate(BytesIO(block), number), limit_rows, batch)
+        else:
+            batch.rows += rows
+            if len(batch.rows) + len(batch.errors) > limit_rows:
+                raise too_many_rows(limit_rows)
+        start, number = end, number + ends
+    return batch
+
+
+def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] | None:
+    """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
+
+    msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
+    Here neither is accepted, as it would not be if the lines were decoded one by one:
+
+    - Every line's end, save the block's, stands between `}` and `{`. No value of a row holds an object, and no text a
+      line's end: so it stands between two rows, and every line holds whole rows, one at least.
+    - There are as many rows as lines.
+    """
+    # A search for one character first: it takes no time.
+    if (b"\\" in block and ESCAPED_NUL in block) or block.count(b"}\n{") != lines - 1:
+        return None
+    try:
+        rows = collection.decoder.decode_lines(block)
+    except (ValueError, RecursionError):
+        return None
+    return rows if len(rows) == lines else None
+
+
+def read_rows(
+    collection: Collection, numbered: Iterable[tuple[int, bytes]], limit_rows: int, batch: Batch | None = None
+) -> Batch:
+    """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
+    batch = batch or Batch()
+    for number, text in numbered:
+        if text.isspace():
+            continue
+        try:
+            batch.rows.append(decode(collection, text))
+        except (ValueError, RecursionError):
+            batch.errors.append(RowError(number, describe(collection, text)))
+        if len(batch.rows) + len(batch.errors) > limit_rows:
+            raise too_many_rows(limit_rows)
+    return batch
+
+
+def decode(collection: Collection, text: bytes) -> Any:
+    """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
+    row = collection.decoder.decode(text)
+    if ESCAPED_NUL in text and any("\0" in value for value in msgspec.structs.astuple(row) if isinstance(value, str)):
+        raise ValueError("U+0000")
+    return row
+
+
+def elements(body: bytes) -> Iterator[bytes]:
+    """The texts of the elements of a JSON array, one at a time. Raises Problem 400 where the array is not JSON."""
+    # Bytes that are not UTF-8 pass through here unharmed, to be refused with the element that holds them.
+    text = body.decode("utf-8", "surrogateescape")
+    at = skip_blanks(text, 0)
+    if text[at : at + 1] != "[":
+        raise not_json(f"a batch is a JSON array of rows, or has a row on each line and Content-Type: {NDJSON[0]}")
+    at = skip_blanks(text, at + 1)
+    if text[at : at + 1] == "]":
+        return
+    number = 0
+    while True:
+        number += 1
+        try:
+            _, end = SCANNER.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise not_json(f"element {number}, {where(error)}") from error
+        except RecursionError as error:
+            raise not_json(f"element {number} is nested too deeply") from error
+        yield text[at:end].encode("utf-8", "surrogateescape")
+        at = skip_blanks(text, end)
+        after = text[at : at + 1]
+        if after not in (",", "]"):
+            raise not_json(f"after element {number}, at character {at + 1}: expected a comma or ]")
+        at = skip_blanks(text, at + 1)
+        if after == "]":
+            if text[at:]:
+                raise not_json(f"after the array, at character {at + 1}: expected nothing more")
+            return
+
+
+def skip_blanks(text: str, at: int) -> int:
+    """The place of the next character that is not white space in JSON."""
+    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
+        at += 1
+    return at
+
+
+def describe(collection: Collection, text: bytes) -> str:
+    """What is wrong with a row, in one line."""
+    try:
+        return "; ".join(error.detail for error in explain(collection, text))
+    except NotJSON as error:
+        return f"this is not JSON: {error}"
+
+
+def explain(collection: Collection, text: bytes) -> list[FieldError]:
+    """What is wrong with a row that `decode` refuses, field by field. Raises NotJSON."""
+    value = parse(text)
+    if not isinstance(value, dict):
+        return [FieldError("", f"a row is a JSON object, not {kind_of(value)}")]
+    fields = {field.name: field for field in collection.model.sent_fields()}
+    errors = [
+        FieldError(name, f"{name} {wrong}")
+        for name, field in fields.items()
+        if (wrong := fault(field, value[name]) if name in value else "is missing")
+    ]
+    unknown = (name for name in value if name not in fields)
+    errors += [
+        FieldError(printable(name), f"there is no field {printable(name)}; the fields are {', '.join(fields)}")
+        for name in islice(unknown, ERRORS_OF_A_ROW)
+    ]
+    return errors or [FieldError("", refusal(collection, text))]
+
+
+def parse(text: bytes) -> Any:
+    """Any JSON value. Raises NotJSON. More lenient than JSON in some ways; what it lets pass is refused by type."""
+    try:
+        return SCANNER.decode(text.decode())
+    except UnicodeDecodeError as error:
+        raise NotJSON(f"byte {error.start + 1} is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise NotJSON(where(error)) from error
+    except RecursionError as error:
+        raise NotJSON("it is nested too deeply") from error
+
+
+def fault(field: models.Field, value: Any) -> str | None:
+    """What is wrong with the value of a field, as the end of a sentence that begins with its name."""
+    if isinstance(field, TEXT_FIELDS):
+        return fault_of_text(value, 0 if field.blank else 1, field.max_length)
+    low, high = range_of(field)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"must be a whole number, not {kind_of(value)}"
+    return None if low <= value <= high else f"must be a number from {low} to {high}"
+
+
+def fault_of_text(value: Any, least: int, most: int | None) -> str | None:
+    """The same of a text, whose length is in characters."""
+    if not isinstance(value, str):
+        return f"must be a string, not {kind_of(value)}"
+    if len(value) < least:
+        return "must not be empty"
+    if most is not None and len(value) > most:
+        return f"has {len(value)} characters; the limit is {most}"
+    if "\0" in value:
+        return "holds the character U+0000 (NUL), which Postgres cannot store"
+    for character in value:
+        if "\ud800" <= character <= "\udfff":
+            return f"holds half of a surrogate pair (U+{ord(character):04X}), which is not a character"
+    return None
+
+
+def refusal(collection: Collection, text: bytes) -> str:
+    """Why `decode` refuses a row whose last values are all valid: an earlier value of a key that stands twice."""
+    try:
+        decode(collection, text)
+    except (ValueError, RecursionError) as error:
+        return f"the row is not valid, maybe because a field stands in it twice: {error}"
+    return "the row is not valid"
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an array" if isinstance(value, list) else "an object"
+
+
+def printable(name: str) -> str:
+    """A name that a producer has made up, fit to be repeated: not too long, and nothing in it that is not a character."""
+    if len(name) > NAME_CHARACTERS:
+        name = name[:NAME_CHARACTERS] + "…"
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def where(error: json.JSONDecodeError) -> str:
+    """Python's own words, which are good, and the place."""
+    return f"at character {error.pos + 1}: {error.msg}"
+
+
+def whole_number(digits: str) -> int:
+    """A number of any length. What has more digits than this is out of every range, and slow to read."""
+    return int(digits[:40])
+
+
+SCANNER = json.JSONDecoder(parse_int=whole_number)
+
+
+def not_json(detail: str) -> Problem:
+    """Nothing can be made of the body."""
+    return Problem(400, "malformed-json", "The body is not JSON", f"{detail}; nothing was stored")
+
+
+def too_many_rows(limit_rows: int) -> Problem:
+    """The limit, by number."""
+    return Problem(
+        413,
+        "too-many-rows",
+        "The batch has too many rows",
+        f"the limit is {limit_rows} rows in one request; nothing was stored: send it in parts",
+        limit_rows=limit_rows,
+    )

@@ -1,0 +1,1 @@
+"""Files into the table, and messages for a demo."""

@@ -1,0 +1,1 @@
+"""The way of a row: committed on the primary, then counted in Redis."""

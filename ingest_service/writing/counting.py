@@ -1,0 +1,89 @@
+"""Putting the members of stored rows into their counters, as far as Redis lets us."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+import msgspec
+import structlog
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
+
+from ingest_service import metrics, stores
+from ingest_service.catalog import Collection
+from shared_models.protocol import keys, members, steps
+
+log = structlog.get_logger()
+
+# The members of some rows, by the name of their counter.
+Members: TypeAlias = dict[str, list[bytes]]
+
+# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait out the time limit, and
+# with a few threads ingest would take a few requests a second as long as Redis hangs.
+PAUSE_SECONDS = 0.5
+
+# Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
+_paused_until = 0.0
+
+
+def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
+    """Add the members of so many committed rows to their counters; whether all of them are in the sets now.
+
+    False is no error: the rows are stored, and catch-up counts them.
+    """
+    try:
+        with _unless_paused():
+            added = steps.record(stores.open_redis(), found, xact, source)
+    except RedisError as error:
+        log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
+        return False
+    except Exception:
+        # A fault of ours. The rows are stored all the same, and who is told of a failure would send them again.
+        log.exception("record.not_counted", collection=collection.name, rows=rows)
+        return False
+    metrics.NEW_MEMBERS.labels(collection.name).inc(added)
+    return True
+
+
+def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> bool:
+    """Whether all the members of these rows are in the sets now; False where Redis does not say."""
+    try:
+        with _unless_paused():
+            pipe = stores.open_redis().pipeline(transaction=False)
+            for name, listed in members_of(collection, rows).items():
+                for chunk in steps.chunks(listed):
+                    pipe.smismember(keys.of_counter(name).members, list(chunk))
+            return all(map(all, pipe.execute()))
+    except RedisError as error:
+        log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
+        return False
+    except Exception:
+        log.exception("record.not_looked_up", collection=collection.name, rows=len(rows))
+        return False
+
+
+def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
+    """The distinct members of each counter of the collection that these rows stand behind."""
+    found = {}
+    for counter in collection.counters:
+        values = set(map(attrgetter(*counter.fields), rows))
+        # Of one field attrgetter gives the value, of several a tuple of them; members are made of tuples.
+        tuples: Iterable[tuple[Any, ...]] = zip(values, strict=True) if len(counter.fields) == 1 else values
+        found[counter.name] = members.encode_all(tuples, len(counter.fields))
+    return found
+
+
+@contextmanager
+def _unless_paused() -> Iterator[None]:
+    """Raises at once where Redis has just failed to answer; takes note where it fails now."""
+    global _paused_until
+    if time.monotonic() < _paused_until:
+        raise ConnectionError("Redis did not answer a moment ago")
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        _paused_until = time.monotonic() + PAUSE_SECONDS
+        raise

@@ -1,0 +1,71 @@
+"""A commit now and then while nobody writes, so that the replica can say how fresh it is.
+
+`complete_through` ("every row committed before this moment is counted") comes from the time of the last commit that the replica
+has replayed. Without commits that stands still, and a count that is perfectly fresh looks older by the second. A
+worker that has committed nothing for a while commits a message that nobody reads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import structlog
+
+from ingest_service.writing import idempotency, transactions
+from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase, transact
+
+log = structlog.get_logger()
+
+PRUNE_SECONDS = 60.0
+
+# Transactional, hence with an xact and a commit record of its own. Nobody is told of this commit: it need not be on
+# the disk before the next one.
+PULSE_SQL = "SET LOCAL synchronous_commit = off; SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')"
+
+
+class Pulse:
+    """The beat of one worker. Each due thing is done by `one_tick`; `start` makes a thread of it."""
+
+    def __init__(self, pulse_seconds: float, keep_hours: float) -> None:
+        self.pulse_seconds, self.keep_hours = pulse_seconds, keep_hours
+        self.pruned_at = 0.0
+
+    def start(self) -> threading.Thread:
+        """Beat until the process ends. The thread has a connection of its own."""
+        thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        thread.start()
+        return thread
+
+    def one_tick(self) -> bool:
+        """Do what is due; whether anything was. A primary that is away is no news here: requests say so."""
+        done = False
+        try:
+            if self.pulse_seconds and time.monotonic() - transactions.last_commit_at >= self.pulse_seconds:
+                transact(lambda transaction: transaction.execute(PULSE_SQL))
+                done = True
+            if time.monotonic() - self.pruned_at >= PRUNE_SECONDS:
+                self.prune()
+                done = True
+        except (NotStored, CommitUnknown, RefusedByDatabase) as error:
+            log.debug("pulse.failed", reason=error.reason)
+        return done
+
+    def prune(self) -> int:
+        """Remove the old receipts, a bite at a time; how many."""
+        self.pruned_at = time.monotonic()
+        pruned = 0
+        while bite := transact(lambda transaction: idempotency.prune(transaction, self.keep_hours)):
+            pruned += bite
+        if pruned:
+            log.info("receipts.pruned", receipts=pruned)
+        return pruned
+
+    def _run(self) -> None:
+        pause = min(self.pulse_seconds, PRUNE_SECONDS) or PRUNE_SECONDS
+        while True:
+            try:
+                self.one_tick()
+            except Exception:
+                log.exception("pulse.error")
+            time.sleep(pause)

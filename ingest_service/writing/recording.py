@@ -1,0 +1,163 @@
+"""The write path: rows are committed on the primary first, and their members counted in Redis after that.
+
+The order is the promise. A row without its member is found by catch-up within seconds; a member without its row would be a
+wrong count that nobody looks for. Hence Redis is not touched before the commit, and what Redis does never changes
+whether a request is acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import chain
+from typing import Any
+
+import msgspec
+import structlog
+
+from ingest_service import metrics
+from ingest_service.catalog import Collection
+from ingest_service.writing import counting
+from ingest_service.writing.idempotency import Ticket
+from ingest_service.writing.transactions import CommitUnknown, NotStored, Transaction, transact
+from shared_models.protocol.steps import chunks
+
+log = structlog.get_logger()
+
+Rows = Sequence[msgspec.Struct]
+
+# Rows that COPY is given at a time: the server begins with the first while the next are being written.
+COPY_ROWS = 1_000
+
+XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What to answer. `counted`: at this moment, every member of the request is in its set."""
+
+    answer: Mapping[str, Any]
+    counted: bool
+    # The request has been carried out before; this is the first answer.
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a committed transaction has left: an answer, the xact of the rows (None where it was a replay), their members."""
+
+    answer: Mapping[str, Any]
+    xact: int | None
+    source: str
+    members: counting.Members = field(default_factory=dict)
+
+
+def record_one(collection: Collection, row: msgspec.Struct, ticket: Ticket | None = None) -> Recorded:
+    """Record one row; the answer is its id. Raises what `record` raises."""
+
+    def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
+        ((row_id, xact),) = insert(transaction, collection, [row])
+        return {"id": row_id}, xact
+
+    return record(collection, [row], write, partial(counting.members_of, collection, [row]), ticket)
+
+
+def record_batch(
+    collection: Collection, rows: Rows, answer: Mapping[str, Any], ticket: Ticket | None = None
+) -> Recorded:
+    """Record rows, all or none of them, to be answered with `answer`. Raises what `record` raises."""
+
+    members = cache(partial(counting.members_of, collection, rows))
+
+    def pieces() -> Iterator[bytes]:
+        for some in chunks(rows, COPY_ROWS):
+            yield as_copy_lines(some) + b"\n"
+        # All is sent, and the server has most of it still before it. Otherwise it would have to wait for this later.
+        members()
+
+    def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
+        # The xact first: a COPY cannot be a transaction's first statement here, and returns nothing.
+        ((xact,),) = transaction.execute(XACT_SQL)
+        if rows:
+            transaction.copy(collection.copy_sql, pieces())
+        return answer, xact
+
+    if not rows and ticket is None:
+        return Recorded(answer, counted=True)
+    return record(collection, rows, write, members, ticket)
+
+
+def record(
+    collection: Collection,
+    rows: Rows,
+    write: Callable[[Transaction], tuple[Mapping[str, Any], int]],
+    members: Callable[[], counting.Members],
+    ticket: Ticket | None,
+) -> Recorded:
+    """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
+
+    1. In one transaction: take the ticket (where there is one, and it has been taken before, there is nothing to
+       store); write the rows; keep the answer with the ticket; make the members, so that rows of which none can be made
+       are not stored; commit. From here on they are acknowledged.
+    2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
+       suspects, raise the watermark to the xact. If that fails, catch-up does it.
+
+    Raises NotStored, CommitUnknown, RefusedByDatabase, or what the ticket raises; nothing has been counted then.
+    """
+
+    def work(transaction: Transaction) -> Stored:
+        if ticket is not None and not ticket.take(transaction):
+            return Stored(ticket.read_answer(transaction), None, transaction.source)
+        answer, xact = write(transaction)
+        if ticket is not None:
+            ticket.keep(transaction, answer)
+        return Stored(answer, xact, transaction.source, members())
+
+    try:
+        stored = transact(work)
+    except (NotStored, CommitUnknown) as error:
+        log.error("record.failed", type=error.slug, reason=error.reason, rows=len(rows))
+        raise
+    if stored.xact is None:
+        # Looked up, not added again: the rows may have been deleted since, and their members with them.
+        return Recorded(stored.answer, counting.are_counted(collection, rows), replayed=True)
+    return Recorded(stored.answer, count(collection, stored.members, len(rows), stored.xact, stored.source))
+
+
+def count(collection: Collection, members: counting.Members, rows: int, xact: int, source: str) -> bool:
+    """Count the members of so many committed rows, and the rows for the metrics; whether all members are counted now."""
+    metrics.ROWS.labels(collection.name).inc(rows)
+    metrics.COMMIT_ROWS.labels(collection.name).observe(rows)
+    counted = counting.count(collection, members, rows, xact, source)
+    if not counted:
+        metrics.UNCOUNTED_ROWS.labels(collection.name).inc(rows)
+    return counted
+
+
+def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list[tuple[int, int]]:
+    """INSERT a few rows; the id and the xact of each, in their order."""
+    start, values, end = collection.insert_sql
+    sql = start + ", ".join([values] * len(rows)) + end
+    return transaction.execute(sql, *chain.from_iterable(map(msgspec.structs.astuple, rows)))
+
+
+def as_copy_lines(rows: Rows) -> bytes:
+    """The rows, one at least, in COPY's text format: a tab between values, a line for each row."""
+    values = list(map(msgspec.structs.astuple, rows))
+    if not all(isinstance(value, str) for value in values[0]):  # one row tells for all: they are of one type
+        values = [tuple(map(str, row)) for row in values]
+    lines = list(map("\t".join, values))
+    text = "\n".join(lines)
+    tabs, newlines = sum(map(len, values)) - len(values), len(lines) - 1
+    # COPY reads four characters specially. Mostly no value holds one: then there are just those that we put in.
+    if "\\" in text or "\r" in text or text.count("\t") != tabs or text.count("\n") != newlines:
+        text = "\n".join(map(escape, values))
+    return text.encode()
+
+
+def escape(values: tuple[str, ...]) -> str:
+    """One line, with the special characters written as COPY reads them. No value holds U+0000: Postgres has none."""
+    joined = "\0".join(values)
+    joined = joined.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return joined.replace("\0", "\t")

@@ -1,0 +1,215 @@
+"""One transaction on the primary, and what its failure means: not stored, refused, or unknown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import django.db
+import psycopg2
+from django.conf import settings
+from psycopg2.errors import LockNotAvailable
+
+from ingest_service import stores
+from shared_models.deadlines import cut_after
+from shared_models.web.problems import Problem
+
+T = TypeVar("T")
+
+# Long enough for a failover in progress to get on, short enough that nobody is idle for it.
+RETRY_AFTER_SECONDS = 2
+
+# What takes longer than this was not said by a connection that had died before.
+AT_ONCE_SECONDS = 1.0
+# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait out the limit, one
+# group of requests after the other, for as long as it is stopped.
+PAUSE_SECONDS = 0.5
+# Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
+_paused_until = 0.0
+
+# When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
+last_commit_at = 0.0
+
+
+class NotStored(Problem):
+    """The primary cannot be written to just now; nothing was stored and nothing was counted.
+
+    `answered`: it has said so itself, at once; else there was no answer.
+    """
+
+    def __init__(self, reason: str, *, answered: bool = False) -> None:
+        super().__init__(
+            503,
+            "primary-unavailable",
+            "The primary is unavailable",
+            "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+        self.reason, self.answered = reason, answered
+
+
+class CommitUnknown(Problem):
+    """The connection was lost during COMMIT; the rows are stored, or they are not."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            503,
+            "commit-unknown",
+            "It is unknown whether the commit took place",
+            "the connection to the primary was lost during the commit: unknown, retry with the same Idempotency-Key "
+            "(without one, look for the rows before sending them again)",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+        self.reason = reason
+
+
+class RefusedByDatabase(Problem):
+    """The primary refuses these rows, and would again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            422, "refused-by-database", "The database refused the rows", f"nothing was stored: {reason}", errors=[]
+        )
+        self.reason = reason
+
+
+class Transaction:
+    """A transaction in progress. BEGIN travels with the first statement, which saves a round trip."""
+
+    def __init__(self, session: stores.Session) -> None:
+        self.source = session.source
+        self._cursor = session.raw.cursor()
+        self._begin = "BEGIN; "
+
+    def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a statement; the rows that it returns."""
+        self._cursor.execute(self._begin + sql, parameters or None)
+        self._begin = ""
+        return self._cursor.fetchall() if self._cursor.description else []
+
+    def copy(self, sql: str, pieces: Iterator[bytes]) -> None:
+        """Run COPY … FROM STDIN over these pieces; not as the first statement.
+
+        A piece is made while the server works on those before it. What is raised there is raised here.
+        """
+        source = Pieces(pieces)
+        try:
+            self._cursor.copy_expert(sql, source)
+        except psycopg2.Error:
+            if source.error is not None:  # the server says no more than that it was not given all
+                raise source.error from None
+            raise
+
+    def commit(self) -> None:
+        """End it. A transaction that has failed answers COMMIT with ROLLBACK, and no error."""
+        self._cursor.execute("COMMIT")
+        if self._cursor.statusmessage != "COMMIT":
+            raise NotStored(f"COMMIT was answered with {self._cursor.statusmessage}")
+
+    def roll_back(self) -> None:
+        """Leave nothing of it."""
+        self._cursor.execute("ROLLBACK")
+
+
+class Pieces:
+    """As much of a file as COPY needs: it takes a read that gives more than it asked for."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self.error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            return next(self._pieces, b"")
+        except Exception as error:
+            self.error = error
+            raise
+
+
+def transact(work: Callable[[Transaction], T]) -> T:
+    """Run `work` in a transaction, commit, and give back what it returned.
+
+    A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
+    sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
+    vain is no reason to wait again. Raises NotStored, CommitUnknown or RefusedByDatabase, and whatever else `work`
+    raises, after a rollback.
+    """
+    began = time.monotonic()
+    if began < _paused_until:
+        raise NotStored("the primary did not answer a moment ago")
+    try:
+        return _twice_at_most(work, began)
+    except (NotStored, CommitUnknown) as error:
+        # Who waited for another request's lock has heard nothing of the primary that would concern the others.
+        if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error.__cause__, LockNotAvailable):
+            _pause()
+        raise
+
+
+def _pause() -> None:
+    """Let the others hear at once, for a moment, what this one had to wait for."""
+    global _paused_until
+    _paused_until = time.monotonic() + PAUSE_SECONDS
+
+
+def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
+    try:
+        session = stores.open_primary()
+        try:
+            return _attempt(session, work)
+        except psycopg2.Error:
+            if not (session.reused and session.raw.closed and time.monotonic() - began < AT_ONCE_SECONDS):
+                raise
+        stores.close_primary()
+        return _attempt(stores.open_primary(), work)
+    except (psycopg2.DataError, psycopg2.IntegrityError) as error:
+        raise RefusedByDatabase(reason_of(error)) from error
+    except (psycopg2.Error, django.db.Error) as error:
+        # Not kept, even where it is alive: behind it may be a primary that has become a replica.
+        stores.close_primary()
+        raise NotStored(reason_of(error), answered=getattr(error, "pgcode", None) is not None) from error
+
+
+def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
+    if session.is_standby:
+        raise NotStored("DATABASE_URL leads to a standby, which is not written to", answered=True)
+    with cut_after(session.raw, settings.DATABASE_ANSWER_SECONDS):
+        return _committed(session, Transaction(session), work)
+
+
+def _committed(session: stores.Session, transaction: Transaction, work: Callable[[Transaction], T]) -> T:
+    global last_commit_at
+    try:
+        result = work(transaction)
+    except BaseException:
+        _abandon(session, transaction)
+        raise
+    try:
+        transaction.commit()
+    except psycopg2.Error as error:
+        # An answer over a living connection is a refusal: nothing is stored. No answer is no answer.
+        if session.raw.closed or error.pgcode is None:
+            stores.close_primary()
+            raise CommitUnknown(reason_of(error)) from error
+        raise
+    except BaseException:
+        stores.close_primary()
+        raise
+    last_commit_at = time.monotonic()
+    return result
+
+
+def _abandon(session: stores.Session, transaction: Transaction) -> None:
+    """Roll back; where even that fails the connection goes, and the server rolls back."""
+    if session.raw.closed:
+        return
+    try:
+        transaction.roll_back()
+    except psycopg2.Error:
+        stores.close_primary()
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what Postgres or libpq said. The lines after it may quote rows."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,1 @@
+"""The keeper: one process that catches up, builds, reconciles and takes samples, on schedule."""

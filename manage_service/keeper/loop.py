@@ -1,0 +1,361 @@
+"""The keeper: one process that catches up every second, builds what is cold, and reconciles on schedule or when asked.
+
+It does one thing at a time, in steps that take milliseconds: between two steps of a long job it catches up when that is
+due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from threading import Event
+from typing import Any, NamedTuple
+
+import psycopg2
+import structlog
+from psycopg2.errors import LockNotAvailable
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from manage_service import stores
+from manage_service.keeper import totals
+from manage_service.keeper.leases import Lease, LeaseLost
+from manage_service.keeper.sampling import take_samples
+from manage_service.protocol.build import build, needs_building
+from manage_service.protocol.catch_up import Memory, Pass, catch_up
+from manage_service.protocol.plausibility import Plausibility
+from manage_service.replica.snapshots import Snapshot, is_away
+from manage_service.runs import registry
+from manage_service.runs.execution import execute, first_line
+from manage_service.runs.progress import Steps
+from manage_service.runs.registry import Mode
+from shared_models import declarations
+from shared_models.declarations import Counter
+from shared_models.protocol import keys, moments, samples, steps
+from shared_models.protocol.states import State, read_states
+
+log = structlog.get_logger()
+
+# While a store is away: short enough to be back in a second, long enough not to fill the log.
+PAUSE_AFTER_FAILURE_SECONDS = 1.0
+# While a job waits for the replica, and while another keeper holds the lease.
+PAUSE_WAITING_SECONDS = 0.1
+# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
+# unless the counter has been built anew since, or changed by something else.
+RETRY_RUN_SECONDS = 60.0
+# A build that Postgres refuses (no such table, no right to read it), or that takes too long, is not tried again before; the
+# other counters go on.
+RETRY_BUILD_SECONDS = 60.0
+
+
+class Timing(NamedTuple):
+    """The keeper's settings, in seconds."""
+
+    catch_up_seconds: float
+    reconcile_seconds: float
+    wait_seconds: float
+
+
+class Job(NamedTuple):
+    """A build or a run under way."""
+
+    name: str
+    steps: Steps
+    lease: Lease
+    counter: str = ""  # that is built
+
+
+class Keeper:
+    """`run` until told to stop; or one `tick` after the other, as the tests do."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        self.replica = stores.connect_replica()
+        self.redis: Redis = stores.connect_for_passes()
+        self.control: Redis = stores.connect_redis()  # leases outlive a broken pass
+        self.lease = Lease(self.control, "keeper")
+        self.leading = False
+        self.job: Job | None = None
+        self.catch_up_at = 0.0
+        self.sample_at = 0.0
+        self.unsampled = ""  # why no sample could be taken
+        self.source = ""  # of what the replica showed last; empty while it cannot be asked
+        # Where an open transaction holds the horizon, and since when; for whoever watches.
+        self.held_at, self.held_since = 0, 0.0
+        # The build and the gap of a counter for which a run was asked for, and when to ask again.
+        self.asked: dict[str, tuple[tuple[str, int], float]] = {}
+        self.failure = ""
+        self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
+        self.behind: dict[str, str] = {}
+        self.plausibility = Plausibility()
+        # What passes over this connection to Redis have added above the cursors.
+        self.memories: dict[str, Memory] = {}
+
+    def run(self, stop: Event) -> None:
+        """Tick until `stop` is set, whatever fails meanwhile."""
+        log.info("keeper.started", **self.timing._asdict())
+        while not stop.is_set():
+            stop.wait(self.tick())
+        self.close()
+        log.info("keeper.stopped")
+
+    def tick(self) -> float:
+        """One step of what is due; for how many seconds there is nothing to do."""
+        try:
+            return self.step()
+        except (RedisError, LeaseLost) as error:
+            # A pass over a broken connection is void. What it has done stays, what it noted is in Redis.
+            self.note_failure("redis", error)
+            self.start_over()
+            return PAUSE_AFTER_FAILURE_SECONDS
+
+    def step(self) -> float:
+        if not self.leading:
+            if not self.lease.acquire():
+                return PAUSE_WAITING_SECONDS
+            self.leading = True
+            log.info("keeper.leads")
+        try:
+            self.lease.renew()
+        except LeaseLost:
+            self.leading = False
+            raise
+        now = time.monotonic()
+        if now >= self.catch_up_at:
+            try:
+                finished = self.catch_up_all()
+                self.note_recovery()
+            except psycopg2.Error as error:
+                # The job under way goes on: a run waits for the replica only so long, and then says why it failed.
+                self.note_failure("replica", error)
+                self.source, finished = "", True
+                self.note_tick({})
+            took = time.monotonic() - now
+            # At most half of the time goes into catching up: a transaction that is left open for hours makes every
+            # pass read again what is above the horizon.
+            self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
+        if now >= self.sample_at:
+            self.sample_at = now + samples.SAMPLE_SECONDS
+            self.sample()
+        return self.step_job()
+
+    def sample(self) -> None:
+        """Take the samples that are due. A Redis that refuses them (a users.acl from before there were any) costs the charts
+        and nothing else."""
+        reason = ""
+        try:
+            take_samples(self.control)
+        except ResponseError as error:
+            reason = str(error)
+        if reason and reason != self.unsampled:
+            log.warning("keeper.takes_no_samples", reason=reason)
+        self.unsampled = reason
+
+    def note_failure(self, store: str, error: Exception) -> None:
+        """Say it once, not every second; to operators too, where Redis can be told."""
+        reason = reason_of(error)
+        if reason != self.failure:
+            log.warning("keeper.failed", store=store, reason=reason)
+            self.failure = reason
+            if store != "redis":
+                self.redis.hset(keys.KEEPER, "failure", reason)
+
+    def note_recovery(self) -> None:
+        """Both stores answered."""
+        if self.failure:
+            log.info("keeper.recovered", after=self.failure)
+            self.failure = ""
+
+    def catch_up_all(self) -> bool:
+        """One pass over each counter that has a cursor; whether all of them are through."""
+        steps.load_scripts(self.redis)
+        found = read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
+        with self.replica.snapshot() as snapshot:
+            self.source = snapshot.source
+            shown = self.describe(snapshot)
+            for name, state in found.items():
+                self.plausibility.mend(name, state, snapshot, self.redis)
+        finished, failing = True, []
+        for counter in declarations.COUNTERS:
+            did = self.catch_up_one(counter)
+            finished = finished and did.finished
+            if did.failed:
+                failing.append(f"{counter.name} cannot be caught up: {did.behind}")
+            if did.behind != self.behind.get(counter.name, ""):
+                self.behind[counter.name] = did.behind
+                log.info("keeper.behind" if did.behind else "keeper.abreast", counter=counter.name, reason=did.behind)
+            if did.added:
+                log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
+            if did.read_members:
+                totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
+        refused = [f"{name} cannot be built: {reason}" for name, (reason, _) in self.refused.items()]
+        self.note_tick({**shown, "failure": "; ".join(refused + failing)})
+        return finished
+
+    def catch_up_one(self, counter: Counter) -> Pass:
+        """One pass over one counter. What Postgres refuses of it (no such table, no right, too slow) is its own affair; a
+        replica that is away is everybody's, and is raised."""
+        memory = self.memories.pop(counter.name, None)
+        try:
+            did = catch_up(counter, self.replica, self.redis, memory, self.renew)
+        except psycopg2.Error as error:
+            if is_away(error):
+                raise
+            return Pass(behind=reason_of(error), failed=True)
+        if did.memory is not None:
+            self.memories[counter.name] = did.memory
+        return did
+
+    def renew(self) -> None:
+        """Keep every lease that is held: for a call between two statements. Raises LeaseLost."""
+        self.lease.renew()
+        if self.job is not None:
+            self.job.lease.renew()
+
+    def describe(self, snapshot: Snapshot) -> dict[str, int]:
+        """What the metrics say of the replica, and for how long an open transaction has held the horizon where it is."""
+        now = time.monotonic()
+        if not snapshot.held or snapshot.horizon != self.held_at:
+            self.held_at, self.held_since = snapshot.horizon, now
+        return {
+            "committed_through": moments.to_microseconds(snapshot.committed_through),
+            "behind_bytes": snapshot.behind_bytes,
+            "held_microseconds": round((now - self.held_since) * 1e6),
+        }
+
+    def note_tick(self, shown: dict[str, Any]) -> None:
+        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
+        ticked_at = moments.to_microseconds(datetime.now(UTC))
+        job = self.job.name if self.job else ""
+        noted: dict[Any, Any] = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
+        self.redis.hset(keys.KEEPER, mapping=noted)
+
+    def step_job(self) -> float:
+        """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
+        if self.job is None:
+            self.job = self.next_job()
+            if self.job is not None:
+                self.redis.hset(keys.KEEPER, "job", self.job.name)
+        if self.job is None:
+            return max(0.0, min(PAUSE_WAITING_SECONDS, self.catch_up_at - time.monotonic()))
+        self.job.lease.renew()
+        try:
+            progress = next(self.job.steps)
+        except StopIteration:
+            log.info("job.ended", job=self.job.name)
+            self.drop_job()
+            self.redis.hset(keys.KEEPER, "job", "")
+            return 0.0
+        except psycopg2.Error as error:
+            # A build; runs wait by themselves. It goes on from the position that it has reached: at once where the replica
+            # was away, after the others where Postgres refuses it, or is too slow.
+            if is_away(error):
+                self.note_failure("replica", error)
+                self.drop_job()
+                return PAUSE_AFTER_FAILURE_SECONDS
+            self.put_off(self.job.counter, error)
+            self.drop_job()
+            return 0.0
+        return PAUSE_WAITING_SECONDS if progress.waiting else 0.0
+
+    def next_job(self) -> Job | None:
+        """What to do next: complete what is cold, then what was asked for, then what is due."""
+        found = read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
+        for counter in declarations.COUNTERS:
+            if not needs_building(found[counter.name], self.source):
+                self.refused.pop(counter.name, None)
+                continue
+            _, again_at = self.refused.get(counter.name, ("", 0.0))
+            if self.source and time.monotonic() >= again_at:
+                lease = Lease(self.control, f"build:{counter.name}")
+                if lease.acquire():
+                    log.info("job.started", job=f"build {counter.name}")
+                    steps = build(counter, self.replica, self.redis)
+                    return Job(f"build {counter.name}", steps, lease, counter.name)
+        self.ask_for_what_is_due(found)
+        for run in registry.still_open(self.redis):
+            lease = Lease(self.control, f"run:{run.id}")
+            if lease.acquire():
+                # Read again, now that nobody else writes it: somebody may just have brought it to its end.
+                unended = registry.get_open(self.redis, run.id)
+                if unended is not None:
+                    steps = execute(unended, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
+                    return Job(f"run {run.id}", steps, lease)
+                lease.release()
+        return None
+
+    def ask_for_what_is_due(self, found: dict[str, State]) -> None:
+        """A run for each counter that has not been verified for an interval, or that something else has changed, and for
+        which none is open."""
+        now = datetime.now(UTC)
+        due = [
+            name
+            for name, state in found.items()
+            if name not in self.refused
+            and (
+                state.gap != 0
+                or state.verified_at is None
+                or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
+            )
+        ]
+        for name in self.asked.keys() - due:
+            del self.asked[name]  # it was verified: the next time that it is due has nothing to do with this one
+        if not due:
+            return
+        asked = {name for run in registry.still_open(self.redis) for name in run.counters}
+        for name in due:
+            seen = found[name].build, found[name].gap
+            asked_for, again_at = self.asked.get(name, (("", 0), 0.0))
+            if name not in asked and (seen != asked_for or time.monotonic() >= again_at):
+                retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
+                self.asked[name] = seen, time.monotonic() + retry_seconds
+                # A client that may open a second connection, to look at the runs while it watches the list of them.
+                with suppress(registry.TooManyRuns):
+                    registry.create(self.control, [name], Mode.REPAIR, asked_by="schedule")
+
+    def put_off(self, name: str, error: psycopg2.Error) -> None:
+        """Leave a counter that cannot be built alone for a while, and say why."""
+        # Whoever holds a lock on the table lets go of it soon, or is killed; a right is granted by somebody.
+        seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
+        reason = reason_of(error)
+        self.refused[name] = reason, time.monotonic() + seconds
+        self.redis.hset(keys.of_counter(name).state, "refused", reason)  # until it is built
+        log.error("build.refused", counter=name, reason=reason, again_seconds=seconds)
+
+    def drop_job(self) -> None:
+        """Done with this job, or with this attempt at it."""
+        if self.job is not None:
+            self.job.steps.close()
+            release_quietly(self.job.lease)
+            self.job = None
+
+    def start_over(self) -> None:
+        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+        self.drop_job()
+        self.memories.clear()
+        self.replica.close()
+        self.redis.close()
+        self.redis.connection_pool.disconnect()
+        self.redis = stores.connect_for_passes()
+        self.catch_up_at = 0.0
+
+    def close(self) -> None:
+        """End cleanly: the next keeper need not wait for the leases to run out."""
+        self.start_over()
+        release_quietly(self.lease)
+        self.redis.close()
+        self.control.close()
+
+
+def reason_of(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says: the lines after it may quote rows."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def release_quietly(lease: Lease) -> None:
+    """Give a lease back; where Redis is away, it runs out by itself."""
+    try:
+        lease.release()
+    except RedisError:
+        pass

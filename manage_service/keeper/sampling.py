@@ -1,0 +1,25 @@
+"""Samples of the counts, for whoever draws their last hour."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from shared_models import declarations
+from shared_models.protocol import samples, states
+from shared_models.protocol.samples import Sample
+
+
+def take_samples(redis: Redis) -> None:
+    """Note what the count of each complete counter is now. Raises redis.RedisError.
+
+    Only a count that query would show: of a counter that is cold there is no sample. `at` is the moment before the read,
+    as in query. One transaction: what could not be trimmed would not be added either.
+    """
+    at = datetime.now(UTC)
+    pipe = redis.pipeline(transaction=True)
+    for name, state in states.read_states(redis, [counter.name for counter in declarations.COUNTERS]).items():
+        if not state.cold:
+            samples.queue_sample(pipe, name, Sample(at, state.count))
+    pipe.execute()

@@ -1,0 +1,255 @@
+"""How the command line shows runs and counters: tables and bars where a person looks, plain lines where a program reads.
+
+Results go to stdout, progress to stderr; each of the two may be a terminal or not.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from manage_service.runs.registry import Findings, Mode, Run
+from manage_service.status.judging import one_line as without_line_ends
+from manage_service.status.judging import span
+from shared_models.wording import found_in_words
+
+# What a person reads for each phase of a run (progress.Progress.phase).
+PHASES = {
+    "": "waiting for its turn",
+    "queued": "waiting for another run",
+    "build": "building",
+    "missing": "reading the table",
+    "extra": "looking for extra members",
+    "mark": "marking the suspects",
+    "fence": "waiting for the replica",
+    "sweep": "going through the suspects",
+    "waiting": "waiting for the replica",
+}
+SHOWN_MEMBERS = 3
+# No table of ours is as wide as this.
+WIDEST_COLUMNS = 10_000
+
+
+class Follower:
+    """Draws a run while it moves: a bar for each counter, or a line for each change of what it does."""
+
+    def __init__(self, run: Run, *, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
+        self.said = ("", "", False)
+        self.bars = Progress(
+            # A text that finds no room goes on in the next line: rich would cut it.
+            TextColumn("{task.fields[name]}", style="bold", table_column=Column(overflow="fold")),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[amount]}", table_column=Column(overflow="fold")),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {
+            name: self.bars.add_task(PHASES[""], name=name, amount="", start=False, total=None) for name in run.counters
+        }
+
+    def __enter__(self) -> Follower:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def show(self, run: Run) -> None:
+        """Where the run is now."""
+        for name, found in run.findings.items():
+            if found.verified_at is not None or found.failure:
+                self.bars.update(
+                    self.tasks[name], description=drift_words(found, run.mode), total=1, completed=1, amount=""
+                )
+        if run.counter and run.open:
+            amount = f"{run.read:,} of about {run.expected:,}" if run.expected else ""
+            doing = PHASES.get(run.phase, run.phase)
+            self.bars.start_task(self.tasks[run.counter])
+            self.bars.update(
+                self.tasks[run.counter],
+                description=doing,
+                total=run.expected or None,
+                completed=run.read,
+                amount=amount,
+            )
+            # The numbers in a reason change all the time; that it waits, and why at first, is said once.
+            said = (run.counter, run.phase, bool(run.detail))
+            if said != self.said and (run.detail or not self.console.is_terminal):
+                reason = f": {one_line(run.detail)}" if run.detail else ""
+                self.console.print(Text(f"{run.counter}: {doing}{reason}"), soft_wrap=True)
+            self.said = said
+
+
+def show_run(run: Run) -> None:
+    """What a run has found, with a few members of each kind, and how it ended."""
+    console = Console(highlight=False)
+    end = f"run {run.id}: {run.mode} {run.status}" + (f": {one_line(run.detail)}" if run.detail else "")
+    if not console.is_terminal:
+        for name, found in run.findings.items():
+            drift = {"missing": found.missing, "extra": found.extra, "verified_at": found.verified_at}
+            print(name, fields(drift | {"failure": one_line(found.failure)}))
+            for kind, members in (("missing", found.missing_sample), ("extra", found.extra_sample)):
+                for member in members:
+                    print(name, kind, fields(member))
+        print(end)
+        return
+    table = Table("counter", "found", "for example", box=box.SIMPLE_HEAD)
+    for name, found in run.findings.items():
+        table.add_row(name, Text(drift_words(found, run.mode), style=style_of(found)), examples(found, run.mode))
+    if run.findings:
+        print_whole(console, table)
+    console.print(Text(end, style="" if run.status == "done" else "yellow"), soft_wrap=True)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """The table where the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
+    natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
+    if natural <= console.width:
+        console.print(table)
+        return
+    _, *labels = (str(column.header) for column in table.columns)
+    for name, *values in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(Text(str(name), style="bold"), soft_wrap=True)
+        for label, value in zip(labels, values, strict=True):
+            for line in value.split("\n") if isinstance(value, Text) else [Text(str(value))]:
+                console.print(Text(f"  {label:<{max(map(len, labels))}}  ").append(line), soft_wrap=True)
+                label = ""
+
+
+def examples(found: Findings, mode: Mode) -> Text:
+    """A few members of each kind, a line for each kind."""
+    lines = []
+    missing, extra = ("missing", "extra") if mode is Mode.CHECK else ("added", "left")
+    for kind, members, many in (
+        (missing, found.missing_sample, found.missing),
+        (extra, found.extra_sample, found.extra),
+    ):
+        if members:
+            few = " · ".join(spelled(", ".join(member.values())) for member in members[:SHOWN_MEMBERS])
+            lines.append(f"{kind}: {few}" + (" …" if many > SHOWN_MEMBERS else ""))
+    return Text("\n".join(lines) or "–")
+
+
+def show_status(status: dict[str, Any]) -> None:
+    """Counters, replica, keeper."""
+    console, now = Console(highlight=False), status["as_of"]
+    replica, keeper = status["replica"], status["keeper"]
+    if not console.is_terminal:
+        for name, counter in status["counters"].items():
+            print(name, fields(flat(counter)))
+        print("replica", fields(replica))
+        print("keeper", fields(flat(keeper)))
+        for finding in status["findings"]:
+            print("finding", fields(finding))
+        return
+    table = Table("counter", "state", "count", "complete to", "verified", "found then", "last run", box=box.SIMPLE_HEAD)
+    table.columns[2].justify = "right"
+    for name, counter in status["counters"].items():
+        last, building, drift = counter["last_run"], counter["building"], counter["drift"]
+        table.add_row(
+            name,
+            Text(counter["state"], style="green" if counter["state"] == "live" else "yellow")
+            if building is None
+            else Text(f"building, {building['read']:,} of about {building['expected']:,}", style="yellow"),
+            "–" if counter["count"] is None else f"{counter['count']:,}",
+            ago(counter["complete_through"], now),
+            ago(counter["verified_at"], now),
+            "–"
+            if drift is None
+            else Text(found_in_words(drift["missing"], drift["extra"], repaired=counter["repaired"])),
+            "–" if last is None else f"{last['status']}",
+        )
+    print_whole(console, table)
+    if replica["reachable"]:
+        said = Text(f"{replica['lag_seconds']:.1f} s behind, all below xact {replica['horizon']}")
+    else:
+        said = Text(f"not reachable: {one_line(replica['detail'])}", style="red")
+    console.print(" replica ", said, soft_wrap=True)
+    console.print(" keeper  ", keeper_words(keeper, now), soft_wrap=True)
+    for finding in status["findings"]:
+        console.print(Text.assemble((" ! ", "yellow"), spelled(finding["detail"])), soft_wrap=True)
+    if status["healthy"]:
+        console.print(Text(" All is well.", style="green"))
+
+
+def keeper_words(keeper: dict[str, Any], now: datetime) -> Text:
+    """Whether it works, since when it has caught up, what it does, who it is, and what is in its way."""
+    holder = keeper["holder"]
+    words = [
+        f"caught up {ago(keeper['ticked_at'], now)}",
+        f"doing {keeper['job']}" if keeper["job"] else "",
+        f"process {holder['pid']} on {holder['host']}" if holder else "nobody holds its lock",
+        one_line(keeper["failure"]),
+    ]
+    return Text.assemble((keeper["state"], "green" if keeper["alive"] else "red"), ", ", ", ".join(filter(None, words)))
+
+
+def drift_words(found: Findings, mode: Mode) -> str:
+    """What was found in one counter; what was found so far where the run did not get to its end; or why it could not be."""
+    if found.failure:
+        return f"failed: {one_line(found.failure)}"
+    if not (found.verified_at or found.missing or found.extra):
+        return "not known"
+    return found_in_words(found.missing, found.extra, repaired=mode is Mode.REPAIR)
+
+
+def style_of(found: Findings) -> str:
+    return "yellow" if found.failure or found.missing or found.extra else "green" if found.verified_at else ""
+
+
+def ago(at: datetime | None, now: datetime) -> str:
+    """How long ago, in the unit that a person would use."""
+    if at is None:
+        return "never"
+    return f"{span(now - at)} ago"
+
+
+def fields(values: Mapping[str, Any]) -> str:
+    """name=value, separated by blanks; a value that a shell would take apart is quoted, one that is not known is empty."""
+    return " ".join(
+        f"{name}={shlex.quote(spelled(text(value))) if text(value) else ''}" for name, value in values.items()
+    )
+
+
+def text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with what lies one level deeper as outer_inner."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}_{inner}": each for inner, each in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def one_line(reason: str) -> str:
+    """A store's error without its line ends."""
+    return spelled(without_line_ends(reason))
+
+
+def spelled(member: str) -> str:
+    """A text with what would not be seen, or would move the terminal's cursor, spelled out."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in member)

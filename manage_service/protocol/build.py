@@ -1,0 +1,157 @@
+"""Build: complete a counter that has no cursor, or whose cursor belongs to another history of the database.
+
+Why the order is the proof:
+
+1. A snapshot gives the horizon; it is noted, with a new token, in the
+   counter's `fill`. In the same step the watermark is raised to what the fill is about to claim, as a pass does it: a sweep
+   on a replica that is earlier has to wait.
+2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
+   that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier).
+   A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
+3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both: after a crash of the
+   keeper, or a restart of Redis from an older save, the fill goes on from the position that is there.
+   Where something else has changed the set or the intake meanwhile, the fill ends: what it had added may be gone, and
+   it begins anew.
+4. If the fill with this token is still the one in progress, the cursor is set to the horizon, and the fill goes, in
+   one atomic step.
+
+Until then a counter without a cursor is cold. One whose source changed (failover, restore) keeps its answer: every row
+from before `complete_through` is still counted; its catch-up waits for the new cursor.
+
+Members that were in the set before a build stay: ingest may have acknowledged them a moment ago. The first reconcile,
+which the schedule runs at once because the counter has never been verified, takes out those without a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from secrets import token_hex
+
+import structlog
+from redis import Redis
+
+from manage_service.replica.snapshots import Replica, Snapshot
+from manage_service.runs.progress import Progress, Steps
+from shared_models.declarations import Counter
+from shared_models.protocol import keys, states, steps
+from shared_models.protocol.members import Values, decode, encode_all
+from shared_models.protocol.moments import to_microseconds
+from shared_models.protocol.states import State
+from shared_models.protocol.timeline import split
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """The fill in progress, as it stands in Redis."""
+
+    token: str
+    source: str
+    lsn: int
+    position: bytes
+    read: int
+    expected: int
+    jumping: bool
+
+
+def needs_building(state: State, source: str) -> bool:
+    """Whether the counter has no cursor in this history of the database.
+
+    A replica that shows an earlier timeline than the counter's has not followed yet: it is waited for. A fill from it would
+    claim rows that the later timeline has lost.
+    """
+    if state.lost or state.source == source:
+        return state.lost
+    system, timeline = split(source)
+    own_system, own_timeline = split(state.source)
+    return system != own_system or timeline > own_timeline
+
+
+def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
+    """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError.
+
+    Ends early, with nothing wrong, where another fill of the same counter has begun since.
+    """
+    if states.read_state(redis, counter.name).unreadable:
+        removed = states.remove_misfits(redis, counter.name)
+        log.error("build.removed_misfits", counter=counter.name, keys=removed)
+    fill = read_fill(counter, redis)
+    if fill is None:
+        with replica.snapshot(counter) as snapshot:
+            fill = begin_fill(counter, snapshot, redis)
+    position, read = fill.position, fill.read
+    while True:
+        with replica.snapshot(counter) as snapshot:
+            if snapshot.source != fill.source:
+                fill = begin_fill(counter, snapshot, redis)
+                position, read = fill.position, fill.read
+                continue
+            behind = snapshot.lsn < fill.lsn
+            if not behind:
+                chunk = snapshot.read_members(counter, values_at(counter, position), jumping=fill.jumping)
+        if behind:
+            yield Progress(
+                "build", read, fill.expected, waiting="the replica came back earlier than it was; it has to catch up"
+            )
+            continue
+        if not chunk:
+            steps.promote(redis, counter.name, fill.token, position)
+            return
+        moved = steps.fill(redis, counter.name, fill.token, position, encode_all(chunk, len(counter.fields)))
+        if moved is None:
+            return
+        position, read = moved, read + len(chunk)
+        yield Progress("build", read, max(read, fill.expected))
+
+
+def values_at(counter: Counter, position: bytes) -> Values | None:
+    """The values of the member that a position names; None at the start."""
+    return decode(position[1:], len(counter.fields)) if position else None
+
+
+def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
+    """Note a new fill from this snapshot on; one that was in progress is superseded."""
+    estimate = snapshot.estimate(counter)
+    fill = Fill(
+        token=token_hex(8),
+        source=snapshot.source,
+        lsn=snapshot.lsn,
+        position=b"",
+        read=0,
+        expected=0 if estimate is None else estimate.members,
+        jumping=estimate is not None and estimate.jumping_pays,
+    )
+    steps.begin(
+        redis,
+        counter.name,
+        fill.token,
+        snapshot.horizon,
+        fill.source,
+        {
+            "lsn": fill.lsn,
+            "complete_through": to_microseconds(snapshot.committed_through),
+            "expected": fill.expected,
+            "jumping": int(fill.jumping),
+        },
+    )
+    return fill
+
+
+def read_fill(counter: Counter, redis: Redis) -> Fill | None:
+    """The fill that is in progress in Redis; None where there is none, or what is there is none."""
+    names = ("token", "source", "lsn", "position", "read", "expected", "jumping")
+    fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
+    token, source, lsn, position, read, expected, jumping = fields
+    try:
+        return Fill(
+            token=token.decode(),
+            source=source.decode(),
+            lsn=int(lsn),
+            position=position or b"",
+            read=int(read or 0),
+            expected=int(expected),
+            jumping=jumping == b"1",
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None

@@ -1,0 +1,129 @@
+"""Catch up: add the members of rows that were committed since the cursor, and move the cursor to the horizon.
+
+Why the order is the proof:
+
+1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
+2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses. It raises the watermark
+   to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
+3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
+   is set. Redis cannot have lost the members of step 2 by then without the cursor's having gone, or the connection.
+
+A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats.
+Two passes at once do the same work twice, and one of them moves the cursor.
+
+Never ids or times instead of the horizon: an id is taken before its commit, and rows appear below a mark already passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from psycopg2.errors import LockNotAvailable
+from redis import Redis
+
+from manage_service.replica.snapshots import NotOnDisk, Replica, Shown, Snapshot
+from shared_models.declarations import Counter
+from shared_models.protocol import states, steps
+from shared_models.protocol.members import encode_all
+from shared_models.protocol.states import State
+
+# About how many rows one pass takes on: a fraction of a second of work, which is not lost when the pass is.
+PASS_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Rows above the cursor that earlier passes have added. For the same Redis connection, build and source only."""
+
+    build: str
+    source: str
+    shown: Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a pass did. `behind` is the reason why it could not advance; empty when it did."""
+
+    read_members: int = 0
+    added: int = 0
+    finished: bool = True
+    behind: str = ""
+    failed: bool = False  # Postgres refused a statement
+    memory: Memory | None = None  # for the next pass
+
+
+def catch_up(
+    counter: Counter,
+    replica: Replica,
+    redis: Redis,
+    memory: Memory | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Pass:
+    """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
+
+    `redis` must be a client of `stores.connect_for_passes`. `finished` is false where more rows wait for another pass.
+    `between` is called between two chunks of rows: to renew leases, for a transaction may be large.
+    """
+    state = states.read_state(redis, counter.name)
+    if state.lost or state.cursor is None:
+        return Pass(behind=f"the counter is cold: {state.why_cold}")
+    shown = None
+    if memory is not None and (memory.build, memory.source) == (state.build, state.source):
+        shown = memory.shown
+    # Before the snapshot: see there.
+    showing = replica.ended_now(*((state.cursor, ()) if shown is None else (shown.xmax, shown.unended)))
+    try:
+        with replica.snapshot(counter) as snapshot:
+            return pass_over(counter, state, shown, showing, snapshot, redis, between)
+    except LockNotAvailable:
+        return Pass(behind="somebody is about to change the table, or to empty it, and holds a lock on it")
+    except NotOnDisk as error:
+        return Pass(behind=str(error))
+
+
+def pass_over(
+    counter: Counter,
+    state: State,
+    shown: Shown | None,
+    showing: Shown | None,
+    snapshot: Snapshot,
+    redis: Redis,
+    between: Callable[[], None],
+) -> Pass:
+    """The pass, in its snapshot. `shown` is what earlier ones have added, `showing` what has been added after this one."""
+    cursor_before = state.cursor
+    assert cursor_before is not None  # noqa: S101  (for the type checker)
+    if snapshot.source != state.source:
+        return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
+    if snapshot.horizon < cursor_before:
+        # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
+        return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
+    if state.count == 0 and state.gap < 0 and steps.make_cold(redis, counter.name, state):
+        # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
+        return Pass(behind="its set was deleted: the counter is cold, and gets built")
+    # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
+    cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
+    cursor = snapshot.horizon if cut is None else cut
+    # What a sweep has to see: complete_through claims the rows above the horizon, too, and no later pass may read them again.
+    claim = cursor - 1 if cut is not None else snapshot.xmax - 1
+    read = added = 0
+    # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
+    # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
+    for values in snapshot.read_recent(counter, cursor_before, cut, shown):
+        read += len(values)
+        members = encode_all(values, len(counter.fields))
+        added += steps.record(redis, {counter.name: members}, xact=claim, source=snapshot.source)
+        between()
+    through = None
+    if cut is None:
+        # A replica that came back earlier knows less, but what was counted stays counted.
+        through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
+    advanced = steps.advance(redis, counter.name, state, cursor, through)
+    return Pass(
+        read,
+        added,
+        finished=cut is None,
+        behind="" if advanced else "the counter was changed meanwhile",
+        memory=Memory(state.build, state.source, showing) if showing and cut is None and advanced else None,
+    )

@@ -1,0 +1,25 @@
+"""Whether a snapshot shows all rows that a counter claims: what a run has to know before it compares the two."""
+
+from __future__ import annotations
+
+from manage_service.replica.snapshots import Snapshot
+from shared_models.protocol.states import State
+
+
+class CounterWasLost(Exception):
+    """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
+
+
+def covers(snapshot: Snapshot, state: State) -> str | None:
+    """None where the snapshot shows all rows that the counter claims; else what it lacks yet.
+
+    Raises CounterWasLost where the replica has gone over to another history: that the counter comes there too takes a build,
+    which does not begin while a run waits.
+    """
+    if snapshot.source != state.source:
+        raise CounterWasLost(
+            f"the replica now shows {snapshot.source}, the counter belongs to {state.source or 'none: it was lost'}"
+        )
+    if state.cursor is not None and snapshot.horizon < state.cursor:
+        return f"the counter is complete below xact {state.cursor}, the replica only below {snapshot.horizon}"
+    return None

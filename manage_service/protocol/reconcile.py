@@ -1,0 +1,151 @@
+"""Reconcile: make a counter equal the table, both ways, and report the drift.
+
+1. *missing*: the table's distinct members are read in the order of the index. Those that are not in the set are added.
+   A member is drift only if it has a row below the cursor, where the counter claims to be complete: one whose row is
+   newer is on its way (its ingest has committed and not yet counted), and is counted a little earlier by this.
+2. *extra*: the members of the set that have no row are found and taken out (`sweeping`). The members of the table that were
+   seen in the set, or put there, are tallied by bucket in the first half, which leaves few members of the set to ask the
+   table about (`tallies`). They are in the set until the run ends: only a sweep takes members out, only with its marks,
+   and those of earlier sweeps are removed before the tally begins. Another sweep of this counter can only be that of a
+   run which was stopped for longer than its lease: it finds the lease gone after the step that it was stopped in.
+   Where nothing was missing, and the set had as many members before the first half as after it, and the table has as
+   many, there is nothing extra: a tally of one bucket says so. That is how a counter with no drift is verified at
+   the price of reading its index once, as long as no new member comes just then.
+3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes the
+   set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
+   been looked at by now. What is changed by hand during the run shows as another gap between the two; the run starts again.
+
+A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
+position lies in the Redis that holds the members, so what is lost is lost together. It has no tally of what it read
+before, and asks about every member. The scan of the second half starts again; to look twice at a member changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from manage_service.protocol.bucket_filter import Tally
+from manage_service.protocol.build import build, needs_building, values_at
+from manage_service.protocol.freshness import CounterWasLost, covers
+from manage_service.protocol.sweep import fence, forget_marks, sweep
+from manage_service.replica.snapshots import Replica, Snapshot
+from manage_service.runs.progress import Progress, Steps
+from manage_service.runs.registry import Findings
+from shared_models.declarations import Counter
+from shared_models.protocol import keys, states, steps
+from shared_models.protocol.members import encode, encode_all
+from shared_models.protocol.states import Drift
+
+# A set that something else changes each time while a run looks at it cannot be verified.
+ATTEMPTS = 3
+
+
+def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+    """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
+
+    A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
+    Raises CounterWasLost, rolls.SetChanged, psycopg2.Error, redis.RedisError.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return (yield from reconcile_once(counter, findings, replica, redis, repair=repair))
+        except steps.SetChanged:
+            if attempt == ATTEMPTS:
+                raise
+            findings.look_again(repaired=repair)
+
+
+def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+    """`reconcile`, but for its next attempt where the set was changed by hand."""
+    with replica.snapshot(counter) as snapshot:
+        source, estimate = snapshot.source, snapshot.estimate(counter)
+    state = states.read_state(redis, counter.name)
+    if needs_building(state, source):
+        yield from build(counter, replica, redis)
+        state = states.read_state(redis, counter.name)
+    if findings.build not in ("", state.build):
+        findings.start_over()
+    if not findings.build:
+        findings.build, findings.gap = state.build, state.gap
+    # None where this goes on from the middle: another run may have been at work in between.
+    count_before, tally = (None, None) if findings.position else (state.count, Tally())
+    forget_marks(counter, redis)
+
+    jumping = estimate is not None and estimate.jumping_pays
+    expected = max(state.count, 1)
+    while not findings.table_read:
+        with replica.snapshot(counter) as snapshot:
+            # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
+            behind = fence(snapshot, state) if findings.gap else covers(snapshot, state)
+            if behind is None:
+                more = compare_chunk(counter, findings, snapshot, redis, tally, jumping=jumping, repair=repair)
+        if behind is not None:
+            yield Progress("missing", findings.read, expected, waiting=behind)
+            continue
+        if not more:
+            findings.table_read = True
+        yield Progress("missing", findings.read, max(findings.read, expected))
+
+    if not repair:
+        findings.forget_extra()
+    after = states.read_state(redis, counter.name)
+    if findings.absent or not count_before == findings.read == after.count:
+        yield from sweep(
+            counter,
+            replica,
+            redis,
+            tally,
+            take_out=repair,
+            strict=findings.gap != 0,
+            found=lambda members: findings.note_extra(counter, members),
+            expected=expected,
+        )
+    now = datetime.now(UTC)
+    drift = Drift(findings.missing, findings.extra)
+    if not steps.verify(redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair):
+        raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
+    findings.verified_at = now
+
+
+def compare_chunk(
+    counter: Counter,
+    findings: Findings,
+    snapshot: Snapshot,
+    redis: Redis,
+    tally: Tally | None,
+    *,
+    jumping: bool,
+    repair: bool,
+) -> bool:
+    """The next chunk of the table against the set; False where there is none."""
+    chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
+    if not chunk:
+        return False
+    members = encode_all(chunk, len(counter.fields))
+    cursor, absent = find_absent(counter, members, redis)
+    findings.absent += len(absent)
+    if absent:
+        values = [chunk[index] for index in absent]
+        # The cursor was read together with the absence: below it, a member with a row had to be there.
+        owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
+        findings.note_missing(counter, [encode(value) for value in owed])
+        if repair:
+            steps.record(redis, {counter.name: [members[index] for index in absent]})
+    if tally is not None:
+        tally.put_in(members)
+        if not repair:
+            tally.take_out([members[index] for index in absent])  # they are not in the set
+    findings.position, findings.read = steps.position_after(members[-1]), findings.read + len(chunk)
+    return True
+
+
+def find_absent(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[int]]:
+    """Which of these are not in the set (their indexes), and where the cursor was a moment before the first look."""
+    at = keys.of_counter(counter.name)
+    cursor = redis.hget(at.state, "cursor")
+    present: list[int] = []
+    for some in steps.chunks(members, steps.LOOK_MEMBERS):
+        present += redis.smismember(at.members, list(some))
+    return None if cursor is None else int(cursor), [index for index, flag in enumerate(present) if not flag]

@@ -1,0 +1,244 @@
+"""Sweep: find the members that no row has, and take them out. The second half of a reconcile, in rounds of mark, fence, sweep.
+
+Why the order is the proof that a member with a row never leaves:
+
+1. Mark. Members of the set that have no row on the replica are put on `suspects` with a token that nobody else has. They may have
+   a row that the replica does not show yet; or get one at any moment. Those that a tally (`tallies`) shows to have a row
+   are not asked about.
+2. Fence. The watermark and the cursor are read *after* the marks were made. Whoever recorded a member before its mark has
+   raised the watermark by then (one atomic step); whoever records it later takes the mark off (the same step).
+3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
+   that was recorded before its mark now shows its row, if it still has one. The cursor, and what passes add to the
+   watermark, count because of a replica that came back earlier than it was: they relied on rows that it may not show.
+4. Take out those that still have no row, each only if it still carries this token (one atomic step).
+
+A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes on in
+the same scan of the set: what is there for the whole time is given at least once, also where other members leave.
+
+Another run at the same time can only take marks away from this one, so that it takes out fewer members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import chain
+from secrets import token_hex
+
+from django.db import models
+from redis import Redis
+
+from manage_service.protocol.bucket_filter import Tally
+from manage_service.protocol.freshness import covers
+from manage_service.replica.snapshots import Replica, Snapshot
+from manage_service.runs.progress import Progress, Steps
+from shared_models.declarations import Counter
+from shared_models.protocol import keys, states, steps, timeline
+from shared_models.protocol.members import Values, decode, encode
+from shared_models.protocol.states import State
+
+# How many members one question to the replica names. The answer takes 20 to 40 ms.
+CHUNK_ASKED = 5_000
+# How many members one round marks: some 5 MB of Redis' memory, and one wait for the replica.
+ROUND_MEMBERS = 50_000
+# How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
+CHUNK_TALLIED = 25_000
+BIGINT = range(-(2**63), 2**63)
+# The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. This is more than two
+# clocks differ that somebody looks after.
+RESET_SLACK = timedelta(seconds=10)
+
+
+def sweep(
+    counter: Counter,
+    replica: Replica,
+    redis: Redis,
+    tally: Tally | None = None,
+    *,
+    take_out: bool,
+    strict: bool = False,
+    found: Callable[[list[bytes]], None],
+    expected: int,
+) -> Steps:
+    """Find extra members, give them to `found`, and take them out unless `take_out` is off.
+
+    A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. `redis` must be a
+    client of `stores.connect_for_passes`; `tally` is what the table has, if that is known; `expected` is about how many
+    members the set has, for the progress. `strict` is for a run that says that the set is right, whatever was in it: a member
+    without a row that it could not take out, because its mark was gone, may be still there.
+    Raises CounterWasLost, rolls.SetChanged (where strict), psycopg2.Error, redis.RedisError.
+    """
+    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
+    # longer than its lease, must not sweep on each other's marks.
+    token = token_hex(8)
+    forget_marks(counter, redis)
+    marked: list[bytes] = []
+    for progress, suspected in find_suspects(counter, replica, redis, tally, expected):
+        for some in steps.chunks(suspected):
+            redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
+        marked += suspected
+        # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
+        yield progress
+        if len(marked) >= ROUND_MEMBERS:
+            yield from sweep_round(
+                counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found
+            )
+            marked = []
+    yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found)
+
+
+def sweep_round(
+    counter: Counter,
+    token: str,
+    marked: list[bytes],
+    replica: Replica,
+    redis: Redis,
+    *,
+    take_out: bool,
+    strict: bool,
+    found: Callable[[list[bytes]], None],
+) -> Steps:
+    """Fence and sweep for members that have been marked."""
+    suspects = keys.of_counter(counter.name).suspects
+    state = states.read_state(redis, counter.name)
+    for chunk in steps.chunks(marked, CHUNK_ASKED):
+        while True:
+            with replica.snapshot(counter) as snapshot:
+                reason = fence(snapshot, state)
+                if reason is None:
+                    extra = rowless(counter, list(chunk), snapshot)
+                    break
+            yield Progress("fence", waiting=reason)
+        if take_out:
+            gone = steps.sweep(redis, counter.name, token, extra)
+            found(gone)
+            if strict and len(gone) < len(extra):
+                raise steps.SetChanged(f"members of {counter.name} came back, or another run took their marks off")
+        else:
+            found(still_marked(redis, suspects, token, extra))
+        for some in steps.chunks(chunk):
+            redis.hdel(suspects, *some)
+        yield Progress("sweep")
+
+
+def forget_marks(counter: Counter, redis: Redis) -> None:
+    """Remove what a run that died, or was stopped, has marked. To lose a mark is always safe."""
+    redis.unlink(keys.of_counter(counter.name).suspects)
+
+
+def find_suspects(
+    counter: Counter, replica: Replica, redis: Redis, tally: Tally | None, expected: int
+) -> Iterator[tuple[Progress, list[bytes]]]:
+    """Look at every member of the set; at each step, those of the members just asked about that have no row on the replica."""
+    at = keys.of_counter(counter.name)
+    read, scans, step = 0, 1, CHUNK_ASKED
+    if tally is not None:
+        scans, step = 2, CHUNK_TALLIED
+        for members in scan(redis.sscan, at.members, step):
+            tally.take_out(members)
+            read += len(members)
+            yield Progress("extra", read, max(read, scans * expected)), []
+        if tally.even:
+            return
+    asked: list[bytes] = []
+    for members in scan(redis.sscan, at.members, step):
+        asked += members if tally is None else tally.crowded(members)
+        read += len(members)
+        progress = Progress("extra", read, max(read, scans * expected))
+        while len(asked) >= CHUNK_ASKED:
+            yield progress, ask_rowless(counter, asked[:CHUNK_ASKED], replica)
+            asked = asked[CHUNK_ASKED:]
+        yield progress, []
+    yield Progress("mark", read, read), ask_rowless(counter, asked, replica)
+
+
+def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> list[bytes]:
+    """Those of these members that have no row on the replica."""
+    if not members:
+        return []
+    with replica.snapshot(counter) as snapshot:
+        return rowless(counter, members, snapshot)
+
+
+def fence(snapshot: Snapshot, state: State) -> str | None:
+    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
+
+    Raises CounterWasLost.
+    """
+    behind = covers(snapshot, state)
+    if behind is not None:
+        return behind
+    if state.watermark is None:
+        return "the watermark of the counter is missing; the keeper has to set it anew"
+    if state.watermark_reset_at is not None and snapshot.committed_through <= state.watermark_reset_at + RESET_SLACK:
+        return (
+            f"the watermark was set anew at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
+            f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of {RESET_SLACK.seconds} s later"
+        )
+    if state.watermark_source != snapshot.source:
+        system, line = timeline.split(snapshot.source)
+        written, written_line = timeline.split(state.watermark_source)
+        if system == written and written_line < line:
+            # The primary that acknowledged it has been replaced, and the replica follows its successor: the row is in
+            # the common past, which the replica shows, or it was lost with the old primary.
+            return None
+        return f"ingest writes to {state.watermark_source}, the replica shows {snapshot.source}"
+    if snapshot.horizon <= state.watermark:
+        return (
+            f"ingest has acknowledged xact {state.watermark}, the replica shows all below {snapshot.horizon}: "
+            "it is behind, or an older transaction is still open on the primary"
+        )
+    return None
+
+
+def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
+    """Those of these members that no row has. What could never be in a row is among them."""
+    options, fields = counter.get_model()._meta, len(counter.fields)
+    numbers = [at for at, name in enumerate(counter.fields) if isinstance(options.get_field(name), models.IntegerField)]
+    asked: list[Values] = []
+    junk = []
+    for member in members:
+        values = decode(member, fields)
+        # Postgres can be asked for neither: U+0000 in a text, and a number that is none.
+        if values is None or any("\0" in text for text in values) or not all(is_number(values[at]) for at in numbers):
+            junk.append(member)
+        else:
+            asked.append(values)
+    if not asked:
+        return junk
+    return junk + [encode(values) for values in snapshot.without_row(counter, asked)]
+
+
+def is_number(text: str) -> bool:
+    """Whether this is how a 64-bit number is written in a member."""
+    try:
+        return str(int(text)) == text and int(text) in BIGINT
+    except ValueError:
+        return False
+
+
+def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:
+    """Those that would be taken out: what `steps.sweep` looks at, without the taking."""
+    marked = []
+    for some in steps.chunks(members):
+        holders = redis.hmget(suspects, list(some))
+        marked += [member for member, holder in zip(some, holders, strict=True) if holder == token.encode()]
+    return marked
+
+
+def scan(command: Callable, key: str, step: int) -> Iterator[list]:
+    """SSCAN or HSCAN in runs of at most about `step`.
+
+    What is there for the whole time is given at least once, which is all that is needed: a member that comes or goes
+    meanwhile was recorded, or is gone.
+    """
+    position, pending = 0, []
+    while True:
+        position, entries = command(key, position, count=steps.LOOK_MEMBERS)
+        pending.append(list(entries.items()) if isinstance(entries, dict) else list(entries))
+        if position == 0 or sum(map(len, pending)) >= step:
+            if any(pending):
+                yield list(chain.from_iterable(pending))
+            pending = []
+        if position == 0:
+            return

@@ -1,0 +1,1 @@
+"""What is read from Postgres: snapshots, and the SQL of the questions."""

@@ -1,0 +1,1 @@
+"""Runs that operators ask for: kept in Redis, executed by the keeper or by a command."""

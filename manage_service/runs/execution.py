@@ -1,0 +1,152 @@
+"""Execute a run: its counters one after the other, with its lease, its record, its limits and its cancelling.
+
+The same function serves the keeper (a step now and then) and the command line (all steps at once).
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import psycopg2
+import structlog
+from psycopg2.errors import QueryCanceled
+from redis import Redis
+from redis.exceptions import RedisError
+
+from manage_service.keeper import totals
+from manage_service.keeper.leases import Lease
+from manage_service.protocol.freshness import CounterWasLost
+from manage_service.protocol.reconcile import reconcile
+from manage_service.replica.snapshots import REFUSALS, STATEMENT_SECONDS, Replica
+from manage_service.runs import registry
+from manage_service.runs.progress import Progress, Steps
+from manage_service.runs.registry import Findings, Mode, Run, Status
+from shared_models.declarations import UnknownCounter, get_counter
+from shared_models.protocol.steps import SetChanged
+
+log = structlog.get_logger()
+
+# A cold cache may make one chunk slow; the next attempt finds it warm.
+MOST_TIMEOUTS = 3
+
+
+class WaitedTooLong(Exception):
+    """The replica did not show in time what a run needs to see. The message says how far it was."""
+
+
+class TooSlow(Exception):
+    """A statement that takes milliseconds was cut off several times: waiting will not help."""
+
+    def __init__(self, name: str, said: str) -> None:
+        fields = ", ".join(get_counter(name).fields)
+        super().__init__(
+            f"reading the table of {name} takes longer than {STATEMENT_SECONDS:g} s a chunk ({said}): "
+            f"look whether its index on ({fields}) is there and valid, and whether the replica's disk is overloaded"
+        )
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""
+
+
+def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
+    """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
+
+    A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same; at its end the
+    run has failed, and says so in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`, and once it has
+    waited in vain, for a tenth of that at each other counter; it does not wait for one that refuses (no such table, no right to
+    read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run
+    open: whoever takes its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
+    """
+    if run.status is Status.QUEUED:
+        run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
+        registry.save(redis, run)
+        log.info("run.started", run=run.id, counters=run.counters, mode=run.mode, asked_by=run.asked_by)
+    try:
+        for name in run.counters:
+            check_cancelled(redis, run)
+            findings = run.findings.setdefault(name, Findings())
+            if findings.verified_at is not None or findings.failure:
+                continue
+            try:
+                yield from one_counter(run, name, findings, replica, redis, wait_seconds)
+            except (TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
+                findings.failure = str(error)
+            except WaitedTooLong as error:
+                # Mostly of the replica, and then of all counters; but it may be this one, and nobody knows yet.
+                findings.failure, wait_seconds = str(error), wait_seconds / 10
+            except REFUSALS as error:
+                findings.failure = first_line(error)
+        failures = run.failures()
+        run.end(Status.FAILED if failures else Status.DONE, failures)
+    except Cancelled:
+        run.end(Status.CANCELLED)
+    registry.save(redis, run)
+    totals.note_run(redis, run)
+    found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}
+    log.info("run.ended", run=run.id, status=run.status, detail=run.detail, drift=found)
+
+
+def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis: Redis, wait_seconds: float) -> Steps:
+    """Reconcile one counter of a run: the record after each step, the limits between two."""
+    lease = Lease(redis, f"reconcile:{name}")
+    waiting_since: float | None = None
+    try:
+        while not lease.acquire():
+            check_cancelled(redis, run)
+            yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
+        for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR):
+            lease.renew()  # before the record: whoever was stopped for so long that another has ended the run writes nothing
+            yield noted(run, name, redis, progress)
+            check_cancelled(redis, run)
+            if not progress.waiting:
+                waiting_since = None
+            elif waiting_since is None:
+                waiting_since = time.monotonic()
+            elif time.monotonic() - waiting_since > wait_seconds:
+                raise WaitedTooLong(f"waited {wait_seconds:g} s for the replica: {progress.waiting}")
+    finally:
+        try:
+            lease.release()
+        except RedisError:
+            pass  # it runs out by itself
+
+
+def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+    """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
+    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and
+    again."""
+    timeouts, read_before = 0, -1
+    while True:
+        try:
+            return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
+        except REFUSALS:
+            raise
+        except QueryCanceled as error:
+            timeouts = timeouts + 1 if findings.read == read_before else 1
+            if timeouts == MOST_TIMEOUTS:
+                raise TooSlow(name, first_line(error)) from error
+            reason = first_line(error)
+        except psycopg2.Error as error:
+            reason = first_line(error)
+        read_before = findings.read
+        yield Progress("waiting", findings.read, waiting=reason)
+
+
+def first_line(error: Exception) -> str:
+    """What Postgres says, without the lines that may quote rows."""
+    return str(error).strip().partition("\n")[0]
+
+
+def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
+    """Save where the run is. On the connection that did the step: position and members are lost together or not at all."""
+    run.note(name, progress)
+    registry.save(redis, run)
+    return progress
+
+
+def check_cancelled(redis: Redis, run: Run) -> None:
+    """Raises Cancelled where somebody asked for it."""
+    if registry.cancel_requested(redis, run.id):
+        raise Cancelled

@@ -1,0 +1,308 @@
+"""Runs: the reconciles that were asked for, by an operator or by the schedule. Their record, their history.
+
+A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. It is written by whoever
+holds its lease, and read by everybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+from redis import Redis
+from redis.exceptions import WatchError
+
+from manage_service.runs.progress import Progress
+from shared_models.declarations import Counter, get_counter
+from shared_models.protocol import keys
+from shared_models.protocol.members import decode
+
+# Kept for this long and so many; an open run is never dropped before it has ended.
+HISTORY_SECONDS = 30 * 24 * 3600
+HISTORY_RUNS = 500
+SAMPLE_MEMBERS = 20
+# Runs that may be queued or running at once: the keeper reads all of them between two jobs.
+MOST_OPEN = 100
+# In place of an id: the newest run.
+LAST = "last"
+
+
+class UnknownRun(LookupError):
+    """There is no run of that id, or it has gone from the history."""
+
+
+class TooManyRuns(Exception):
+    """So many runs have not ended that no other is taken on."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MOST_OPEN} runs are queued or running already, which is the limit; wait, or cancel some")
+
+
+class Mode(StrEnum):
+    """Whether a run mends what it finds."""
+
+    REPAIR = "repair"
+    CHECK = "check"
+
+
+class Status(StrEnum):
+    """Where a run is in its life; the last three are its ENDS."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDS = (Status.DONE, Status.FAILED, Status.CANCELLED)
+
+
+class Findings(msgspec.Struct):
+    """What a run has found in one counter so far, and from where it can go on."""
+
+    build: str = ""  # of the counter that it looks at
+    gap: int = 0  # between its set and its size, before the first look
+    position: bytes = b""
+    read: int = 0
+    table_read: bool = False
+    absent: int = 0  # members of the table that were not in the set, drift or on their way
+    missing: int = 0
+    extra: int = 0
+    # Up to SAMPLE_MEMBERS of each, by field; one that no row could have made is given as {"member": …}.
+    missing_sample: list[dict[str, str]] = []
+    extra_sample: list[dict[str, str]] = []
+    verified_at: datetime | None = None
+    failure: str = ""  # why it could not be reconciled
+
+    def start_over(self) -> None:
+        """Forget what was found: it was another counter."""
+        for name, value in msgspec.structs.asdict(Findings()).items():
+            setattr(self, name, value)
+
+    def look_again(self, *, repaired: bool) -> None:
+        """Look from the start. What was repaired is not found again, and stays noted."""
+        found = self.missing, self.missing_sample, self.extra, self.extra_sample
+        self.start_over()
+        if repaired:
+            self.missing, self.missing_sample, self.extra, self.extra_sample = found
+
+    def forget_extra(self) -> None:
+        """The second half starts again, and finds the same."""
+        self.extra, self.extra_sample = 0, []
+
+    def note_missing(self, counter: Counter, members: Sequence[bytes]) -> None:
+        """Members in the table only."""
+        self.missing += len(members)
+        self.missing_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.missing_sample))
+
+    def note_extra(self, counter: Counter, members: Sequence[bytes]) -> None:
+        """Members in the set only."""
+        self.extra += len(members)
+        self.extra_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.extra_sample))
+
+
+def sample(counter: Counter, members: Sequence[bytes], most: int) -> list[dict[str, str]]:
+    """The first few of these members, by field."""
+    shown = []
+    for member in members[: max(most, 0)]:
+        values = decode(member, len(counter.fields))
+        if values is None:
+            shown.append({"member": member.decode(errors="backslashreplace")})
+        else:
+            shown.append(dict(zip(counter.fields, values, strict=True)))
+    return shown
+
+
+class Run(msgspec.Struct):
+    """One reconcile that was asked for. Moments are aware datetimes, UTC."""
+
+    id: str
+    counters: list[str]
+    mode: Mode
+    asked_at: datetime
+    asked_by: str  # "api", "cli" or "schedule"
+    status: Status = Status.QUEUED
+    detail: str = ""  # why it failed, or what it is waiting for
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    counter: str = ""  # the one that is being looked at
+    phase: str = ""
+    read: int = 0
+    expected: int = 0
+    phase_started_at: datetime | None = None
+    findings: dict[str, Findings] = {}
+    asked_to_stop: bool = False  # by the field beside the document, at every reading
+
+    @property
+    def open(self) -> bool:
+        """Queued or running."""
+        return self.status in (Status.QUEUED, Status.RUNNING)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether any drift was found."""
+        return any(found.missing or found.extra for found in self.findings.values())
+
+    def failures(self) -> str:
+        """Which counters could not be reconciled, and why: in a line, which is empty where all could."""
+        failed = {name: found.failure for name, found in self.findings.items() if found.failure}
+        return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
+
+    def note(self, counter: str, progress: Progress) -> None:
+        """Where the run is now."""
+        if (counter, progress.phase) != (self.counter, self.phase):
+            self.counter, self.phase, self.phase_started_at = counter, progress.phase, datetime.now(UTC)
+        self.read, self.expected, self.detail = progress.read, progress.expected, progress.waiting
+
+    def end(self, status: Status, detail: str = "") -> None:
+        """Close it."""
+        self.status, self.detail, self.finished_at = status, detail, datetime.now(UTC)
+
+    def eta_seconds(self) -> float | None:
+        """How long this phase of this counter will still take, at its speed so far; None where that says nothing."""
+        if self.status is not Status.RUNNING or not self.read or self.phase_started_at is None:
+            return None
+        elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()
+        return round(elapsed / self.read * max(0, self.expected - self.read), 1)
+
+    def as_json(self) -> dict[str, object]:
+        """What operators see of it: the API's answer, the command line's `--json`."""
+        return {
+            "id": self.id,
+            "status": self.status,
+            "cancelling": self.open and self.asked_to_stop,
+            "mode": self.mode,
+            "counters": self.counters,
+            "asked_at": self.asked_at,
+            "asked_by": self.asked_by,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+            "detail": self.detail,
+            "progress": {
+                "counter": self.counter,
+                "phase": self.phase,
+                "read": self.read,
+                "expected": self.expected,
+                "eta_seconds": self.eta_seconds(),
+            },
+            "drift": {
+                name: {
+                    "missing": found.missing,
+                    "extra": found.extra,
+                    "missing_sample": found.missing_sample,
+                    "extra_sample": found.extra_sample,
+                    "verified_at": found.verified_at,
+                    "failure": found.failure,
+                }
+                for name, found in self.findings.items()
+            },
+        }
+
+
+_run = msgspec.json.Decoder(Run)
+
+
+def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> Run:
+    """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
+
+    One that has begun is another one: it may have passed what the caller wants to have looked at. Raises
+    counters.UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
+    """
+    names = [get_counter(name).name for name in dict.fromkeys(counters)]
+    run = Run(id=token_hex(6), counters=names, mode=mode, asked_at=datetime.now(UTC), asked_by=asked_by)
+    with redis.pipeline(transaction=True) as pipe:
+        while True:
+            # Two that ask at once: one of them finds the list changed, and looks again.
+            pipe.watch(keys.RUNS_OPEN)
+            unended = still_open(redis)
+            for other in unended:
+                same = (other.mode, set(other.counters)) == (mode, set(names))
+                if same and other.status is Status.QUEUED and not other.asked_to_stop:
+                    return other
+            if len(unended) >= MOST_OPEN:
+                raise TooManyRuns
+            pipe.multi()
+            queue_new(pipe, run)
+            with suppress(WatchError):
+                pipe.execute()
+                return run
+
+
+def queue_new(pipe: Any, run: Run) -> None:
+    """Queue the commands that write a new run."""
+    pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
+    pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
+    pipe.zadd(keys.RUNS, {run.id: time.time()})
+    pipe.zremrangebyrank(keys.RUNS, 0, -HISTORY_RUNS - 1)
+    pipe.rpush(keys.RUNS_OPEN, run.id)
+
+
+def get(redis: Redis, run_id: str) -> Run:
+    """The run of that id, or the newest one where that says "last"; or UnknownRun."""
+    if run_id == LAST:
+        for run in latest(redis, 1):
+            return run
+        raise UnknownRun("there is no run yet; ask for one with POST /v1/runs")
+    document, cancel = redis.hmget(keys.of_run(run_id), "document", "cancel")
+    if document is None:
+        raise UnknownRun(f"there is no run {run_id!r}; the last {HISTORY_RUNS} are kept for 30 days")
+    return _decoded(document, cancel)
+
+
+def get_open(redis: Redis, run_id: str) -> Run | None:
+    """The run of that id as long as it has not ended."""
+    return next((run for run in _found(redis, [run_id.encode()]) if run.open), None)
+
+
+def latest(redis: Redis, most: int) -> list[Run]:
+    """The last runs, the newest first."""
+    return list(_found(redis, redis.zrevrange(keys.RUNS, 0, most - 1)))
+
+
+def still_open(redis: Redis) -> list[Run]:
+    """Those that have not ended, in the order in which they were asked for."""
+    return [run for run in _found(redis, redis.lrange(keys.RUNS_OPEN, 0, -1)) if run.open]
+
+
+def _found(redis: Redis, ids: Any) -> Iterator[Run]:
+    pipe = redis.pipeline(transaction=False)
+    for run_id in ids:
+        pipe.hmget(keys.of_run(run_id.decode()), "document", "cancel")
+    return (_decoded(document, cancel) for document, cancel in pipe.execute() if document is not None)
+
+
+def _decoded(document: bytes | str, cancel: bytes | str | None) -> Run:
+    run = _run.decode(document)
+    run.asked_to_stop = cancel is not None
+    return run
+
+
+def save(redis: Redis, run: Run) -> None:
+    """Write the document; for whoever holds the run's lease. One that has ended is no longer open."""
+    pipe = redis.pipeline(transaction=True)
+    pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
+    pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
+    if not run.open:
+        pipe.lrem(keys.RUNS_OPEN, 0, run.id)
+    pipe.execute()
+
+
+def request_cancel(redis: Redis, run_id: str) -> Run:
+    """Ask a run to stop; whoever executes it does so after its step. Raises UnknownRun."""
+    run = get(redis, run_id)
+    if run.open:
+        redis.hset(keys.of_run(run.id), "cancel", 1)
+        run.asked_to_stop = True
+    return run
+
+
+def cancel_requested(redis: Redis, run_id: str) -> bool:
+    """Whether somebody wants this run to stop."""
+    return bool(redis.hexists(keys.of_run(run_id), "cancel"))

@@ -1,0 +1,28 @@
+"""The console: a page without data, the same for everybody. `console.js` asks the API for all that it shows, with the token
+that its reader gives it."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+
+from shared_models.declarations import COUNTERS
+
+PATH = "/"
+# Nothing is loaded from another host, nothing runs that stands in the HTML, and no form leaves the page: the token goes into a
+# header, never into an address. The script may not make HTML out of text either (trusted types): members are text.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    """The frame: the names of the counters, and whether a token is asked for. Both stand in /openapi.json too."""
+    context = {
+        "counters": [{"name": counter.name, "title": counter.name.replace("_", " ")} for counter in COUNTERS],
+        "asks_token": settings.TOKENS is not None,
+    }
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    return HttpResponse(render_to_string("manage/console.html", context), headers=headers)

@@ -1,0 +1,105 @@
+"""Manage's metrics, beside that of its requests. They are facts in Redis, where the keeper, which listens nowhere, leaves
+what it knows: any worker of any instance gives the same text at the same moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from redis import Redis
+
+from manage_service.keeper import totals
+from manage_service.runs import registry
+from shared_models import declarations
+from shared_models.protocol import keys, moments, states
+
+
+class Facts:
+    """Reads Redis once a scrape."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+
+    def collect(self) -> Iterator[Metric]:
+        now = datetime.now(UTC)
+        found = states.read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
+        live = GaugeMetricFamily(
+            "rollcall_counter_live", "1 where the counter can be counted, 0 where cold", labels=["counter"]
+        )
+        count = GaugeMetricFamily("rollcall_counter_members", "Members of a live counter", labels=["counter"])
+        age = GaugeMetricFamily(
+            "rollcall_counter_complete_age_seconds", "How long ago complete_through was", labels=["counter"]
+        )
+        verified = GaugeMetricFamily(
+            "rollcall_counter_verified_age_seconds", "How long ago the last reconcile ended", labels=["counter"]
+        )
+        drift = GaugeMetricFamily(
+            "rollcall_counter_drift_members", "Drift that the last reconcile found", labels=["counter", "kind"]
+        )
+        why = GaugeMetricFamily(
+            "rollcall_counter_cold", "1 where the counter cannot be counted, and why", labels=["counter", "reason"]
+        )
+        for name, state in found.items():
+            if state.cold:
+                why.add_metric([name, state.condition], 1)
+            live.add_metric([name], 0 if state.cold else 1)
+            if not state.cold:
+                count.add_metric([name], state.count)
+            if state.complete_through is not None:
+                age.add_metric([name], (now - state.complete_through).total_seconds())
+            if state.verified_at is not None:
+                verified.add_metric([name], (now - state.verified_at).total_seconds())
+            if state.drift is not None:
+                drift.add_metric([name, "missing"], state.drift.missing)
+                drift.add_metric([name, "extra"], state.drift.extra)
+        yield from (live, why, count, age, verified, drift)
+        yield GaugeMetricFamily(
+            "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.redis))
+        )
+        yield from self.collect_totals(list(found))
+        yield from self.collect_keeper(now)
+
+    def collect_totals(self, names: list[str]) -> Iterator[Metric]:
+        """What was done since Redis was last empty."""
+        caught_up = CounterMetricFamily(
+            "rollcall_keeper_caught_up_members_total",
+            "Members of the rows that catching up has read, and those of them that were not in their set yet",
+            labels=["counter", "kind"],
+        )
+        for name in names:
+            read, added = totals.read_passes(self.redis, name)
+            caught_up.add_metric([name, "read"], read)
+            caught_up.add_metric([name, "added"], added)
+        took = SummaryMetricFamily("rollcall_run_seconds", "How long runs took", labels=["mode", "status"])
+        for (mode, status), (times, seconds) in totals.read_runs(self.redis).items():
+            took.add_metric([mode.value, status.value], times, seconds)
+        yield from (caught_up, took)
+
+    def collect_keeper(self, now: datetime) -> Iterator[Metric]:
+        """How the keeper stands, and what the replica has shown it. Nothing, where there has never been one."""
+        names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
+        ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
+        ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
+        if ticked_at is not None:
+            age = (now - ticked_at).total_seconds()
+            yield GaugeMetricFamily(
+                "rollcall_keeper_tick_age_seconds", "How long ago the keeper last turned its loop", value=age
+            )
+            yield GaugeMetricFamily(
+                "rollcall_replica_reachable", "1, or 0 where the keeper cannot read it", value=1 if source else 0
+            )
+        if shown_through is not None:
+            yield GaugeMetricFamily(
+                "rollcall_replica_lag_seconds",
+                "How long ago the last commit was that the replica shows",
+                value=max(0.0, (now - shown_through).total_seconds()),
+            )
+            yield GaugeMetricFamily(
+                "rollcall_replica_lag_bytes", "Log that the replica has received and not replayed", value=int(behind)
+            )
+            yield GaugeMetricFamily(
+                "rollcall_horizon_age_seconds",
+                "For how long an open transaction has held the horizon where it is",
+                value=int(held) / 1e6,
+            )

@@ -1,0 +1,196 @@
+"""What is wrong with how everything stands: for each fault a sentence that says what, since when, and what to do.
+
+The limits come from the settings: what takes longer than the keeper needs where nothing is in its way is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from manage_service.runs.registry import Run, Status
+from shared_models.protocol.states import State
+from shared_models.wording import found_in_words
+
+# A pass, a restart of a store, and a busy machine take less.
+LAG_SECONDS = 30.0
+LAG_PASSES = 10
+# Over two intervals: for a run that waits for its turn, and for a failed one that is asked for again.
+RUN_SECONDS = 60.0
+UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+class Limits(NamedTuple):
+    """From how many seconds on something is a fault."""
+
+    lag_seconds: float  # of complete_through, of the replica, of a transaction that is open, of a run that waits
+    verified_seconds: float  # since a counter was last reconciled, or a run was asked for
+
+    @classmethod
+    def of(cls, catch_up_seconds: float, reconcile_seconds: float) -> Limits:
+        """As the keeper's settings have it."""
+        return cls(max(LAG_SECONDS, LAG_PASSES * catch_up_seconds), 2 * reconcile_seconds + RUN_SECONDS)
+
+
+class Finding(NamedTuple):
+    """One fault. `about` is a counter, "keeper", "replica", "horizon" or a run's id; `since` is None where nobody knows."""
+
+    about: str
+    kind: str
+    since: datetime | None
+    detail: str
+
+
+def judge(
+    status: dict[str, Any], found: dict[str, State], history: list[Run], unended: list[Run], limits: Limits
+) -> list[Finding]:
+    """All faults, those that explain others first. `status` is the document that they go into."""
+    now = status["as_of"]
+    return [
+        *judge_keeper(status["keeper"], now, limits),
+        *judge_replica(status["replica"], status["keeper"], now, limits),
+        *(fault for run in unended for fault in judge_run(run, now, limits)),
+        *(
+            fault
+            for name, counter in status["counters"].items()
+            for fault in judge_counter(name, counter, found[name], history, unended, now, limits)
+        ),
+    ]
+
+
+def judge_keeper(keeper: dict[str, Any], now: datetime, limits: Limits) -> Iterator[Finding]:
+    """The keeper, and what holds it up."""
+    since = keeper["ticked_at"]
+    if not keeper["alive"]:
+        last = "there has been none" if since is None else f"the last one has been silent for {span(now - since)}"
+        do = "start one (python -m manage_service keeper), or look at its log"
+        yield Finding("keeper", "not-running", since, f"no keeper is at work, {last}: {do}")
+    elif keeper["failure"]:
+        through = keeper["committed_through"]
+        since = "" if through is None else f" (the newest commit that it has seen is {span(now - through)} old)"
+        yield Finding("keeper", "held-up", through, f"the keeper is held up{since}: {one_line(keeper['failure'])}")
+    held = timedelta(seconds=keeper["horizon_held_seconds"])
+    if keeper["alive"] and held.total_seconds() > limits.lag_seconds:
+        yield Finding(
+            "horizon",
+            "held",
+            now - held,
+            f"a transaction on the primary has held the horizon for {span(held)}, and counters are not complete beyond it: "
+            "find it by pg_stat_activity and pg_prepared_xacts, and end it, or wait",
+        )
+
+
+def judge_replica(replica: dict[str, Any], keeper: dict[str, Any], now: datetime, limits: Limits) -> Iterator[Finding]:
+    """Whether it can be read, and how old what it shows is."""
+    if not replica["reachable"]:
+        reason = one_line(replica["detail"])
+        yield Finding("replica", "not-reachable", keeper["committed_through"], f"the replica cannot be read: {reason}")
+    elif replica["lag_seconds"] > limits.lag_seconds:
+        lag = timedelta(seconds=replica["lag_seconds"])
+        yield Finding(
+            "replica",
+            "behind",
+            replica["committed_through"],
+            f"the newest commit that the replica shows is {span(lag)} old: look whether it streams and replays, "
+            "and whether ingest commits (its pulse does, every PULSE_SECONDS)",
+        )
+
+
+def judge_run(run: Run, now: datetime, limits: Limits) -> Iterator[Finding]:
+    """One that has not ended."""
+    what = f"the {run.mode} {run.id} of {', '.join(run.counters)}"
+    if run.detail and run.phase_started_at and exceeds(now - run.phase_started_at, limits.lag_seconds):
+        waited = span(now - run.phase_started_at)
+        yield Finding(run.id, "waits", run.phase_started_at, f"{what} has waited for {waited}: {one_line(run.detail)}")
+    elif exceeds(now - run.asked_at, limits.verified_seconds):
+        yield Finding(
+            run.id,
+            "open-long",
+            run.asked_at,
+            f"{what} was asked for {span(now - run.asked_at)} ago and has not ended ({run.status}): look what the keeper does, "
+            "or cancel it",
+        )
+
+
+def judge_counter(
+    name: str,
+    counter: dict[str, Any],
+    state: State,
+    history: list[Run],
+    unended: list[Run],
+    now: datetime,
+    limits: Limits,
+) -> Iterator[Finding]:
+    """One counter: whether it can be counted, is complete, was proved, and what was found is mended."""
+    if state.disbelieved:
+        fields = ", ".join(state.disbelieved)
+        yield Finding(name, "disbelieved", None, f"{name}: what Redis says cannot be ({fields}): a keeper mends it")
+    if state.cold:
+        yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
+        return
+    through, verified_at, failed = counter["complete_through"], counter["verified_at"], last_failure(name, history)
+    if through is not None and exceeds(now - through, limits.lag_seconds):
+        yield Finding(
+            name,
+            "incomplete",
+            through,
+            f"{name} is complete only to {span(now - through)} ago: if nothing else is said here, "
+            "look for keeper.behind in the keeper's log",
+        )
+    if failed is not None:
+        yield Finding(
+            name,
+            "run-failed",
+            failed.finished_at,
+            f"{name} was not reconciled: its {failed.mode} {failed.id} failed {span(now - (failed.finished_at or now))} ago: "
+            f"{one_line(failed.detail)}",
+        )
+    elif verified_at is None and not any(name in run.counters for run in unended):
+        yield Finding(
+            name, "not-verified", None, f"{name} has never been verified: a keeper does it, or `reconcile {name}`"
+        )
+    elif verified_at is not None and exceeds(now - verified_at, limits.verified_seconds):
+        yield Finding(
+            name,
+            "not-verified",
+            verified_at,
+            f"{name} was last verified {span(now - verified_at)} ago: look what the keeper does, or `reconcile {name}`",
+        )
+    if state.drift and not state.repaired and (state.drift.missing or state.drift.extra):
+        yield Finding(
+            name,
+            "drift",
+            verified_at,
+            f"{name}: a check {span(now - (verified_at or now))} ago found "
+            f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and mended nothing: "
+            f"`reconcile {name}` does",
+        )
+
+
+def last_failure(name: str, history: list[Run]) -> Run | None:
+    """The newest run of this counter that was not cancelled, where it failed for this counter."""
+    ended = (run for run in history if name in run.counters and run.status in (Status.DONE, Status.FAILED))
+    last = next(ended, None)
+    if last is None or last.status is Status.DONE:
+        return None
+    proved = last.findings.get(name)
+    return None if proved is not None and proved.verified_at is not None else last
+
+
+def exceeds(age: timedelta, limit_seconds: float) -> bool:
+    return age.total_seconds() > limit_seconds
+
+
+def span(age: timedelta) -> str:
+    """A time in the unit that a person would use."""
+    seconds = max(0.0, age.total_seconds())
+    for unit, length in UNITS:
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def one_line(reason: str) -> str:
+    """A store's error without its line ends."""
+    return " ".join(reason.split())

@@ -1,0 +1,93 @@
+"""Every key that Rollcall has in Redis. No key string stands anywhere else.
+
+The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
+live in one slot, so that its atomic steps may touch several of them. The 2 is the layout: a new layout is a set of
+cold counters, which get built.
+
+    rollcall:2:{users}:members    SET     the members; absent while the count is zero
+    rollcall:2:{users}:suspects   HASH    member -> token of the sweep that suspects it of having no row
+    rollcall:2:{users}:intake     HASH    what ingest writes, too:
+                                          size              members that the protocol has put into the set, less those that
+                                                            it has taken out: another number than the set's own means that
+                                                            something else has changed it, and the counter is not live
+                                          build             token of the fill that completed this counter; under a cursor
+                                                            a missing size, or another build, means: lost
+                                          fill              token of the fill in progress
+                                          watermark         highest xact acknowledged into it by ingest, or relied on
+                                                            by a pass: a sweep has to see it first …
+                                          watermark_source  … and the source that this xact belongs to
+    rollcall:2:{users}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
+                                          complete_through  microseconds since 1970 on the primary's clock: every row
+                                                            committed before is counted
+                                          source            "system identifier/timeline" that the cursor belongs to
+                                          build             token of the fill that completed this counter, or of the
+                                                            reconcile that last settled a gap of it
+                                          verified_at       microseconds since 1970: end of the last reconcile …
+                                          missing, extra    … the drift that it found …
+                                          repaired          … and 1 where it has mended that
+                                          refused           why the keeper cannot build it
+                                          watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
+    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
+                                          jumping, gap, read, expected, position ("=" and the last member read; absent at
+                                          the start)
+    rollcall:2:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
+    rollcall:2:run:{ID}           HASH    one run: see manage_service.runs.registry
+    rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
+    rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
+    rollcall:2:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
+    rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it could not
+                                          since; and what the replica last showed it: source (empty while it cannot be
+                                          reached), committed_through (microseconds), behind_bytes, held_microseconds (see
+                                          manage_service.keeper.loop)
+    rollcall:2:totals             HASH    numbers that only grow: see manage_service.keeper.totals
+    rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
+
+Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
+What ingest writes is not believed blindly: see `shared_models.protocol.states`. compose/redis/users.acl gives each exactly that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LAYOUT = 2
+PREFIX = f"rollcall:{LAYOUT}:"
+
+
+@dataclass(frozen=True, slots=True)
+class CounterKeys:
+    """The keys of one counter."""
+
+    members: str
+    suspects: str
+    intake: str
+    state: str
+    fill: str
+    samples: str
+
+
+def of_counter(name: str) -> CounterKeys:
+    """The keys of the counter with this name."""
+    start = f"{PREFIX}{{{name}}}:"
+    return CounterKeys(*(start + name for name in CounterKeys.__slots__))
+
+
+def of_run(run_id: str) -> str:
+    """The record of one run."""
+    return f"{PREFIX}run:{run_id}"
+
+
+def of_lock(name: str) -> str:
+    """A lock that avoids double work. Nothing is wrong where two hold it: the protocol is safe without."""
+    return f"{PREFIX}lock:{name}"
+
+
+def of_rate(service: str, token: str, second: int) -> str:
+    """How many requests a token (its name) has sent to a service in one second (since 1970)."""
+    return f"{PREFIX}rate:{service}:{token}:{second}"
+
+
+RUNS = f"{PREFIX}runs"
+RUNS_OPEN = f"{PREFIX}runs:open"
+KEEPER = f"{PREFIX}keeper"
+TOTALS = f"{PREFIX}totals"

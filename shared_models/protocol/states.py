@@ -1,0 +1,229 @@
+"""What Redis says of a counter: read in one atomic step, typed, and believed only as far as it can be true.
+
+Ingest writes one of the hashes, people with a console may write any of them. What cannot be parsed, or cannot be (a
+moment in the future), is taken as not there, for this counter alone; `State.disbelieved` names it, and the keeper
+mends it: it builds the counter, or reconciles it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from shared_models.protocol import keys
+from shared_models.protocol.moments import from_microseconds
+
+# Clocks differ. A moment that is further in the future than this was not read from any of them.
+CLOCK_SLACK = timedelta(hours=1)
+# Postgres keeps an xact in 64 bits, with a sign.
+XACT_LIMIT = 1 << 63
+SOURCE = re.compile(r"\d+/\d+")
+# Lua counts exactly up to here.
+SIZE_LIMIT = 10**15
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a reconcile found: members in the table only, and members in the set only."""
+
+    missing: int
+    extra: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A counter in Redis. Xacts are 64-bit integers, moments are aware; None is what is not there."""
+
+    count: int  # members of the set
+    size: int | None = None  # members that the protocol has put there
+    cursor: int | None = None
+    source: str = ""
+    build: str = ""
+    intake_build: str = ""
+    complete_through: datetime | None = None
+    watermark: int | None = None
+    watermark_source: str = ""
+    watermark_reset_at: datetime | None = None
+    verified_at: datetime | None = None
+    drift: Drift | None = None
+    repaired: bool = False  # the reconcile that found the drift has mended it
+    filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
+    refused: str = ""  # why the keeper cannot build it
+    disbelieved: tuple[str, ...] = ()  # fields that are there, and cannot be
+    unreadable: str = ""  # what Redis says where it cannot read the counter at all
+
+    @property
+    def lost(self) -> bool:
+        """Never completed, or lost: what it has to have under a cursor is not there, or belongs to another build."""
+        return self.cursor is None or self.size is None or self.build != self.intake_build
+
+    @property
+    def gap(self) -> int:
+        """Members that something other than the protocol has put into the set, less those that it has taken out."""
+        return self.count - (self.size or 0)
+
+    @property
+    def cold(self) -> bool:
+        """Not to be counted: lost, or changed by something other than the protocol."""
+        return self.lost or self.gap != 0
+
+    @property
+    def condition(self) -> str:
+        """Whether it can be counted, in a word: "live", or why not."""
+        if not self.cold:
+            return "live"
+        if self.unreadable:
+            return "unreadable"
+        if self.refused:
+            return "refused"
+        if self.lost:
+            return "lost" if self.filled is None else "building"
+        return "changed"
+
+    @property
+    def why_cold(self) -> str:
+        """Why it cannot be counted, in a sentence; empty where it can."""
+        return {
+            "live": "",
+            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds anew",
+            "refused": f"the keeper cannot build it: {self.refused}",
+            "lost": "it has not been built yet, or it was lost; the keeper builds it",
+            "building": "the keeper is building it",
+            "changed": f"its set has {self.count} members, and {self.size} were recorded: something other than Rollcall has "
+            "changed it; the keeper reconciles it",
+        }[self.condition]
+
+
+class _Reader:
+    """Fields of one hash, by name; remembers those that cannot be believed."""
+
+    def __init__(self, names: Sequence[str], values: Sequence[bytes | None], now: datetime) -> None:
+        self._values = dict(zip(names, values, strict=True))
+        self._now = now
+        self.disbelieved: list[str] = []
+
+    def text(self, name: str) -> str:
+        return (self._values[name] or b"").decode(errors="replace")
+
+    def number(self, name: str, limit: int, low: int = 0) -> int | None:
+        value = self._values[name]
+        if value is None:
+            return None
+        try:
+            number = int(value) if len(value) <= 20 else limit
+        except ValueError:
+            number = limit
+        if low <= number < limit:
+            return number
+        self.disbelieved.append(name)
+        return None
+
+    def moment(self, name: str) -> datetime | None:
+        try:
+            found = from_microseconds(self._values[name])
+            if found is None or found <= self._now + CLOCK_SLACK:
+                return found
+        except (ValueError, OverflowError):
+            pass
+        self.disbelieved.append(name)
+        return None
+
+
+_STATE = (
+    "cursor", "source", "build", "complete_through", "verified_at", "missing", "extra", "repaired", "refused",
+    "watermark_reset_at",
+)  # fmt: skip
+_INTAKE = ("size", "build", "watermark", "watermark_source")
+_FILL = ("token", "read", "expected")
+# Replies of `queue_state`, for whoever cuts a long answer into counters.
+REPLIES = 4
+
+
+def queue_state(pipe: Any, name: str) -> None:
+    """Queue what `parse_state` reads, on a sync or async pipeline. The pipeline must be a transaction (MULTI):
+    a count from before Redis was emptied with a state from after it, or the other way round, is not a fact.
+    Execute it with raise_on_error=False: a key of another type concerns one counter only."""
+    at = keys.of_counter(name)
+    pipe.scard(at.members)
+    pipe.hmget(at.intake, _INTAKE)
+    pipe.hmget(at.state, _STATE)
+    pipe.hmget(at.fill, _FILL)
+
+
+def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
+    """The replies of `queue_state` for one counter, typed. Raises redis.RedisError where they are Redis' refusal."""
+    for reply in replies:
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            return State(count=0, unreadable=str(reply))
+        if isinstance(reply, Exception):
+            raise reply
+    now = now or datetime.now(UTC)
+    count, of_intake, of_state, of_fill = replies
+    intake, state, fill = _Reader(_INTAKE, of_intake, now), _Reader(_STATE, of_state, now), _Reader(_FILL, of_fill, now)
+    verified_at = state.moment("verified_at")
+    missing, extra = state.number("missing", SIZE_LIMIT), state.number("extra", SIZE_LIMIT)
+    proved = verified_at is not None and missing is not None and extra is not None
+    filled = None
+    if fill.text("token"):
+        filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
+    return State(
+        count=count,
+        size=intake.number("size", SIZE_LIMIT, low=-SIZE_LIMIT),
+        cursor=state.number("cursor", XACT_LIMIT),
+        source=state.text("source"),
+        build=state.text("build"),
+        intake_build=intake.text("build"),
+        complete_through=state.moment("complete_through"),
+        watermark=intake.number("watermark", XACT_LIMIT) if SOURCE.fullmatch(intake.text("watermark_source")) else None,
+        watermark_source=intake.text("watermark_source"),
+        watermark_reset_at=state.moment("watermark_reset_at"),
+        verified_at=verified_at if proved else None,
+        drift=Drift(missing, extra) if proved else None,  # type: ignore[arg-type]
+        repaired=state.text("repaired") == "1",
+        filled=filled,
+        refused=state.text("refused"),
+        disbelieved=tuple(intake.disbelieved + state.disbelieved + fill.disbelieved),
+    )
+
+
+def parse_states(names: Sequence[str], replies: Sequence[Any]) -> dict[str, State]:
+    """The replies of `queue_state` for several counters, in their order. Raises redis.RedisError."""
+    return {name: parse_state(replies[i * REPLIES : (i + 1) * REPLIES]) for i, name in enumerate(names)}
+
+
+def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:
+    """The state of each counter, all in one round trip and one moment. Raises redis.RedisError."""
+    pipe = client.pipeline(transaction=True)
+    for name in names:
+        queue_state(pipe, name)
+    return parse_states(names, pipe.execute(raise_on_error=False))
+
+
+def read_state(client: Redis, name: str) -> State:
+    """The state of one counter. Raises redis.RedisError."""
+    return read_states(client, [name])[name]
+
+
+def read_fields(client: Redis, key: str, *names: str) -> list[Any]:
+    """Fields of a hash, as bytes; None for each that is not there."""
+    return cast("list[Any]", client.hmget(key, names))
+
+
+def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
+    """Remove those keys of a counter that have another type than they should; which they were, with their type.
+
+    Nothing of Rollcall has written them, and nothing can be counted while they are there.
+    """
+    at = keys.of_counter(name)
+    expected = {at.members: "set", at.suspects: "hash", at.intake: "hash", at.state: "hash", at.fill: "hash"}
+    found = {key: cast("bytes", client.type(key)).decode() for key in expected}
+    misfits = {key: kind for key, kind in found.items() if kind not in ("none", expected[key])}
+    if misfits:
+        client.unlink(*misfits)
+    return misfits

@@ -1,0 +1,74 @@
+"""A limit of requests per token and second, counted in Redis, so that all workers of a service count together.
+
+Windows of one second: a client may send twice the limit within one second that lies across two windows. That is accepted: the
+limit keeps one client from crowding out the others, and is no accounting.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from shared_models.protocol import keys
+from shared_models.web.problems import Problem
+
+log = structlog.get_logger()
+
+# Every request waits for this answer first, which takes a fraction of a millisecond.
+ANSWER_SECONDS = 0.2
+# After Redis has not answered, nobody asks it for this long: a limit must not cost more than what it protects.
+PAUSE_SECONDS = 1.0
+# Longer than a window by more than clocks differ.
+KEEP_SECONDS = 10
+
+
+class Rates:
+    """Counts requests. While Redis is away everybody passes, which is logged."""
+
+    def __init__(self, service: str, redis_url: str, limit: int) -> None:
+        self.service, self.limit = service, limit
+        self._paused_until = 0.0
+        self._redis = Redis.from_url(
+            redis_url,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="rollcall-rates",
+        )
+
+    def refusal(self, name: str) -> Problem | None:
+        """The problem, where the token of this name (or all clients together, where it is "") is above the limit."""
+        return too_many(self.limit) if self.count(name) > self.limit else None
+
+    def count(self, name: str) -> int:
+        """How many requests this token has sent in this second; 0 where nobody knows."""
+        if time.monotonic() < self._paused_until:
+            return 0
+        key = keys.of_rate(self.service, name, int(time.time()))
+        try:
+            with self._redis.pipeline(transaction=True) as pipe:
+                pipe.incr(key)
+                pipe.expire(key, KEEP_SECONDS)
+                return int(pipe.execute()[0])
+        except RedisError as error:
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            log.warning("rate.not_limited", reason=str(error))
+            return 0
+
+
+def too_many(limit: int) -> Problem:
+    """The limit, by number."""
+    return Problem(
+        429,
+        "too-many-requests",
+        "Too many requests",
+        f"the limit is {limit} requests a second for each token; try again in a second",
+        headers={"Retry-After": "1"},
+        limit_per_second=limit,
+    )

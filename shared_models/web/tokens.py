@@ -1,0 +1,178 @@
+"""Bearer tokens: who may use a service. `python -m shared_models.web.tokens NAME` makes one.
+
+A service knows of a token its name and its SHA-256, a line `name:hex` for each, in TOKENS or in the file TOKENS_FILE. A
+token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen configuration worthless.
+
+Rotation without downtime: add the new token beside the old one, under the same name, move the clients, take the old one
+out. The name stays, and with it what belongs to it: the lines of the log, the limit of rate, the Idempotency-Keys. A
+TOKENS_FILE is read again when it changes, without a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from shared_models.web.problems import Problem
+
+log = structlog.get_logger()
+
+LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([0-9a-f]{64})")
+# So that a token in the wrong place (a log, a repository) can be recognised for what it is, by people and scanners.
+PREFIX = "rollcall_"
+# While a token is rotated.
+MOST_OF_A_NAME = 2
+# How often at most the file is looked at. A token that was taken out is refused after this long at the latest.
+LOOK_SECONDS = 1.0
+
+# What needs no token: whether the service lives, what it can do, how its pages look.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
+OPEN_FOLDER = "/static/"
+METRICS_PATH = "/metrics"
+
+
+def parse(text: str) -> dict[bytes, str]:
+    """The name of each token, by its SHA-256. Entries are separated by commas or line ends; # begins a comment.
+
+    Raises ValueError, which names the entry by its number: what stands in it may be a token.
+    """
+    found: dict[bytes, str] = {}
+    entries = [line.partition("#")[0].strip() for line in re.split(r"[,\n]", text)]
+    for number, entry in enumerate(filter(None, entries), 1):
+        match = LINE.fullmatch(entry)
+        if match is None:
+            raise ValueError(
+                f"TOKENS: entry {number} is not name:sha256, as `python -m shared_models.web.tokens` makes it"
+            )
+        name, digest = match.groups()
+        if list(found.values()).count(name) == MOST_OF_A_NAME:
+            raise ValueError(
+                f"TOKENS: more than {MOST_OF_A_NAME} tokens are named {name}: an old and a new one at most"
+            )
+        if bytes.fromhex(digest) in found:
+            raise ValueError(f"TOKENS: entry {number} is there twice")
+        found[bytes.fromhex(digest)] = name
+    return found
+
+
+class Tokens:
+    """The tokens that a service accepts."""
+
+    def __init__(self, text: str, path: str | None = None) -> None:
+        self._hashes = parse(text)
+        self._path = Path(path) if path else None
+        self._seen = self._stamp()
+        self._look_at = time.monotonic() + LOOK_SECONDS
+
+    def find(self, authorization: bytes) -> str | None:
+        """The name of the token that this Authorization header carries; None where it carries none of ours."""
+        self._read_again()
+        scheme, _, token = authorization.strip().partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        digest = hashlib.sha256(token.strip()).digest()
+        name = None
+        # All of them, each in constant time: how long it takes says nothing about which came close.
+        for expected, known in self._hashes.items():
+            if hmac.compare_digest(digest, expected):
+                name = known
+        return name
+
+    def _read_again(self) -> None:
+        """Take over a changed file; one that cannot be read or understood changes nothing, and is logged."""
+        if self._path is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            hashes = parse(self._path.read_text())
+            if not hashes:
+                raise ValueError("TOKENS: the file names no token")
+        except (OSError, ValueError) as error:
+            log.error("tokens.not_read", reason=str(error))
+            return
+        self._hashes = hashes
+        log.info("tokens.read", names=sorted(set(hashes.values())))
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        """What changes when the file does, also where it is replaced by another one within a clock tick."""
+        if self._path is None:
+            return None
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
+    """The tokens by the variables AUTH, TOKENS and TOKENS_FILE; None where there are none. Raises ValueError."""
+    if auth not in ("", "off"):
+        raise ValueError(f'AUTH: {auth!r} is not understood; it is "off", or not set')
+    if not text.strip():
+        return None
+    if auth == "off":
+        raise ValueError("AUTH=off and TOKENS contradict each other: unset one of them")
+    return Tokens(text, path)
+
+
+def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
+    """Why a service that must not be open by accident does not start; None where it may."""
+    if tokens is None and auth != "off":
+        return "it has no TOKENS: make one with `python -m shared_models.web.tokens NAME`, or say AUTH=off"
+    return None
+
+
+def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
+    """Whether this path is behind the door. Paths that lead nowhere are: who may not ask learns nothing of them.
+
+    `also_open` are a service's own pages that show nothing by themselves.
+    """
+    if path in OPEN_PATHS or path in also_open or path.startswith(OPEN_FOLDER):
+        return False
+    return path != METRICS_PATH or not metrics_public
+
+
+def unauthorized(*, presented: bool) -> Problem:
+    """RFC 6750: a request without credentials is told the scheme only, one with a bad token that it is bad."""
+    challenge = 'Bearer realm="rollcall"' + (', error="invalid_token"' if presented else "")
+    detail = "this token is not valid here" if presented else "a token is needed"
+    return Problem(
+        401,
+        "unauthorized",
+        "Not authorized",
+        f"{detail}; send the header Authorization: Bearer TOKEN",
+        headers={"WWW-Authenticate": challenge, "Cache-Control": "no-store"},
+    )
+
+
+def main(arguments: Iterable[str]) -> int:
+    """Make a token: print it, and the line by which a service knows it."""
+    match list(arguments):
+        case [name] if LINE.fullmatch(f"{name}:{'0' * 64}"):
+            token, line = make(name)
+            print(f"token   {token}\nTOKENS  {line}")
+            return 0
+    print("usage: python -m shared_models.web.tokens NAME   (letters, digits, . _ -)", file=sys.stderr)
+    return 2
+
+
+def make(name: str) -> tuple[str, str]:
+    """A new token, and its line for TOKENS."""
+    token = PREFIX + secrets.token_urlsafe(32)
+    return token, f"{name}:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
