@@ -24,7 +24,7 @@ class Collection:
 
     name: str
     model: type[Countable]
-    declarations: tuple[Counter, ...]
+    counters: tuple[Counter, ...]
     # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
     row: type[msgspec.Struct]
     decoder: msgspec.json.Decoder[Any]

@@ -49,14 +49,14 @@ def test_every_named_variable_is_read():
 
 
 def test_every_metric_is_named_and_every_named_metric_exists():
-    code = source("*_service/metrics.py", "shared_models/web/prometheus.py")
+    code = source("*_service/metrics.py", "*_service/site/metrics.py", "shared_models/web/prometheus.py")
     declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", code))
     assert declared == set(re.findall(r"`(rollcall_[a-z_]+)`", section("### Metrics")))
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_metric_stands_beside_the_service_that_has_it(service):
-    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", source(f"{service}/metrics.py")))
+    declared = set(re.findall(r"\"(rollcall_[a-z_]+)\"", source(f"{service}/metrics.py", f"{service}/site/metrics.py")))
     who = service.removesuffix("_service")
     assert declared == set(re.findall(rf"^\| {who} \| `(rollcall_[a-z_]+)`", section("### Metrics"), re.M))
 
