@@ -62,7 +62,7 @@ class Query(Application):
         if wants_fresh(request):
             return None
         self.counts.ask()
-        request.route = known.route
+        request.route, request.is_standing = known.route, True
         return known.pick(request.headers.get(b"if-none-match"))
 
     async def handle(self, request: Request) -> Answer | None:
