@@ -8,7 +8,7 @@ import signal
 import threading
 from pathlib import Path
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from tests.query.rolls_in_redis import Rolls
 from tests.query.test_service import CONFIGURATION, Running
 from tests.rolling import (

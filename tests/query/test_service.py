@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service import worker
 from shared_models.http import arriving
 from tests.query.rolls_in_redis import Rolls

@@ -12,7 +12,7 @@ import pytest
 from django.conf import settings
 from gunicorn.asgi.protocol import FlowControl  # type: ignore[import-untyped]
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service import worker
 from query_service.asgi import make_application
 from query_service.door import Door

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service.streams import RETRY_FROM, RETRY_TO, START
 from tests.query.driving import Query, eventually
 from tests.query.rolls_in_redis import THROUGH, Rolls
