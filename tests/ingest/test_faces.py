@@ -13,7 +13,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from ingest_service import stores
 from ingest_service.writing import pulse, transactions
 from ingest_service.writing.pulse import Pulse

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 from psycopg2 import sql
 
-from compose.servers import ROLES_SQL
+from compose.local.servers import ROLES_SQL
 from manage_service import stores
 from manage_service.replica import snapshots as reading
 from manage_service.replica.snapshots import BEHIND, JUMP, SCAN, fill_in

@@ -11,7 +11,7 @@ import pytest
 from django.contrib.staticfiles import finders
 from redis import Redis
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from shared_models.protocol import keys
 from tests.query.driving import Query
 from tests.query.rolls_in_redis import Rolls

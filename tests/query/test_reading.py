@@ -12,7 +12,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from fakeredis import FakeStrictRedis as FakeRedis
 from redis import Redis
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service.answers import Condition
 from query_service.counts import Counts
 from shared_models.protocol import keys

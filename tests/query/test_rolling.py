@@ -6,7 +6,7 @@ import http.client
 import signal
 from pathlib import Path
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from tests.query.rolls_in_redis import Rolls
 from tests.query.test_service import Running
 from tests.rolling import (

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from shared_models.web import bodies
 from tests.query.rolls_in_redis import Rolls
 from tests.rolling import workers_of

@@ -7,7 +7,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service.streams import RETRY_FROM, RETRY_TO
 from shared_models.protocol.members import encode
 from tests.query.driving import Query, eventually, make_scope
