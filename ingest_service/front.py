@@ -19,14 +19,15 @@ from django.conf import settings
 
 from ingest_service import metrics
 from ingest_service.api import payloads
+from ingest_service.api.problems import problem_of
 from ingest_service.catalog import Collection, read_collections
-from ingest_service.writing import group_commit, idempotency
+from ingest_service.writing import idempotency, recording
+from ingest_service.writing.idempotency import KeyNotUsable
 from ingest_service.writing.recording import Recorded
 from shared_models.http.discarding import UNREADABLE
 from shared_models.http.door import OWNER
 from shared_models.web import problems
 from shared_models.web.hosts import is_allowed
-from shared_models.web.problems import Problem
 from shared_models.web.request_log import note
 from shared_models.web.security_headers import PLAIN
 
@@ -58,16 +59,16 @@ class Front:
                 *(environ.get(OWNER, ""), environ.get("HTTP_IDEMPOTENCY_KEY")),
                 *("POST", environ["PATH_INFO"], payloads.JSON, body),
             )
-        except (ValueError, RecursionError, Problem):
+        except (ValueError, RecursionError, KeyNotUsable):
             environ["wsgi.input"] = BytesIO(body)
             return self.django(environ, start_response)
         try:
-            recorded = group_commit.line_of(collection).record(row, claim)
-        except Problem as problem:
-            response = problem.response()
-        except Exception:
-            log.exception("request.error", route=ROUTE)
-            response = problems.server_error()
+            recorded = recording.record_one(collection, row, claim)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem is None:
+                log.exception("request.error", route=ROUTE)
+            response = problem.response() if problem else problems.server_error()
         else:
             note("POST", ROUTE, 201, time.perf_counter() - begun)
             return send_answer(start_response, collection, recorded)

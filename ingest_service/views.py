@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import msgspec
@@ -12,25 +14,45 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ingest_service import bodies, metrics
 from ingest_service.api import health, openapi, payloads
+from ingest_service.api.problems import problem_of
 from ingest_service.catalog import Collection, read_collections
-from ingest_service.writing import group_commit, idempotency, recording
-from ingest_service.writing.idempotency import Claim
+from ingest_service.writing import idempotency, recording
+from ingest_service.writing.idempotency import RequestClaim
 from ingest_service.writing.recording import Recorded
 from shared_models.http.door import OWNER
 from shared_models.web import prometheus
 from shared_models.web.parameters import not_understood
 from shared_models.web.problems import Problem, method_not_allowed
 
+View = Callable[[HttpRequest, str], HttpResponse]
 
+
+def answering(view: View) -> View:
+    """Answers the errors of the domain with their problems."""
+
+    @wraps(view)
+    def call(request: HttpRequest, collection: str) -> HttpResponse:
+        try:
+            return view(request, collection)
+        except Exception as error:
+            if problem := problem_of(error):
+                raise problem from error
+            raise
+
+    return call
+
+
+@answering
 def post_row(request: HttpRequest, collection: str) -> HttpResponse:
     """POST /v1/<collection>: one row -> 201 {"id": 17, "counted": true}."""
     target = find_collection(request, collection)
     check_content_type(request, (payloads.JSON,))
     body = bodies.read_body(request, settings.MAX_BODY_BYTES)
     row = payloads.read_row(target, body)
-    return answer(target, 201, group_commit.line_of(target).record(row, claim_of(request, body)))
+    return answer(target, 201, recording.record_one(target, row, claim_of(request, body)))
 
 
+@answering
 def post_batch(request: HttpRequest, collection: str) -> HttpResponse:
     """POST /v1/<collection>/batch: many rows -> 200 {"accepted": 998, "rejected": 2, "errors": […], "counted": true}."""
     target = find_collection(request, collection)
@@ -73,7 +95,15 @@ def check_method(request: HttpRequest, *allowed: str) -> None:
 
 def check_content_type(request: HttpRequest, accepted: tuple[str, ...]) -> None:
     """Raises Problem 415."""
-    payloads.check_content_type(request.content_type or "", (request.content_params or {}).get("charset", ""), accepted)
+    charset = (request.content_params or {}).get("charset", "")
+    if request.content_type not in accepted or charset.lower() not in ("", "utf-8", "utf8"):
+        raise Problem(
+            415,
+            "unsupported-content-type",
+            "This Content-Type is not understood",
+            f"send Content-Type: {' or '.join(accepted)}, in UTF-8",
+            accepted=accepted,
+        )
 
 
 def is_strict(request: HttpRequest) -> bool:
@@ -84,7 +114,7 @@ def is_strict(request: HttpRequest) -> bool:
     return value == "1"
 
 
-def claim_of(request: HttpRequest, body: bytes) -> Claim | None:
+def claim_of(request: HttpRequest, body: bytes) -> RequestClaim | None:
     """What the Idempotency-Key stands for: the method, the address, how the body is to be read, and the body.
 
     The body is taken unpacked: gzip writes the time into its header, and never makes the same bytes twice.

@@ -14,7 +14,7 @@ from django.http import HttpResponse
 
 from ingest_service.models import Receipt
 from ingest_service.writing import counting, transactions
-from ingest_service.writing.idempotency import Claim, KeyReused, take_all
+from ingest_service.writing.idempotency import GROUP_LOCK_MILLISECONDS, KeyReused, RequestClaim, take_all
 from ingest_service.writing.pulse import Pulse
 from ingest_service.writing.transactions import transact
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
@@ -245,13 +245,13 @@ def test_a_receipt_from_before_keys_had_owners_is_a_replay_of_the_same_request_o
     producer: Producer, group: bool
 ) -> None:
     """A request that is sent again after an upgrade."""
-    old, same = Claim("", "17", "f" * 64), Claim("till", "17", "f" * 64)
-    other, neighbour = Claim("till", "17", "e" * 64), Claim("cash", "18", "f" * 64)
+    old, same = RequestClaim("", "17", "f" * 64), RequestClaim("till", "17", "f" * 64)
+    other, neighbour = RequestClaim("till", "17", "e" * 64), RequestClaim("cash", "18", "f" * 64)
     transact(lambda transaction: old.take(transaction) and old.keep(transaction, {"id": 5}))
 
-    def take(*claims: Claim) -> set[str]:
+    def take(*claims: RequestClaim) -> set[str]:
         if group:
-            return transact(lambda transaction: take_all(transaction, claims))
+            return transact(lambda transaction: take_all(transaction, claims, GROUP_LOCK_MILLISECONDS))
         return {claim.id for claim in claims if transact(claim.take)}
 
     assert take(same, neighbour) == {neighbour.id}
@@ -262,5 +262,7 @@ def test_a_receipt_from_before_keys_had_owners_is_a_replay_of_the_same_request_o
 
 
 def test_two_owners_of_one_key_share_a_group(producer: Producer) -> None:
-    claims = [Claim(owner, "17", "f" * 64) for owner in ("till", "cash")]
-    assert transact(lambda transaction: take_all(transaction, claims)) == {claim.id for claim in claims}
+    claims = [RequestClaim(owner, "17", "f" * 64) for owner in ("till", "cash")]
+    assert transact(lambda transaction: take_all(transaction, claims, GROUP_LOCK_MILLISECONDS)) == {
+        claim.id for claim in claims
+    }

@@ -224,7 +224,7 @@ def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
     for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
         assert response.status_code in (200, 201)
         assert response.json()["counted"] is False
-    monkeypatch.setattr(counting, "members_of", fail)
+    monkeypatch.setattr(counting, "encode", fail)
     again = producer.send_batch(message("bob"), Idempotency_Key="17")
     assert (again["Idempotent-Replay"], again.json()["counted"]) == ("true", False)
     said = [(call.method_name, call.args[0]) for call in log.calls]
