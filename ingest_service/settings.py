@@ -43,6 +43,9 @@ try:
     MAX_BATCH_BYTES = env.int("MAX_BATCH_BYTES", 64 << 20, validate=positive)
     MAX_BATCH_ROWS = env.int("MAX_BATCH_ROWS", 100_000, validate=positive)
 
+    # Batches that a worker reads and stores at a time, each in a thread with a connection to the primary; others wait.
+    BATCH_THREADS = env.int("BATCH_THREADS", 4, validate=positive)
+
     # For how long a retry with the same Idempotency-Key gets the first answer.
     IDEMPOTENCY_KEEP_HOURS = env.float("IDEMPOTENCY_KEEP_HOURS", 48.0, validate=positive)
     # A worker that has committed nothing for this long commits an empty transaction: see pulse.py. 0 is off.
@@ -137,22 +140,14 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
 ]
 MIDDLEWARE = [
-    "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.web.request_log.NoteMiddleware",
-    "shared_models.web.security_headers.HeadersMiddleware",
+    "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "shared_models.web.django.StaticFilesMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.web.problems.ProblemMiddleware",
-    "shared_models.web.parameters.ParametersMiddleware",
+    "shared_models.web.django.ProblemMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/web/parameters.py).
-QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "POST /v1/{collection}": (),
-    "POST /v1/{collection}/batch": ("strict",),
-}
 ROOT_URLCONF = "ingest_service.urls"
-WSGI_APPLICATION = "ingest_service.wsgi.application"
+ASGI_APPLICATION = "ingest_service.asgi.application"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",

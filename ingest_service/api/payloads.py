@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from django.db import models
@@ -37,6 +37,10 @@ BLOCK_BYTES = 1 << 18
 ERRORS_OF_A_ROW = 10
 # How much of an unknown field's name is repeated.
 NAME_CHARACTERS = 64
+
+
+# As it was received: in one piece, or put together.
+Body: TypeAlias = bytes | bytearray
 
 
 class NotJSON(ValueError):
@@ -83,9 +87,9 @@ class TooManyRows(Exception):
         self.limit_rows = limit_rows
 
 
-def read_row(collection: Collection, body: bytes) -> msgspec.Struct:
+def read_row(collection: Collection, body: Body) -> msgspec.Struct:
     """The one row that the body is. Raises NotJSON or InvalidRow."""
-    body = body.removeprefix(BOM)
+    body = body[len(BOM) :] if body.startswith(BOM) else body
     try:
         return decode(collection, body)
     except (ValueError, RecursionError):
@@ -93,9 +97,9 @@ def read_row(collection: Collection, body: bytes) -> msgspec.Struct:
     raise InvalidRow(collection, explain(collection, body))
 
 
-def read_batch(collection: Collection, body: bytes, content_type: str, limit_rows: int) -> Batch:
+def read_batch(collection: Collection, body: Body, content_type: str, limit_rows: int) -> Batch:
     """The rows of a body, NDJSON or a JSON array. Raises NotJSON or TooManyRows."""
-    body = body.removeprefix(BOM)
+    body = body[len(BOM) :] if body.startswith(BOM) else body
     if content_type in NDJSON:
         return read_lines(collection, body, limit_rows)
     if ESCAPED_NUL not in body:
@@ -110,7 +114,7 @@ def read_batch(collection: Collection, body: bytes, content_type: str, limit_row
     return read_rows(collection, enumerate(elements(body), 1), limit_rows)
 
 
-def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
+def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
     """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
     batch, start, number = Batch(), 0, 1
     while start < len(body):
@@ -128,7 +132,7 @@ def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
     return batch
 
 
-def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] | None:
+def decode_lines(collection: Collection, block: Body, lines: int) -> list[Any] | None:
     """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
 
     msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
@@ -149,7 +153,7 @@ def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] 
 
 
 def read_rows(
-    collection: Collection, numbered: Iterable[tuple[int, bytes]], limit_rows: int, batch: Batch | None = None
+    collection: Collection, numbered: Iterable[tuple[int, Body]], limit_rows: int, batch: Batch | None = None
 ) -> Batch:
     """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
     batch = batch or Batch()
@@ -165,7 +169,7 @@ def read_rows(
     return batch
 
 
-def decode(collection: Collection, text: bytes) -> Any:
+def decode(collection: Collection, text: Body) -> Any:
     """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
     row = collection.decoder.decode(text)
     if ESCAPED_NUL in text and any("\0" in value for value in msgspec.structs.astuple(row) if isinstance(value, str)):
@@ -173,7 +177,7 @@ def decode(collection: Collection, text: bytes) -> Any:
     return row
 
 
-def elements(body: bytes) -> Iterator[bytes]:
+def elements(body: Body) -> Iterator[Body]:
     """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
 
     What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte: that takes no more
@@ -213,12 +217,12 @@ def skip_blanks(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def character_at(body: bytes, at: int) -> int:
+def character_at(body: Body, at: int) -> int:
     """The number of the character that begins at this byte, counted from 1."""
     return len(body[:at].translate(None, delete=LATER_BYTES)) + 1
 
 
-def describe(collection: Collection, text: bytes) -> str:
+def describe(collection: Collection, text: Body) -> str:
     """What is wrong with a row, in one line."""
     try:
         return "; ".join(error.detail for error in explain(collection, text))
@@ -226,7 +230,7 @@ def describe(collection: Collection, text: bytes) -> str:
         return f"this is not JSON: {error}"
 
 
-def explain(collection: Collection, text: bytes) -> list[FieldError]:
+def explain(collection: Collection, text: Body) -> list[FieldError]:
     """What is wrong with a row that `decode` refuses, field by field. Raises NotJSON."""
     value = parse(text)
     if not isinstance(value, dict):
@@ -245,7 +249,7 @@ def explain(collection: Collection, text: bytes) -> list[FieldError]:
     return errors or [FieldError("", refusal(collection, text))]
 
 
-def parse(text: bytes) -> Any:
+def parse(text: Body) -> Any:
     """Any JSON value. Raises NotJSON. More lenient than JSON in some ways; what it lets pass is refused by type."""
     try:
         return SCANNER.decode(text.decode())
@@ -283,7 +287,7 @@ def fault_of_text(value: Any, least: int, most: int | None) -> str | None:
     return None
 
 
-def refusal(collection: Collection, text: bytes) -> str:
+def refusal(collection: Collection, text: Body) -> str:
     """Why `decode` refuses a row whose last values are all valid: an earlier value of a key that stands twice."""
     try:
         decode(collection, text)

@@ -46,6 +46,10 @@ class Request:
     claim: RequestClaim | None
 
 
+class GroupFailed(Exception):
+    """The service failed before it could commit a group; nothing was stored."""
+
+
 # What came of a request. None: its key is just being used by somebody else, who has to be waited for.
 Outcome: TypeAlias = Recorded | Exception | None
 
@@ -174,7 +178,13 @@ def record_together(collection: Collection, group: Sequence[Request], lock_milli
         stored = Stored({}, written[0][1] if written else None, transaction.source, members)
         return stored, answers, list(zip(known, first, strict=True))
 
-    stored, answers, known = transact(work)
+    try:
+        stored, answers, known = transact(work)
+    except TransactionFailed:
+        raise
+    except Exception as error:
+        log.exception("record.error", collection=collection.name, rows=len(group))
+        return {request: GroupFailed(error) for request in group}
     counted = stored.xact is not None and recording.count(
         collection, stored.members, len(answers), stored.xact, stored.source
     )

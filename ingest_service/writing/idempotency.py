@@ -88,7 +88,7 @@ class RequestClaim:
         return found
 
 
-def read_claim(owner: str, key: str | None, *request: str | bytes) -> RequestClaim | None:
+def read_claim(owner: str, key: str | None, *request: str | bytes | bytearray) -> RequestClaim | None:
     """The claim that a request makes with its Idempotency-Key header; None without one. Raises KeyNotUsable.
 
     `owner` is the name of the token that it came with, `request` all that it says.
