@@ -67,7 +67,7 @@ class Committer:
     def __init__(self, pool: Executor) -> None:
         # Here, and not in the committer's thread, requests wait for somebody else who is using their key.
         self._pool = pool
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
         self._waiting: dict[Collection, list[Waiting]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -87,7 +87,7 @@ class Committer:
 
     def close(self) -> None:
         """End the thread, after what it is doing."""
-        self._thread.shutdown()
+        self.thread.shutdown()
 
     async def _commit(self) -> None:
         """Record what waits, until nothing does."""
@@ -97,7 +97,7 @@ class Committer:
                 collection, group = self._next_group()
                 requests = [request for request, _ in group]
                 try:
-                    came = await loop.run_in_executor(self._thread, record_group, collection, requests)
+                    came = await loop.run_in_executor(self.thread, record_group, collection, requests)
                 except Exception:
                     # A fault of ours. The transaction may have been committed before it.
                     log.exception("record.error", collection=collection.name, rows=len(group))

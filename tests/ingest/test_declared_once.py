@@ -83,7 +83,7 @@ def test_a_second_model_gets_endpoints_rules_and_counts(producer: Producer, sigh
     assert producer.members("kinds") == {b'["owl\\t\\\\N","2"]'}
     assert producer.members("users") == set()
     assert producer.send(message("ann")).status_code == 201
-    paths = producer.client.get("/openapi.json").json()["paths"]
+    paths = producer.get("/openapi.json").json()["paths"]
     assert {"/v1/bird-sightings", "/v1/bird-sightings/batch", "/v1/messages"} <= set(paths)
 
 

@@ -52,10 +52,10 @@ def test_readiness_does_not_wait_for_a_primary_that_is_stopped(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, stop_primary: Callable[[], None]
 ) -> None:
     monkeypatch.setattr("ingest_service.api.health.ANSWER_SECONDS", 0.5)
-    assert producer.client.get("/readyz").status_code == 200
+    assert producer.get("/readyz").status_code == 200
     stop_primary()
     began = time.monotonic()
-    response = producer.client.get("/readyz")
+    response = producer.get("/readyz")
     assert response.status_code == 503 and "cannot be reached" in response.json()["detail"]
     assert time.monotonic() - began < 5
 

@@ -10,14 +10,13 @@ from collections.abc import Callable
 import psycopg2
 import pytest
 from django.db import connection
-from django.http import HttpResponse
 
 from ingest_service.models import Receipt
 from ingest_service.writing import counting, transactions
 from ingest_service.writing.idempotency import GROUP_LOCK_MILLISECONDS, KeyReused, RequestClaim, take_all
 from ingest_service.writing.pulse import Pulse
 from ingest_service.writing.transactions import transact
-from tests.ingest.producing import NDJSON, Producer, message, ndjson
+from tests.ingest.producing import NDJSON, Producer, Response, message, ndjson
 from tests.servers import sql, started_primary, started_valkey, wait_for
 
 
@@ -47,7 +46,7 @@ def test_a_batch_that_is_packed_again_is_the_same_batch(producer: Producer) -> N
 
 def test_the_same_key_with_another_request_is_refused(producer: Producer) -> None:
     assert producer.send(message("ann"), Idempotency_Key="k1").status_code == 201
-    others: list[HttpResponse] = [
+    others: list[Response] = [
         producer.send(message("bob"), Idempotency_Key="k1"),
         producer.send_batch(message("ann"), Idempotency_Key="k1"),
         producer.send_batch(message("ann"), query="?strict=1", Idempotency_Key="k1"),
@@ -143,10 +142,10 @@ def in_threads(count: int, call: Callable[[int], None]) -> None:
 def test_of_many_requests_with_one_key_at_once_one_stores_and_all_are_answered_alike(
     producer: Producer, batch: bool
 ) -> None:
-    answers: list[HttpResponse] = []
+    answers: list[Response] = []
 
     def send(_: int) -> None:
-        another = Producer(producer.redis)
+        another = producer
         rows = [message("ann"), message("bob")] if batch else [message("ann")]
         answers.append((another.send_batch if batch else another.send)(*rows, Idempotency_Key="k1"))
 
@@ -164,7 +163,7 @@ def test_of_two_different_requests_with_one_key_at_once_one_stores_and_the_other
     answers: list[int] = []
 
     def send(number: int) -> None:
-        answers.append(Producer(producer.redis).send(message(f"user{number}"), Idempotency_Key="k1").status_code)
+        answers.append(producer.send(message(f"user{number}"), Idempotency_Key="k1").status_code)
 
     in_threads(2, send)
     assert sorted(answers) == [201, 422]
@@ -176,10 +175,10 @@ def test_where_the_first_of_two_fails_the_second_stores(producer: Producer) -> N
     raw = transactions.stores.open_primary().raw
     with raw.cursor() as cursor:
         cursor.execute("BEGIN; INSERT INTO receipt (key, fingerprint, answer) VALUES ('k1', 'x', '')")
-        answers: list[HttpResponse] = []
+        answers: list[Response] = []
 
         def send(_: int) -> None:
-            answers.append(Producer(producer.redis).send(with_key[0], Idempotency_Key=with_key[1]))
+            answers.append(producer.send(with_key[0], Idempotency_Key=with_key[1]))
 
         thread = threading.Thread(target=in_threads, args=(1, send))
         thread.start()

@@ -374,7 +374,7 @@ def test_rows_of_many_threads_are_all_stored_and_counted(producer: Producer) -> 
     def send(thread: int) -> None:
         try:
             for number in range(10):
-                answer = Producer(producer.redis).send_batch(*(message(f"u{thread}-{number}-{n}") for n in range(20)))
+                answer = producer.send_batch(*(message(f"u{thread}-{number}-{n}") for n in range(20)))
                 if not answer.json()["counted"]:
                     failures.append(answer.json())
         finally:

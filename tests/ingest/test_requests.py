@@ -146,7 +146,7 @@ def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named
 
 
 def test_the_query_parameters_that_are_known_are_those_that_are_described(producer: Producer) -> None:
-    document = producer.client.get("/openapi.json").json()
+    document = producer.get("/openapi.json").json()
     described = {
         name.replace("/v1/messages", "/v1/{collection}"): each for name, each in query_parameters(document).items()
     }
@@ -166,7 +166,7 @@ def test_other_methods_are_refused_and_the_right_one_named(producer: Producer, p
 
 def test_an_address_that_leads_nowhere_is_a_problem_too(producer: Producer) -> None:
     assert "messages" in problem(producer.post("/v1/letters", ROW), 404, "unknown-collection")
-    problem(producer.client.get("/nothing"), 404, "not-found")
+    problem(producer.get("/nothing"), 404, "not-found")
 
 
 def test_a_host_that_is_not_allowed_is_refused(producer: Producer) -> None:
