@@ -93,6 +93,7 @@ class Producer:
             if coming:
                 return coming.pop(0)
             await asyncio.Event().wait()  # the client stays
+            raise AssertionError
 
         async def send(message: Any) -> None:
             said.append(message)

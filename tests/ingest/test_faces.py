@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ from django.core.management import call_command
 from django.db import connection
 
 from compose.servers import Valkey
-from ingest_service import stores
 from ingest_service.writing import pulse, transactions
 from ingest_service.writing.pulse import Pulse
 from shared_models.web import prometheus
@@ -54,11 +52,13 @@ def test_without_the_primary_ingest_is_not_ready(producer: Producer, severing: S
     assert "the primary cannot be reached" in response.json()["detail"]
 
 
-def test_a_database_that_cannot_be_written_to_or_has_no_tables_is_named(producer: Producer) -> None:
-    with stores.open_primary().raw.cursor() as cursor:
-        cursor.execute("SET default_transaction_read_only = on")
-    assert "read-only" in producer.get("/readyz").json()["detail"]
-    connection.close()
+def test_a_database_that_cannot_be_written_to_or_has_no_tables_is_named(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        options = connection.settings_dict["OPTIONS"]
+        patch.setitem(options, "options", options["options"] + " -c default_transaction_read_only=on")
+        assert "read-only" in producer.get("/readyz").json()["detail"]
     call_command("migrate", "ingest_service", "zero", verbosity=0)
     try:
         assert "run python -m ingest_service migrate" in producer.get("/readyz").json()["detail"]
@@ -116,9 +116,7 @@ def test_the_docs_page_loads_everything_from_here(producer: Producer) -> None:
     assert response.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(loaded) >= 4
-    for path in loaded:
-        with contextlib.closing(producer.get(path)) as file:
-            assert file.status_code == 200
+    assert {producer.get(path).status_code for path in loaded} == {200}
 
 
 def commits() -> int:
