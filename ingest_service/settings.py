@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,8 +134,10 @@ SERVICE = "ingest"
 SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
     "shared_models.apps.SharedModelsConfig",
+    "shared_models.web",
     "ingest_service.apps.IngestServiceConfig",
     "django.contrib.staticfiles",
+    "drf_spectacular_sidecar",  # Swagger UI, for /docs
 ]
 MIDDLEWARE = [
     "shared_models.web.django.HeadersMiddleware",
@@ -157,9 +157,6 @@ TEMPLATES: list[dict[str, Any]] = [
 STATIC_URL = "/static/"
 # Files are served from the packages that hold them: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
-# Swagger UI, for /docs, lies in ninja's package. It is found without importing that, or what it needs.
-_ninja = find_spec("ninja")
-STATICFILES_DIRS = [Path(folder) / "static" for folder in (_ninja and _ninja.submodule_search_locations) or ()]
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 APPEND_SLASH = False
 USE_TZ = True

@@ -2,18 +2,15 @@
 
 from django.conf import settings
 from django.urls import URLPattern, URLResolver, path
-from django.views.generic import RedirectView, TemplateView
+from django.views.generic import RedirectView
 
-from ingest_service.api import openapi
 from shared_models.web import django
+from shared_models.web.docs import docs
 
 handler400 = django.bad_request
 handler404 = django.not_found
 handler500 = django.server_error
 
-docs = TemplateView.as_view(
-    template_name="ingest_service/docs.html", extra_context={"title": openapi.TITLE}, http_method_names=["get", "head"]
-)
 urlpatterns: list[URLPattern | URLResolver] = [path("docs", docs)]
 
 if settings.ADMIN_DATABASE_URL:

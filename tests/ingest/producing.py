@@ -64,14 +64,24 @@ class Producer:
     application: Ingest
 
     def ask(
-        self, method: str, path: str, pieces: Sequence[bytes] = (), headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        pieces: Sequence[bytes] = (),
+        headers: Mapping[str, str] | None = None,
+        *,
+        stays_silent: bool = False,
     ) -> Response:
-        """One request, as the server would hand it over; its body comes in these pieces."""
+        """One request, as the server would hand it over; its body comes in these pieces, and does not end for who
+        `stays_silent`."""
         named = {"Host": "localhost", "Content-Length": str(sum(map(len, pieces)))} | dict(headers or {})
-        asking = self._ask(method, path, pieces, {name: value for name, value in named.items() if value is not None})
+        end = [] if stays_silent else [b""]
+        asking = self._ask(method, path, [*pieces, *end], len(end), named)
         return asyncio.run_coroutine_threadsafe(asking, running_loop()).result(DEADLINE_SECONDS * 2)
 
-    async def _ask(self, method: str, path: str, pieces: Sequence[bytes], headers: Mapping[str, str]) -> Response:
+    async def _ask(
+        self, method: str, path: str, pieces: Sequence[bytes], ends: int, headers: Mapping[str, str]
+    ) -> Response:
         path, _, query = path.partition("?")
         scope = {
             "type": "http",
@@ -86,7 +96,8 @@ class Producer:
             "server": ("localhost", 8001),
         }
         coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-        coming.append({"type": "http.request", "body": b"", "more_body": False})
+        if ends:
+            coming[-1]["more_body"] = False
         said: list[Any] = []
 
         async def receive() -> Any:
