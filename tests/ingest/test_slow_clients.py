@@ -24,6 +24,7 @@ SLOW_CLIENTS = 800
 NORMAL_SECONDS = 5.0
 
 HEAD = "POST /v1/messages/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+SCRIPT = b"GET /static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js HTTP/1.1\r\n"
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -79,8 +80,8 @@ def before_more_than_can_be_counted(number: int) -> bytes:
 
 
 def not_reading(number: int) -> bytes:
-    """Answers that fill what a socket holds."""
-    return (LIVEZ + b"\r\n") * 1_000
+    """Files of more than a megabyte, one after the other: more than a socket holds."""
+    return (SCRIPT + b"Host: localhost\r\n\r\n") * 10 if number < 100 else silent(number)
 
 
 def not_closing(number: int) -> bytes:
@@ -124,19 +125,19 @@ def test_many_large_uploads_at_once_are_held_within_a_limit_and_the_others_read_
 ) -> None:
     workers, took = gunicorn.workers(), gunicorn.memory()
     body, answers = b" " * (60 << 20), []
-    together = threading.Barrier(12)
+    together = threading.Barrier(8)
 
     def send() -> None:
         together.wait()
         answers.append(gunicorn.request("POST", "/v1/messages/batch", body))
 
-    threads = [threading.Thread(target=send) for _ in range(12)]
+    threads = [threading.Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     found = {json.loads(answer)["type"] for _, answer in answers}
-    assert len(answers) == 12
+    assert len(answers) == 8
     assert found <= {"urn:rollcall:empty-body", "urn:rollcall:no-room"}
     assert "urn:rollcall:empty-body" in found
     assert took() < 2 * bodies.HELD_BYTES
@@ -171,7 +172,7 @@ def test_while_blanks_are_unpacked_and_looked_at_others_are_answered(producer: P
         threading.Thread(
             target=lambda: answers.append(gunicorn.request("POST", "/v1/messages/batch", packed, **hostile))
         )
-        for _ in range(8)
+        for _ in range(3)
     ]
     for thread in threads:
         thread.start()
@@ -179,7 +180,7 @@ def test_while_blanks_are_unpacked_and_looked_at_others_are_answered(producer: P
         began = time.monotonic()
         assert gunicorn.request("GET", "/livez")[0] == 200
         assert time.monotonic() - began < NORMAL_SECONDS
-    assert [(status, json.loads(answer)["rejected"]) for status, answer in answers] == [(200, 1)] * 8
+    assert [(status, json.loads(answer)["rejected"]) for status, answer in answers] == [(200, 1)] * 3
 
 
 def test_a_request_that_comes_byte_by_byte_is_answered_like_any_other(
@@ -232,7 +233,7 @@ def test_one_who_asks_first_is_told_to_continue(
         (b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", b"400"),
         (b"Transfer-Encoding: gzip\r\n\r\n", b"400"),
         (b"Content-Length: 1000000000000000000\r\n\r\n", b"413"),
-        (b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"413"),
+        (b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", b"400"),
         (b"Bad Header: 1\r\n\r\n", b"400"),
         (b"NUL: \x00\r\n\r\n", b"400"),
     ],
