@@ -1,6 +1,6 @@
 """Manage's settings, from the environment; each variable X may come from a file named by X_FILE instead.
 
-There is no DATABASES: the replica is read by SQL of our own (`replica.py`) over one connection, never by the ORM.
+There is no DATABASES: the replica is read by SQL of our own (`replica/sql.py`) over one connection, never by the ORM.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from manage_service.status.judging import one_line as without_line_ends
 from manage_service.status.judging import span
 from shared_models.wording import found_in_words
 
-# What a person reads for each phase of a run (progress.Progress.phase).
+# What a person reads for each phase of a run (`Progress.phase`).
 PHASES = {
     "": "waiting for its turn",
     "queued": "waiting for another run",

@@ -19,8 +19,8 @@ from manage_service.runs import registry
 from manage_service.runs.registry import Mode, Run, UnknownRun
 from manage_service.site.metrics import Facts
 from manage_service.site.schemas import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
-from manage_service.status.judging import Limits
-from manage_service.status.report import read_drift, read_status, said_by
+from manage_service.status.judging import Limits, one_line
+from manage_service.status.report import read_drift, read_status
 from shared_models.declarations import COUNTERS, UnknownCounter
 from shared_models.stores import check_noeviction
 from shared_models.web import prometheus
@@ -144,7 +144,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
         with stores.replica_of_requests().snapshot():
             pass
     except psycopg2.Error as error:
-        missing["replica"] = f"cannot be reached: {said_by(error)}"
+        missing["replica"] = f"cannot be reached: {one_line(str(error))}"
     if missing:
         detail = "; ".join(f"{name} {reason}" for name, reason in missing.items())
         return Problem(503, "not-ready", "Not ready", detail, missing=missing).response()

@@ -70,7 +70,7 @@ class RunOut(Schema):
 
 
 class RunsOut(Schema):
-    registry: list[RunOut]
+    runs: list[RunOut]
 
 
 class FoundOut(Schema):

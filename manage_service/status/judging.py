@@ -192,5 +192,5 @@ def span(age: timedelta) -> str:
 
 
 def one_line(reason: str) -> str:
-    """A store's error without its line ends."""
+    """A store's error in one line: libpq writes several, and indents them."""
     return " ".join(reason.split())

@@ -8,10 +8,10 @@ from typing import Any
 import psycopg2
 from redis import Redis
 
-from manage_service.keeper.leases import read_holder
+from manage_service.leases import read_holder
 from manage_service.replica.snapshots import Replica
 from manage_service.runs import registry
-from manage_service.status.judging import Limits, judge
+from manage_service.status.judging import Limits, judge, one_line
 from shared_models import declarations
 from shared_models.protocol import keys, moments, states
 from shared_models.protocol.states import State
@@ -100,11 +100,6 @@ def counter_status(name: str, state: State, replica: dict[str, Any], history: li
     }
 
 
-def said_by(error: Exception) -> str:
-    """A store's error in one line: libpq writes several, and indents them."""
-    return " ".join(str(error).split())
-
-
 def read_replica(replica: Replica, now: datetime) -> dict[str, Any]:
     """What the replica shows at this moment, or why it cannot be asked."""
     try:
@@ -120,7 +115,7 @@ def read_replica(replica: Replica, now: datetime) -> dict[str, Any]:
     except psycopg2.Error as error:
         return {
             "reachable": False,
-            "detail": said_by(error),
+            "detail": one_line(str(error)),
             "source": None,
             "horizon": None,
             "committed_through": None,

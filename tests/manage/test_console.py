@@ -13,14 +13,13 @@ from django.contrib.staticfiles import finders
 from django.test import Client, override_settings
 
 from manage_service import stores
-from manage_service.keeper.leases import Lease
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.management import terminal
 from manage_service.runs.registry import Mode
 from shared_models import declarations
 from shared_models.protocol import keys
 from shared_models.web.tokens import open_tokens
 from tests import servers
+from tests.manage.keepers import keeper_at_work, tick_until
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_the_script_makes_no_markup_out_of_text():
 
 
 def test_every_phase_of_a_run_has_words_on_the_page_and_in_the_terminal():
-    code = "".join(path.read_text() for path in Path(keys.__file__).parent.parent.glob("manage_service/*.py"))
+    code = "".join(path.read_text() for path in Path(keys.__file__).parents[2].glob("manage_service/**/*.py"))
     phases = set(re.findall(r"Progress\(\s*\"(\w+)\"", code))
     assert {"build", "missing", "extra", "fence", "sweep"} <= phases
     assert phases <= set(terminal.PHASES)
@@ -110,7 +109,7 @@ def test_drift_over_time_is_what_the_kept_runs_found(world, client):
     assert moments == sorted(moments)
 
 
-def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, client):
+def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(keeper, client):
     assert client.get("/v1/status").json()["keeper"] == {
         "alive": False,
         "state": "not running",
@@ -121,9 +120,6 @@ def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, cl
         "committed_through": None,
         "horizon_held_seconds": 0.0,
     }
-    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    keeper.redis, keeper.control = world.passes(), world.redis
-    keeper.lease = Lease(world.redis, "keeper")
     nobody = stores.connect_replica(f"postgres://x@127.0.0.1:{servers.free_port()}/x")
     working, keeper.replica = keeper.replica, nobody
     keeper.tick()
@@ -140,17 +136,12 @@ def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, cl
 
 
 def test_the_keepers_job_is_told_while_it_lasts(world, client):
-    keeper = Keeper(Timing(catch_up_seconds=3600.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    try:
+    with keeper_at_work(catch_up_seconds=3600.0) as keeper:
         run = world.ask("users")
-        servers.wait_for(
-            lambda: keeper.tick() is not None and keeper.job and keeper.job.name == f"run {run.id}", "the run"
-        )
+        tick_until(keeper, lambda: keeper.job and keeper.job.name == f"run {run.id}", "the run")
         assert client.get("/v1/status").json()["keeper"]["job"] == f"run {run.id}"
-        servers.wait_for(lambda: keeper.tick() is not None and keeper.job is None, "the end of the run")
+        tick_until(keeper, lambda: keeper.job is None, "the end of the run")
         assert client.get("/v1/status").json()["keeper"]["job"] == ""
-    finally:
-        keeper.close()
 
 
 def test_requests_keep_their_connections_and_outlive_their_loss(world, client):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.test import Client
 
 from manage_service import stores
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode, Status
 from manage_service.status import judging
@@ -18,19 +16,11 @@ from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from shared_models.protocol import keys, moments
 from tests import servers
+from tests.manage.keepers import keeper_at_work
 from tests.manage.test_commands import manage
 from tests.servers import wait_for
 
 LIMITS = Limits.of(catch_up_seconds=1.0, reconcile_seconds=3600.0)
-
-
-@contextmanager
-def keeper_at_work(world):
-    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    try:
-        yield keeper
-    finally:
-        keeper.close()
 
 
 def status_of(world, limits=LIMITS):
@@ -47,7 +37,7 @@ def well(world):
     """A world in which nothing is wrong: a keeper, and two counters that it has built and verified."""
     world.post("ann")
     world.replay()
-    with keeper_at_work(world) as keeper:
+    with keeper_at_work() as keeper:
 
         def is_well():
             status = status_of(world)

@@ -11,7 +11,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from manage_service import stores
-from manage_service.keeper.leases import Lease, LeaseLost, held
+from manage_service.leases import Lease, LeaseLost, held
 from manage_service.management.terminal import Follower, one_line, show_run
 from manage_service.runs import registry
 from manage_service.runs.execution import execute

@@ -20,7 +20,7 @@ from redis.lock import Lock
 
 from shared_models.protocol import keys
 
-# Longer than one statement on the replica may take (`replica.ANSWER_SECONDS`) and the fifth of a lease that may have passed
+# Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) and the fifth of a lease that may have passed
 # since it was renewed; and short enough that another keeper goes on soon after a crash. Whoever is held up for longer finds
 # its lease lost, and stops.
 LEASE_SECONDS = 9.0
