@@ -115,39 +115,6 @@ class Run(msgspec.Struct):
         elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()
         return round(elapsed / self.read * max(0, self.expected - self.read), 1)
 
-    def as_json(self) -> dict[str, object]:
-        """What operators see of it: the API's answer, the command line's `--json`."""
-        return {
-            "id": self.id,
-            "status": self.status,
-            "cancelling": self.open and self.asked_to_stop,
-            "mode": self.mode,
-            "counters": self.counters,
-            "asked_at": self.asked_at,
-            "asked_by": self.asked_by,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
-            "detail": self.detail,
-            "progress": {
-                "counter": self.counter,
-                "phase": self.phase,
-                "read": self.read,
-                "expected": self.expected,
-                "eta_seconds": self.eta_seconds(),
-            },
-            "drift": {
-                name: {
-                    "missing": found.missing,
-                    "extra": found.extra,
-                    "missing_sample": found.missing_sample,
-                    "extra_sample": found.extra_sample,
-                    "verified_at": found.verified_at,
-                    "failure": found.failure,
-                }
-                for name, found in self.findings.items()
-            },
-        }
-
 
 _run = msgspec.json.Decoder(Run)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
-from django.test import Client
 
 from manage_service import stores
 from manage_service.runs import registry
@@ -24,7 +24,7 @@ LIMITS = Limits.of(catch_up_seconds=1.0, reconcile_seconds=3600.0)
 
 
 def status_of(world, limits=LIMITS):
-    return read_status(world.redis, world.replica, limits)
+    return msgspec.to_builtins(read_status(world.redis, world.replica, limits))
 
 
 def findings(world, limits=LIMITS):
@@ -53,16 +53,16 @@ def tick_until(world, condition):
     wait_for(lambda: world.keeper.tick() is not None and condition(), "the keeper")
 
 
-def test_where_nothing_is_wrong_everybody_says_so(well):
-    status = Client(SERVER_NAME="localhost").get("/v1/status").json()
+def test_where_nothing_is_wrong_everybody_says_so(well, client):
+    status = client.get("/v1/status").json()
     assert status["healthy"] is True and status["findings"] == []
     said = manage("status")
     assert said.returncode == 0, said.stdout
 
 
-def test_a_fault_is_said_by_the_api_and_the_command_and_the_exit_code(well):
+def test_a_fault_is_said_by_the_api_and_the_command_and_the_exit_code(well, client):
     well.redis.sadd(keys.of_counter("users").members, "by hand")
-    found = Client(SERVER_NAME="localhost").get("/v1/status").json()["findings"]
+    found = client.get("/v1/status").json()["findings"]
     # Nobody ticks here: on a slow machine it may be said already that the keeper is silent.
     (fault,) = [each for each in found if each["about"] == "users" and each["kind"] == "cold"]
     assert "something other than Rollcall" in fault["detail"]

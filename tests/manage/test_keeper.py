@@ -8,7 +8,6 @@ import time
 
 import psycopg2
 import pytest
-from django.test import Client
 from psycopg2.errors import QueryCanceled, UndefinedTable
 from redis import Redis
 
@@ -272,8 +271,7 @@ def metrics_of(client):
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world):
-    client = Client(SERVER_NAME="localhost")
+def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world, client):
     assert "rollcall_keeper_tick_age_seconds" not in metrics_of(client), "there has never been one"
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: world.state().verified_at and world.state("cities").verified_at)
