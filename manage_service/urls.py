@@ -17,7 +17,7 @@ urlpatterns = [
     path("v1/status", by_method((operations.GET_STATUS, api.get_status))),
     path("v1/drift", by_method((operations.GET_DRIFT, api.get_drift))),
     path("openapi.json", api.get_description),
-    path("docs", docs.page),
+    path("docs", docs.docs),
 ]
 handler400 = "shared_models.web.django.bad_request"
 handler404 = "shared_models.web.django.not_found"

@@ -92,7 +92,8 @@ class Application:
 
     async def handle(self, request: Request) -> Answer | None:
         """The answer to a request of the service's own; None where it has been sent already. The others are Django's."""
-        return await self.hand_to_django(request)
+        await self.hand_to_django(request)
+        return None
 
     def readiness(self) -> Readiness:
         """What the service needs. Runs in a thread: it may wait."""
@@ -195,7 +196,11 @@ class Application:
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def receive() -> Message:
-            return pending.pop() if pending else await request.receive()
+            if pending:
+                return pending.pop()
+            while (message := await request.receive())["type"] == "http.request":
+                pass  # of a request without a body; it was not read
+            return message
 
         request.scope[OWNER] = request.owner
         await self.django(request.scope, receive, request.send)
@@ -209,8 +214,7 @@ class Application:
         request.id = request_log.id_of(sent)
         request.more_headers.append((b"x-request-id", request.id.encode()))
 
-    @staticmethod
-    def find_owner(request: Request, tokens: Tokens) -> None:
+    def find_owner(self, request: Request, tokens: Tokens) -> None:
         """Whose token the request brings. Raises Problem 401."""
         authorization = request.headers.get(b"authorization", b"")
         request.owner = tokens.find(authorization) or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -11,8 +11,8 @@ from shared_models.web.problems import MEDIA_TYPE, Problem
 from shared_models.web.request_log import NO_ROUTE
 from shared_models.web.security_headers import PLAIN
 
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = dict[str, Any]
+Message: TypeAlias = Mapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -96,4 +96,5 @@ class Request:
         self.status = given.status
         headers = given.headers + self.more_headers if self.more_headers else given.headers
         await self._send({"type": "http.response.start", "status": given.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": given.body})
+        body = b"" if self.method == "HEAD" else given.body
+        await self._send({"type": "http.response.body", "body": body})

@@ -44,7 +44,7 @@ class Bodies:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    piece = message.get("body", b"")
+                    piece: bytes = message.get("body", b"")
                     if len(body) + len(piece) > limit_bytes:
                         raise too_large(limit_bytes)
                     self.hold(request, len(piece))

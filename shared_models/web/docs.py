@@ -1,4 +1,4 @@
-"""The page at /docs, alike in all three services: Swagger UI, from this host, over the service's description."""
+"""/docs: the API for people, as Swagger UI shows /openapi.json. Its files come from a package: no other host is asked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from django.views.decorators.http import require_safe
 
 
 @require_safe
-def page(request: HttpRequest) -> HttpResponse:
-    """Needs the apps "shared_models.web" and "drf_spectacular_sidecar", which hold the template and the files."""
-    return render(request, "web/docs.html", {"service": settings.SERVICE})
+def docs(request: HttpRequest) -> HttpResponse:
+    """The same page in every service."""
+    return render(request, "web/docs.html", {"title": f"Rollcall {settings.SERVICE}"})

@@ -103,7 +103,7 @@ def test_changes_that_come_fast_are_one_event(start_query: Callable[..., Query],
         count = (await stream.next_counts())["counters"]["users"]["count"]
         for n in range(200):
             rolls.record("users", b"user %d" % n)
-            await query.board.read_anew()
+            await query.counts.read_anew()
         events = 0
         while count < 200:
             count = (await stream.next_counts())["counters"]["users"]["count"]
@@ -196,12 +196,12 @@ def test_a_stream_keeps_the_board_awake(start_query: Callable[..., Query], rolls
     async def scenario() -> None:
         stream = await query.listen()
         await stream.next_counts()
-        asked_at = query.board._asked_at
-        await eventually(lambda: query.board._asked_at > asked_at + 0.2, "the stream to ask")
+        asked_at = query.counts._asked_at
+        await eventually(lambda: query.counts._asked_at > asked_at + 0.2, "the stream to ask")
         rolls.record("users", b"late")
         assert (await stream.next_counts())["counters"]["users"]["count"] == 3
         await stream.hang_up()
-        await eventually(lambda: not query.board.answers, "the board to be bare when the last stream has gone")
+        await eventually(lambda: not query.counts.answers, "the board to be bare when the last stream has gone")
 
     query.run(scenario())
 

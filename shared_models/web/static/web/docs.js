@@ -1,5 +1,2 @@
-// The page of the API at /docs: Swagger UI over the service's own description. In a file of its own, because the page's policy
-// lets no script in the HTML run.
-"use strict";
-
-SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true });
+// A file of its own: the page's policy runs no script that stands in the page.
+SwaggerUIBundle({ url: "/openapi.json", dom_id: "#swagger-ui", layout: "BaseLayout", deepLinking: true });

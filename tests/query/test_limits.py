@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from query_service.door import Door
+
 from shared_models.web.tokens import Tokens, make
 from tests.query.driving import Query, Reply, eventually, make_scope
 from tests.query.rolls_in_redis import Rolls

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -26,12 +27,12 @@ class Reading:
     states: dict[str, State]
 
 
-class CounterIsCold(Exception):
+@dataclass(frozen=True, slots=True)
+class CounterIsCold:
     """The counter has never been completed, or was lost: nothing is known of its members."""
 
-    def __init__(self, name: str, state: State) -> None:
-        super().__init__(name)
-        self.name, self.state = name, state
+    name: str
+    state: State
 
 
 async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
@@ -43,23 +44,26 @@ async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
     return Reading(as_of, states.parse_states(names, await pipe.execute(raise_on_error=False)))
 
 
-async def read_memberships(client: Redis, name: str, members: Sequence[bytes]) -> list[bool]:
-    """Of each member whether it is counted. Raises CounterIsCold, or one of Unreadable.
+async def read_memberships(
+    client: Redis, asked: Mapping[str, Sequence[bytes]]
+) -> dict[str, list[bool] | CounterIsCold]:
+    """By counter, of each member whether it is counted; in one round trip. Raises one of Unreadable.
 
-    The state is read in the same MULTI: the set of a counter that is cold at that moment holds a part of its members,
+    The states are read in the same MULTI: the set of a counter that is cold at that moment holds a part of its members,
     and "no" would be a guess.
     """
     pipe = client.pipeline(transaction=True)
-    states.queue_state(pipe, name)
-    at = keys.of_counter(name).members
-    for chunk in steps.chunks(members):
-        pipe.smismember(at, list(chunk))
-    replies = await pipe.execute(raise_on_error=False)
-    counter_state = states.parse_state(replies[: states.REPLIES])
-    if counter_state.cold:
-        raise CounterIsCold(name, counter_state)
-    found = replies[states.REPLIES :]
-    return [bool(is_member) for chunk in found for is_member in chunk]
+    for name, members in asked.items():
+        states.queue_state(pipe, name)
+        for chunk in steps.chunks(members):
+            pipe.smismember(keys.of_counter(name).members, list(chunk))
+    replies = iter(await pipe.execute(raise_on_error=False))
+    found: dict[str, list[bool] | CounterIsCold] = {}
+    for name, members in asked.items():
+        state = states.parse_state(list(islice(replies, states.REPLIES)))
+        chunks = list(islice(replies, sum(1 for _ in steps.chunks(members))))
+        found[name] = CounterIsCold(name, state) if state.cold else [bool(each) for chunk in chunks for each in chunk]
+    return found
 
 
 async def read_samples(client: Redis, names: Sequence[str], until: datetime) -> dict[str, list[Sample]]:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
-from query_service import charts, questions, views
-from query_service.counters import Unreadable, read_samples
-from query_service.scope import get_board, get_members
+from query_service import memberships
+from query_service.problems import known_counter
+from query_service.reads import Unreadable, read_samples
+from query_service.site import charts
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol.samples import Sample
 from shared_models.web.problems import Problem
 from shared_models.wording import found_in_words
+
+if TYPE_CHECKING:
+    from query_service.asgi import Query
+
+# Where the application that the request came through is found.
+QUERY = "rollcall.query"
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.
 POLICY = (
@@ -31,9 +38,10 @@ ASKED = "is-one-of"
 
 async def page(request: HttpRequest) -> HttpResponse:
     """All counters with their freshness and their last hour, and a question about a member for each."""
-    board = get_board(request)
-    _, histories, question = await asyncio.gather(board.read_anew(), read_histories(request), answer(request))
-    described = board.describe()
+    query: Query = request.scope[QUERY]  # type: ignore[attr-defined]
+    counts = query.counts
+    _, histories, question = await asyncio.gather(counts.read_anew(), read_histories(query), answer(request, query))
+    described = counts.describe()
     now = described["as_of"] or datetime.now(UTC)
     context = {
         "counters": [
@@ -48,26 +56,26 @@ async def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(render_to_string("query/page.html", context), headers=headers)
 
 
-async def read_histories(request: HttpRequest) -> dict[str, list[Sample]]:
+async def read_histories(query: Query) -> dict[str, list[Sample]]:
     """The last hour of each counter. Without Redis there are no charts, and the page says so in its own way."""
     names = [counter.name for counter in declarations.COUNTERS]
     try:
-        return await read_samples(get_members(request), names, datetime.now(UTC))
+        return await read_samples(query.memberships.client, names, datetime.now(UTC))
     except Unreadable:
         return {}
 
 
-async def answer(request: HttpRequest) -> dict[str, Any]:
+async def answer(request: HttpRequest, query: Query) -> dict[str, Any]:
     """What the form of a counter asked, and the answer: what `live.js` does by itself where there is JavaScript."""
     name = request.GET.get(ASKED)
     if name is None:
         return {}
-    query = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
-    values = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=None))
+    asked_by = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
+    values = dict(parse_qsl(asked_by, keep_blank_values=True, max_num_fields=None))
     said: dict[str, Any] = {"counter": name, "values": values}
     try:
-        counter = views.find(name)
-        (is_member,) = await views.ask(request, counter, [questions.read_query(counter, query)])
+        counter = known_counter(name)
+        (is_member,) = await query.memberships.ask(counter.name, [memberships.read_query(counter, asked_by)])
     except Problem as problem:
         return {**said, "words": f"No answer: {problem.detail}."}
     asked = ", ".join(values[field] for field in counter.fields)

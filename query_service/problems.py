@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared_models import declarations
+from shared_models.declarations import Counter, UnknownCounter
 from shared_models.protocol.states import State
 from shared_models.web.problems import Problem
 
@@ -55,9 +57,12 @@ def redis_is_unavailable() -> Problem:
     )
 
 
-def unknown_counter(error: LookupError) -> Problem:
-    """There is no counter of that name."""
-    return Problem(404, "unknown-counter", "Unknown counter", str(error))
+def known_counter(name: str) -> Counter:
+    """The declared counter. Raises Problem 404, which names those that there are."""
+    try:
+        return declarations.get_counter(name)
+    except UnknownCounter as error:
+        raise Problem(404, "unknown-counter", "Unknown counter", str(error)) from None
 
 
 def wrong_member(detail: str, **where: Any) -> Problem:
@@ -74,13 +79,6 @@ def too_many_members(limit: int) -> Problem:
     """More members than one request may ask for."""
     return Problem(
         413, "too-many-members", "Too many members", f"ask for {limit} members at most in one request", limit=limit
-    )
-
-
-def body_too_large(limit_bytes: int) -> Problem:
-    """A body that is larger than any question has to be."""
-    return Problem(
-        413, "body-too-large", "The body is too large", f"the limit is {limit_bytes} bytes", limit_bytes=limit_bytes
     )
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from compose.servers import Valkey
 from query_service.answers import Condition
-from query_service.board import Board
+from query_service.counts import Counts
 from shared_models.protocol import keys
 from tests.query.driving import Query, eventually
 from tests.query.rolls_in_redis import Rolls
@@ -27,7 +27,7 @@ def test_what_is_asked_for_is_kept_true(query: Query, rolls: Rolls) -> None:
 
     async def scenario() -> None:
         await eventually(
-            lambda: query.board.answers["/v1/counts/users"].body.startswith(b'{"counter":"users","count":3,'),
+            lambda: query.counts.answers["/v1/counts/users"].body.startswith(b'{"counter":"users","count":3,'),
             "the standing answer to follow Redis",
         )
 
@@ -42,7 +42,7 @@ def test_the_board_is_bare_when_nobody_asks_and_the_next_request_reads(
     assert query.get("/v1/counts/users").json["count"] == 2
 
     async def until_bare() -> None:
-        await eventually(lambda: not query.board.answers, "the board to be bare")
+        await eventually(lambda: not query.counts.answers, "the board to be bare")
 
     query.run(until_bare())
     rolls.record("users", b"while nobody asked")
@@ -57,7 +57,7 @@ def test_a_connection_that_was_closed_while_nobody_asked_is_no_failure(
     query.get("/v1/counts")
 
     async def until_bare() -> None:
-        await eventually(lambda: not query.board.answers, "the board to be bare")
+        await eventually(lambda: not query.counts.answers, "the board to be bare")
 
     query.run(until_bare())
     redis.client_kill_filter(_type="normal", skipme=True)
@@ -71,7 +71,7 @@ def test_all_counters_are_read_in_one_transaction() -> None:
     rolls.make_all_live(cities=3, users=2)
 
     async def scenario() -> None:
-        board = Board(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
+        board = Counts(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
         await asyncio.gather(*(board.read_anew() for _ in range(10)))
         assert board.reading is not None
         assert {name: state.count for name, state in board.reading.states.items()} == {"cities": 3, "users": 2}
@@ -114,7 +114,7 @@ class TestRedisAway:
         valkey.stop()
 
         async def until(condition: Condition, seconds: float) -> None:
-            await eventually(lambda: query.board.condition is condition, condition.value, seconds)
+            await eventually(lambda: query.counts.condition is condition, condition.value, seconds)
 
         query.run(until(Condition.LOST, 5.0))
         for path in ("/v1/counts", "/v1/counts/users"):
