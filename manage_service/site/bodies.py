@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 from django.http import HttpRequest
-from msgspec.inspect import EnumType
+from msgspec.inspect import EnumType, Metadata, type_info
 
 from shared_models.web.problems import Problem
 
@@ -68,8 +68,10 @@ def explain(error: ValueError, struct: type[msgspec.Struct]) -> Fault:
 def allowed(name: str, struct: type[msgspec.Struct]) -> str:
     """Of a field with an enumeration, what it may be."""
     for field in msgspec.structs.fields(struct):
-        if field.encode_name == name and isinstance(kind := msgspec.inspect.type_info(field.type), EnumType):
-            return f"; it may be: {', '.join(kind.cls)}"
+        kind = type_info(field.type)
+        kind = kind.type if isinstance(kind, Metadata) else kind
+        if field.encode_name == name and isinstance(kind, EnumType):
+            return f"; it may be: {', '.join(value.value for value in kind.cls)}"
     return ""
 
 

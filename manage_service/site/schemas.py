@@ -13,16 +13,13 @@ from manage_service.status.schemas import Proof
 from shared_models.declarations import COUNTERS
 
 NAMES = [counter.name for counter in COUNTERS]
+Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]], Meta(min_length=1, max_length=100)]
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Which counters to reconcile, and whether to mend what is found."""
 
-    counters: Annotated[
-        list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]] | None,
-        Meta(description="names of counters; all of them where this is left out"),
-        # The length is checked by hand: msgspec puts no limit on what may be null.
-    ] = None
+    counters: Annotated[Names | None, Meta(description="names of counters; all of them where this is left out")] = None
     mode: Annotated[Mode, Meta(description="check finds the same drift, but adds nothing and takes nothing out")] = (
         Mode.REPAIR
     )
