@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "manage_service.settings")
 
@@ -15,7 +14,6 @@ django = get_asgi_application()
 
 from manage_service.site import console, health  # noqa: E402  (Django's apps have to be there first)
 from shared_models.web.application import Application, Limits  # noqa: E402
-from shared_models.web.asgi import ASGI  # noqa: E402
 from shared_models.web.health import Readiness  # noqa: E402
 from shared_models.web.rate_limits import RateLimit  # noqa: E402
 
@@ -35,7 +33,7 @@ def make_application() -> Manage:
     """The application, by the settings."""
     limit = settings.RATE_LIMIT_PER_SECOND
     return Manage(
-        cast("ASGI", django),
+        django,
         Limits(
             tokens=settings.TOKENS,
             metrics_public=settings.METRICS_PUBLIC,

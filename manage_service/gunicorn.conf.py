@@ -3,7 +3,7 @@
 import os
 import sys
 
-from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
+from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit, post_fork  # noqa: F401  (gunicorn looks for them)
 
 wsgi_app = "manage_service.asgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
@@ -12,7 +12,6 @@ worker_class = "uvicorn_worker.UvicornWorker"
 workers = int(os.environ.get("WORKERS", "1"))
 # Longer than the 60 seconds after which common load balancers close an idle connection.
 keepalive = 75
-timeout = 30
 graceful_timeout = 10
 logger_class = Logger
 # The socket would lie in the home folder, where two stacks would meet.
