@@ -90,7 +90,8 @@ class Query(Application):
                 self.takes(request, "POST", MEMBERS, ())
                 return await self.members(request, known_counter(name))
             case ["v1", "stream"]:
-                return await self.stream(request)
+                await self.stream(request)
+                return None
             case ["v1", "stream", "tickets"]:
                 self.takes(request, "POST", TICKETS, ())
                 return self.ticket(request)

@@ -65,7 +65,7 @@ class Stack:
             self.folder / "manage",
             ports["MANAGE_PORT"],
             of_manage,
-            application="manage_service.wsgi",
+            application="manage_service.asgi",
             log=log("manage"),
         )
         self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))
