@@ -18,17 +18,16 @@ from psycopg2.errors import LockNotAvailable
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from manage_service import stores
-from manage_service.keeper import totals
-from manage_service.keeper.leases import Lease, LeaseLost
+from manage_service import stores, totals
 from manage_service.keeper.sampling import take_samples
+from manage_service.leases import Lease, LeaseLost
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up
 from manage_service.protocol.plausibility import Plausibility
+from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
 from manage_service.runs import registry
 from manage_service.runs.execution import execute, first_line
-from manage_service.runs.progress import Steps
 from manage_service.runs.registry import Mode
 from shared_models import declarations
 from shared_models.declarations import Counter

@@ -12,7 +12,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from ingest_service.writing import pulse, transactions
 from ingest_service.writing.pulse import Pulse
 from shared_models.web import prometheus

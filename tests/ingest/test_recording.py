@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import CapturingLogger
 
-from compose.servers import Replica, Valkey
+from compose.local.servers import Replica, Valkey
 from ingest_service import stores
 from ingest_service.catalog import read_collections
 from ingest_service.writing import counting, recording

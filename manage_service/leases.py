@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from secrets import token_hex
-from typing import Any, cast
+from typing import cast
 
+import msgspec
 from redis import Redis
 from redis.exceptions import LockError
 from redis.lock import Lock
 
 from shared_models.protocol import keys
 
-# Longer than one statement on the replica may take (`replica.ANSWER_SECONDS`) and the fifth of a lease that may have passed
+# Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) and the fifth of a lease that may have passed
 # since it was renewed; and short enough that another keeper goes on soon after a crash. Whoever is held up for longer finds
 # its lease lost, and stops.
 LEASE_SECONDS = 9.0
@@ -63,12 +64,19 @@ class Lease:
             pass  # ran out, or never held: the same end
 
 
-def read_holder(redis: Redis, name: str) -> dict[str, Any] | None:
-    """Host and process id of whoever holds the lease of this name at the moment; None where nobody does."""
+class Holder(msgspec.Struct):
+    """A process, by its host and id."""
+
+    host: str
+    pid: int
+
+
+def read_holder(redis: Redis, name: str) -> Holder | None:
+    """The process that holds the lease of this name at the moment; None where none does."""
     token = cast("bytes | None", redis.get(keys.of_lock(name)))
     match (token or b"").decode().rsplit(":", 2):
         case [host, pid, _]:
-            return {"host": host, "pid": int(pid)}
+            return Holder(host, int(pid))
     return None
 
 

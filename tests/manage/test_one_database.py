@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from compose.servers import Primary
+from compose.local.servers import Primary
 from manage_service.protocol.build import build
-from manage_service.replica import snapshots
+from manage_service.replica import snapshots, sql
 from shared_models.declarations import get_counter
 from tests import servers
 from tests.manage.world import INSERT, World
@@ -108,7 +108,7 @@ def site(only_database, valkey) -> Iterator[Site]:
 def flushing(request, monkeypatch) -> None:
     """As with Postgres 17 and later, and as with those before."""
     if request.param == "its flush is waited for":
-        monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
+        monkeypatch.setattr(sql, "FLUSHES_FROM_VERSION", 99_00_00)
         monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.1)
 
 
@@ -152,7 +152,7 @@ def test_a_member_whose_deletion_a_crash_takes_back_is_not_swept_before(site, cr
 
 
 def test_a_build_does_not_pass_over_a_row_whose_deletion_a_crash_takes_back(site, crash, monkeypatch):
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 1)
     site.store("ann", "bob", "cid")
     steps = build(USERS, site.replica, site.passes())
     next(steps)
@@ -180,7 +180,7 @@ def test_a_transaction_that_is_left_open_holds_up_nobody_who_needs_the_log_on_th
 
 
 def test_a_server_that_flushes_by_itself_only_is_waited_for_and_the_reason_is_said(site, monkeypatch):
-    monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
+    monkeypatch.setattr(sql, "FLUSHES_FROM_VERSION", 99_00_00)
     site.build()
     cursor = site.state().cursor
     monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.1)
@@ -193,7 +193,7 @@ def test_a_server_that_flushes_by_itself_only_is_waited_for_and_the_reason_is_sa
 
 
 def test_the_start_of_a_page_of_the_log_is_not_waited_for(site, monkeypatch):
-    monkeypatch.setattr(snapshots, "FLUSHES_FROM_VERSION", 99_00_00)
+    monkeypatch.setattr(sql, "FLUSHES_FROM_VERSION", 99_00_00)
     monkeypatch.setattr(snapshots, "FLUSH_WAIT_SECONDS", 0.0)
     site.store("ann")
     site.ask_primary("SELECT pg_switch_wal()")

@@ -6,11 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from manage_service import stores
-from manage_service.keeper import leases
+from manage_service import leases, stores
 from manage_service.protocol import bucket_filter, reconcile, sweep
 from manage_service.protocol.sweep import fence
-from manage_service.replica import snapshots
+from manage_service.replica import snapshots, sql
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
 from manage_service.runs.registry import Mode, Status
@@ -257,8 +256,8 @@ def test_members_that_share_a_bucket_do_not_make_up_for_each_other(world, monkey
 def test_drift_is_found_however_members_fall_into_buckets(world, monkeypatch, mask):
     """Chunks on both sides, and members that come in between."""
     monkeypatch.setattr(bucket_filter, "MASK", mask)
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 20)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sweep, "CHUNK_FILTERED", 20)
     monkeypatch.setattr(steps, "LOOK_MEMBERS", 7)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
@@ -287,8 +286,8 @@ def test_only_crowded_buckets_are_asked_about(world, monkeypatch):
 
 
 def test_a_run_that_goes_on_from_the_middle_finds_what_is_too_many(world, monkeypatch):
-    """It has no tally of what its predecessor read, nor does the shortcut for counters without drift apply."""
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    """It has no filter of what its predecessor read, nor does the shortcut for counters without drift apply."""
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
@@ -321,7 +320,7 @@ def test_a_member_that_comes_while_the_table_is_read_makes_the_run_look_at_the_s
 
 
 def test_two_runs_at_once_end_exact(world, monkeypatch):
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
     monkeypatch.setattr(sweep, "CHUNK_ASKED", 10)
     world.post(*(f"user{n}" for n in range(100)))
     world.replay()
@@ -351,7 +350,7 @@ def test_the_second_of_two_runs_waits_for_the_first(world):
 
 
 def test_a_run_goes_on_from_its_position_after_its_process_died(world, monkeypatch):
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
@@ -412,7 +411,7 @@ def test_a_cold_counter_is_built_by_the_run_that_asks_for_it(world):
 
 
 def test_cancelling_stops_a_run_after_its_step(world, monkeypatch):
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
     world.post(*(f"user{n}" for n in range(100)))
     world.replay()
     world.build()
@@ -471,7 +470,7 @@ def test_a_run_that_waits_at_the_fence_ends_when_the_replica_goes_over_to_anothe
         world.post("new")
         running_steps = world.steps(run, wait_seconds=60)
         assert next(step for step in running_steps if step.waiting).phase == "fence"
-        monkeypatch.setattr(snapshots, "STANDPOINT", snapshots.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
+        monkeypatch.setattr(sql, "STANDPOINT", sql.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
         assert list(running_steps) == []
     assert run.status is Status.FAILED and run.detail.startswith("the replica now shows 7/9, the counter belongs to ")
     assert b"new" in world.set() and world.state().verified_at is None

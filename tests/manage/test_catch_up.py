@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from compose.ordinary_user import own
+from compose.local.ordinary_user import own
 from manage_service.protocol import catch_up, sweep
 from manage_service.stores import connect_for_passes
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys, states, steps
 from tests import servers
+
+USERS = get_counter("users")
 
 
 def test_rows_that_ingest_did_not_count_are_counted(world):
@@ -306,3 +308,39 @@ def test_a_size_that_is_no_number_is_no_reason_to_lose_a_member(world):
     world.reconcile("users")
     world.catch_up()
     assert world.exact() and not world.state().cold
+
+
+def test_rows_above_an_open_transaction_are_read_once(world):
+    world.build()
+    redis, open_long = world.passes(), world.begin().insert("late")
+    for number in range(30):
+        world.store(f"user{number:02}")
+    world.replay()
+    first = catch_up.catch_up(USERS, world.replica, redis)
+    assert first.read_members == 30 and len(world.set()) == 30
+    world.store("new")
+    world.replay()
+    second = catch_up.catch_up(USERS, world.replica, redis, first.memory)
+    assert (second.read_members, second.added) == (1, 1)
+    open_long.commit()
+    world.replay()
+    catch_up.catch_up(USERS, world.replica, redis, second.memory)
+    assert world.exact(["users"])
+
+
+def test_a_transaction_that_was_open_when_others_were_read_is_read_when_it_ends(world):
+    """It began before the last pass, and another one keeps the horizon below it."""
+    world.build()
+    redis, oldest, middle = world.passes(), world.begin().insert("oldest"), world.begin().insert("middle")
+    world.store("young")
+    world.replay()
+    did = catch_up.catch_up(USERS, world.replica, redis)
+    assert world.set() == {b"young"}
+    middle.commit()
+    world.replay()
+    did = catch_up.catch_up(USERS, world.replica, redis, did.memory)
+    assert (did.read_members, did.added) == (1, 1) and world.set() == {b"young", b"middle"}
+    oldest.commit()
+    world.replay()
+    catch_up.catch_up(USERS, world.replica, redis, did.memory)
+    assert world.exact(["users"])

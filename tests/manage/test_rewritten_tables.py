@@ -16,7 +16,8 @@ from loadtest.chaos.rules import leave_out
 from manage_service import stores
 from manage_service.protocol import build
 from manage_service.protocol.catch_up import catch_up
-from manage_service.replica import snapshots as reading
+from manage_service.replica import snapshots
+from manage_service.replica import sql as statements
 from manage_service.runs.registry import Status
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys
@@ -36,8 +37,8 @@ RELOAD = """
 def rewriting(request, world, monkeypatch):
     """A replica object that reads the primary; right behind its next snapshot, the table is rewritten, or waits for it."""
     replica = stores.connect_replica(world.primary.url)
-    horizon, rewrites = reading.HORIZON, []
-    ask = reading.ask
+    horizon, rewrites = statements.HORIZON, []
+    ask = snapshots.ask
 
     def rewrite():
         with psycopg2.connect(world.primary.url) as connection, connection.cursor() as cursor:
@@ -56,7 +57,7 @@ def rewriting(request, world, monkeypatch):
             )
         return answer
 
-    monkeypatch.setattr(reading, "ask", ask_and_rewrite)
+    monkeypatch.setattr(snapshots, "ask", ask_and_rewrite)
     replica.armed = False
     yield replica
     for thread in rewrites:
@@ -77,7 +78,7 @@ def test_a_pass_does_not_advance_over_rows_that_it_did_not_see(world, rewriting)
 
 
 def test_a_build_does_not_go_live_with_a_part(world, rewriting, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(statements, "CHUNK_ROWS", 10)
     world.store(*(f"user{number:02}" for number in range(50)))
     world.replay()
     steps = build.build(USERS, rewriting, world.passes())

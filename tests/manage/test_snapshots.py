@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import psycopg2
 import pytest
-from psycopg2 import sql
+from psycopg2.errors import QueryCanceled, UndefinedTable
+from psycopg2.sql import SQL, Literal
 
-from compose.servers import ROLES_SQL
+from compose.local.servers import ROLES_SQL
 from manage_service import stores
-from manage_service.replica import snapshots as reading
-from manage_service.replica.snapshots import BEHIND, JUMP, SCAN, fill_in
+from manage_service.replica import snapshots, sql
+from manage_service.replica.sql import BEHIND, JUMP, SCAN, fill_in
 from shared_models.declarations import get_counter
 from tests import servers
 from tests.servers import wait_for
@@ -38,9 +39,9 @@ def many_rows(primary, replica):
 
 def plan(snapshot, template, counter):
     """The plan that Postgres makes for this statement, somewhere in the middle of the table, as text."""
-    statement = fill_in(template, counter, behind=fill_in(BEHIND, counter), limit=sql.Literal(1000))
+    statement = fill_in(template, counter, behind=fill_in(BEHIND, counter), limit=Literal(1000))
     with snapshot._connection.cursor() as cursor:
-        cursor.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, ("S1", "C1")[: len(counter.fields)])
+        cursor.execute(SQL("EXPLAIN (FORMAT JSON) ") + statement, ("S1", "C1")[: len(counter.fields)])
         return json.dumps(cursor.fetchone()[0])
 
 
@@ -64,8 +65,8 @@ def test_a_counter_with_many_members_is_read_by_an_index_only_scan(many_rows):
 @pytest.mark.parametrize("jumping", [True, False])
 @pytest.mark.parametrize("counter", [CITIES, USERS], ids=lambda counter: counter.name)
 def test_both_ways_of_reading_give_every_member_once_and_in_order(primary, many_rows, counter, jumping, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK_ROWS", 999)
-    monkeypatch.setattr(reading, "CHUNK_JUMPS", 999)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 999)
+    monkeypatch.setattr(sql, "CHUNK_JUMPS", 999)
     members, after = [], None
     while True:
         with many_rows.snapshot() as snapshot:
@@ -85,24 +86,24 @@ def test_a_table_that_was_never_analyzed_is_not_guessed_about(world):
     servers.sql(world.primary, "CREATE TABLE IF NOT EXISTS fresh AS SELECT 'a'::text AS username, 1::bigint AS xact")
     servers.wait_until_replayed(world.primary, world.replica_server)
     with world.replica.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
-        cursor.execute(reading.ANALYZED, ("fresh",))
+        cursor.execute(sql.ANALYZED, ("fresh",))
         assert cursor.fetchone() == (False,)
     servers.sql(world.primary, "DROP TABLE fresh")
 
 
 def test_recent_rows_are_found_by_their_index(many_rows):
     with many_rows.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
-        recent = fill_in(reading.RECENT, USERS, narrowed=sql.SQL(""))
-        cursor.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + recent, (snapshot.horizon - 1,))
+        recent = fill_in(sql.RECENT, USERS, narrowed=SQL(""))
+        cursor.execute(SQL("EXPLAIN (FORMAT JSON) ") + recent, (snapshot.horizon - 1,))
         assert "message_xact" in json.dumps(cursor.fetchone()[0])
 
 
 def test_a_chunk_cancelled_by_a_recovery_conflict_is_read_again_and_the_run_goes_on(world, monkeypatch):
-    """A real one: the replica may not wait, and replays a lock on the table that the snapshot is reading."""
+    """A real one: the replica may not wait, and replays a lock on the table that the snapshot is snapshots."""
     world.post(*(f"user{n:03}" for n in range(100)))
     world.replay()
     world.build()
-    read, positions, cancelled = reading.Snapshot.read_members, [], []
+    read, positions, cancelled = snapshots.Snapshot.read_members, [], []
 
     def read_slowly(self, counter, after, *, jumping):
         positions.append(after)
@@ -116,8 +117,8 @@ def test_a_chunk_cancelled_by_a_recovery_conflict_is_read_again_and_the_run_goes
             raise conflict.value
         return read(self, counter, after, jumping=jumping)
 
-    monkeypatch.setattr(reading, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(reading.Snapshot, "read_members", read_slowly)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(snapshots.Snapshot, "read_members", read_slowly)
     with standby_that_does_not_wait(world):
         run = world.reconcile("users")
     assert run.status == "done" and cancelled and positions[3] == cancelled[0], "taken up again where it was"
@@ -188,3 +189,9 @@ def test_the_timeline_that_is_received_is_asked_by_the_function_as_soon_as_the_r
     finally:
         reader.close()
         servers.sql(world.primary, ROLES_SQL.read_text())
+
+
+def test_a_replica_that_is_away_is_no_fault_of_a_counter():
+    assert snapshots.is_away(psycopg2.OperationalError("server closed the connection unexpectedly"))
+    assert not snapshots.is_away(UndefinedTable("relation does not exist"))
+    assert not snapshots.is_away(QueryCanceled("canceling statement due to statement timeout"))

@@ -6,27 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.protocol import plausibility, sweep
 from manage_service.runs.registry import Mode, Status
 from shared_models.protocol import keys, steps
 from shared_models.protocol.states import Drift
+from tests.manage.keepers import tick_until
 from tests.manage.world import sweep_of
-from tests.servers import wait_for
 
 USERS = keys.of_counter("users")
 CITIES = keys.of_counter("cities")
-
-
-@pytest.fixture
-def keeper(world):
-    made = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    yield made
-    made.close()
-
-
-def tick_until(keeper, condition, what="the keeper"):
-    wait_for(lambda: keeper.tick() is None or condition(), what)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +180,7 @@ def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatc
 def test_a_sweep_marks_no_more_than_a_round_at_a_time(live, monkeypatch):
     monkeypatch.setattr(sweep, "ROUND_MEMBERS", 200)
     monkeypatch.setattr(sweep, "CHUNK_ASKED", 100)
-    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 100)
+    monkeypatch.setattr(sweep, "CHUNK_FILTERED", 100)
     steps.record(live.redis, {"users": [b"ghost %04d" % number for number in range(1_500)]})
     most = 0
     running = sweep_of(live)

@@ -9,9 +9,9 @@ from redis.exceptions import RedisError
 
 from manage_service.protocol import build, sweep
 from manage_service.protocol.build import read_fill
-from manage_service.replica import snapshots
+from manage_service.replica import sql
 from shared_models.declarations import get_counter
-from shared_models.protocol import keys
+from shared_models.protocol import keys, steps
 from tests import servers
 
 USERS = get_counter("users")
@@ -19,8 +19,8 @@ USERS = get_counter("users")
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 10)
-    monkeypatch.setattr(snapshots, "CHUNK_JUMPS", 10)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(sql, "CHUNK_JUMPS", 10)
 
 
 def names(count: int) -> list[str]:
@@ -101,23 +101,23 @@ def test_two_builds_at_once_end_in_one_complete_counter(world, small_chunks):
     other = build.build(USERS, world.replica, world.passes())
     running = [one, other]
     while running:
-        for steps in list(running):
-            if next(steps, None) is None:
-                running.remove(steps)
+        for filling in list(running):
+            if next(filling, None) is None:
+                running.remove(filling)
     assert not world.state().cold and world.exact(["users"])
 
 
 def test_a_fill_that_has_been_superseded_neither_adds_nor_promotes(world, small_chunks):
     world.store(*names(30))
     world.replay()
-    steps = build.build(USERS, world.replica, world.passes())
-    next(steps)
+    filling = build.build(USERS, world.replica, world.passes())
+    next(filling)
     old = read_fill(USERS, world.redis)
     with world.replica.snapshot() as snapshot:
         build.begin_fill(USERS, snapshot, world.redis)
     assert steps.fill(world.redis, "users", old.token, old.position, [b"x"]) is None
     assert steps.promote(world.redis, "users", old.token, old.position) is False
-    assert list(steps) == []
+    assert list(filling) == []
     assert world.state().cold and b"x" not in world.set()
 
 
