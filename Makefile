@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-STACK := $(BIN)/python -m compose
+STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
 .PHONY: help env up demo status logs restart down reset test check audit images lock chaos bench loadtest

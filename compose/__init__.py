@@ -1,1 +1,1 @@
-"""The local stack: the real servers from wheels, the three services, and the commands that start and end them."""
+"""How Rollcall is run: containers, the edge, the stores' roles and what watches them; `local/` runs all of it on this machine."""

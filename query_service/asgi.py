@@ -62,7 +62,7 @@ class Query(Application):
         if wants_fresh(request):
             return None
         self.counts.ask()
-        request.route = known.route
+        request.route, request.is_standing = known.route, True
         return known.pick(request.headers.get(b"if-none-match"))
 
     async def handle(self, request: Request) -> Answer | None:
@@ -90,7 +90,8 @@ class Query(Application):
                 self.takes(request, "POST", MEMBERS, ())
                 return await self.members(request, known_counter(name))
             case ["v1", "stream"]:
-                return await self.stream(request)
+                await self.stream(request)
+                return None
             case ["v1", "stream", "tickets"]:
                 self.takes(request, "POST", TICKETS, ())
                 return self.ticket(request)
@@ -109,9 +110,9 @@ class Query(Application):
     async def all_counts(self, request: Request) -> Answer:
         """/v1/counts, also of some counters only."""
         self.takes(request, "GET", COUNTS, ("counters",))
-        if not request.scope["query_string"]:
+        names = self.choice(request)
+        if names is None:
             return await self.count_at(request)
-        names = choice(request)
         self.counts.ask()
         if not self.counts.answers or wants_fresh(request):
             await self.counts.read_anew()
@@ -136,8 +137,13 @@ class Query(Application):
     async def stream(self, request: Request) -> None:
         """The events, until the client goes, or the worker does."""
         self.takes(request, "GET", streams.PATH, ("counters", "ticket"))
-        names = choice(request) if "counters" in parse_qs(request.query) else tuple(self.counts.names)
-        await self.streams.serve(request, names)
+        await self.streams.serve(request, self.choice(request) or tuple(self.counts.names))
+
+    @staticmethod
+    def choice(request: Request) -> tuple[str, ...] | None:
+        """The counters that `?counters=users,cities` names, each once; None where all are asked for. Raises Problem 404."""
+        given = parse_qs(request.query, keep_blank_values=True).get("counters")
+        return None if given is None else tuple(dict.fromkeys(known_counter(name).name for name in given[0].split(",")))
 
     def ticket(self, request: Request) -> Answer:
         """A ticket for a stream. Where no tokens are asked for it opens nothing that is not open, and does no harm."""
@@ -196,12 +202,6 @@ class Query(Application):
 def wants_fresh(request: Request) -> bool:
     """Whether Redis has to be read for this request."""
     return b"no-cache" in request.headers.get(b"cache-control", b"").lower()
-
-
-def choice(request: Request) -> tuple[str, ...]:
-    """The counters that `?counters=users,cities` names, each once. Raises Problem."""
-    (given,) = parse_qs(request.query, keep_blank_values=True)["counters"]
-    return tuple(dict.fromkeys(known_counter(name).name for name in given.split(",")))
 
 
 def now(body: bytes) -> Answer:

@@ -45,6 +45,7 @@ class Counts:
         self._noted: Condition | None = None  # what the log says already
         self._read_at = 0.0
         self._asked_at = 0.0
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         # Set when the read that has not begun yet has ended.
@@ -89,15 +90,15 @@ class Counts:
     async def close(self) -> None:
         """End the task, and let go of the connection."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            self._closed = True
+            self._wanted.set()
+            await self._task
         await self._client.aclose()
 
     async def _keep(self) -> None:
         """Read until nobody has asked for a while."""
         try:
-            while self._wanted.is_set() or monotonic() - self._asked_at < self.idle_seconds:
+            while not self._closed and (self._wanted.is_set() or monotonic() - self._asked_at < self.idle_seconds):
                 this_read, self._next_read = self._next_read, asyncio.Event()
                 self._wanted.clear()
                 try:

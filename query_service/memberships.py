@@ -43,10 +43,10 @@ def read_query(counter: Counter, query_string: str) -> bytes:
         raise problems.wrong_member("a value is not UTF-8") from None
     except ValueError:
         raise problems.wrong_member("there are more than 100 parameters") from None
-    for name, times in Tally(name for name, _ in pairs).items():
-        if times > 1:
-            raise problems.wrong_member(f"{name!r} is given {times} times", field=name)
     values = dict(pairs)
+    if len(values) < len(pairs):
+        ((name, times),) = Tally(name for name, _ in pairs).most_common(1)
+        raise problems.wrong_member(f"{name!r} is given {times} times", field=name)
     check_fields(counter, values)
     return members.encode([values[name] for name in counter.fields])
 

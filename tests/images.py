@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compose.ordinary_user import CHECKOUT
-from compose.processes import Process, StackError, has_ended, make_folder
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.processes import Process, StackError, has_ended, make_folder
 from tests.servers import free_port
 
 DOCKERFILE = CHECKOUT / "compose" / "Dockerfile"

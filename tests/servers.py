@@ -21,9 +21,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from compose.ordinary_user import own
-from compose.processes import Process
-from compose.servers import Postgres, Primary, Replica, Valkey
+from compose.local.ordinary_user import own
+from compose.local.processes import Process
+from compose.local.servers import Postgres, Primary, Replica, Valkey
 
 # Nothing of a test run has to outlive the machine. synchronous_commit stays on: it decides when a commit is visible
 # to others, not only when it is on the disk.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from compose.processes import StackError
+from compose.local.processes import StackError
 from loadtest.bench import growing, ingesting, querying, reconciling
 from loadtest.bench.load import LoadFailed
 from loadtest.bench.reconciling import CommandFailed

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from compose.ordinary_user import CHECKOUT
+from compose.local.ordinary_user import CHECKOUT
 
 POST_SCRIPT = Path(__file__).parent / "wrk" / "post.lua"
 WITHOUT_WRK = (

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from compose.services import Web
+from compose.local.services import Web
 from loadtest.bench import load, rows
 from loadtest.bench.memory import resident_mb, watched
 from loadtest.bench.reconciling import make_live

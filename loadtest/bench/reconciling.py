@@ -15,7 +15,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any
 
-from compose.ordinary_user import CHECKOUT
+from compose.local.ordinary_user import CHECKOUT
 from loadtest.bench import rows
 from loadtest.bench.memory import watched
 from loadtest.bench.results import Report, Result, by_turns, paired

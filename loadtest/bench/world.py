@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import psycopg2
 from redis import Redis
 
-from compose.ordinary_user import own
-from compose.processes import Process
-from compose.servers import Primary, Replica, Valkey
-from compose.services import Keeper, Web
+from compose.local.ordinary_user import own
+from compose.local.processes import Process
+from compose.local.servers import Primary, Replica, Valkey
+from compose.local.services import Keeper, Web
 
 P = TypeVar("P", bound=Process)
 

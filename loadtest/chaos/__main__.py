@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from compose.ordinary_user import own
+from compose.local.ordinary_user import own
 from loadtest.chaos import report
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.rounds import Result, run_round

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg2
 
-from compose.servers import HOST
+from compose.local.servers import HOST
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Options
 from loadtest.chaos.stack import ChaosStack, connected

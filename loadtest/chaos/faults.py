@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import psycopg2
 
-from compose.processes import Process, kill
+from compose.local.processes import Process, kill
 from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import STATEMENT_SECONDS, connected, family, run_sql

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg2
 import redis
 
-from compose.servers import HOST
+from compose.local.servers import HOST
 from loadtest.chaos import checker, history
 from loadtest.chaos.checker import Verdict, Violation
 from loadtest.chaos.clients import PATIENCE_SECONDS, make_clients

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import psycopg2
 
-from compose.ordinary_user import CHECKOUT
-from compose.processes import Process, has_ended
-from compose.servers import HOST, Postgres, Primary, Replica, Valkey, postgres_program
-from compose.services import Keeper, Service, Web
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.processes import Process, has_ended
+from compose.local.servers import HOST, Postgres, Primary, Replica, Valkey, postgres_program
+from compose.local.services import Keeper, Service, Web
 from loadtest.chaos.schedule import WIRES
 from loadtest.chaos.wires import Wire, serve
 from shared_models.deadlines import cut_after

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import psycopg2
 
-from compose.ordinary_user import own
-from compose.processes import StackError
-from compose.servers import HOST, Postgres
+from compose.local.ordinary_user import own
+from compose.local.processes import StackError
+from compose.local.servers import HOST, Postgres
 from loadtest.chaos.harm import Harm, Impossible, Undo
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import SLOT, checkpoint_at_shutdown, run_sql

@@ -25,11 +25,11 @@ from typing import Any
 import psycopg2
 import redis
 
-from compose.ordinary_user import CHECKOUT, own
-from compose.ports import DEFAULTS
-from compose.processes import StackError
-from compose.servers import read_secret
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT, own
+from compose.local.ports import DEFAULTS
+from compose.local.processes import StackError
+from compose.local.servers import read_secret
+from compose.local.stack import Stack
 from loadtest.chaos.stack import free_ports
 from loadtest.load.settling import StillUnequal, served_counts, wait_until_settled
 from loadtest.load.verdict import COUNTED, judge_counter, judge_messages

@@ -11,8 +11,8 @@ from typing import Any
 
 import psycopg2
 
-from compose.servers import HOST
-from compose.stack import Stack
+from compose.local.servers import HOST
+from compose.local.stack import Stack
 
 SETTLE_SECONDS = 120.0
 PAUSE_SECONDS = 0.1

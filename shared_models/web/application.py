@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from shared_models import logs
 from shared_models.web import request_log
 from shared_models.web.asgi import (
     ASGI,
@@ -126,7 +127,7 @@ class Application:
     async def serve(self, request: Request) -> None:
         """Answer one request, whatever becomes of it, and note it."""
         try:
-            given = await self.find_answer(request)
+            given = self.admit(request) or await self.find_answer(request)
         except Problem as problem:
             given = refusal(problem)
         except ClientGone:
@@ -140,8 +141,8 @@ class Application:
             await request.answer(given)
         self.note(request)
 
-    async def find_answer(self, request: Request) -> Answer | None:
-        """Let the request in, and find who answers it. Raises Problem."""
+    def admit(self, request: Request) -> Answer | None:
+        """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""
         limits, headers = self.limits, request.headers
         sent = headers.get(b"x-request-id")
         if sent is not None:
@@ -154,19 +155,18 @@ class Application:
             raise Problem(
                 400, "bad-request", "Bad request", "this service does not answer to the Host that was asked for"
             )
-        is_asked = (limits.tokens is not None or limits.rate is not None) and limits.asks(request.path)
-        if is_asked and limits.tokens is not None:
+        if limits.tokens is not None and limits.asks(request.path):
             self.find_owner(request, limits.tokens)
-        standing = self.standing_answer(request)
-        if standing is not None:
-            request.is_standing = True
-            return standing
+        return self.standing_answer(request)
+
+    async def find_answer(self, request: Request) -> Answer | None:
+        """Find who answers a request that was let in. Raises Problem."""
         if not request.id:
             self.name(request, "")
-        with request_log.bound(request.id, request.owner):
-            if is_asked and limits.rate is not None:
-                await limits.rate.check(request.owner)
-            return await self.find_handler(request)
+        logs.bound.set(request_log.facts_of(request))
+        if self.limits.rate is not None and self.limits.asks(request.path):
+            await self.limits.rate.check(request.owner)
+        return await self.find_handler(request)
 
     async def find_handler(self, request: Request) -> Answer | None:
         """The answers that all services give alike, and the service's own."""

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 from shared_models.web.problems import MEDIA_TYPE, Problem
 from shared_models.web.request_log import NO_ROUTE
-from shared_models.web.security_headers import PLAIN
 
 Scope: TypeAlias = dict[str, Any]
 Message: TypeAlias = Mapping[str, Any]
@@ -19,8 +18,8 @@ ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 JSON = "application/json"
-# What an answer for programs tells a browser.
-PLAIN_HEADERS: Headers = [(name.lower().encode(), value.encode()) for name, value in PLAIN.items()]
+# No browser takes JSON for a page then, whatever is in it: nothing runs, nothing has to be framed.
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class ClientGone(Exception):
@@ -38,12 +37,9 @@ class Answer:
 
 def answer(status: int, body: bytes, content_type: str = JSON, more: dict[str, str] | None = None) -> Answer:
     """An answer for programs, with more headers by their names."""
-    headers = [
-        (b"content-type", content_type.encode()),
-        (b"content-length", b"%d" % len(body)),
-        *PLAIN_HEADERS,
-        *((name.lower().encode(), value.encode()) for name, value in (more or {}).items()),
-    ]
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)), NOSNIFF]
+    if more:
+        headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
     return Answer(status, headers, body)
 
 

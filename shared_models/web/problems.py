@@ -44,7 +44,7 @@ def fault() -> Problem:
 
 
 def method_not_allowed(allowed: str) -> Problem:
-    """The methods that this address takes, as the header Allow lists them, in any order: ninja keeps them in a set."""
+    """The methods that this address takes, as the header Allow lists them, in any order."""
     methods = sorted(allowed.split(", "))
     return Problem(
         405,

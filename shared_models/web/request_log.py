@@ -6,20 +6,15 @@ No bodies, no query strings, no addresses, no keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from secrets import token_hex
+from random import getrandbits
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import structlog
-
+from shared_models import logs
 from shared_models.web import prometheus
 
 if TYPE_CHECKING:
     from shared_models.web.asgi import Request
-
-log = structlog.get_logger()
 
 # What others send goes into our log lines: no blanks, no quotes, no control characters, and not too much of it.
 SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
@@ -32,15 +27,18 @@ NO_ROUTE = "none"
 
 
 def id_of(sent: str) -> str:
-    """The id that the client sent, where it is fit for a log; else a new one."""
-    return sent if SANE.fullmatch(sent) else token_hex(8)
+    """The id that the client sent, where it is fit for a log; else a new one, which is no secret."""
+    return sent if SANE.fullmatch(sent) else f"{getrandbits(64):016x}"
 
 
-@contextmanager
-def bound(request_id: str, owner: str) -> Iterator[None]:
-    """Every line that is logged within has the request's id, and the name of its token."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id, **({"token": owner} if owner else {})):
-        yield
+def facts_of(request: Request) -> dict[str, str]:
+    """What every line says of a request, as far as it is known."""
+    facts = {}
+    if request.id:
+        facts["request_id"] = request.id
+    if request.owner:
+        facts["token"] = request.owner
+    return facts
 
 
 def note(request: Request) -> None:
@@ -53,12 +51,13 @@ def note(request: Request) -> None:
 
 def write_line(request: Request, seconds: float) -> None:
     """The log line of a request."""
-    named = {"request_id": request.id, "token": request.owner}
-    log.info(
+    logs.write(
         "request.answered",
-        method=request.method,
-        route=request.route,
-        status=request.status,
-        milliseconds=round(seconds * 1000, 1),
-        **{name: value for name, value in named.items() if value},
+        {
+            "method": request.method,
+            "route": request.route,
+            "status": request.status,
+            "milliseconds": round(seconds * 1000, 1),
+            **facts_of(request),
+        },
     )

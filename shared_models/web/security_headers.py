@@ -1,8 +1,6 @@
 """What every answer tells a browser: run nothing, load nothing, frame nothing; a page says itself what it needs."""
 
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-# Of an answer for programs, for those who write one without Django's middleware.
-PLAIN = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Content-Security-Policy": POLICY}
 # /docs: Swagger UI, and ingest's own page, from this host. Both style elements in place; neither runs a script in place.
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
-from compose.servers import read_secret
-from compose.stack import Stack
+from compose.local.servers import read_secret
+from compose.local.stack import Stack
 from tests.browser.conftest import screenshot
 from tests.system.asking import ask
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from compose.servers import read_secret
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.servers import read_secret
+from compose.local.services import Web
+from compose.local.stack import Stack
 from tests.browser.conftest import SCREENSHOTS
 
 

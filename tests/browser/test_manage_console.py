@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from redis import Redis
 
-from compose.servers import read_secret
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.servers import read_secret
+from compose.local.services import Web
+from compose.local.stack import Stack
 from shared_models.protocol import keys
 from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.servers import free_port, replay_paused, wait_for

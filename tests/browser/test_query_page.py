@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from playwright.sync_api import Locator, Page, Response, expect
 
-from compose.stack import Stack
+from compose.local.stack import Stack
 from shared_models import declarations
 from shared_models.protocol import keys, samples
 from shared_models.protocol.samples import MOST, SAMPLE_SECONDS, Sample

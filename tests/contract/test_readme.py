@@ -45,7 +45,7 @@ def test_every_named_variable_is_read():
     named = set(re.findall(r"`([A-Z][A-Z_]+)`", section("## Configuration")))
     assert {name for name in named if name not in settings} == set()
     ports = set(re.findall(r"`([A-Z_]+_(?:PORT|OFFSET))", section("## Start")))
-    assert {name for name in ports if name not in source("compose/ports.py")} == set()
+    assert {name for name in ports if name not in source("compose/local/ports.py")} == set()
 
 
 def test_every_metric_is_named_and_every_named_metric_exists():

@@ -41,4 +41,6 @@ def test_every_role_variable_and_metric_that_is_named_exists() -> None:
     settings = source("*_service/settings.py")
     variables = named(r"`([A-Z][A-Z_]+_(?:URL|SECONDS|HOURS))`")
     assert {name for name in variables if name not in settings} == set()
-    assert named(r"`(rollcall_counter\w+)`") <= set(re.findall(r"rollcall_\w+", source("*_service/metrics.py", "*_service/site/metrics.py")))
+    assert named(r"`(rollcall_counter\w+)`") <= set(
+        re.findall(r"rollcall_\w+", source("*_service/metrics.py", "*_service/site/metrics.py"))
+    )

@@ -15,7 +15,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from compose.servers import ROLES_SQL, Primary, Replica, postgres_program
+from compose.local.servers import ROLES_SQL, Primary, Replica, postgres_program
 from tests.servers import FAST, free_port, servers_folder, sql
 
 # Every privilege in a database, as (what, owner, grantee, right, grantable); those that nobody has touched, too.

@@ -22,10 +22,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from compose import credentials
-from compose.ordinary_user import own
-from compose.processes import Process, make_folder
-from compose.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
-from compose.services import Web
+from compose.local.ordinary_user import own
+from compose.local.processes import Process, make_folder
+from compose.local.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
+from compose.local.services import Web
 from shared_models.web import tokens
 from tests.servers import FAST, free_port, servers_folder, start, wait_for
 

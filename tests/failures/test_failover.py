@@ -16,12 +16,12 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from compose.ordinary_user import own
-from compose.ports import DEFAULTS
-from compose.processes import Process
-from compose.servers import Postgres, Replica, postgres_program
-from compose.services import Service
-from compose.stack import Stack
+from compose.local.ordinary_user import own
+from compose.local.ports import DEFAULTS
+from compose.local.processes import Process
+from compose.local.servers import Postgres, Replica, postgres_program
+from compose.local.services import Service
+from compose.local.stack import Stack
 from shared_models.protocol import keys
 from tests.servers import FAST, free_port, sql, wait_for, wait_until_replayed
 from tests.system.asking import ask, count

@@ -15,8 +15,8 @@ import psutil
 import psycopg2
 import pytest
 
-from compose.ordinary_user import CHECKOUT
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.stack import Stack
 from loadtest.load.__main__ import streamed
 from loadtest.load.ledger import Entry, Ledger
 from loadtest.load.rows import row_of

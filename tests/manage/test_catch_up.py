@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import RedisError
 
-from compose.ordinary_user import own
+from compose.local.ordinary_user import own
 from manage_service.protocol import catch_up, sweep
 from manage_service.stores import connect_for_passes
 from shared_models.declarations import get_counter

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import psycopg2
 import pytest
 
-from compose.servers import Primary
+from compose.local.servers import Primary
 from manage_service.protocol.build import build
 from manage_service.replica import snapshots, sql
 from shared_models.declarations import get_counter

@@ -37,7 +37,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     workers = set(workers_of(running.process.pid))
     yield running.port
     survived = set(workers_of(running.process.pid)) == workers
-    assert running.stop() == 0 and survived
+    status = running.stop()
+    assert survived, running.log.read_text()[-5000:]
+    assert status == 0, running.log.read_text()[-5000:]
 
 
 @pytest.mark.parametrize("kind", SLOW)

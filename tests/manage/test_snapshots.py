@@ -10,7 +10,7 @@ import pytest
 from psycopg2.errors import QueryCanceled, UndefinedTable
 from psycopg2.sql import SQL, Literal
 
-from compose.servers import ROLES_SQL
+from compose.local.servers import ROLES_SQL
 from manage_service import stores
 from manage_service.replica import snapshots, sql
 from manage_service.replica.sql import BEHIND, JUMP, SCAN, fill_in

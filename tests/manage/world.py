@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg2
 from redis import Redis
 
-from compose.servers import Primary, Replica, Valkey
+from compose.local.servers import Primary, Replica, Valkey
 from manage_service import stores
 from manage_service.protocol.build import build
 from manage_service.protocol.catch_up import Pass, catch_up

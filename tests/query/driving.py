@@ -102,7 +102,7 @@ def parse_event(text: str) -> Event:
 class Query:
     """The service in an event loop of its own, which runs while a test asks it something."""
 
-    def __init__(self, url: str, limits: Limits | None = None, **changed: float) -> None:
+    def __init__(self, url: str, *, limits: Limits | None = None, **changed: float) -> None:
         options = {"refresh_seconds": 0.02, "idle_seconds": 30.0, "stale_seconds": 30.0, "stream_seconds": 0.02}
         options |= {"heartbeat_seconds": 15.0, "streams": 100, "streams_per_client": 0, "max_members": 1_000}
         options |= {"member_bytes": 4 << 20} | changed
@@ -197,7 +197,8 @@ class Query:
 
 def make_scope(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
     route, _, query = path.partition("?")
-    named = {"host": "localhost", "content-length": str(len(body)), **headers}
+    named = {"host": "localhost", "content_length": str(len(body)), **headers}
+    named = {name: value for name, value in named.items() if value or name != "content_length"}
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -208,7 +209,11 @@ def make_scope(method: str, path: str, headers: dict[str, str], body: bytes) -> 
         "raw_path": route.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()],
+        "headers": [
+            (name.replace("_", "-").encode(), value.encode())
+            for name, value in named.items()
+            if value or name != "content_length"
+        ],
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 8003),
     }

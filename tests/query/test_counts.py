@@ -7,7 +7,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.conf import settings
 from redis import Redis
 
 from query_service import counts as counts_module
@@ -87,10 +86,17 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
 
 @pytest.mark.parametrize("bare", [True, False], ids=["bare", "read"])
 @pytest.mark.parametrize(
-    "path", ["/v1/counts", "/v1/counts/users", "/v1/counts/users/history", "/v1/stream", "/stats/get/"]
+    ("path", "takes"),
+    [
+        ("/v1/counts", "counters"),
+        ("/v1/counts/users", "no query parameters"),
+        ("/v1/counts/users/history", "no query parameters"),
+        ("/v1/stream", "counters and ticket"),
+        ("/stats/get/", "no query parameters"),
+    ],
 )
 def test_a_question_with_a_parameter_that_is_not_known_is_not_answered_as_if_it_were_not_there(
-    query: Query, rolls: Rolls, path: str, bare: bool
+    query: Query, rolls: Rolls, path: str, takes: str, bare: bool
 ) -> None:
     rolls.make_all_live()
     if not bare:
@@ -99,9 +105,29 @@ def test_a_question_with_a_parameter_that_is_not_known_is_not_answered_as_if_it_
         for sent in ("country=DE", "country=DE&country=FR", "country"):
             reply = query.run(query.request(method, f"{path}?{sent}"))
             assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
-            detail = "there is no query parameter 'country' here; this address takes no query parameters"
+            detail = f"there is no query parameter 'country' here; this address takes {takes}"
             assert method == "HEAD" or reply.json["detail"] == detail
     assert path == "/v1/stream" or query.get(f"{path}?&").status == 200
+
+
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "read"])
+def test_some_counters_may_be_asked_for(query: Query, rolls: Rolls, bare: bool) -> None:
+    rolls.make_live("users", [b"ann"])
+    if not bare:
+        query.read("/v1/counts")
+    only = query.get("/v1/counts?counters=users")
+    assert (only.status, list(only.json["counters"])) == (200, ["users"])
+    assert query.get("/v1/counts?counters=users", if_none_match=only.headers["etag"]).status == 304
+    assert list(query.get("/v1/counts?counters=cities,users,cities").json["counters"]) == ["cities", "users"]
+    cold = query.get("/v1/counts?counters=cities")
+    assert (cold.status, cold.json["type"]) == (503, "urn:rollcall:counter-cold")
+    unknown = query.get("/v1/counts?counters=users,nobody")
+    assert (unknown.status, unknown.json["type"]) == (404, "urn:rollcall:unknown-counter")
+    assert "users" in unknown.json["detail"]
+    assert query.get("/v1/counts?counters=").status == 404
+    assert query.get("/v1/counts?counters=users&counters=cities").status == 400
+    rolls.record("users", b"bob")
+    assert query.get("/v1/counts?counters=users", cache_control="no-cache").json["counters"]["users"]["count"] == 2
 
 
 def test_a_question_about_many_takes_no_query_parameters(query: Query, rolls: Rolls) -> None:
@@ -110,11 +136,14 @@ def test_a_question_about_many_takes_no_query_parameters(query: Query, rolls: Ro
     assert (reply.status, reply.json["type"]) == (400, "urn:rollcall:invalid-query")
 
 
-def test_the_query_parameters_that_are_known_are_those_that_are_described(query: Query) -> None:
+def test_the_query_parameters_that_are_described_are_taken(query: Query) -> None:
     document = query.get("/openapi.json").json
     described = query_parameters(document)
     assert described.pop("GET /v1/counts/{counter}/member") == ("fields",)
-    assert described == {name: known for name, known in settings.QUERY_PARAMETERS.items() if known is not None}
+    assert {name: known for name, known in described.items() if known} == {
+        "GET /v1/counts": ("counters",),
+        "GET /v1/stream": ("counters", "ticket"),
+    }
     assert refuses(document, "400")
 
 
@@ -263,7 +292,7 @@ class TestReadingAnew:
 class TestHTTP:
     def test_an_unchanged_answer_is_a_304(self, query: Query, rolls: Rolls) -> None:
         rolls.make_all_live()
-        query.get("/v1/counts")  # the first is Django's, the others are the board's
+        query.get("/v1/counts")  # the first reads, the others find the answer made
         for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
             first = query.get(path)
             assert first.headers["cache-control"] == "no-cache"
@@ -276,7 +305,7 @@ class TestHTTP:
         rolls.record("users", b"one more")
         assert query.get("/v1/counts/users", if_none_match=etag, cache_control="no-cache").status == 200
 
-    def test_the_first_request_of_a_bare_board_is_answered_alike(
+    def test_the_first_request_is_answered_like_the_others(
         self, start_query: Callable[..., Query], rolls: Rolls
     ) -> None:
         rolls.make_all_live()
@@ -290,7 +319,7 @@ class TestHTTP:
 
     def test_head_is_get_without_the_body(self, query: Query, rolls: Rolls) -> None:
         rolls.make_all_live()
-        for _ in range(2):  # by Django, and from the board
+        for _ in range(2):  # read for it, and made before
             for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
                 head = query.run(query.request("HEAD", path))
                 got = query.get(path)
@@ -305,7 +334,7 @@ class TestHTTP:
         assert reply.json["type"] == "urn:rollcall:unknown-counter"
         assert "cities, users" in reply.json["detail"]
 
-    def test_another_host_is_refused_by_the_board_as_by_django(self, query: Query, rolls: Rolls) -> None:
+    def test_another_host_is_refused_everywhere(self, query: Query, rolls: Rolls) -> None:
         rolls.make_all_live()
         assert query.get("/v1/counts").status == 200
         for path in ("/v1/counts", "/v1/stream", "/"):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from redis import Redis
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service.site import charts
 from shared_models.protocol import keys
 from shared_models.protocol.samples import HOUR, MOST, SAMPLE_SECONDS, Sample

@@ -1,4 +1,4 @@
-"""The board: awake while somebody asks, honest while Redis cannot be read."""
+"""The reading of the counts: awake while somebody asks, honest while Redis cannot be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from fakeredis import FakeStrictRedis as FakeRedis
 from redis import Redis
 
-from compose.servers import Valkey
+from compose.local.servers import Valkey
 from query_service.answers import Condition
 from query_service.counts import Counts
 from shared_models.protocol import keys
@@ -27,14 +27,14 @@ def test_what_is_asked_for_is_kept_true(query: Query, rolls: Rolls) -> None:
 
     async def scenario() -> None:
         await eventually(
-            lambda: query.counts.answers["/v1/counts/users"].body.startswith(b'{"counter":"users","count":3,'),
+            lambda: query.counts.answers["/v1/counts/users"].whole.body.startswith(b'{"counter":"users","count":3,'),
             "the standing answer to follow Redis",
         )
 
     query.run(scenario())
 
 
-def test_the_board_is_bare_when_nobody_asks_and_the_next_request_reads(
+def test_nothing_is_read_when_nobody_asks_and_the_next_request_reads(
     start_query: Callable[..., Query], rolls: Rolls
 ) -> None:
     rolls.make_all_live(users=2)
@@ -42,7 +42,7 @@ def test_the_board_is_bare_when_nobody_asks_and_the_next_request_reads(
     assert query.get("/v1/counts/users").json["count"] == 2
 
     async def until_bare() -> None:
-        await eventually(lambda: not query.counts.answers, "the board to be bare")
+        await eventually(lambda: not query.counts.answers, "the answers to be forgotten")
 
     query.run(until_bare())
     rolls.record("users", b"while nobody asked")
@@ -57,7 +57,7 @@ def test_a_connection_that_was_closed_while_nobody_asked_is_no_failure(
     query.get("/v1/counts")
 
     async def until_bare() -> None:
-        await eventually(lambda: not query.counts.answers, "the board to be bare")
+        await eventually(lambda: not query.counts.answers, "the answers to be forgotten")
 
     query.run(until_bare())
     redis.client_kill_filter(_type="normal", skipme=True)
@@ -71,12 +71,12 @@ def test_all_counters_are_read_in_one_transaction() -> None:
     rolls.make_all_live(cities=3, users=2)
 
     async def scenario() -> None:
-        board = Counts(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
-        await asyncio.gather(*(board.read_anew() for _ in range(10)))
-        assert board.reading is not None
-        assert {name: state.count for name, state in board.reading.states.items()} == {"cities": 3, "users": 2}
-        await board.close()
-        assert board.answers == {}
+        counts = Counts(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
+        await asyncio.gather(*(counts.read_anew() for _ in range(10)))
+        assert counts.reading is not None
+        assert {name: state.count for name, state in counts.reading.states.items()} == {"cities": 3, "users": 2}
+        await counts.close()
+        assert counts.answers == {}
 
     asyncio.run(scenario())
 

@@ -9,8 +9,8 @@ import threading
 from datetime import datetime
 from typing import Any
 
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.services import Web
+from compose.local.stack import Stack
 from tests.servers import sql, wait_for
 
 

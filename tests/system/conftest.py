@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.ordinary_user import own
-from compose.ports import DEFAULTS
-from compose.stack import Stack
+from compose.local.ordinary_user import own
+from compose.local.ports import DEFAULTS
+from compose.local.stack import Stack
 from tests.servers import free_port, wait_for
 from tests.system.asking import count
 

@@ -8,8 +8,8 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from compose.servers import read_secret
-from compose.stack import Stack
+from compose.local.servers import read_secret
+from compose.local.stack import Stack
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count
 

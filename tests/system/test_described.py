@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.services import Web
+from compose.local.stack import Stack
 from tests.system.asking import ask
 
 SECONDS = 10

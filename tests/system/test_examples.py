@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 import pytest
 from jsonschema_rs import Draft202012Validator
 
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.services import Web
+from compose.local.stack import Stack
 from tests.contract.test_readme import README
 from tests.system.asking import ask
 

@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import pytest
 
-from compose.services import Web
-from compose.stack import Stack
+from compose.local.services import Web
+from compose.local.stack import Stack
 from shared_models.protocol import keys, members
 from tests.servers import sql
 from tests.system.asking import ask, count

@@ -12,11 +12,11 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from compose.ordinary_user import CHECKOUT, own
-from compose.processes import make_folder
-from compose.servers import REDIS_USERS, Valkey, postgres_program
-from compose.services import Service
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT, own
+from compose.local.processes import make_folder
+from compose.local.servers import REDIS_USERS, Valkey, postgres_program
+from compose.local.services import Service
+from compose.local.stack import Stack
 from shared_models.protocol import keys
 from tests.servers import free_port, sql, wait_for
 from tests.system.asking import Witness, ask, count, distinct_users, mend

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compose.ordinary_user import own
-from compose.ports import DEFAULTS
-from compose.processes import LOG_BYTES, Process, kill
-from compose.servers import Primary, Replica, Valkey
+from compose.local.ordinary_user import own
+from compose.local.ports import DEFAULTS
+from compose.local.processes import LOG_BYTES, Process, kill
+from compose.local.servers import Primary, Replica, Valkey
 from shared_models.declarations import COUNTERS
 from tests.servers import FAST, free_port, sql, wait_for
 
@@ -34,7 +34,7 @@ class Checkout:
 
     def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "compose", "--folder", str(self.folder), *command.split()],
+            [sys.executable, "-m", "compose.local", "--folder", str(self.folder), *command.split()],
             env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

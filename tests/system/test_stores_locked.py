@@ -11,8 +11,8 @@ import psycopg2.errors
 import pytest
 import redis
 
-from compose.servers import POSTGRES_ROLES, REDIS_USERS
-from compose.stack import Stack
+from compose.local.servers import POSTGRES_ROLES, REDIS_USERS
+from compose.local.stack import Stack
 from shared_models.protocol import keys, steps
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, distinct_users

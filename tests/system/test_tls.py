@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from compose.ordinary_user import CHECKOUT
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.stack import Stack
 from tests.servers import free_port
 
 # What a client of Postgres sends first where it wants TLS (SSLRequest), and what a server says that has it.

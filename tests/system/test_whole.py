@@ -9,8 +9,8 @@ import re
 
 import redis
 
-from compose.ordinary_user import CHECKOUT
-from compose.stack import Stack
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.stack import Stack
 from shared_models.protocol import keys
 from tests.servers import replay_paused, sql, wait_for
 from tests.system.asking import ask, count, mend

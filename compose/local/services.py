@@ -13,9 +13,9 @@ from typing import Any
 
 import redis
 
-from compose.ordinary_user import CHECKOUT
-from compose.processes import Process, make_folder
-from compose.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.processes import Process, make_folder
+from compose.local.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
 from shared_models.protocol import keys, moments
 from shared_models.web import tokens
 

@@ -1,4 +1,4 @@
-"""`python -m compose up|demo|status|logs|restart|down|reset`: the local stack. The Makefile's targets call this."""
+"""`python -m compose.local up|demo|status|logs|restart|down|reset`: the local stack. The Makefile's targets call this."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from compose.logs import follow
-from compose.ordinary_user import CHECKOUT, CannotBecomeOrdinary
-from compose.processes import StackError
-from compose.services import Web
-from compose.stack import Stack, Standing, alone, open_stack
+from compose.local.logs import follow
+from compose.local.ordinary_user import CHECKOUT, CannotBecomeOrdinary
+from compose.local.processes import StackError
+from compose.local.services import Web
+from compose.local.stack import Stack, Standing, alone, open_stack
 
 
 def up(folder: Path) -> int:
@@ -140,13 +140,13 @@ def demo(folder: Path) -> int:
     """Up, then messages from real cities, then the counts beside COUNT(DISTINCT)."""
     stack, _ = bring_up(folder)
     # Imported here: only the demo needs Django and the cities.
-    from compose import demo as demonstration
+    from compose.local import demo as demonstration
 
     return demonstration.run(stack)
 
 
 def variables(folder: Path, service: str) -> int:
-    """The environment of a service of this stack, for a shell: eval "$(python -m compose variables manage)".
+    """The environment of a service of this stack, for a shell: eval "$(python -m compose.local variables manage)".
 
     `owner` is ingest with the role that may migrate, and empty a table.
     """
@@ -171,7 +171,7 @@ def show(standing: list[Standing]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m compose", description="The local stack.")
+    parser = argparse.ArgumentParser(prog="python -m compose.local", description="The local stack.")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / ".local", help="where its state lies")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for simple in (up, demo, status, down, reset):

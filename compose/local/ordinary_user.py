@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 # From linux/prctl.h and linux/capability.h.
 PR_SET_PDEATHSIG = 1
@@ -127,7 +127,7 @@ def _can_read_everything(user: OrdinaryUser) -> bool:
     """Whether this user can run this Python with these packages and read the checkout: tried, not guessed."""
     try:
         tried = subprocess.run(
-            [sys.executable, "-c", "import compose.servers"],
+            [sys.executable, "-c", "import compose.local.servers"],
             cwd=CHECKOUT,
             env={"PATH": os.environ.get("PATH", os.defpath), "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"},
             user=user.uid,

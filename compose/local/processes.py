@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from compose.ordinary_user import die_with_parent, ordinary_user, own
+from compose.local.ordinary_user import die_with_parent, ordinary_user, own
 
 # The kernel tells when a process began in ticks since boot; psutil adds the time of boot, in whole seconds, which the
 # clock's corrections move a little. A process id that is given out twice within this time does not happen.

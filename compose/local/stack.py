@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compose import ports as ports_of_stack
-from compose.processes import Process, StackError, make_folder, own
-from compose.servers import Primary, Replica, Valkey
-from compose.services import Ingest, Keeper, Manage, Service, Web
+from compose.local import ports as ports_of_stack
+from compose.local.processes import Process, StackError, make_folder, own
+from compose.local.servers import Primary, Replica, Valkey
+from compose.local.services import Ingest, Keeper, Manage, Service, Web
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,15 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from compose.processes import Process, own
+from compose.local.ordinary_user import CHECKOUT
+from compose.local.processes import Process, own
 
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"
 
 # The roles and users that the services have, as in production: the same files make them there.
-ROLES_SQL = Path(__file__).parent / "postgres" / "roles.sql"
-USERS_ACL = Path(__file__).parent / "redis" / "users.acl"
+ROLES_SQL = CHECKOUT / "compose" / "postgres" / "roles.sql"
+USERS_ACL = CHECKOUT / "compose" / "redis" / "users.acl"
 POSTGRES_ROLES = ("owner", "ingest", "admin", "manage", "replica")
 REDIS_USERS = ("admin", "ingest", "manage", "query")
 

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from compose.ports import read_number
-from compose.processes import StackError
-from compose.servers import HOST, Postgres
-from compose.services import Web, detail_of
-from compose.stack import Stack
+from compose.local.ports import read_number
+from compose.local.processes import StackError
+from compose.local.servers import HOST, Postgres
+from compose.local.services import Web, detail_of
+from compose.local.stack import Stack
 from ingest_service.loading.generator import messages
 from shared_models.declarations import COUNTERS, Counter
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from compose.processes import StackError, make_folder, own
+from compose.local.processes import StackError, make_folder, own
 
 DEFAULTS = {
     "PRIMARY_PORT": 15432,
