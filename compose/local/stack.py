@@ -59,7 +59,7 @@ class Stack:
 
         port = ports["INGEST_PORT"]
         self.ingest = Ingest(
-            self.folder / "ingest", port, of_ingest, application="ingest_service.wsgi", log=log("ingest")
+            self.folder / "ingest", port, of_ingest, application="ingest_service.asgi", log=log("ingest")
         )
         self.manage = Manage(
             self.folder / "manage",
