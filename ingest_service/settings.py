@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +40,9 @@ try:
     MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 1 << 20, validate=positive)
     MAX_BATCH_BYTES = env.int("MAX_BATCH_BYTES", 64 << 20, validate=positive)
     MAX_BATCH_ROWS = env.int("MAX_BATCH_ROWS", 100_000, validate=positive)
+
+    # Batches that a worker reads and stores at a time, each in a thread with a connection to the primary; others wait.
+    BATCH_THREADS = env.int("BATCH_THREADS", 4, validate=positive)
 
     # For how long a retry with the same Idempotency-Key gets the first answer.
     IDEMPOTENCY_KEEP_HOURS = env.float("IDEMPOTENCY_KEEP_HOURS", 48.0, validate=positive)
@@ -133,26 +134,20 @@ SERVICE = "ingest"
 SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
     "shared_models.apps.SharedModelsConfig",
+    "shared_models.web",
     "ingest_service.apps.IngestServiceConfig",
     "django.contrib.staticfiles",
+    "drf_spectacular_sidecar",  # Swagger UI, for /docs
 ]
 MIDDLEWARE = [
-    "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.web.request_log.NoteMiddleware",
-    "shared_models.web.security_headers.HeadersMiddleware",
+    "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "shared_models.web.django.StaticFilesMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.web.problems.ProblemMiddleware",
-    "shared_models.web.parameters.ParametersMiddleware",
+    "shared_models.web.django.ProblemMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/web/parameters.py).
-QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "POST /v1/{collection}": (),
-    "POST /v1/{collection}/batch": ("strict",),
-}
 ROOT_URLCONF = "ingest_service.urls"
-WSGI_APPLICATION = "ingest_service.wsgi.application"
+ASGI_APPLICATION = "ingest_service.asgi.application"
 TEMPLATES: list[dict[str, Any]] = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -162,9 +157,6 @@ TEMPLATES: list[dict[str, Any]] = [
 STATIC_URL = "/static/"
 # Files are served from the packages that hold them: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
-# Swagger UI, for /docs, lies in ninja's package. It is found without importing that, or what it needs.
-_ninja = find_spec("ninja")
-STATICFILES_DIRS = [Path(folder) / "static" for folder in (_ninja and _ninja.submodule_search_locations) or ()]
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 APPEND_SLASH = False
 USE_TZ = True

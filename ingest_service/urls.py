@@ -1,25 +1,17 @@
-"""The addresses. A collection's endpoints are there because a counter names its model, not because of a line here."""
+"""What Django answers: pages, for people. The API is in api/application.py."""
 
 from django.conf import settings
 from django.urls import URLPattern, URLResolver, path
 from django.views.generic import RedirectView
 
-from ingest_service import views
-from shared_models.web import problems
+from shared_models.web import django
+from shared_models.web.docs import docs
 
-handler400 = problems.bad_request
-handler404 = problems.not_found
-handler500 = problems.server_error
+handler400 = django.bad_request
+handler404 = django.not_found
+handler500 = django.server_error
 
-urlpatterns: list[URLPattern | URLResolver] = [
-    path("v1/<str:collection>", views.post_row),
-    path("v1/<str:collection>/batch", views.post_batch),
-    path("livez", views.get_livez),
-    path("readyz", views.get_readyz),
-    path("metrics", views.get_metrics),
-    path("openapi.json", views.get_openapi),
-    path("docs", views.get_docs),
-]
+urlpatterns: list[URLPattern | URLResolver] = [path("docs", docs)]
 
 if settings.ADMIN_DATABASE_URL:
     from ingest_service.admin.site import make_site

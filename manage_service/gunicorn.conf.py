@@ -3,18 +3,15 @@
 import os
 import sys
 
-from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
+from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit, post_fork  # noqa: F401  (gunicorn looks for them)
 
-wsgi_app = "manage_service.wsgi:application"
+wsgi_app = "manage_service.asgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
-# A few operators and a scraper: one worker, whose threads wait for Redis and the replica without waiting for each other.
-worker_class = "shared_models.http.worker.Worker"  # gthread, and ends at once
+# A few operators and a scraper: one worker, whose event loop waits for clients, and whose threads wait for the stores.
+worker_class = "uvicorn_worker.UvicornWorker"
 workers = int(os.environ.get("WORKERS", "1"))
-threads = int(os.environ.get("THREADS", "8"))
-http_parser = "auto"  # the parser in C where it is installed: see requirements-fast.lock
 # Longer than the 60 seconds after which common load balancers close an idle connection.
 keepalive = 75
-timeout = 30
 graceful_timeout = 10
 logger_class = Logger
 # The socket would lie in the home folder, where two stacks would meet.

@@ -1,6 +1,6 @@
 """Manage's settings, from the environment; each variable X may come from a file named by X_FILE instead.
 
-There is no DATABASES: the replica is read by SQL of our own (`replica.py`) over one connection, never by the ORM.
+There is no DATABASES: the replica is read by SQL of our own (`replica/sql.py`) over one connection, never by the ORM.
 """
 
 from __future__ import annotations
@@ -58,31 +58,21 @@ SERVICE = "manage"
 SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
     "shared_models",
+    "shared_models.web",
     "manage_service",
-    "ninja",
+    "drf_spectacular_sidecar",  # Swagger UI's files, for /docs
     "django.contrib.staticfiles",
 ]
+# Tokens, request ids, limits and the log line of a request are no concern of Django's: see shared_models/web/application.py.
 MIDDLEWARE = [
-    "shared_models.http.discarding.DiscardMiddleware",
-    "shared_models.web.request_log.NoteMiddleware",
-    "shared_models.web.security_headers.HeadersMiddleware",
+    "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "shared_models.web.django.StaticFilesMiddleware",
     "django.middleware.common.CommonMiddleware",
-    "shared_models.web.problems.ProblemMiddleware",
-    "shared_models.web.parameters.ParametersMiddleware",
+    "shared_models.web.django.ProblemMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/web/parameters.py).
-QUERY_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "GET /v1/runs": ("limit",),
-    "POST /v1/runs": (),
-    "GET /v1/runs/{run_id}": (),
-    "POST /v1/runs/{run_id}/cancel": (),
-    "GET /v1/status": (),
-    "GET /v1/drift": (),
-}
 ROOT_URLCONF = "manage_service.urls"
-WSGI_APPLICATION = "manage_service.wsgi.application"
+ASGI_APPLICATION = "manage_service.asgi.application"
 TEMPLATES = [
     {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
 ]

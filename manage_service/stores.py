@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from queue import LifoQueue
 
 from django.conf import settings
 from redis import ConnectionPool, Redis
@@ -17,6 +19,8 @@ from manage_service.replica.snapshots import Replica
 # that is gone, not one that is busy.
 REDIS_ANSWER_SECONDS = 5.0
 REDIS_CONNECT_SECONDS = 2.0
+# So many requests of a worker ask the replica at once; the others wait for their turn.
+REQUESTS_AT_REPLICA = 8
 
 
 class ConnectsOnce:
@@ -79,19 +83,25 @@ def _kept_redis(url: str) -> Redis:
     return connect_redis(url)
 
 
-class _OfThread(threading.local):
-    replica: Replica | None = None
+@contextmanager
+def replica_of_requests() -> Iterator[Replica]:
+    """A connection for the block, which nobody else uses meanwhile. One that was lost since is let go of.
+
+    Django runs each request in a thread of its own, so connections belong to the process, and not to a thread.
+    """
+    idle = _kept_replicas(settings.DATABASE_URL)
+    replica = idle.get()
+    try:
+        replica.close_if_lost()
+        yield replica
+    finally:
+        idle.put(replica)
 
 
-_of_thread = _OfThread()
-
-
-def replica_of_requests() -> Replica:
-    """One connection for each thread: a thread has one request at a time. One that was lost meanwhile is let go of."""
-    kept = _of_thread.replica
-    if kept is None or kept.dsn != settings.DATABASE_URL:
-        if kept is not None:
-            kept.close()
-        kept = _of_thread.replica = connect_replica()
-    kept.close_if_lost()
-    return kept
+@cache
+def _kept_replicas(dsn: str) -> LifoQueue[Replica]:
+    """None of them is connected before it is used; the one that was used last is used next."""
+    idle: LifoQueue[Replica] = LifoQueue()
+    for _ in range(REQUESTS_AT_REPLICA):
+        idle.put(connect_replica(dsn))
+    return idle

@@ -1,142 +1,244 @@
-"""What gunicorn serves: the standing answers and the streams, and Django behind them for everything else.
-
-A standing question costs a dictionary lookup and a look at three headers here, where Django would take a millisecond.
-What this front does not know (a board that is bare, another host, another method, query parameters) goes to Django, whose
-views give the same answers more slowly.
-"""
+"""What gunicorn serves: the counts, memberships and streams, and Django behind them for the page."""
 
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from urllib.parse import parse_qs
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "query_service.settings")
 
+import msgspec
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from query_service import metrics, stores, streams
-from query_service.board import Board
-from query_service.door import Door, Headers, with_headers
-from query_service.scope import hand_over
-from query_service.shortcut import Shortcut
+from query_service import api, memberships, metrics, problems, stores, streams, tickets
+from query_service.answers import COUNTER, COUNTS, Condition
+from query_service.counts import Counts
+from query_service.memberships import Memberships
+from query_service.problems import known_counter
+from query_service.reads import Unreadable, read_samples
+from query_service.site.pages import QUERY
 from query_service.streams import Streams
-from shared_models.web.hosts import is_allowed
-from shared_models.web.request_log import TOKEN, id_of, write_line
+from shared_models.declarations import Counter
+from shared_models.stores import check_noeviction
+from shared_models.web import request_log
+from shared_models.web.application import Application, Limits
+from shared_models.web.asgi import ASGI, Answer, Request, answer
+from shared_models.web.health import Readiness
+from shared_models.web.prometheus import exposition
+from shared_models.web.tokens import Tokens, unauthorized
+
+TICKETS = "/v1/stream/tickets"
+HISTORY, MEMBER, MEMBERS = f"{COUNTER}/history", f"{COUNTER}/member", f"{COUNTER}/members"
 
 
-class Application:
-    """The ASGI application of one worker."""
+class Query(Application):
+    """The application of one worker. `access_log`: standing answers leave a line, too."""
 
     def __init__(
-        self, board: Board, open_streams: Streams, members: Redis, django: Any, *, access_log: bool = False
+        self,
+        django: ASGI,
+        limits: Limits,
+        counts: Counts,
+        asked: Memberships,
+        open_streams: Streams,
+        *,
+        max_members: int,
+        member_bytes: int,
+        access_log: bool = False,
     ) -> None:
-        self.board, self.streams, self.members, self.django = board, open_streams, members, django
-        self.access_log = access_log
+        super().__init__(django, limits)
+        self.counts, self.memberships, self.streams = counts, asked, open_streams
+        self.max_members, self.member_bytes, self.access_log = max_members, member_bytes, access_log
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            if scope["method"] in ("GET", "HEAD") and await self._answer(scope, receive, send):
-                return
-            scope = hand_over(scope, self.board, self.members)
-        elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+    def standing_answer(self, request: Request) -> Answer | None:
+        """The answer that is made already: to a plain GET or HEAD, while counts are being read."""
+        known = self.counts.answers.get(request.path)
+        if known is None or request.method not in ("GET", "HEAD") or request.scope["query_string"]:
+            return None
+        if wants_fresh(request):
+            return None
+        self.counts.ask()
+        request.route, request.is_standing = known.route, True
+        return known.pick(request.headers.get(b"if-none-match"))
+
+    async def handle(self, request: Request) -> Answer | None:
+        """By the path: /v1/counts/{counter}/… and its like; None where the answer has been sent already."""
+        match request.path.split("/")[1:]:
+            case ["v1", "counts"]:
+                return await self.all_counts(request)
+            case ["stats", "get", ""]:
+                self.takes(request, "GET", parameters=())
+                return await self.count_at(request)
+            case ["v1", "counts", name]:
+                self.takes(request, "GET", COUNTER, ())
+                known_counter(name)
+                return await self.count_at(request)
+            case ["v1", "counts", name, "history"]:
+                self.takes(request, "GET", HISTORY, ())
+                return await self.history(known_counter(name))
+            case ["v1", "counts", name, "member"]:
+                self.takes(request, "GET", MEMBER)
+                counter = known_counter(name)
+                asked = memberships.read_query(counter, request.query)
+                (is_member,) = await self.memberships.ask(counter.name, [asked])
+                return now(b'{"member":true}' if is_member else b'{"member":false}')
+            case ["v1", "counts", name, "members"]:
+                self.takes(request, "POST", MEMBERS, ())
+                return await self.members(request, known_counter(name))
+            case ["v1", "stream"]:
+                await self.stream(request)
+                return None
+            case ["v1", "stream", "tickets"]:
+                self.takes(request, "POST", TICKETS, ())
+                return self.ticket(request)
+            case ["openapi.json"]:
+                self.takes(request, "GET", parameters=())
+                return answer(200, msgspec.json.encode(api.describe_api()))
+        request.scope[QUERY] = self
+        await self.hand_to_django(request)
+        return None
+
+    async def count_at(self, request: Request) -> Answer:
+        """A standing answer to a request that wants Redis to be read for it, or is the first for a while."""
+        await self.counts.read_anew()
+        return self.counts.answers[request.path].pick(request.headers.get(b"if-none-match"))
+
+    async def all_counts(self, request: Request) -> Answer:
+        """/v1/counts, also of some counters only."""
+        self.takes(request, "GET", COUNTS, ("counters",))
+        names = self.choice(request)
+        if names is None:
+            return await self.count_at(request)
+        self.counts.ask()
+        if not self.counts.answers or wants_fresh(request):
+            await self.counts.read_anew()
+        return self.counts.answer_to_choice(names).pick(request.headers.get(b"if-none-match"))
+
+    async def history(self, counter: Counter) -> Answer:
+        """The samples of the last hour."""
+        try:
+            read = await read_samples(self.memberships.client, [counter.name], datetime.now(UTC))
+        except Unreadable:
+            raise problems.redis_is_unavailable() from None
+        samples = [(round(sample.at.timestamp(), 3), sample.count) for sample in read[counter.name]]
+        return now(msgspec.json.encode({"counter": counter.name, "samples": samples}))
+
+    async def members(self, request: Request, counter: Counter) -> Answer:
+        """Of many members whether each is counted."""
+        body = await self.bodies.read(request, self.member_bytes)
+        asked = memberships.read_body(counter, body, self.max_members)
+        found = await self.memberships.ask(counter.name, asked) if asked else []
+        return now(msgspec.json.encode({"members": found}))
+
+    async def stream(self, request: Request) -> None:
+        """The events, until the client goes, or the worker does."""
+        self.takes(request, "GET", streams.PATH, ("counters", "ticket"))
+        await self.streams.serve(request, self.choice(request) or tuple(self.counts.names))
+
+    @staticmethod
+    def choice(request: Request) -> tuple[str, ...] | None:
+        """The counters that `?counters=users,cities` names, each once; None where all are asked for. Raises Problem 404."""
+        given = parse_qs(request.query, keep_blank_values=True).get("counters")
+        return None if given is None else tuple(dict.fromkeys(known_counter(name).name for name in given[0].split(",")))
+
+    def ticket(self, request: Request) -> Answer:
+        """A ticket for a stream. Where no tokens are asked for it opens nothing that is not open, and does no harm."""
+        made, ends = "none-needed", 0
+        if self.limits.tokens is not None:
+            made, ends = tickets.make(self.limits.tokens, request.headers[b"authorization"])
+        document = {"ticket": made, "expires_at": datetime.fromtimestamp(ends, UTC) if ends else None}
+        return answer(201, msgspec.json.encode(document), more={"Cache-Control": "no-store"})
+
+    def find_owner(self, request: Request, tokens: Tokens) -> None:
+        """Whose token the request brings; a stream may bring a ticket in its place."""
+        if request.path == streams.PATH and b"authorization" not in request.headers:
+            presented = parse_qs(request.query).get("ticket", [""])[0]
+            request.owner = tickets.owner(tokens, presented) or ""
+            if not request.owner:
+                raise unauthorized(presented=bool(presented))
+        else:
+            super().find_owner(request, tokens)
+
+    def note(self, request: Request) -> None:
+        """A standing answer is counted with others: to note one by one would take longer than to answer."""
+        if not request.is_standing:
+            if (request.route, request.status) != (streams.PATH, 200):  # streams have done it themselves
+                super().note(request)
             return
-        await self.django(scope, receive, send)
-
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> bool:
-        """Answer a standing question or open a stream; False where this is neither."""
-        path = scope["path"]
-        if scope["query_string"].strip(b"&"):
-            return False  # they are no part of a standing question: Django refuses them by name
-        answer = self.board.answers.get(path)
-        is_stream = path == streams.PATH and scope["method"] == "GET"
-        if answer is None and not is_stream:
-            return False
-
-        begun = perf_counter()
-        host = cache_control = if_none_match = request_id = b""
-        for name, value in scope["headers"]:
-            if name == b"host":
-                host = value
-            elif name == b"cache-control":
-                cache_control = value
-            elif name == b"if-none-match":
-                if_none_match = value
-            elif name == b"x-request-id":
-                request_id = value
-        if not is_allowed(host):
-            return False
-        echoed = [(b"x-request-id", id_of(request_id.decode("latin-1")).encode())] if request_id else []
-        if is_stream:
-            status = await self.streams.serve(receive, with_headers(send, echoed) if echoed else send)
-            if self.access_log:
-                self.write_line(scope, path, status, begun, echoed)
-            return True
-
-        if cache_control and b"no-cache" in cache_control.lower():
-            await self.board.read_anew()
-            answer = self.board.answers.get(path)
-        if answer is None:
-            return False
-        self.board.ask()
-        status, headers, body = answer.pick(if_none_match, scope["method"] == "HEAD")
-        await send(
-            {"type": "http.response.start", "status": status, "headers": headers + echoed if echoed else headers}
-        )
-        await send({"type": "http.response.body", "body": body})
-        metrics.note_standing_answer(answer.route, status, begun)
+        metrics.given[request.route, request.status] += 1
         if self.access_log:
-            self.write_line(scope, answer.route, status, begun, echoed)
-        return True
+            request_log.write_line(request, perf_counter() - request.begun)
 
-    def write_line(self, scope: Any, route: str, status: int, begun: float, echoed: Headers) -> None:
-        """What Django's middleware writes of the other requests. `echoed`: the id that the client has sent, if so."""
-        known = {"token": scope.get(TOKEN), "request_id": echoed[0][1].decode() if echoed else None}
-        more = {name: value for name, value in known.items() if value}
-        write_line(scope["method"], route, status, perf_counter() - begun, **more)
+    def readiness(self) -> Readiness:
+        """Redis answers, and may be trusted with counts. A connection is made for it: that one can be is part of it."""
+        client = stores.connect_for_readiness()
+        try:
+            wrong = check_noeviction(client)
+        except (RedisError, OSError) as error:
+            wrong = f"Redis cannot be read ({error}); see REDIS_URL"
+        finally:
+            client.close()
+        return Readiness({"redis": wrong}, needed=frozenset({"redis"}))
 
-    async def _live(self, receive: Any, send: Any) -> None:
-        """The lifespan protocol: nothing to do at the start."""
-        while (await receive())["type"] != "lifespan.shutdown":
-            await send({"type": "lifespan.startup.complete"})
-        await self.close()
-        await send({"type": "lifespan.shutdown.complete"})
+    async def metrics(self) -> bytes:
+        """All metrics, with the counts as they are now; standing answers of other workers may be a read late."""
+        await self.counts.read_anew()
+        known = self.counts.reading if self.counts.condition is not Condition.LOST else None
+        metrics.set_counts(self.counts.names, known)
+        metrics.note_standing_answers()
+        return exposition()
 
-    async def close(self) -> None:
-        """End the streams, and let go of the connections."""
+    def leave(self) -> None:
         self.streams.end()
-        await self.board.close()
-        await self.members.aclose()
+
+    async def stop(self) -> None:
+        await self.counts.close()
+        await self.memberships.close()
 
 
-def make_application() -> Door:
+def wants_fresh(request: Request) -> bool:
+    """Whether Redis has to be read for this request."""
+    return b"no-cache" in request.headers.get(b"cache-control", b"").lower()
+
+
+def now(body: bytes) -> Answer:
+    """An answer that is true now, and not to be kept."""
+    return answer(200, body, more={"Cache-Control": "no-store"})
+
+
+def make_application() -> Query:
     """Everything that a worker serves, by its settings. Nothing is connected before the first request."""
-    board = Board(
-        stores.connect_for_board(),
+    counts = Counts(
+        stores.connect_for_counts(),
         refresh_seconds=settings.REFRESH_SECONDS,
         idle_seconds=settings.IDLE_SECONDS,
         stale_seconds=settings.STALE_SECONDS,
     )
     open_streams = Streams(
-        board,
+        counts,
         seconds=settings.STREAM_SECONDS,
         heartbeat_seconds=settings.HEARTBEAT_SECONDS,
         limit=settings.MAX_STREAMS,
+        limit_per_client=settings.MAX_STREAMS_PER_CLIENT,
     )
-    application = Application(
-        board, open_streams, stores.connect_for_members(), get_asgi_application(), access_log=settings.ACCESS_LOG
-    )
-    return Door(
-        application,
+    limits = Limits(
         tokens=settings.TOKENS,
         metrics_public=settings.METRICS_PUBLIC,
-        origins=settings.CORS_ORIGINS,
-        body_bytes=settings.MAX_BODY_BYTES,
-        streams_per_client=settings.MAX_STREAMS_PER_CLIENT,
-        shortcut=None if settings.ACCESS_LOG else Shortcut(board),
+        origins=frozenset(origin.encode() for origin in settings.CORS_ORIGINS),
+    )
+    return Query(
+        get_asgi_application(),
+        limits,
+        counts,
+        Memberships(stores.connect_for_members()),
+        open_streams,
+        max_members=settings.MAX_MEMBERS,
+        member_bytes=settings.MAX_BODY_BYTES,
+        access_log=settings.ACCESS_LOG,
     )
 
 

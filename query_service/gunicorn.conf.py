@@ -2,18 +2,17 @@
 
 import os
 
-from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit  # noqa: F401  (gunicorn looks for them)
+from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_folder, on_exit, post_fork  # noqa: F401  (gunicorn looks for them)
 
 wsgi_app = "query_service.asgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8003')}"
-# Each worker has a board of its own, and reads Redis 20 times a second while it is asked.
+# Each worker reads Redis by itself, 20 times a second while it is asked.
 workers = int(os.environ.get("WORKERS", "2"))
-worker_class = "query_service.worker.Worker"  # gunicorn's ASGI worker, which does not wait for ever
-asgi_loop = "uvloop"
-# The parser in C where it is installed: see requirements-fast.lock.
-http_parser = "auto"
-keepalive = 5
-# Streams are ended at once (worker.py) and other answers take milliseconds; what is left is connections kept alive.
+worker_class = "uvicorn_worker.UvicornWorker"
+# How long a connection may be idle between two requests. Longer than the 60 seconds after which common load balancers
+# close theirs: the one who sends requests has to be the one who closes.
+keepalive = 75
+# On SIGTERM, requests in progress have this long to end. Streams are ended at once, other answers take milliseconds.
 graceful_timeout = 10
 logger_class = Logger
 # The socket would lie in the home folder, where two stacks would meet.

@@ -35,9 +35,10 @@ try:
     STALE_SECONDS = env.float("STALE_SECONDS", 10.0)
     # The most members that one request may ask for.
     MAX_MEMBERS = env.int("MAX_MEMBERS", 1_000, validate=positive)
-    # The least time between two events of a stream, and the most: a comment keeps proxies from closing it.
+    # The least time between two events of a stream, and the most between two signs of life: how far the counts are complete,
+    # or a comment, which keeps proxies from closing it.
     STREAM_SECONDS = env.float("STREAM_SECONDS", 0.1, validate=positive)
-    HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 15.0, validate=positive)
+    HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 5.0, validate=positive)
     # The most streams open in one worker; each takes about 20 kB.
     MAX_STREAMS = env.int("MAX_STREAMS", 5_000, validate=positive)
     # Of these, the most for one client: one token, or one address where there are no tokens. 0 is no limit of its own: behind
@@ -75,31 +76,18 @@ DATABASES: dict[str, dict[str, str]] = {}
 SERVICE = "query"
 SILENCED_SYSTEM_CHECKS = SILENCED_CHECKS
 INSTALLED_APPS = [
+    "shared_models.web",
     "query_service",
-    "ninja",
+    "drf_spectacular_sidecar",
     "django.contrib.staticfiles",
 ]
-# Each of them is async: one that is not would hand every request to a thread and back.
 MIDDLEWARE = [
-    "shared_models.web.request_log.RequestIdMiddleware",
-    "shared_models.web.security_headers.HeadersMiddleware",
+    "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.common.CommonMiddleware",  # gives every answer its length
-    "query_service.static_files.StaticFilesMiddleware",
-    "shared_models.web.request_log.NoteMiddleware",
-    "shared_models.web.problems.ProblemMiddleware",
-    "shared_models.web.parameters.ParametersMiddleware",
+    "shared_models.web.django.StaticFilesMiddleware",
+    "shared_models.web.django.ProblemMiddleware",
 ]
-# The query parameters that each operation knows (see shared_models/web/parameters.py).
-QUERY_PARAMETERS: dict[str, tuple[str, ...] | None] = {
-    "GET /v1/counts": (),
-    "GET /v1/counts/{counter}": (),
-    "GET /v1/counts/{counter}/history": (),
-    "GET /v1/counts/{counter}/member": None,  # the fields of its counter
-    "POST /v1/counts/{counter}/members": (),
-    "GET /v1/stream": (),
-    "GET /stats/get/": (),
-}
 ROOT_URLCONF = "query_service.urls"
 ASGI_APPLICATION = "query_service.asgi.application"
 TEMPLATES = [
@@ -109,7 +97,6 @@ STATIC_URL = "/static/"
 # Files are served from the packages that hold them: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_ALLOW_ALL_ORIGINS = False
-DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 APPEND_SLASH = False
 USE_TZ = True
 TIME_ZONE = "UTC"

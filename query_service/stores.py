@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.conf import settings
 from redis import Redis
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
@@ -14,27 +15,25 @@ from redis.retry import Retry
 # and somebody is waiting for the answer.
 ANSWER_SECONDS = 0.5
 CONNECT_SECONDS = 0.5
-# Requests for memberships that are under way in one worker; more wait for their turn, as long as an answer may take.
+# Round trips that are under way in one worker; more wait for their turn, as long as an answer may take.
 MEMBERSHIP_CONNECTIONS = 16
 
 
-def connect_for_board(url: str | None = None) -> AsyncRedis:
-    """The one connection of a worker's board."""
+def connect_for_counts(url: str | None = None) -> AsyncRedis:
+    """The one connection over which a worker reads the counts."""
     return AsyncRedis.from_url(
         url or settings.REDIS_URL,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=AsyncRetry(NoBackoff(), 0),
         protocol=2,
-        client_name="rollcall-query-board",
+        client_name="rollcall-query-counts",
         max_connections=1,
     )
 
 
 def connect_for_members(url: str | None = None) -> AsyncRedis:
-    """A few connections for the questions that no standing answer fits."""
-    from redis.asyncio import BlockingConnectionPool
-
+    """A few connections for the questions that no standing answer fits: one for memberships, the others for histories."""
     pool = BlockingConnectionPool.from_url(
         url or settings.REDIS_URL,
         timeout=ANSWER_SECONDS,

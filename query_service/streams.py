@@ -1,28 +1,28 @@
 """/v1/stream: the counts as server-sent events, to any number of listeners.
 
-One task looks at the board for all of them, every STREAM_SECONDS, and wakes them when the counts have changed. An
-event is always the whole state at the moment when it is sent: a listener that is too slow for the changes misses some,
-and nothing piles up for it.
-
-    event: counts    data: what /v1/counts says (every counter, also the cold ones)
-    event: stale     data: the same, as last read: Redis cannot be read at the moment
+An event is what /v1/counts says at the moment when it is sent. It is sent when the answer changes: a count, a state, a
+verification, a drift. How far a count is complete moves with every second; that is sent with the heartbeat. One task
+looks for all listeners, every STREAM_SECONDS. A listener that is too slow for the changes misses some, and nothing
+piles up for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Tally
 from contextlib import suppress
 from random import randint
-from time import monotonic, perf_counter
-from typing import Any
+from time import monotonic
+from typing import TypeAlias
 
 import msgspec
 
-from query_service import metrics, refusals
-from query_service.answers import Condition
-from query_service.board import Board
+from query_service import metrics, problems
+from query_service.answers import substance
+from query_service.counts import Counts
 from shared_models.protocol.moments import to_microseconds
-from shared_models.web.prometheus import requests
+from shared_models.web import request_log
+from shared_models.web.asgi import Receive, Request
 
 PATH = "/v1/stream"
 HEARTBEAT = b":\n\n"
@@ -41,30 +41,46 @@ START = {
     ],
 }
 
+# The counters that a listener wants to hear of.
+Choice: TypeAlias = tuple[str, ...]
+
 
 class Listener:
     """One open stream."""
 
-    __slots__ = ("has", "is_gone", "woken")
+    __slots__ = ("choice", "has", "is_gone", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
         self.woken = asyncio.Event()
         self.is_gone = False
-        self.has: Any = None  # what it has been sent last
+        self.has: Event | None = None  # what it has been sent last
+
+
+class Event(msgspec.Struct, frozen=True, eq=False):
+    """What there is to say of a choice of counters: its `substance`, the whole of it, and its bytes."""
+
+    substance: object
+    whole: object
+    text: bytes
 
 
 class Streams:
-    """The open streams of one worker."""
+    """The open streams of one worker. `limit_per_client`: 0 is no limit of its own."""
 
-    def __init__(self, board: Board, *, seconds: float, heartbeat_seconds: float, limit: int) -> None:
-        self._board = board
-        self.seconds, self.heartbeat_seconds, self.limit = seconds, heartbeat_seconds, limit
+    def __init__(
+        self, counts: Counts, *, seconds: float, heartbeat_seconds: float, limit: int, limit_per_client: int = 0
+    ) -> None:
+        self._counts = counts
+        self.seconds, self.heartbeat_seconds = seconds, heartbeat_seconds
+        self.limit, self.limit_per_client = limit, limit_per_client
         self.listeners: set[Listener] = set()
+        # How many each client has open; nobody who has none.
+        self.of_clients: Tally[str] = Tally()
         self._ended = False
         self._watch: asyncio.Task[None] | None = None
-        # What the latest event says, and its bytes: made once for all who are sent it.
-        self._said: Any = None
-        self._event = b""
+        # The latest event by choice, made once for all who are sent it.
+        self._latest: dict[Choice, Event] = {}
 
     def end(self) -> None:
         """End all streams, and those yet to come at once: their browsers connect again, to another worker."""
@@ -72,93 +88,96 @@ class Streams:
         for listener in self.listeners:
             listener.woken.set()
 
-    async def serve(self, receive: Any, send: Any) -> int:
-        """One stream, from its request to its end; the status that it was answered."""
-        begun = perf_counter()
+    async def serve(self, request: Request, choice: Choice) -> None:
+        """One stream, from its request to its end. Raises Problem 429 or 503 where there is no place for it."""
+        client = request.owner or str((request.scope.get("client") or [""])[0])
         if len(self.listeners) >= self.limit:
-            refusal = refusals.too_many_streams(self.limit)
-            await _refuse(send, refusal)
-            requests(PATH, refusal.status).observe(perf_counter() - begun)
-            return refusal.status
-        listener = Listener()
+            raise problems.too_many_streams(self.limit)
+        if self.limit_per_client and self.of_clients[client] >= self.limit_per_client:
+            raise problems.too_many_streams_of_client(self.limit_per_client)
+        listener = Listener(choice)
         self.listeners.add(listener)
+        self.of_clients[client] += 1
         metrics.STREAMS.inc()
-        waiting_for_the_end = asyncio.create_task(_note_the_end(listener, receive))
+        waiting_for_the_end = asyncio.create_task(_note_the_end(listener, request.receive))
         try:
             # A server may tell by OSError, too, that the client is gone.
             with suppress(OSError):
-                await self._send_events(listener, send, begun)
+                await self._send_events(listener, request)
         finally:
             waiting_for_the_end.cancel()
             self.listeners.discard(listener)
+            self.of_clients -= Tally([client])
             metrics.STREAMS.dec()
-        return 200
 
-    async def _send(self, send: Any, body: bytes) -> None:
+    async def _send(self, request: Request, body: bytes) -> None:
         """Send a piece of a stream. Raises OSError (TimeoutError) where the client takes nothing: its place is for others."""
         async with asyncio.timeout(2 * self.heartbeat_seconds):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+            await request.send({"type": "http.response.body", "body": body, "more_body": True})
 
-    async def _send_events(self, listener: Listener, send: Any, begun: float) -> None:
-        await send(START)
-        await self._send(send, RETRY)
-        await self._board.read_anew()
-        requests(PATH, 200).observe(
-            perf_counter() - begun
-        )  # until it has something to say; how long it lasts is no time
+    async def _send_events(self, listener: Listener, request: Request) -> None:
+        await request.send(START)
+        await self._send(request, RETRY)
+        await self._counts.read_anew()
+        request_log.note(request)  # until it has something to say; how long a stream lasts is no time of an answer
         if self._watch is None or self._watch.done():
-            self._watch = asyncio.create_task(self._watch_the_board())
+            self._watch = asyncio.create_task(self._watch_the_counts())
         while not (listener.is_gone or self._ended):
             listener.woken.clear()
-            said, event = self._latest()
+            event = self._event_of(listener.choice)
             # Returns when the client has taken what was sent before: the pace is the client's.
-            body = HEARTBEAT if said == listener.has else event
-            listener.has = said
-            await self._send(send, body)
+            unchanged = listener.has is not None and listener.has.whole == event.whole
+            body = HEARTBEAT if unchanged else event.text
+            listener.has = event
+            await self._send(request, body)
             if not (listener.is_gone or self._ended):
                 await listener.woken.wait()
         if self._ended:
             retry = b"retry: %d\n\n" % randint(RETRY_FROM, RETRY_TO)  # noqa: S311  (no secret)
-            await self._send(send, retry)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send(request, retry)
+        await request.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _watch_the_board(self) -> None:
-        """While anybody listens: keep the board awake, and wake the listeners for a change or a heartbeat."""
-        woken_for, woken_at = self._said, monotonic()
+    async def _watch_the_counts(self) -> None:
+        """While anybody listens: keep the counts being read, and wake listeners for a change or a heartbeat."""
+        woken_for: dict[Choice, object] = {}
+        beat_at = monotonic()
         while self.listeners:
-            self._board.ask()
-            said, _ = self._latest()
-            if said != woken_for or monotonic() - woken_at >= self.heartbeat_seconds:
-                woken_for, woken_at = said, monotonic()
-                for listener in self.listeners:
+            self._counts.ask()
+            is_beat = monotonic() - beat_at >= self.heartbeat_seconds
+            if is_beat:
+                beat_at = monotonic()
+            choices = {listener.choice for listener in self.listeners}
+            self._latest = {choice: event for choice, event in self._latest.items() if choice in choices}
+            substances = {choice: self._event_of(choice).substance for choice in choices}
+            for listener in self.listeners:
+                if is_beat or substances[listener.choice] != woken_for.get(
+                    listener.choice, substances[listener.choice]
+                ):
                     listener.woken.set()
+            woken_for = substances
             await asyncio.sleep(self.seconds)
 
-    def _latest(self) -> tuple[Any, bytes]:
-        """What there is to say now, for comparison, and the event that says it.
+    def _event_of(self, choice: Choice) -> Event:
+        """What there is to say now."""
+        counters = self._counts.describe(choice)["counters"]
+        known = self._latest.get(choice)
+        if known is not None and known.whole == counters:
+            return known
+        reading = self._counts.reading
+        number = b"" if reading is None else b"id: %d\n" % to_microseconds(reading.as_of)
+        data = msgspec.json.encode({"counters": counters, "as_of": None if reading is None else reading.as_of})
+        event = Event(
+            {name: substance(counter) for name, counter in counters.items()},
+            counters,
+            b"%sdata: %s\n\n" % (number, data),
+        )
+        self._latest[choice] = event
+        return event
 
-        That only the time of the reading has moved is nothing to say.
-        """
-        reading, condition = self._board.reading, self._board.condition
-        said = (condition, None if reading is None else reading.states)
-        if said != self._said:
-            name = b"counts" if condition is Condition.FRESH else b"stale"
-            number = b"" if reading is None else b"id: %d\n" % to_microseconds(reading.as_of)
-            data = msgspec.json.encode(self._board.describe())
-            self._said, self._event = said, b"%sevent: %s\ndata: %s\n\n" % (number, name, data)
-        return self._said, self._event
 
-
-async def _note_the_end(listener: Listener, receive: Any) -> None:
+async def _note_the_end(listener: Listener, receive: Receive) -> None:
     """Wait until the client is gone, so that its place is free at once."""
     while (await receive())["type"] != "http.disconnect":
         pass
     listener.is_gone = True
     listener.woken.set()
-
-
-async def _refuse(send: Any, problem: Any) -> None:
-    headers = {"content-type": "application/problem+json", "cache-control": "no-store", **problem.headers}
-    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": problem.body()})

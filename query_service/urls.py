@@ -1,17 +1,15 @@
-"""Where what is answered."""
+"""What Django answers: the page and the docs. The API is in asgi.py."""
 
 from django.urls import path
 
-from query_service import health, pages, views
+from query_service.site import pages
+from shared_models.web.docs import docs
 
-handler400 = "shared_models.web.problems.bad_request"
-handler404 = "shared_models.web.problems.not_found"
-handler500 = "shared_models.web.problems.server_error"
+handler400 = "shared_models.web.django.bad_request"
+handler404 = "shared_models.web.django.not_found"
+handler500 = "shared_models.web.django.server_error"
 
 urlpatterns = [
     path("", pages.page),
-    path("livez", health.livez),
-    path("readyz", health.readyz),
-    path("metrics", health.show_metrics),
-    path("", views.api.urls),
+    path("docs", docs),
 ]

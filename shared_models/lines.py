@@ -24,14 +24,15 @@ class DelayedLines:
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._lines: deque[str] = deque()
-        self._process = 0  # whose thread is running; a fork has none
+        self._is_running = False  # the thread; a fork has none
+        os.register_at_fork(after_in_child=self._forget_the_thread)
         atexit.register(self.write_out)
 
     def write(self, text: str) -> int:
         """Have it written soon."""
         self._lines.append(text)
-        if self._process != os.getpid():
-            self._process = os.getpid()
+        if not self._is_running:
+            self._is_running = True
             threading.Thread(target=self._run, name="log lines", daemon=True).start()
         return len(text)
 
@@ -47,6 +48,9 @@ class DelayedLines:
         if taken:
             self._file.write("".join(taken))
             self._file.flush()
+
+    def _forget_the_thread(self) -> None:
+        self._is_running = False
 
     def _run(self) -> None:
         while True:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -14,21 +17,31 @@ import structlog
 
 from shared_models.lines import DelayedLines
 
+# What every line says that is logged in this context: which request it belongs to.
+bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa: B039  (nobody changes it)
+
+
+def add_bound(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """structlog's processor for `bound`."""
+    return {**bound.get(), **event}
+
 
 def configure(service: str, json: bool | None = None, *, delayed: bool = False) -> None:
     """Send structlog's and Django's lines to stderr. `json=None`: JSON unless stderr is a terminal.
 
     `delayed`: structlog's lines, of which there is one a request, are written by a thread (see `lines`).
     """
+    global _write
     if json is None:
         json = not sys.stderr.isatty()
+    file = DelayedLines(sys.stderr) if delayed else sys.stderr
 
     def add_service(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
         # Not a context variable: those are empty in threads, where most lines are written.
         return {**event, "service": service}
 
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        add_bound,
         add_service,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -37,7 +50,7 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     renderer = structlog.processors.JSONRenderer(to_json) if json else structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[*shared, renderer],
-        logger_factory=structlog.WriteLoggerFactory(DelayedLines(sys.stderr) if delayed else sys.stderr),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(file),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
@@ -51,6 +64,24 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     # A Host that is not allowed is a refusal, which is an answer; Django would log it as a fault, with a traceback.
     logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+    def write_json(event: str, facts: dict[str, Any]) -> None:
+        line = {**facts, "event": event, "service": service, "level": "info", "timestamp": datetime.now(UTC)}
+        file.write(msgspec.json.encode(line).decode() + "\n")
+
+    _write = write_json if json else write_with_structlog
+
+
+def write_with_structlog(event: str, facts: dict[str, Any]) -> None:
+    structlog.get_logger().info(event, **facts)
+
+
+_write: Callable[[str, dict[str, Any]], None] = write_with_structlog
+
+
+def write(event: str, facts: dict[str, Any]) -> None:
+    """Write the line that structlog would write at level info, in a fifth of the time: each request has one."""
+    _write(event, facts)
 
 
 def only_warnings() -> None:

@@ -59,13 +59,13 @@ class Stack:
 
         port = ports["INGEST_PORT"]
         self.ingest = Ingest(
-            self.folder / "ingest", port, of_ingest, application="ingest_service.wsgi", log=log("ingest")
+            self.folder / "ingest", port, of_ingest, application="ingest_service.asgi", log=log("ingest")
         )
         self.manage = Manage(
             self.folder / "manage",
             ports["MANAGE_PORT"],
             of_manage,
-            application="manage_service.wsgi",
+            application="manage_service.asgi",
             log=log("manage"),
         )
         self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))

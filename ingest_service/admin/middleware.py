@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from ingest_service.admin.routing import ALIAS
+from shared_models.web.django import respond
 from shared_models.web.problems import Problem
 
 log = structlog.get_logger()
@@ -61,18 +62,20 @@ class ConnectionMiddleware:
             return None
         if isinstance(exception, PermissionDenied):
             detail = "rows are written by producers; deleted they are by those who may do more than look"
-            return Problem(403, "forbidden", "This is not for you", detail).response()
+            return respond(Problem(403, "forbidden", "This is not for you", detail))
         if not isinstance(exception, Error):
             return None
         # The first line: those after it may quote rows.
         log.warning("admin.unavailable", reason=str(exception).strip().partition("\n")[0])
-        return Problem(
-            503,
-            "admin-unavailable",
-            "The admin is unavailable",
-            "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
-            headers={"Retry-After": "2"},
-        ).response()
+        return respond(
+            Problem(
+                503,
+                "admin-unavailable",
+                "The admin is unavailable",
+                "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
+                headers={"Retry-After": "2"},
+            )
+        )
 
 
 class Sessions(OnlyUnderAdmin, SessionMiddleware):

@@ -10,7 +10,7 @@ from django.db import models
 
 from ingest_service.api import payloads
 from ingest_service.catalog import TEXT_FIELDS, Collection, read_collections
-from shared_models.web.openapi import complete
+from shared_models.web.openapi import HEALTH, Operation, describe, parameter, reference
 
 TITLE = "Rollcall ingest"
 
@@ -19,28 +19,28 @@ NO_NUL = "^[^\\u0000]*$"
 
 # What goes wrong, by status. The type of the problem says which of them it was.
 REFUSALS = {
-    "400": "Not JSON, not gzip, an empty or incomplete body, an Idempotency-Key that cannot be used, a query parameter that "
-    "is not known.",
-    "413": "The body is too large, or the batch has too many rows; the limit is named.",
-    "415": "A Content-Type or Content-Encoding that is not understood; what is accepted is named.",
-    "422": "Not valid, with a list of errors; or the Idempotency-Key belongs to another request.",
-    "503": "The primary is unavailable: nothing was stored. Or, with type urn:rollcall:commit-unknown, the connection was "
+    400: "Not JSON, not gzip, an empty body, an Idempotency-Key that cannot be used, a query parameter that is not known.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large, or the batch has too many rows; the limit is named.",
+    415: "A Content-Type or Content-Encoding that is not understood; what is accepted is named.",
+    422: "Not valid, with a list of errors; or the Idempotency-Key belongs to another request.",
+    503: "The primary is unavailable: nothing was stored. Or, with type urn:rollcall:commit-unknown, the connection was "
     "lost during the commit: retry with the same Idempotency-Key.",
 }
 
-IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "A retry of the same request with the same key stores nothing twice and gets the first answer, with "
-    "the header Idempotent-Replay: true.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
-STRICT = {
-    "name": "strict",
-    "in": "query",
-    "description": "1: all rows or none; a row that is not valid is a 422.",
-    "schema": {"enum": ["0", "1"], "default": "0"},
-}
+IDEMPOTENCY_KEY = parameter(
+    "Idempotency-Key",
+    "header",
+    {"type": "string", "minLength": 1, "maxLength": 255},
+    "A retry of the same request with the same key stores nothing twice and gets the first answer, with the header "
+    "Idempotent-Replay: true.",
+)
+STRICT = parameter(
+    "strict",
+    "query",
+    {"enum": ["0", "1"], "default": "0"},
+    "1: all rows or none; a row that is not valid is a 422.",
+)
 
 
 class RowAnswer(msgspec.Struct):
@@ -61,83 +61,60 @@ class BatchAnswer(msgspec.Struct):
 
 def describe_api() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    paths: dict[str, Any] = {}
-    for collection in read_collections().values():
-        paths[f"/v1/{collection.name}"] = {"post": describe_row(collection)}
-        paths[f"/v1/{collection.name}/batch"] = {"post": describe_batch(collection)}
-    paths["/livez"] = describe_get("The process answers.")
-    paths["/readyz"] = describe_get("Rows can be stored. Redis is named where it is away, but is not needed for that.")
-    paths["/metrics"] = describe_get("Prometheus' text format.")
-    rows = [collection.row for collection in read_collections().values()]
-    _, schemas = msgspec.json.schema_components(
-        [*rows, RowAnswer, BatchAnswer], ref_template="#/components/schemas/{name}"
+    collections = read_collections().values()
+    document = describe(
+        TITLE,
+        "Rows come in, are stored, and are counted.",
+        [each for collection in collections for each in (describe_row(collection), describe_batch(collection))]
+        + [*HEALTH],
+        *(collection.row for collection in collections),
+        tokens=settings.TOKENS is not None,
+        limited=bool(settings.RATE_LIMIT_PER_SECOND),
     )
-    for row in rows:
-        for schema in schemas[row.__name__]["properties"].values():
+    for collection in collections:
+        for schema in document["components"]["schemas"][collection.row.__name__]["properties"].values():
             if schema.get("type") == "string":
                 schema["pattern"] = NO_NUL
-    document = {
-        "openapi": "3.1.0",
-        "info": {"title": TITLE, "version": "1", "description": "Rows come in, are stored, and are counted."},
-        "paths": paths,
-        "components": {"schemas": schemas},
-    }
-    return complete(document, tokens=settings.TOKENS is not None, limited=bool(settings.RATE_LIMIT_PER_SECOND))
+    return document
 
 
-def describe_row(collection: Collection) -> dict[str, Any]:
+def describe_row(collection: Collection) -> Operation:
     """POST of one row."""
-    return {
-        "operationId": f"post_{collection.name}",
-        "summary": f"Store one row of {collection.name}",
-        "description": f"One JSON object, {settings.MAX_BODY_BYTES} bytes at most; gzip is welcome.",
-        "parameters": [IDEMPOTENCY_KEY],
-        "requestBody": {
-            "required": True,
-            "content": {payloads.JSON: {"schema": reference(collection.row), "example": example_of(collection)}},
-        },
-        "responses": responses("201", RowAnswer),
-    }
+    return Operation(
+        method="POST",
+        path=f"/v1/{collection.name}",
+        id=f"post_{collection.name}",
+        summary=f"Store one row of {collection.name}",
+        description=f"One JSON object, {settings.MAX_BODY_BYTES} bytes at most; gzip is welcome.",
+        tag=collection.name,
+        parameters=(IDEMPOTENCY_KEY,),
+        body={payloads.JSON: {"schema": reference(collection.row), "example": example_of(collection)}},
+        answers={201: RowAnswer},
+        refusals=REFUSALS,
+    )
 
 
-def describe_batch(collection: Collection) -> dict[str, Any]:
+def describe_batch(collection: Collection) -> Operation:
     """POST of many rows."""
     # What is no row is rejected by itself, and named; the batch it stands in is not refused.
     row = {"anyOf": [reference(collection.row), {}]}
     example = [example_of(collection)] * 2
     lines = "".join(msgspec.json.encode(each).decode() + "\n" for each in example)
-    content: dict[str, Any] = {payloads.JSON: {"schema": {"type": "array", "items": row}, "example": example}}
-    content |= {accepted: {"schema": row, "example": lines} for accepted in payloads.NDJSON}
-    return {
-        "operationId": f"post_{collection.name}_batch",
-        "summary": f"Store many rows of {collection.name}",
-        "description": "A JSON array, or NDJSON: a row on each line. "
+    body: dict[str, Any] = {payloads.JSON: {"schema": {"type": "array", "items": row}, "example": example}}
+    body |= {accepted: {"schema": row, "example": lines} for accepted in payloads.NDJSON}
+    return Operation(
+        method="POST",
+        path=f"/v1/{collection.name}/batch",
+        id=f"post_{collection.name}_batch",
+        summary=f"Store many rows of {collection.name}",
+        description="A JSON array, or NDJSON: a row on each line. "
         f"{settings.MAX_BATCH_ROWS} rows and {settings.MAX_BATCH_BYTES} bytes at most; gzip is welcome.",
-        "parameters": [STRICT, IDEMPOTENCY_KEY],
-        "requestBody": {"required": True, "content": content},
-        "responses": responses("200", BatchAnswer),
-    }
-
-
-def describe_get(summary: str) -> dict[str, Any]:
-    """A page that takes nothing."""
-    return {"get": {"summary": summary, "responses": {"200": {"description": "OK"}}}}
-
-
-def responses(status: str, answer: type) -> dict[str, Any]:
-    """What is answered: by `answer`, or by a problem."""
-    return {
-        status: {
-            "description": (answer.__doc__ or "").strip(),
-            "content": {payloads.JSON: {"schema": reference(answer)}},
-        },
-        **{status: {"description": text} for status, text in REFUSALS.items()},
-    }
-
-
-def reference(struct: type) -> dict[str, str]:
-    """Where the document describes a struct."""
-    return {"$ref": f"#/components/schemas/{struct.__name__}"}
+        tag=collection.name,
+        parameters=(STRICT, IDEMPOTENCY_KEY),
+        body=body,
+        answers={200: BatchAnswer},
+        refusals=REFUSALS,
+    )
 
 
 def example_of(collection: Collection) -> dict[str, Any]:

@@ -8,22 +8,25 @@ accepts is accepted (save U+0000, which JSON can hold and Postgres cannot). Only
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from django.db import models
 
 from ingest_service.catalog import TEXT_FIELDS, Collection, range_of
-from shared_models.web.problems import Problem
 
 JSON = "application/json"
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 BOM = b"\xef\xbb\xbf"
+WHITESPACE = re.compile(r"[ \t\n\r]*")
+# The bytes of a character in UTF-8 after its first.
+LATER_BYTES = bytes(range(0x80, 0xC0))
 # The only way for U+0000 into a JSON text. Bytes that do not hold this need no second look.
 ESCAPED_NUL = b"\\u0000"
 
@@ -34,6 +37,10 @@ BLOCK_BYTES = 1 << 18
 ERRORS_OF_A_ROW = 10
 # How much of an unknown field's name is repeated.
 NAME_CHARACTERS = 64
+
+
+# As it was received: in one piece, or put together.
+Body: TypeAlias = bytes | bytearray
 
 
 class NotJSON(ValueError):
@@ -64,41 +71,35 @@ class Batch:
     errors: list[RowError] = field(default_factory=list)
 
 
-def check_content_type(content_type: str, charset: str, accepted: tuple[str, ...]) -> None:
-    """Raises Problem 415, which names what is accepted."""
-    if content_type not in accepted or charset.lower() not in ("", "utf-8", "utf8"):
-        raise Problem(
-            415,
-            "unsupported-content-type",
-            "This Content-Type is not understood",
-            f"send Content-Type: {' or '.join(accepted)}, in UTF-8",
-            accepted=accepted,
-        )
+class InvalidRow(Exception):
+    """The body is no row of this collection; the errors say why not."""
+
+    def __init__(self, collection: Collection, errors: list[FieldError]) -> None:
+        super().__init__("; ".join(error.detail for error in errors))
+        self.collection, self.errors = collection, errors
 
 
-def read_row(collection: Collection, body: bytes) -> msgspec.Struct:
-    """The one row that the body is. Raises Problem: 400 for what is not JSON, 422 for a row that is not valid."""
-    body = body.removeprefix(BOM)
+class TooManyRows(Exception):
+    """The batch has more rows than one request may bring."""
+
+    def __init__(self, limit_rows: int) -> None:
+        super().__init__(f"the limit is {limit_rows} rows in one request")
+        self.limit_rows = limit_rows
+
+
+def read_row(collection: Collection, body: Body) -> msgspec.Struct:
+    """The one row that the body is. Raises NotJSON or InvalidRow."""
+    body = body[len(BOM) :] if body.startswith(BOM) else body
     try:
         return decode(collection, body)
     except (ValueError, RecursionError):
         pass
-    try:
-        errors = explain(collection, body)
-    except NotJSON as error:
-        raise not_json(str(error)) from error
-    raise Problem(
-        422,
-        "invalid-row",
-        f"This is no row of {collection.name}",
-        "; ".join(error.detail for error in errors) + "; nothing was stored",
-        errors=errors,
-    )
+    raise InvalidRow(collection, explain(collection, body))
 
 
-def read_batch(collection: Collection, body: bytes, content_type: str, limit_rows: int) -> Batch:
-    """The rows of a body, NDJSON or a JSON array. Raises Problem: 400, or 413 for too many rows."""
-    body = body.removeprefix(BOM)
+def read_batch(collection: Collection, body: Body, content_type: str, limit_rows: int) -> Batch:
+    """The rows of a body, NDJSON or a JSON array. Raises NotJSON or TooManyRows."""
+    body = body[len(BOM) :] if body.startswith(BOM) else body
     if content_type in NDJSON:
         return read_lines(collection, body, limit_rows)
     if ESCAPED_NUL not in body:
@@ -108,12 +109,12 @@ def read_batch(collection: Collection, body: bytes, content_type: str, limit_row
             pass  # one of them is not valid: look at each
         else:
             if len(rows) > limit_rows:
-                raise too_many_rows(limit_rows)
+                raise TooManyRows(limit_rows)
             return Batch(rows)
     return read_rows(collection, enumerate(elements(body), 1), limit_rows)
 
 
-def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
+def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
     """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
     batch, start, number = Batch(), 0, 1
     while start < len(body):
@@ -126,12 +127,12 @@ def read_lines(collection: Collection, body: bytes, limit_rows: int) -> Batch:
         else:
             batch.rows += rows
             if len(batch.rows) + len(batch.errors) > limit_rows:
-                raise too_many_rows(limit_rows)
+                raise TooManyRows(limit_rows)
         start, number = end, number + ends
     return batch
 
 
-def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] | None:
+def decode_lines(collection: Collection, block: Body, lines: int) -> list[Any] | None:
     """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
 
     msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
@@ -152,7 +153,7 @@ def decode_lines(collection: Collection, block: bytes, lines: int) -> list[Any] 
 
 
 def read_rows(
-    collection: Collection, numbered: Iterable[tuple[int, bytes]], limit_rows: int, batch: Batch | None = None
+    collection: Collection, numbered: Iterable[tuple[int, Body]], limit_rows: int, batch: Batch | None = None
 ) -> Batch:
     """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
     batch = batch or Batch()
@@ -164,11 +165,11 @@ def read_rows(
         except (ValueError, RecursionError):
             batch.errors.append(RowError(number, describe(collection, text)))
         if len(batch.rows) + len(batch.errors) > limit_rows:
-            raise too_many_rows(limit_rows)
+            raise TooManyRows(limit_rows)
     return batch
 
 
-def decode(collection: Collection, text: bytes) -> Any:
+def decode(collection: Collection, text: Body) -> Any:
     """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
     row = collection.decoder.decode(text)
     if ESCAPED_NUL in text and any("\0" in value for value in msgspec.structs.astuple(row) if isinstance(value, str)):
@@ -176,13 +177,16 @@ def decode(collection: Collection, text: bytes) -> Any:
     return row
 
 
-def elements(body: bytes) -> Iterator[bytes]:
-    """The texts of the elements of a JSON array, one at a time. Raises Problem 400 where the array is not JSON."""
-    # Bytes that are not UTF-8 pass through here unharmed, to be refused with the element that holds them.
-    text = body.decode("utf-8", "surrogateescape")
+def elements(body: Body) -> Iterator[Body]:
+    """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
+
+    What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte: that takes no more
+    memory than the body, and bytes that are not UTF-8 pass unharmed, to be refused with the element that holds them.
+    """
+    text = body.decode("latin-1")
     at = skip_blanks(text, 0)
     if text[at : at + 1] != "[":
-        raise not_json(f"a batch is a JSON array of rows, or has a row on each line and Content-Type: {NDJSON[0]}")
+        raise NotJSON(f"a batch is a JSON array of rows, or has a row on each line and Content-Type: {NDJSON[0]}")
     at = skip_blanks(text, at + 1)
     if text[at : at + 1] == "]":
         return
@@ -192,29 +196,33 @@ def elements(body: bytes) -> Iterator[bytes]:
         try:
             _, end = SCANNER.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise not_json(f"element {number}, {where(error)}") from error
+            raise NotJSON(f"element {number}, at character {character_at(body, error.pos)}: {error.msg}") from error
         except RecursionError as error:
-            raise not_json(f"element {number} is nested too deeply") from error
-        yield text[at:end].encode("utf-8", "surrogateescape")
+            raise NotJSON(f"element {number} is nested too deeply") from error
+        yield body[at:end]
         at = skip_blanks(text, end)
         after = text[at : at + 1]
         if after not in (",", "]"):
-            raise not_json(f"after element {number}, at character {at + 1}: expected a comma or ]")
+            raise NotJSON(f"after element {number}, at character {character_at(body, at)}: expected a comma or ]")
         at = skip_blanks(text, at + 1)
         if after == "]":
             if text[at:]:
-                raise not_json(f"after the array, at character {at + 1}: expected nothing more")
+                raise NotJSON(f"after the array, at character {character_at(body, at)}: expected nothing more")
             return
 
 
 def skip_blanks(text: str, at: int) -> int:
     """The place of the next character that is not white space in JSON."""
-    while text[at : at + 1] in (" ", "\t", "\n", "\r"):
-        at += 1
-    return at
+    found = WHITESPACE.match(text, at)
+    return found.end() if found else at
 
 
-def describe(collection: Collection, text: bytes) -> str:
+def character_at(body: Body, at: int) -> int:
+    """The number of the character that begins at this byte, counted from 1."""
+    return len(body[:at].translate(None, delete=LATER_BYTES)) + 1
+
+
+def describe(collection: Collection, text: Body) -> str:
     """What is wrong with a row, in one line."""
     try:
         return "; ".join(error.detail for error in explain(collection, text))
@@ -222,7 +230,7 @@ def describe(collection: Collection, text: bytes) -> str:
         return f"this is not JSON: {error}"
 
 
-def explain(collection: Collection, text: bytes) -> list[FieldError]:
+def explain(collection: Collection, text: Body) -> list[FieldError]:
     """What is wrong with a row that `decode` refuses, field by field. Raises NotJSON."""
     value = parse(text)
     if not isinstance(value, dict):
@@ -241,7 +249,7 @@ def explain(collection: Collection, text: bytes) -> list[FieldError]:
     return errors or [FieldError("", refusal(collection, text))]
 
 
-def parse(text: bytes) -> Any:
+def parse(text: Body) -> Any:
     """Any JSON value. Raises NotJSON. More lenient than JSON in some ways; what it lets pass is refused by type."""
     try:
         return SCANNER.decode(text.decode())
@@ -279,7 +287,7 @@ def fault_of_text(value: Any, least: int, most: int | None) -> str | None:
     return None
 
 
-def refusal(collection: Collection, text: bytes) -> str:
+def refusal(collection: Collection, text: Body) -> str:
     """Why `decode` refuses a row whose last values are all valid: an earlier value of a key that stands twice."""
     try:
         decode(collection, text)
@@ -319,19 +327,3 @@ def whole_number(digits: str) -> int:
 
 
 SCANNER = json.JSONDecoder(parse_int=whole_number)
-
-
-def not_json(detail: str) -> Problem:
-    """Nothing can be made of the body."""
-    return Problem(400, "malformed-json", "The body is not JSON", f"{detail}; nothing was stored")
-
-
-def too_many_rows(limit_rows: int) -> Problem:
-    """The limit, by number."""
-    return Problem(
-        413,
-        "too-many-rows",
-        "The batch has too many rows",
-        f"the limit is {limit_rows} rows in one request; nothing was stored: send it in parts",
-        limit_rows=limit_rows,
-    )

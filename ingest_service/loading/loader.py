@@ -1,20 +1,20 @@
 """A file into the table, through the same code as requests, and once only.
 
-How far a load has come is a receipt too: a bookmark, which moves in the transaction that stores the rows before it. So a load that
+How far a load has come is a receipt, too, which moves on in the transaction that stores the rows before it. So a load that
 was interrupted, at any point, goes on behind the last row that was stored.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ingest_service.api import payloads
 from ingest_service.api.payloads import RowError
 from ingest_service.catalog import Collection
 from ingest_service.loading.sources import Source, Texts
+from ingest_service.writing.idempotency import Answer
 from ingest_service.writing.recording import record_batch
 from ingest_service.writing.transactions import Transaction, transact
 
@@ -38,8 +38,8 @@ class Progress:
 
 
 @dataclass(slots=True)
-class Bookmark:
-    """How far a file has been loaded: the number of its texts, and the hash of all of them. A ticket for `record_batch`."""
+class FileClaim:
+    """How far a file has been loaded: the number of its texts, and the hash of all of them."""
 
     key: str
     found: str  # the hash in the receipt as last seen; "" where there was none
@@ -62,10 +62,10 @@ class Bookmark:
             raise LoadStopped("this file is being loaded by another process, too; let one of them finish")
         return True
 
-    def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
+    def keep(self, transaction: Transaction, answer: Answer) -> None:
         """It says all with `take`."""
 
-    def read_answer(self, transaction: Transaction) -> dict[str, Any]:
+    def read_answer(self, transaction: Transaction) -> Answer:
         """Never asked for: `take` is true, or raises."""
         return {}
 
@@ -87,7 +87,7 @@ def load(
     """
     progress = Progress()
     key = f"\x01load:{hashlib.sha256(f'{collection.name} {source.name}'.encode()).hexdigest()}"
-    found, done = read_bookmark(key)
+    found, done = read_receipt(key)
     digest = hashlib.sha256()
     if resume and done:
         for _ in range(done):
@@ -110,9 +110,9 @@ def load(
         for _, text in batch:
             digest.update(text)
         done += len(batch)
-        bookmark = Bookmark(key, found, digest.hexdigest(), done)
-        recorded = record_batch(collection, read.rows, {}, bookmark)
-        found = bookmark.digest
+        claim = FileClaim(key, found, digest.hexdigest(), done)
+        recorded = record_batch(collection, read.rows, {}, claim)
+        found = claim.digest
         progress.stored += len(read.rows)
         progress.uncounted += 0 if recorded.counted else len(read.rows)
         progress.read_bytes = source.position()
@@ -120,8 +120,8 @@ def load(
     return progress
 
 
-def read_bookmark(key: str) -> tuple[str, int]:
-    """The hash and the number of texts that have been loaded; "" and 0 where there is no bookmark."""
+def read_receipt(key: str) -> tuple[str, int]:
+    """The hash and the number of texts that have been loaded; "" and 0 where there is no receipt."""
     found = transact(
         lambda transaction: transaction.execute("SELECT fingerprint, answer FROM receipt WHERE key = %s", key)
     )

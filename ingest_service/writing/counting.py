@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from ingest_service import metrics, stores
 from ingest_service.catalog import Collection
+from shared_models.declarations import Counter
 from shared_models.protocol import keys, members, steps
 
 log = structlog.get_logger()
@@ -48,32 +50,36 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     return True
 
 
-def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> bool:
-    """Whether all the members of these rows are in the sets now; False where Redis does not say."""
+def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
+    """For each of these rows, whether all its members are in the sets now; False where Redis does not say."""
     try:
         with _unless_paused():
             pipe = stores.open_redis().pipeline(transaction=False)
-            for name, listed in members_of(collection, rows).items():
-                for chunk in steps.chunks(listed):
-                    pipe.smismember(keys.of_counter(name).members, list(chunk))
-            return all(map(all, pipe.execute()))
+            for counter in collection.counters:
+                for chunk in steps.chunks(encode(counter, map(attrgetter(*counter.fields), rows))):
+                    pipe.smismember(keys.of_counter(counter.name).members, list(chunk))
+            found = list(chain.from_iterable(pipe.execute()))
     except RedisError as error:
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
-        return False
     except Exception:
         log.exception("record.not_looked_up", collection=collection.name, rows=len(rows))
-        return False
+    else:
+        # The answers to all rows for the first counter, then those for the next.
+        return [all(found[n :: len(rows)]) for n in range(len(rows))]
+    return [False] * len(rows)
 
 
 def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
     """The distinct members of each counter of the collection that these rows stand behind."""
-    found = {}
-    for counter in collection.counters:
-        values = set(map(attrgetter(*counter.fields), rows))
-        # Of one field attrgetter gives the value, of several a tuple of them; members are made of tuples.
-        tuples: Iterable[tuple[Any, ...]] = zip(values, strict=True) if len(counter.fields) == 1 else values
-        found[counter.name] = members.encode_all(tuples, len(counter.fields))
-    return found
+    return {
+        counter.name: encode(counter, set(map(attrgetter(*counter.fields), rows))) for counter in collection.counters
+    }
+
+
+def encode(counter: Counter, values: Iterable[Any]) -> list[bytes]:
+    """The members for what attrgetter gives of a row: of one field the value, of several a tuple of them."""
+    tuples = zip(values, strict=True) if len(counter.fields) == 1 else values
+    return members.encode_all(tuples, len(counter.fields))
 
 
 @contextmanager

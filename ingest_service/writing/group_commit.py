@@ -1,173 +1,221 @@
 """Group commit: single rows that come at the same time share a transaction, and a round trip to Redis.
 
-A row that comes alone is recorded at once, in its own thread. Rows that come while others are being committed and
-counted gather; when those are done, the first of the gathered leads all of them. So nobody waits for a timer, and
-the busier the worker is, the larger are its groups.
+Rows wait in a queue. The one committer of a worker takes what has gathered, stores and counts it in its own thread, over one
+connection to the primary, gives each request its outcome, and goes on while there is more. Nobody waits for a timer, and the
+busier the worker is, the larger are its groups.
 
-A group is all or nothing, its requests are not: where the database refuses something, each request is recorded alone,
-in its own thread, as if there were no groups. The same goes for whatever a group has no answer for (see `record_group`).
+A transaction is all or nothing, the requests of a group are not: a row that the database refuses fails alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
-from threading import Lock
-from typing import Any, TypeAlias
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import msgspec
 import structlog
 
 from ingest_service.catalog import Collection
 from ingest_service.writing import counting, idempotency, recording
-from ingest_service.writing.idempotency import Claim
+from ingest_service.writing.idempotency import Answer, RequestClaim
 from ingest_service.writing.recording import Recorded, Stored
-from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase, Transaction, transact
+from ingest_service.writing.transactions import (
+    CommitUnknown,
+    LockNotGiven,
+    RefusedByDatabase,
+    RowsNotStored,
+    Transaction,
+    TransactionFailed,
+    transact,
+)
 
 log = structlog.get_logger()
 
-# A leader ends in any case: its waits for the primary and for Redis have limits. Should one hang all the same, its
-# followers go on without it after this long, which is longer than two attempts at the primary take.
-GIVE_UP_SECONDS = 60.0
+# Rows that share a transaction at most: with more, the first of them waits longer, and hardly any work is saved.
+GROUP_ROWS = 512
+# Turns of the event loop between two groups. In these the answers are sent, and what the same clients send next arrives: it
+# shares the next group, which would go without it. Groups are twice as large for that, and nobody waits for a clock.
+TURNS_BETWEEN_GROUPS = 3
 
 
-def _held() -> Lock:
-    lock = Lock()
-    lock.acquire()
-    return lock
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One row on its way. It belongs to one thread at a time: its own, or its leader's until `woken` is released."""
+    """One row on its way, and the claim that its Idempotency-Key makes."""
 
     row: msgspec.Struct
-    claim: Claim | None
-    # What came of it; None: it has to be recorded alone.
-    outcome: Recorded | NotStored | CommitUnknown | None = None
-    # The group that it is to lead, with itself in front.
-    group: list[Request] | None = None
-    woken: Lock = field(default_factory=_held)
+    claim: RequestClaim | None
 
+
+class GroupFailed(Exception):
+    """The service failed before it could commit a group; nothing was stored."""
+
+
+# What came of a request. None: its key is just being used by somebody else, who has to be waited for.
+Outcome: TypeAlias = Recorded | Exception | None
 
 # Requests that have been stored, each with what it is answered.
-Answers: TypeAlias = list[tuple[Request, Mapping[str, Any]]]
+Answers: TypeAlias = list[tuple[Request, Answer]]
 
 
-class Line:
-    """Where the single rows of one collection gather, in one worker."""
+# A request, and where its outcome is waited for.
+Waiting: TypeAlias = "tuple[Request, asyncio.Future[Outcome]]"
 
-    def __init__(self, collection: Collection) -> None:
-        self._collection = collection
-        self._lock = Lock()  # held for a few lines only
-        self._busy = False  # somebody leads
-        self._waiting: list[Request] = []
 
-    def record(self, row: msgspec.Struct, claim: Claim | None) -> Recorded:
-        """Record one row, in company or alone. Raises what `recording.record` raises."""
-        request = Request(row, claim)
-        with self._lock:
-            if self._busy:
-                self._waiting.append(request)
-            else:
-                self._busy, request.group = True, [request]
-        if request.group is None:
-            self._wait(request)
-        if request.group is not None:
-            self._lead(request.group)
-        if isinstance(request.outcome, Recorded):
-            return request.outcome
-        if request.outcome is not None:
-            raise request.outcome
-        return recording.record_one(self._collection, row, claim)
+class Committer:
+    """Records the single rows of one worker, a group at a time. Belongs to the worker's event loop."""
 
-    def _wait(self, request: Request) -> None:
-        """Return when there is an outcome, or a group to lead."""
-        if request.woken.acquire(timeout=GIVE_UP_SECONDS):
-            return
-        with self._lock:
-            if request in self._waiting:
-                self._waiting.remove(request)  # nobody has begun with it: it may go alone
-            elif request.group is None:
-                request.outcome = CommitUnknown("the request that leads its group does not end")
+    def __init__(self, pool: Executor) -> None:
+        # Here, and not in the committer's thread, requests wait for somebody else who is using their key.
+        self._pool = pool
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
+        self._waiting: dict[Collection, list[Waiting]] = {}
+        self._task: asyncio.Task[None] | None = None
 
-    def _lead(self, group: list[Request]) -> None:
-        """Carry the group out, pass the lead on, wake the others."""
+    async def record(self, collection: Collection, row: msgspec.Struct, claim: RequestClaim | None) -> Recorded:
+        """Record one row, together with those that come at the same time. Raises what `recording.record` raises."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.setdefault(collection, []).append((Request(row, claim), outcome))
+        if self._task is None:
+            self._task = loop.create_task(self._commit())
+        came_of_it = await outcome
+        if came_of_it is None:
+            return await loop.run_in_executor(self._pool, recording.record_one, collection, row, claim)
+        if isinstance(came_of_it, Exception):
+            raise came_of_it
+        return came_of_it
+
+    def close(self) -> None:
+        """End the thread, after what it is doing."""
+        self.thread.shutdown()
+
+    async def _commit(self) -> None:
+        """Record what waits, until nothing does."""
+        loop = asyncio.get_running_loop()
         try:
-            if len(group) > 1:
-                record_group(self._collection, group)
-            else:
-                # Here and not after the lead has been passed on, so that others gather behind it.
-                group[0].outcome = recording.record_one(self._collection, group[0].row, group[0].claim)
-        except BaseException:
-            # A fault of ours: the leader's own request shows it. The transaction may have been committed.
-            for request in group[1:]:
-                request.outcome = CommitUnknown("the request that led its group failed")
-            raise
+            while self._waiting:
+                collection, group = self._next_group()
+                requests = [request for request, _ in group]
+                try:
+                    came = await loop.run_in_executor(self.thread, record_group, collection, requests)
+                except Exception:
+                    # A fault of ours. The transaction may have been committed before it.
+                    log.exception("record.error", collection=collection.name, rows=len(group))
+                    came = {request: CommitUnknown("the service failed") for request in requests}
+                for request, outcome in group:
+                    if not outcome.done():  # else the client is gone
+                        outcome.set_result(came[request])
+                for _ in range(TURNS_BETWEEN_GROUPS):
+                    await asyncio.sleep(0)
         finally:
-            with self._lock:
-                gathered, self._waiting = self._waiting, []
-                self._busy = bool(gathered)
-                if gathered:
-                    gathered[0].group = gathered
-            if gathered:
-                gathered[0].woken.release()
-            for request in group[1:]:
-                request.woken.release()
+            self._task = None
+
+    def _next_group(self) -> tuple[Collection, list[Waiting]]:
+        """The rows that have waited longest in one collection. What is left of it comes after the other collections."""
+        collection = next(iter(self._waiting))
+        waiting = self._waiting.pop(collection)
+        if len(waiting) > GROUP_ROWS:
+            self._waiting[collection] = waiting[GROUP_ROWS:]
+        return collection, waiting[:GROUP_ROWS]
 
 
-@cache
-def line_of(collection: Collection) -> Line:
-    """The line of a collection. A collection that is derived anew, for other counters, has another one."""
-    return Line(collection)
+def record_group(
+    collection: Collection, group: Sequence[Request], lock_milliseconds: int = idempotency.GROUP_LOCK_MILLISECONDS
+) -> dict[Request, Outcome]:
+    """Record these requests, together as far as possible; what came of each.
+
+    Where the primary does not store all of them, one of the rows may be to blame. Where a key is just being used by another
+    transaction, it is one of those with a key. So a part is tried after the other, until what is to blame is alone.
+    """
+    try:
+        return record_together(collection, group, lock_milliseconds)
+    except LockNotGiven as error:
+        if len(group) == 1 and group[0].claim is not None:
+            return {group[0]: None}
+        if len(group) == 1:
+            return failed(error, group)
+        keyed = [request for request in group if request.claim is not None]
+        others = [request for request in group if request.claim is None]
+        parts, lock_milliseconds = (
+            (others, keyed) if keyed and others else halves(group),
+            idempotency.RETRY_LOCK_MILLISECONDS,
+        )
+    except (RefusedByDatabase, RowsNotStored) as error:
+        if len(group) == 1:
+            return failed(error, group)
+        parts = halves(group)
+    except TransactionFailed as error:
+        return failed(error, group)
+    first, second = (record_group(collection, part, lock_milliseconds) for part in parts)
+    return first | second
 
 
-def record_group(collection: Collection, group: list[Request]) -> None:
-    """Record what can be recorded together, and give each request of the group its outcome.
+def halves(group: Sequence[Request]) -> tuple[Sequence[Request], Sequence[Request]]:
+    """Both of a group of two or more."""
+    middle = len(group) // 2
+    return group[:middle], group[middle:]
 
-    The order is that of `recording.record`, with one transaction and one xact for all. Left without an outcome, to
-    be recorded alone, are:
 
-    - all, where the database refuses: one of the rows is bad, and its neighbours have nothing to do with it;
-    - a request whose Idempotency-Key has been used before, also by an earlier one of this group: it is a replay;
-    - all, where a key is just being used by another transaction: to wait for that one is the affair of one request
-      and not of the group, hence `idempotency.take_all` waits for a moment only.
+def failed(error: TransactionFailed, group: Sequence[Request]) -> dict[Request, Outcome]:
+    """The same for all of them."""
+    recording.log_failure(error, len(group))
+    # An exception each: to raise one puts its traceback into it.
+    return {request: type(error)(error.reason) for request in group}
+
+
+def record_together(collection: Collection, group: Sequence[Request], lock_milliseconds: int) -> dict[Request, Outcome]:
+    """Record these requests in one transaction, in the order of `recording.record`. Raises TransactionFailed.
+
+    A request whose key has been used before, also by an earlier one of this group, is a replay.
     """
 
-    def work(transaction: Transaction) -> tuple[Stored, Answers]:
-        chosen = choose(transaction, group)
-        rows = [request.row for request in chosen]
+    def work(transaction: Transaction) -> tuple[Stored, Answers, list[tuple[Request, Answer | Exception]]]:
+        new, known = choose(transaction, group, lock_milliseconds)
+        rows = [request.row for request in new]
         written = recording.insert(transaction, collection, rows) if rows else []
-        answers: Answers = [(request, {"id": row_id}) for request, (row_id, _) in zip(chosen, written, strict=True)]
+        answers: Answers = [(request, {"id": row_id}) for request, (row_id, _) in zip(new, written, strict=True)]
         idempotency.keep_all(transaction, [(request.claim, answer) for request, answer in answers if request.claim])
+        first = idempotency.read_answers(transaction, [request.claim for request in known if request.claim])
         members = counting.members_of(collection, rows)
-        return Stored({}, written[0][1] if written else None, transaction.source, members), answers
+        stored = Stored({}, written[0][1] if written else None, transaction.source, members)
+        return stored, answers, list(zip(known, first, strict=True))
 
     try:
-        stored, answers = transact(work)
-    except (NotStored, CommitUnknown) as error:
-        if isinstance(error, NotStored) and error.answered:
-            return
-        log.error("record.failed", type=error.slug, reason=error.reason, rows=len(group))
-        for request in group:
-            request.outcome = type(error)(error.reason)
-        return
-    except RefusedByDatabase:
-        return
-    if stored.xact is not None:
-        counted = recording.count(collection, stored.members, len(answers), stored.xact, stored.source)
-        for request, answer in answers:
-            request.outcome = Recorded(answer, counted)
+        stored, answers, known = transact(work)
+    except TransactionFailed:
+        raise
+    except Exception as error:
+        log.exception("record.error", collection=collection.name, rows=len(group))
+        return {request: GroupFailed(error) for request in group}
+    counted = stored.xact is not None and recording.count(
+        collection, stored.members, len(answers), stored.xact, stored.source
+    )
+    outcomes: dict[Request, Outcome] = {request: Recorded(answer, counted) for request, answer in answers}
+    outcomes |= {request: error for request, error in known if isinstance(error, Exception)}
+    replays = [(request, answer) for request, answer in known if not isinstance(answer, Exception)]
+    if replays:
+        # Looked up, not added again: the rows may have been deleted since, and their members with them.
+        flags = counting.are_counted(collection, [request.row for request, _ in replays])
+        for (request, answer), counted in zip(replays, flags, strict=True):
+            outcomes[request] = Recorded(answer, counted, replayed=True)
+    return outcomes
 
 
-def choose(transaction: Transaction, group: list[Request]) -> list[Request]:
-    """Those of the group that have no key, or a key that nobody has used before; the keys are taken."""
+def choose(
+    transaction: Transaction, group: Sequence[Request], lock_milliseconds: int
+) -> tuple[list[Request], list[Request]]:
+    """Those without a key, or with a key that nobody has used before, which is taken now; and the others."""
     first_of_id: dict[str, Request] = {}
     for request in group:
         if request.claim is not None:
             first_of_id.setdefault(request.claim.id, request)
     if not first_of_id:
-        return group
-    taken = idempotency.take_all(transaction, [r.claim for r in first_of_id.values() if r.claim is not None])
-    return [r for r in group if r.claim is None or (r.claim.id in taken and first_of_id[r.claim.id] is r)]
+        return list(group), []
+    claims = [request.claim for request in first_of_id.values() if request.claim is not None]
+    taken = idempotency.take_all(transaction, claims, lock_milliseconds)
+    new = [r for r in group if r.claim is None or (r.claim.id in taken and first_of_id[r.claim.id] is r)]
+    known = set(group).difference(new)
+    return new, [request for request in group if request in known]

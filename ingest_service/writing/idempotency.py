@@ -10,48 +10,46 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
 from ingest_service.writing.transactions import NotStored, Transaction
-from shared_models.web.problems import Problem
 
 KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 # Receipts removed by one statement: a few milliseconds.
 PRUNE_ROWS = 5_000
 
-
 # A group of requests waits for no longer than this for a key that another transaction is about to use.
 GROUP_LOCK_MILLISECONDS = 20
+# By then it has been waited for once.
+RETRY_LOCK_MILLISECONDS = 2
 
 
-class KeyReused(Problem):
-    """This Idempotency-Key has been used for another request."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            422,
-            "idempotency-key-reused",
-            "The Idempotency-Key belongs to another request",
-            "this Idempotency-Key has been used with another body, path or header; nothing was stored: send a new key "
-            "with a new request, and the same request with an old key",
-        )
+class KeyReused(Exception):
+    """This Idempotency-Key has been used for another request; nothing was stored."""
 
 
-class Ticket(Protocol):
-    """What keeps rows from being stored twice: a receipt that is written in their transaction."""
+class KeyNotUsable(Exception):
+    """An Idempotency-Key has 1 to 255 printable ASCII characters, and this one has not."""
+
+
+Answer: TypeAlias = Mapping[str, Any]
+
+
+class Claim(Protocol):
+    """What keeps rows from being stored twice: it is written down, as a receipt, in their transaction."""
 
     def take(self, transaction: Transaction) -> bool:
         """Whether this is the first time. Waits while another transaction is about to take the same one."""
         ...
 
-    def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
+    def keep(self, transaction: Transaction, answer: Answer) -> None:
         """Note what is answered, now that it is known."""
         ...
 
-    def read_answer(self, transaction: Transaction) -> dict[str, Any]:
+    def read_answer(self, transaction: Transaction) -> Answer:
         """What was answered the first time."""
         ...
 
@@ -61,7 +59,7 @@ BETWEEN = "\x02"
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RequestClaim:
     """What a request claims to be: whose it is, its key, and the fingerprint of all that it asks for.
 
     A key belongs to the token that sent it: two producers may use the same one, and know nothing of each other.
@@ -79,49 +77,36 @@ class Claim:
     def take(self, transaction: Transaction) -> bool:
         return bool(insert_new(transaction, [self]))
 
-    def keep(self, transaction: Transaction, answer: Mapping[str, Any]) -> None:
-        text = msgspec.json.encode(answer).decode()
-        transaction.execute("UPDATE receipt SET answer = %s WHERE key = %s", text, self.id)
+    def keep(self, transaction: Transaction, answer: Answer) -> None:
+        keep_all(transaction, [(self, answer)])
 
-    def read_answer(self, transaction: Transaction) -> dict[str, Any]:
+    def read_answer(self, transaction: Transaction) -> Answer:
         """Raises KeyReused where the first request with this key was another one."""
-        found = transaction.execute(
-            """SELECT fingerprint, answer FROM receipt WHERE key = %s OR (key = %s AND fingerprint = %s)
-               ORDER BY key = %s DESC""",
-            *(self.id, self.key, self.fingerprint, self.id),
-        )
-        if not found:
-            raise NotStored("the receipt has been pruned between two looks at it")
-        fingerprint, answer = found[0]
-        if fingerprint != self.fingerprint:
-            raise KeyReused
-        return msgspec.json.decode(answer, type=dict[str, Any])
+        (found,) = read_answers(transaction, [self])
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
-def read_claim(owner: str, key: str | None, *request: str | bytes) -> Claim | None:
-    """The claim that a request makes with its Idempotency-Key header; None without one.
+def read_claim(owner: str, key: str | None, *request: str | bytes | bytearray) -> RequestClaim | None:
+    """The claim that a request makes with its Idempotency-Key header; None without one. Raises KeyNotUsable.
 
     `owner` is the name of the token that it came with, `request` all that it says.
     """
     if key is None:
         return None
     if not KEY.fullmatch(key):
-        raise Problem(
-            400,
-            "invalid-idempotency-key",
-            "The Idempotency-Key cannot be used",
-            "the header Idempotency-Key takes 1 to 255 printable ASCII characters; a UUID is a good one",
-        )
+        raise KeyNotUsable
     digest = hashlib.sha256()
     for part in request:
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
         # The length first, so that no two lists of parts run together to the same bytes.
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
-    return Claim(owner, key, digest.hexdigest())
+    return RequestClaim(owner, key, digest.hexdigest())
 
 
-def insert_new(transaction: Transaction, claims: Sequence[Claim], first: str = "") -> set[str]:
+def insert_new(transaction: Transaction, claims: Sequence[RequestClaim], first: str = "") -> set[str]:
     """Insert the receipts of those claims that nobody has made yet; their ids. `first` is a statement to begin with.
 
     A receipt from before keys had owners has the bare key. With the same fingerprint it is the same request, sent again
@@ -139,18 +124,18 @@ def insert_new(transaction: Transaction, claims: Sequence[Claim], first: str = "
     return {key for (key,) in taken}
 
 
-def take_all(transaction: Transaction, claims: Sequence[Claim]) -> set[str]:
+def take_all(transaction: Transaction, claims: Sequence[RequestClaim], lock_milliseconds: int) -> set[str]:
     """Take the claims, all of different ids, that nobody has made yet; the ids of those.
 
     In the order of the ids, so that two groups never wait for each other. A key that another transaction is about to
-    use fails the transaction, soon.
+    use fails the transaction after so long, with LockNotGiven.
     """
     ordered = sorted(claims, key=lambda claim: claim.id)
-    return insert_new(transaction, ordered, f"SET LOCAL lock_timeout = {GROUP_LOCK_MILLISECONDS}; ")
+    return insert_new(transaction, ordered, f"SET LOCAL lock_timeout = {lock_milliseconds}; ")
 
 
-def keep_all(transaction: Transaction, answers: Sequence[tuple[Claim, Mapping[str, Any]]]) -> None:
-    """`Claim.keep` for many."""
+def keep_all(transaction: Transaction, answers: Sequence[tuple[RequestClaim, Answer]]) -> None:
+    """Note what is answered to each of these claims, now that it is known."""
     if answers:
         transaction.execute(
             f"""UPDATE receipt SET answer = kept.answer
@@ -158,6 +143,34 @@ def keep_all(transaction: Transaction, answers: Sequence[tuple[Claim, Mapping[st
                 WHERE receipt.key = kept.key""",
             *(text for claim, answer in answers for text in (claim.id, msgspec.json.encode(answer).decode())),
         )
+
+
+def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> list[Answer | KeyReused | NotStored]:
+    """What was answered to the first request with each of these claims; KeyReused where that was another request.
+
+    NotStored: the receipt has been pruned since it kept `insert_new` from making another.
+    """
+    if not claims:
+        return []
+    rows = transaction.execute(
+        f"""SELECT number, receipt.fingerprint, answer
+            FROM (VALUES {", ".join(["(%s, %s, %s, %s)"] * len(claims))}) AS claim (number, id, bare, fingerprint)
+            JOIN receipt ON receipt.key IN (claim.id, claim.bare)
+                AND (receipt.key = claim.id OR receipt.fingerprint = claim.fingerprint)
+            ORDER BY receipt.key = claim.id""",
+        *(value for n, claim in enumerate(claims) for value in (n, claim.id, claim.key, claim.fingerprint)),
+    )
+    found = {number: (fingerprint, answer) for number, fingerprint, answer in rows}  # the last one: its own receipt
+    answers: list[Answer | KeyReused | NotStored] = []
+    for number, claim in enumerate(claims):
+        fingerprint, answer = found.get(number, (None, ""))
+        if fingerprint is None:
+            answers.append(NotStored("the receipt has been pruned between two looks at it"))
+        elif fingerprint != claim.fingerprint:
+            answers.append(KeyReused())
+        else:
+            answers.append(msgspec.json.decode(answer, type=dict[str, Any]))
+    return answers
 
 
 def prune(transaction: Transaction, keep_hours: float) -> int:

@@ -13,7 +13,7 @@ import time
 import structlog
 
 from ingest_service.writing import idempotency, transactions
-from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase, transact
+from ingest_service.writing.transactions import TransactionFailed, transact
 
 log = structlog.get_logger()
 
@@ -47,7 +47,7 @@ class Pulse:
             if time.monotonic() - self.pruned_at >= PRUNE_SECONDS:
                 self.prune()
                 done = True
-        except (NotStored, CommitUnknown, RefusedByDatabase) as error:
+        except TransactionFailed as error:
             log.debug("pulse.failed", reason=error.reason)
         return done
 

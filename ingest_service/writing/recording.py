@@ -7,11 +7,10 @@ whether a request is acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
-from typing import Any
 
 import msgspec
 import structlog
@@ -19,8 +18,8 @@ import structlog
 from ingest_service import metrics
 from ingest_service.catalog import Collection
 from ingest_service.writing import counting
-from ingest_service.writing.idempotency import Ticket
-from ingest_service.writing.transactions import CommitUnknown, NotStored, Transaction, transact
+from ingest_service.writing.idempotency import Answer, Claim
+from ingest_service.writing.transactions import RefusedByDatabase, Transaction, TransactionFailed, transact
 from shared_models.protocol.steps import chunks
 
 log = structlog.get_logger()
@@ -37,7 +36,7 @@ XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
 class Recorded:
     """What to answer. `counted`: at this moment, every member of the request is in its set."""
 
-    answer: Mapping[str, Any]
+    answer: Answer
     counted: bool
     # The request has been carried out before; this is the first answer.
     replayed: bool = False
@@ -47,25 +46,23 @@ class Recorded:
 class Stored:
     """What a committed transaction has left: an answer, the xact of the rows (None where it was a replay), their members."""
 
-    answer: Mapping[str, Any]
+    answer: Answer
     xact: int | None
     source: str
     members: counting.Members = field(default_factory=dict)
 
 
-def record_one(collection: Collection, row: msgspec.Struct, ticket: Ticket | None = None) -> Recorded:
+def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None = None) -> Recorded:
     """Record one row; the answer is its id. Raises what `record` raises."""
 
-    def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
+    def write(transaction: Transaction) -> tuple[Answer, int]:
         ((row_id, xact),) = insert(transaction, collection, [row])
         return {"id": row_id}, xact
 
-    return record(collection, [row], write, partial(counting.members_of, collection, [row]), ticket)
+    return record(collection, [row], write, partial(counting.members_of, collection, [row]), claim)
 
 
-def record_batch(
-    collection: Collection, rows: Rows, answer: Mapping[str, Any], ticket: Ticket | None = None
-) -> Recorded:
+def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Claim | None = None) -> Recorded:
     """Record rows, all or none of them, to be answered with `answer`. Raises what `record` raises."""
 
     members = cache(partial(counting.members_of, collection, rows))
@@ -76,52 +73,52 @@ def record_batch(
         # All is sent, and the server has most of it still before it. Otherwise it would have to wait for this later.
         members()
 
-    def write(transaction: Transaction) -> tuple[Mapping[str, Any], int]:
+    def write(transaction: Transaction) -> tuple[Answer, int]:
         # The xact first: a COPY cannot be a transaction's first statement here, and returns nothing.
         ((xact,),) = transaction.execute(XACT_SQL)
         if rows:
             transaction.copy(collection.copy_sql, pieces())
         return answer, xact
 
-    if not rows and ticket is None:
+    if not rows and claim is None:
         return Recorded(answer, counted=True)
-    return record(collection, rows, write, members, ticket)
+    return record(collection, rows, write, members, claim)
 
 
 def record(
     collection: Collection,
     rows: Rows,
-    write: Callable[[Transaction], tuple[Mapping[str, Any], int]],
+    write: Callable[[Transaction], tuple[Answer, int]],
     members: Callable[[], counting.Members],
-    ticket: Ticket | None,
+    claim: Claim | None,
 ) -> Recorded:
     """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
 
-    1. In one transaction: take the ticket (where there is one, and it has been taken before, there is nothing to
-       store); write the rows; keep the answer with the ticket; make the members, so that rows of which none can be made
+    1. In one transaction: take the claim (where there is one, and it has been taken before, there is nothing to
+       store); write the rows; keep the answer with the claim; make the members, so that rows of which none can be made
        are not stored; commit. From here on they are acknowledged.
     2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
        suspects, raise the watermark to the xact. If that fails, catch-up does it.
 
-    Raises NotStored, CommitUnknown, RefusedByDatabase, or what the ticket raises; nothing has been counted then.
+    Raises TransactionFailed, or what the claim raises; nothing has been counted then.
     """
 
     def work(transaction: Transaction) -> Stored:
-        if ticket is not None and not ticket.take(transaction):
-            return Stored(ticket.read_answer(transaction), None, transaction.source)
+        if claim is not None and not claim.take(transaction):
+            return Stored(claim.read_answer(transaction), None, transaction.source)
         answer, xact = write(transaction)
-        if ticket is not None:
-            ticket.keep(transaction, answer)
+        if claim is not None:
+            claim.keep(transaction, answer)
         return Stored(answer, xact, transaction.source, members())
 
     try:
         stored = transact(work)
-    except (NotStored, CommitUnknown) as error:
-        log.error("record.failed", type=error.slug, reason=error.reason, rows=len(rows))
+    except TransactionFailed as error:
+        log_failure(error, len(rows))
         raise
     if stored.xact is None:
         # Looked up, not added again: the rows may have been deleted since, and their members with them.
-        return Recorded(stored.answer, counting.are_counted(collection, rows), replayed=True)
+        return Recorded(stored.answer, all(counting.are_counted(collection, rows)), replayed=True)
     return Recorded(stored.answer, count(collection, stored.members, len(rows), stored.xact, stored.source))
 
 
@@ -133,6 +130,12 @@ def count(collection: Collection, members: counting.Members, rows: int, xact: in
     if not counted:
         metrics.UNCOUNTED_ROWS.labels(collection.name).inc(rows)
     return counted
+
+
+def log_failure(error: TransactionFailed, rows: int) -> None:
+    """What somebody has to look after. Rows that the database refuses are their sender's affair."""
+    if not isinstance(error, RefusedByDatabase):
+        log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
 
 def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list[tuple[int, int]]:

@@ -13,12 +13,8 @@ from psycopg2.errors import LockNotAvailable
 
 from ingest_service import stores
 from shared_models.deadlines import cut_after
-from shared_models.web.problems import Problem
 
 T = TypeVar("T")
-
-# Long enough for a failover in progress to get on, short enough that nobody is idle for it.
-RETRY_AFTER_SECONDS = 2
 
 # What takes longer than this was not said by a connection that had died before.
 AT_ONCE_SECONDS = 1.0
@@ -28,50 +24,48 @@ PAUSE_SECONDS = 0.5
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until = 0.0
 
+# The classes of SQLSTATE in which the server speaks of itself: connections, a read-only server, no room, its end, its disk.
+# Whatever else it says may be about one of the rows.
+OF_THE_SERVER = ("08", "25", "53", "57", "58")
+
 # When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
 last_commit_at = 0.0
 
 
-class NotStored(Problem):
-    """The primary cannot be written to just now; nothing was stored and nothing was counted.
+class TransactionFailed(Exception):
+    """A transaction that is not known to be stored. `reason` is what Postgres or libpq said."""
 
-    `answered`: it has said so itself, at once; else there was no answer.
-    """
+    says = ""
 
-    def __init__(self, reason: str, *, answered: bool = False) -> None:
-        super().__init__(
-            503,
-            "primary-unavailable",
-            "The primary is unavailable",
-            "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-        )
-        self.reason, self.answered = reason, answered
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{self.says}: {reason}")
+        self.reason = reason
 
 
-class CommitUnknown(Problem):
+class NotStored(TransactionFailed):
+    """The primary cannot be written to just now; nothing was stored and nothing was counted."""
+
+    says = "the primary cannot be written to just now; nothing was stored and nothing was counted"
+
+
+class RowsNotStored(NotStored):
+    """The primary works, but it does not store these rows just now. It may store each of them, or others."""
+
+
+class LockNotGiven(NotStored):
+    """Another transaction holds a lock that this one needs, and has not let go of it in time."""
+
+
+class CommitUnknown(TransactionFailed):
     """The connection was lost during COMMIT; the rows are stored, or they are not."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            503,
-            "commit-unknown",
-            "It is unknown whether the commit took place",
-            "the connection to the primary was lost during the commit: unknown, retry with the same Idempotency-Key "
-            "(without one, look for the rows before sending them again)",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-        )
-        self.reason = reason
+    says = "the connection to the primary was lost during the commit; it is unknown whether the rows are stored"
 
 
-class RefusedByDatabase(Problem):
-    """The primary refuses these rows, and would again."""
+class RefusedByDatabase(TransactionFailed):
+    """The primary refuses these rows, and would again; nothing was stored."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            422, "refused-by-database", "The database refused the rows", f"nothing was stored: {reason}", errors=[]
-        )
-        self.reason = reason
+    says = "the database refuses the rows; nothing was stored"
 
 
 class Transaction:
@@ -132,8 +126,7 @@ def transact(work: Callable[[Transaction], T]) -> T:
 
     A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
     sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
-    vain is no reason to wait again. Raises NotStored, CommitUnknown or RefusedByDatabase, and whatever else `work`
-    raises, after a rollback.
+    vain is no reason to wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
     """
     began = time.monotonic()
     if began < _paused_until:
@@ -142,7 +135,7 @@ def transact(work: Callable[[Transaction], T]) -> T:
         return _twice_at_most(work, began)
     except (NotStored, CommitUnknown) as error:
         # Who waited for another request's lock has heard nothing of the primary that would concern the others.
-        if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error.__cause__, LockNotAvailable):
+        if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error, LockNotGiven):
             _pause()
         raise
 
@@ -165,15 +158,20 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
         return _attempt(stores.open_primary(), work)
     except (psycopg2.DataError, psycopg2.IntegrityError) as error:
         raise RefusedByDatabase(reason_of(error)) from error
+    except LockNotAvailable as error:
+        raise LockNotGiven(reason_of(error)) from error
     except (psycopg2.Error, django.db.Error) as error:
+        code = getattr(error, "pgcode", None)
+        if code is not None and not code.startswith(OF_THE_SERVER):
+            raise RowsNotStored(reason_of(error)) from error
         # Not kept, even where it is alive: behind it may be a primary that has become a replica.
         stores.close_primary()
-        raise NotStored(reason_of(error), answered=getattr(error, "pgcode", None) is not None) from error
+        raise NotStored(reason_of(error)) from error
 
 
 def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
     if session.is_standby:
-        raise NotStored("DATABASE_URL leads to a standby, which is not written to", answered=True)
+        raise NotStored("DATABASE_URL leads to a standby, which is not written to")
     with cut_after(session.raw, settings.DATABASE_ANSWER_SECONDS):
         return _committed(session, Transaction(session), work)
 

@@ -75,7 +75,7 @@ class World:
         """An ordinary primary with the table, empty."""
         server = self.start(Primary(self.folder / "primary", free_port(), dies_with_parent=True))
         stores = {"DATABASE_URL": server.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
-        migrate = Web(self.folder / "migrate", free_port(), lambda: stores, application="ingest_service.wsgi")
+        migrate = Web(self.folder / "migrate", free_port(), lambda: stores, application="ingest_service.asgi")
         migrate.create()
         migrate.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
         return server
@@ -106,7 +106,7 @@ class World:
     @cached_property
     def ingest(self) -> Web:
         """The service, as it is run."""
-        return self._service("ingest", "ingest_service.wsgi", lambda: self.stores_of_ingest() | PINNED)
+        return self._service("ingest", "ingest_service.asgi", lambda: self.stores_of_ingest() | PINNED)
 
     @cached_property
     def query(self) -> Web:

@@ -62,21 +62,21 @@ def claim(patch: Patch) -> None:
     def record(redis: Any, members: Any, xact: int | None = None, source: str = "") -> int:
         return steps.record(redis, members)
 
-    patch(catch_up, "rolls", module_with(steps, record=record))
+    patch(catch_up, "steps", module_with(steps, record=record))
 
 
 def forget_marks(patch: Patch) -> None:
-    """A run tallies what it sees in the set while an earlier sweep's marks still stand."""
+    """A run fills its bucket filter while an earlier sweep's marks still stand."""
     from manage_service.protocol import reconcile
 
     patch(reconcile, "forget_marks", lambda counter, redis: None)
 
 
-def tally_present(patch: Patch) -> None:
-    """A check tallies members of the table that are not in the set."""
+def filter_present(patch: Patch) -> None:
+    """A check puts members of the table that are not in the set into its bucket filter."""
     from manage_service.protocol import reconcile
 
-    class Tally(reconcile.Tally):
+    class Filter(reconcile.BucketFilter):
         reading = True
 
         def take_out(self, members: Any) -> None:
@@ -85,11 +85,11 @@ def tally_present(patch: Patch) -> None:
 
     whole = reconcile.sweep
 
-    def sweep(counter: Any, replica: Any, redis: Any, tally: Any, **options: Any) -> Any:
-        tally.reading = False
-        return whole(counter, replica, redis, tally, **options)
+    def sweep(counter: Any, replica: Any, redis: Any, bucket_filter: Any, **options: Any) -> Any:
+        bucket_filter.reading = False
+        return whole(counter, replica, redis, bucket_filter, **options)
 
-    patch(reconcile, "Tally", Tally)
+    patch(reconcile, "BucketFilter", Filter)
     patch(reconcile, "sweep", sweep)
 
 
@@ -114,7 +114,7 @@ def unmark_in_catch_up(patch: Patch) -> None:
         finally:
             steps.RECORD = whole
 
-    patch(catch_up, "rolls", module_with(steps, record=record))
+    patch(catch_up, "steps", module_with(steps, record=record))
 
 
 def compare(patch: Patch) -> None:
@@ -132,9 +132,9 @@ def one_connection(patch: Patch) -> None:
 
 def horizon(patch: Patch) -> None:
     """The cursor is the highest xact seen, not the horizon."""
-    from manage_service.replica.snapshots import snapshots
+    from manage_service.replica import sql
 
-    patch(snapshots, "HORIZON", snapshots.HORIZON.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
+    patch(sql, "HORIZON", sql.HORIZON.replace("pg_snapshot_xmin", "pg_snapshot_xmax"))
 
 
 def fill_lsn(patch: Patch) -> None:
@@ -176,11 +176,11 @@ def promote_last(patch: Patch) -> None:
 
 def complete_through(patch: Patch) -> None:
     """What the replica shows is said to be all that there is now."""
-    from manage_service.replica.snapshots import snapshots
+    from manage_service.replica import sql
 
     shown = "greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))"
-    assert shown in snapshots.STANDPOINT
-    patch(snapshots, "STANDPOINT", snapshots.STANDPOINT.replace(shown, "clock_timestamp()"))
+    assert shown in sql.STANDPOINT
+    patch(sql, "STANDPOINT", sql.STANDPOINT.replace(shown, "clock_timestamp()"))
 
 
 def cold(patch: Patch) -> None:
@@ -197,7 +197,7 @@ def size(patch: Patch) -> None:
 
 def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
     """Let query believe something else of each counter than what Redis says."""
-    from query_service import counters
+    from query_service import reads
 
     def parse_state(*replies: Any) -> states.State:
         return change(states.parse_state(*replies))
@@ -205,7 +205,7 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
     def parse_states(*replies: Any) -> dict[str, states.State]:
         return {name: change(state) for name, state in states.parse_states(*replies).items()}
 
-    patch(counters, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
+    patch(reads, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
 
 
 def gap(patch: Patch) -> None:
@@ -216,14 +216,14 @@ def gap(patch: Patch) -> None:
 
 def lock_first(patch: Patch) -> None:
     """A snapshot is taken before the table is locked, and may see an empty one."""
-    from manage_service.replica.snapshots import snapshots
+    from manage_service.replica import sql
 
-    patch(snapshots, "LOCK", "SELECT 1")
+    patch(sql, "LOCK", "SELECT 1")
 
 
 def row_security(patch: Patch) -> None:
     """A table that hides rows from manage is taken for one that does not have them."""
-    from manage_service.replica.snapshots import snapshots
+    from manage_service.replica import snapshots
 
     off = "-c row_security=off"
     assert off in snapshots.OPTIONS
@@ -232,7 +232,7 @@ def row_security(patch: Patch) -> None:
 
 def on_the_disk(patch: Patch) -> None:
     """What a primary shows is believed before it is on its disk."""
-    from manage_service.replica.snapshots import snapshots
+    from manage_service.replica import snapshots
 
     patch(snapshots, "flush", lambda connection, unflushed_lsn: None)
 
@@ -252,9 +252,9 @@ def source_asked_anew(patch: Patch) -> None:
 
 def one_key(patch: Patch) -> None:
     """An Idempotency-Key keeps nothing from being stored again."""
-    from ingest_service.writing.idempotency import Claim
+    from ingest_service.writing import idempotency
 
-    patch(Claim, "take", lambda self, transaction: True)
+    patch(idempotency, "insert_new", lambda transaction, claims, first="": {claim.id for claim in claims})
 
 
 RULES: dict[str, Callable[[Patch], None]] = {
@@ -263,7 +263,7 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "claim of a fill": claim_of_a_fill,
     "claim": claim,
     "forget marks": forget_marks,
-    "tally present": tally_present,
+    "filter present": filter_present,
     "unmark": unmark,
     "unmark in catch-up": unmark_in_catch_up,
     "compare": compare,

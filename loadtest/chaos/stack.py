@@ -43,7 +43,7 @@ POSTGRES = {
 # Shorter than a service's own defaults, so that a pause of a few seconds is longer than each.
 INGEST = {
     "WORKERS": "2",
-    "THREADS": "6",
+    "BATCH_THREADS": "3",
     "DATABASE_CONNECT_SECONDS": "2",
     "DATABASE_STATEMENT_SECONDS": "2",
     "DATABASE_LOCK_SECONDS": "1",
@@ -112,8 +112,8 @@ class ChaosStack:
         }
         if not single:
             replica.wire_port = self.wires["replica-primary"].port
-        self.ingest = self._web("ingest", "ingest_service.wsgi", ports[3])
-        self.manage = self._web("manage", "manage_service.wsgi", ports[4])
+        self.ingest = self._web("ingest", "ingest_service.asgi", ports[3])
+        self.manage = self._web("manage", "manage_service.asgi", ports[4])
         self.query = self._web("query", "query_service.asgi", ports[5])
         self.keeper = Keeper(
             folder / "keeper", lambda: self._variables("manage"), valkey=self.valkey, **self._options("keeper")

@@ -9,20 +9,22 @@ import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from manage_service.runs.registry import Findings, Mode, Run
+from manage_service.protocol.findings import Findings
+from manage_service.runs.registry import Mode, Run
 from manage_service.status.judging import one_line as without_line_ends
 from manage_service.status.judging import span
+from manage_service.status.schemas import KeeperStatus, StatusReport
 from shared_models.wording import found_in_words
 
-# What a person reads for each phase of a run (progress.Progress.phase).
+# What a person reads for each phase of a run (`Progress.phase`).
 PHASES = {
     "": "waiting for its turn",
     "queued": "waiting for another run",
@@ -145,58 +147,56 @@ def examples(found: Findings, mode: Mode) -> Text:
     return Text("\n".join(lines) or "–")
 
 
-def show_status(status: dict[str, Any]) -> None:
+def show_status(status: StatusReport) -> None:
     """Counters, replica, keeper."""
-    console, now = Console(highlight=False), status["as_of"]
-    replica, keeper = status["replica"], status["keeper"]
+    console, now = Console(highlight=False), status.as_of
+    replica = status.replica
     if not console.is_terminal:
-        for name, counter in status["counters"].items():
+        for name, counter in status.counters.items():
             print(name, fields(flat(counter)))
-        print("replica", fields(replica))
-        print("keeper", fields(flat(keeper)))
-        for finding in status["findings"]:
-            print("finding", fields(finding))
+        print("replica", fields(flat(replica)))
+        print("keeper", fields(flat(status.keeper)))
+        for finding in status.findings:
+            print("finding", fields(flat(finding)))
         return
     table = Table("counter", "state", "count", "complete to", "verified", "found then", "last run", box=box.SIMPLE_HEAD)
     table.columns[2].justify = "right"
-    for name, counter in status["counters"].items():
-        last, building, drift = counter["last_run"], counter["building"], counter["drift"]
+    for name, counter in status.counters.items():
+        last, building, drift = counter.last_run, counter.building, counter.drift
         table.add_row(
             name,
-            Text(counter["state"], style="green" if counter["state"] == "live" else "yellow")
+            Text(counter.state, style="green" if counter.state == "live" else "yellow")
             if building is None
-            else Text(f"building, {building['read']:,} of about {building['expected']:,}", style="yellow"),
-            "–" if counter["count"] is None else f"{counter['count']:,}",
-            ago(counter["complete_through"], now),
-            ago(counter["verified_at"], now),
-            "–"
-            if drift is None
-            else Text(found_in_words(drift["missing"], drift["extra"], repaired=counter["repaired"])),
-            "–" if last is None else f"{last['status']}",
+            else Text(f"building, {building.read:,} of about {building.expected:,}", style="yellow"),
+            "–" if counter.count is None else f"{counter.count:,}",
+            ago(counter.complete_through, now),
+            ago(counter.verified_at, now),
+            "–" if drift is None else Text(found_in_words(drift.missing, drift.extra, repaired=counter.repaired)),
+            "–" if last is None else f"{last.status}",
         )
     print_whole(console, table)
-    if replica["reachable"]:
-        said = Text(f"{replica['lag_seconds']:.1f} s behind, all below xact {replica['horizon']}")
+    if replica.reachable:
+        said = Text(f"{replica.lag_seconds:.1f} s behind, all below xact {replica.horizon}")
     else:
-        said = Text(f"not reachable: {one_line(replica['detail'])}", style="red")
+        said = Text(f"not reachable: {one_line(replica.detail)}", style="red")
     console.print(" replica ", said, soft_wrap=True)
-    console.print(" keeper  ", keeper_words(keeper, now), soft_wrap=True)
-    for finding in status["findings"]:
-        console.print(Text.assemble((" ! ", "yellow"), spelled(finding["detail"])), soft_wrap=True)
-    if status["healthy"]:
+    console.print(" keeper  ", keeper_words(status.keeper, now), soft_wrap=True)
+    for finding in status.findings:
+        console.print(Text.assemble((" ! ", "yellow"), spelled(finding.detail)), soft_wrap=True)
+    if status.healthy:
         console.print(Text(" All is well.", style="green"))
 
 
-def keeper_words(keeper: dict[str, Any], now: datetime) -> Text:
+def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
     """Whether it works, since when it has caught up, what it does, who it is, and what is in its way."""
-    holder = keeper["holder"]
+    holder = keeper.holder
     words = [
-        f"caught up {ago(keeper['ticked_at'], now)}",
-        f"doing {keeper['job']}" if keeper["job"] else "",
-        f"process {holder['pid']} on {holder['host']}" if holder else "nobody holds its lock",
-        one_line(keeper["failure"]),
+        f"caught up {ago(keeper.ticked_at, now)}",
+        f"doing {keeper.job}" if keeper.job else "",
+        f"process {holder.pid} on {holder.host}" if holder else "nobody holds its lock",
+        one_line(keeper.failure),
     ]
-    return Text.assemble((keeper["state"], "green" if keeper["alive"] else "red"), ", ", ", ".join(filter(None, words)))
+    return Text.assemble((keeper.state, "green" if keeper.alive else "red"), ", ", ", ".join(filter(None, words)))
 
 
 def drift_words(found: Findings, mode: Mode) -> str:
@@ -219,14 +219,14 @@ def ago(at: datetime | None, now: datetime) -> str:
     return f"{span(now - at)} ago"
 
 
-def fields(values: Mapping[str, Any]) -> str:
+def fields(values: Mapping[str, object]) -> str:
     """name=value, separated by blanks; a value that a shell would take apart is quoted, one that is not known is empty."""
     return " ".join(
         f"{name}={shlex.quote(spelled(text(value))) if text(value) else ''}" for name, value in values.items()
     )
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, bool):
@@ -234,12 +234,12 @@ def text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with what lies one level deeper as outer_inner."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}_{inner}": each for inner, each in value.items()}
+def flat(document: msgspec.Struct) -> dict[str, object]:
+    """Its fields by name, with what lies one level deeper as outer_inner."""
+    found: dict[str, object] = {}
+    for name, value in msgspec.structs.asdict(document).items():
+        if isinstance(value, msgspec.Struct):
+            found |= {f"{name}_{inner}": each for inner, each in msgspec.structs.asdict(value).items()}
         else:
             found[name] = value
     return found

@@ -1,11 +1,11 @@
-"""Tally: which members of a set are worth asking the table about, in memory that does not grow with the counter.
+"""A bucket filter: which members of a set are worth asking the table about, in memory that does not grow with the counter.
 
 Members fall into BUCKETS buckets by their hash. What the table has is put in, what the set has is taken out. Where every
 member that was put in is in the set, a bucket out of which no more were taken than were put in holds no extra member:
 those that were put in are as many as the set has there, so they are the ones that it has. Extra members can only be
 in the other buckets, of which there are about as many as extra members.
 
-The argument needs two things, and `reconciling` sees to both: what is put in is in the set then, and nobody takes
+The argument needs two things, and `reconcile` sees to both: what is put in is in the set then, and nobody takes
 it out of the set before it has been taken out here. It does not need a member to be taken out only once (SSCAN may give
 one twice), or the set to stand still: a member that comes meanwhile makes its bucket look crowded, and is asked about.
 Nor does it depend on the hash, which only spreads them; Python's differs from process to process, so that nobody can
@@ -22,7 +22,7 @@ BUCKETS = 1 << 18
 MASK = BUCKETS - 1
 
 
-class Tally:
+class BucketFilter:
     """Members put in, less members taken out, by bucket."""
 
     def __init__(self) -> None:

@@ -30,8 +30,8 @@ from secrets import token_hex
 import structlog
 from redis import Redis
 
+from manage_service.protocol.progress import Progress, Steps
 from manage_service.replica.snapshots import Replica, Snapshot
-from manage_service.runs.progress import Progress, Steps
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps
 from shared_models.protocol.members import Values, decode, encode_all

@@ -1,4 +1,4 @@
-"""Whether a snapshot shows all rows that a counter claims: what a run has to know before it compares the two."""
+"""Replica freshness: whether a snapshot shows all rows that a counter claims. A run asks before it compares the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class CounterWasLost(Exception):
     """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
 
 
-def covers(snapshot: Snapshot, state: State) -> str | None:
+def why_stale(snapshot: Snapshot, state: State) -> str | None:
     """None where the snapshot shows all rows that the counter claims; else what it lacks yet.
 
     Raises CounterWasLost where the replica has gone over to another history: that the counter comes there too takes a build,

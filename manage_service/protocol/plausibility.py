@@ -47,7 +47,7 @@ class Plausibility:
             state.watermark_source == snapshot.source and self._cannot_be(name, "watermark", state.watermark, snapshot)
         )
         # Not lower than anything that the replica shows. What was acknowledged meanwhile, and is not shown yet, is
-        # covered by the note of the time that goes with it: see `sweeping.fence`.
+        # covered by the note of the time that goes with it: see `sweep.fence`.
         anew = snapshot.xmax - 1
         if impossible and steps.reset_watermark(redis, name, state, anew, snapshot.source):
             log.error("counter.impossible_watermark", counter=name, watermark=state.watermark, set_to=anew)

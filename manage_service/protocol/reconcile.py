@@ -3,20 +3,20 @@
 1. *missing*: the table's distinct members are read in the order of the index. Those that are not in the set are added.
    A member is drift only if it has a row below the cursor, where the counter claims to be complete: one whose row is
    newer is on its way (its ingest has committed and not yet counted), and is counted a little earlier by this.
-2. *extra*: the members of the set that have no row are found and taken out (`sweeping`). The members of the table that were
-   seen in the set, or put there, are tallied by bucket in the first half, which leaves few members of the set to ask the
-   table about (`tallies`). They are in the set until the run ends: only a sweep takes members out, only with its marks,
-   and those of earlier sweeps are removed before the tally begins. Another sweep of this counter can only be that of a
+2. *extra*: the members of the set that have no row are found and taken out (`sweep`). The first half puts the members of the
+   table that it sees in the set, or adds to it, into a bucket filter (`bucket_filter`), which leaves few members of the set
+   to ask the table about. They are in the set until the run ends: only a sweep takes members out, only with its marks,
+   and those of earlier sweeps are removed before the filter is filled. Another sweep of this counter can only be that of a
    run which was stopped for longer than its lease: it finds the lease gone after the step that it was stopped in.
    Where nothing was missing, and the set had as many members before the first half as after it, and the table has as
-   many, there is nothing extra: a tally of one bucket says so. That is how a counter with no drift is verified at
+   many, there is nothing extra: the filter with one bucket would say so. That is how a counter with no drift is verified at
    the price of reading its index once, as long as no new member comes just then.
 3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes the
    set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
    been looked at by now. What is changed by hand during the run shows as another gap between the two; the run starts again.
 
 A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
-position lies in the Redis that holds the members, so what is lost is lost together. It has no tally of what it read
+position lies in the Redis that holds the members, so what is lost is lost together. It has no filter of what it read
 before, and asks about every member. The scan of the second half starts again; to look twice at a member changes nothing.
 """
 
@@ -26,13 +26,13 @@ from datetime import UTC, datetime
 
 from redis import Redis
 
-from manage_service.protocol.bucket_filter import Tally
+from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building, values_at
-from manage_service.protocol.freshness import CounterWasLost, covers
+from manage_service.protocol.findings import Findings
+from manage_service.protocol.freshness import CounterWasLost, why_stale
+from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import fence, forget_marks, sweep
 from manage_service.replica.snapshots import Replica, Snapshot
-from manage_service.runs.progress import Progress, Steps
-from manage_service.runs.registry import Findings
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps
 from shared_models.protocol.members import encode, encode_all
@@ -46,7 +46,7 @@ def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Red
     """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
 
     A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
-    Raises CounterWasLost, rolls.SetChanged, psycopg2.Error, redis.RedisError.
+    Raises CounterWasLost, steps.SetChanged, psycopg2.Error, redis.RedisError.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -70,7 +70,7 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
     if not findings.build:
         findings.build, findings.gap = state.build, state.gap
     # None where this goes on from the middle: another run may have been at work in between.
-    count_before, tally = (None, None) if findings.position else (state.count, Tally())
+    count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
     forget_marks(counter, redis)
 
     jumping = estimate is not None and estimate.jumping_pays
@@ -78,9 +78,9 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
     while not findings.table_read:
         with replica.snapshot(counter) as snapshot:
             # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
-            behind = fence(snapshot, state) if findings.gap else covers(snapshot, state)
+            behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
-                more = compare_chunk(counter, findings, snapshot, redis, tally, jumping=jumping, repair=repair)
+                more = compare_chunk(counter, findings, snapshot, redis, bucket_filter, jumping=jumping, repair=repair)
         if behind is not None:
             yield Progress("missing", findings.read, expected, waiting=behind)
             continue
@@ -96,7 +96,7 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
             counter,
             replica,
             redis,
-            tally,
+            bucket_filter,
             take_out=repair,
             strict=findings.gap != 0,
             found=lambda members: findings.note_extra(counter, members),
@@ -114,7 +114,7 @@ def compare_chunk(
     findings: Findings,
     snapshot: Snapshot,
     redis: Redis,
-    tally: Tally | None,
+    bucket_filter: BucketFilter | None,
     *,
     jumping: bool,
     repair: bool,
@@ -133,10 +133,10 @@ def compare_chunk(
         findings.note_missing(counter, [encode(value) for value in owed])
         if repair:
             steps.record(redis, {counter.name: [members[index] for index in absent]})
-    if tally is not None:
-        tally.put_in(members)
+    if bucket_filter is not None:
+        bucket_filter.put_in(members)
         if not repair:
-            tally.take_out([members[index] for index in absent])  # they are not in the set
+            bucket_filter.take_out([members[index] for index in absent])  # they are not in the set
     findings.position, findings.read = steps.position_after(members[-1]), findings.read + len(chunk)
     return True
 

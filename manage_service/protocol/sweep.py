@@ -3,8 +3,8 @@
 Why the order is the proof that a member with a row never leaves:
 
 1. Mark. Members of the set that have no row on the replica are put on `suspects` with a token that nobody else has. They may have
-   a row that the replica does not show yet; or get one at any moment. Those that a tally (`tallies`) shows to have a row
-   are not asked about.
+   a row that the replica does not show yet; or get one at any moment. Those that the bucket filter shows to have
+   a row are not asked about.
 2. Fence. The watermark and the cursor are read *after* the marks were made. Whoever recorded a member before its mark has
    raised the watermark by then (one atomic step); whoever records it later takes the mark off (the same step).
 3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
@@ -22,16 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import chain
 from secrets import token_hex
+from typing import cast
 
 from django.db import models
 from redis import Redis
 
-from manage_service.protocol.bucket_filter import Tally
-from manage_service.protocol.freshness import covers
+from manage_service.protocol.bucket_filter import BucketFilter
+from manage_service.protocol.freshness import why_stale
+from manage_service.protocol.progress import Progress, Steps
 from manage_service.replica.snapshots import Replica, Snapshot
-from manage_service.runs.progress import Progress, Steps
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps, timeline
 from shared_models.protocol.members import Values, decode, encode
@@ -42,7 +42,7 @@ CHUNK_ASKED = 5_000
 # How many members one round marks: some 5 MB of Redis' memory, and one wait for the replica.
 ROUND_MEMBERS = 50_000
 # How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
-CHUNK_TALLIED = 25_000
+CHUNK_FILTERED = 25_000
 BIGINT = range(-(2**63), 2**63)
 # The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. This is more than two
 # clocks differ that somebody looks after.
@@ -53,7 +53,7 @@ def sweep(
     counter: Counter,
     replica: Replica,
     redis: Redis,
-    tally: Tally | None = None,
+    bucket_filter: BucketFilter | None = None,
     *,
     take_out: bool,
     strict: bool = False,
@@ -63,17 +63,17 @@ def sweep(
     """Find extra members, give them to `found`, and take them out unless `take_out` is off.
 
     A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. `redis` must be a
-    client of `stores.connect_for_passes`; `tally` is what the table has, if that is known; `expected` is about how many
+    client of `stores.connect_for_passes`; `bucket_filter` is what the table has, if that is known; `expected` is about how many
     members the set has, for the progress. `strict` is for a run that says that the set is right, whatever was in it: a member
     without a row that it could not take out, because its mark was gone, may be still there.
-    Raises CounterWasLost, rolls.SetChanged (where strict), psycopg2.Error, redis.RedisError.
+    Raises CounterWasLost, steps.SetChanged (where strict), psycopg2.Error, redis.RedisError.
     """
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
     # longer than its lease, must not sweep on each other's marks.
     token = token_hex(8)
     forget_marks(counter, redis)
     marked: list[bytes] = []
-    for progress, suspected in find_suspects(counter, replica, redis, tally, expected):
+    for progress, suspected in find_suspects(counter, replica, redis, bucket_filter, expected):
         for some in steps.chunks(suspected):
             redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
         marked += suspected
@@ -127,22 +127,22 @@ def forget_marks(counter: Counter, redis: Redis) -> None:
 
 
 def find_suspects(
-    counter: Counter, replica: Replica, redis: Redis, tally: Tally | None, expected: int
+    counter: Counter, replica: Replica, redis: Redis, bucket_filter: BucketFilter | None, expected: int
 ) -> Iterator[tuple[Progress, list[bytes]]]:
     """Look at every member of the set; at each step, those of the members just asked about that have no row on the replica."""
     at = keys.of_counter(counter.name)
     read, scans, step = 0, 1, CHUNK_ASKED
-    if tally is not None:
-        scans, step = 2, CHUNK_TALLIED
-        for members in scan(redis.sscan, at.members, step):
-            tally.take_out(members)
+    if bucket_filter is not None:
+        scans, step = 2, CHUNK_FILTERED
+        for members in scan(redis, at.members, step):
+            bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
-        if tally.even:
+        if bucket_filter.even:
             return
     asked: list[bytes] = []
-    for members in scan(redis.sscan, at.members, step):
-        asked += members if tally is None else tally.crowded(members)
+    for members in scan(redis, at.members, step):
+        asked += members if bucket_filter is None else bucket_filter.crowded(members)
         read += len(members)
         progress = Progress("extra", read, max(read, scans * expected))
         while len(asked) >= CHUNK_ASKED:
@@ -165,7 +165,7 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
 
     Raises CounterWasLost.
     """
-    behind = covers(snapshot, state)
+    behind = why_stale(snapshot, state)
     if behind is not None:
         return behind
     if state.watermark is None:
@@ -226,19 +226,19 @@ def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) 
     return marked
 
 
-def scan(command: Callable, key: str, step: int) -> Iterator[list]:
-    """SSCAN or HSCAN in runs of at most about `step`.
+def scan(redis: Redis, key: str, step: int) -> Iterator[list[bytes]]:
+    """The members of a set, in runs of at most about `step`.
 
     What is there for the whole time is given at least once, which is all that is needed: a member that comes or goes
     meanwhile was recorded, or is gone.
     """
-    position, pending = 0, []
+    position = 0
+    pending: list[bytes] = []
     while True:
-        position, entries = command(key, position, count=steps.LOOK_MEMBERS)
-        pending.append(list(entries.items()) if isinstance(entries, dict) else list(entries))
-        if position == 0 or sum(map(len, pending)) >= step:
-            if any(pending):
-                yield list(chain.from_iterable(pending))
+        position, members = redis.sscan(key, position, count=steps.LOOK_MEMBERS)
+        pending += cast("list[bytes]", members)
+        if pending and (position == 0 or len(pending) >= step):
+            yield pending
             pending = []
         if position == 0:
             return

@@ -1,4 +1,4 @@
-"""All SQL of manage: what is read from the replica, and what each read proves.
+"""The connection to the replica, snapshots of it, and what each proves. The statements stand in `sql`.
 
 Every read happens in a `Snapshot`: one repeatable-read transaction, short, which knows from the start
 
@@ -21,7 +21,7 @@ Why it can be believed, where it is one of a table:
 3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
 
 A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
-combines several of them compares these facts (see `building` and `sweeping`).
+combines several of them compares these facts (see `build` and `sweep`).
 """
 
 from __future__ import annotations
@@ -32,30 +32,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
 import psycopg2
-from django.db import models
-from psycopg2 import sql
 from psycopg2.errors import LockNotAvailable, QueryCanceled
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from psycopg2.extensions import connection as Connection
+from psycopg2.sql import SQL, Composable, Literal
 
+from manage_service.replica import sql
 from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
-from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
-
-# One statement reads at most this many index entries: about 10 ms where the index is in memory.
-CHUNK_ROWS = 50_000
-# One statement of jumps returns at most this many members: 5 to 7 µs each.
-CHUNK_JUMPS = 5_000
-# From so many rows a member on, jumping from one value to the next beats reading every row's index entry.
-# Measured on 2 million rows: a jump costs what 30 to 40 entries of an index-only scan cost.
-JUMP_FROM_ROWS_PER_MEMBER = 40
 
 # A chunk takes milliseconds. What takes longer than this is a disk that hangs, or an index that is gone. Whoever asks holds
-# leases, and renews them between two statements: see leases.LEASE_SECONDS.
+# leases, and renews them between two statements: see `leases.LEASE_SECONDS`.
 STATEMENT_SECONDS = 6.0
 # Each statement here has an index made for it. Without statistics (a table just loaded) the planner may prefer to hash
 # or sort the whole table for a chunk, so the ways of doing that are priced out.
@@ -84,90 +75,8 @@ SILENCE_MILLISECONDS = 10_000
 # A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
 
-STANDPOINT = f"""
-    SELECT {SOURCE_SQL},
-           (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
-            - '0/0')::bigint,
-           CASE WHEN pg_is_in_recovery()
-                THEN greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))
-                ELSE clock_timestamp() END,
-           coalesce(greatest(pg_last_wal_receive_lsn() - pg_last_wal_replay_lsn(), 0), 0)::bigint
-"""
-# Made by compose/postgres/roles.sql, for a role that may not read all statistics.
-MAY_ASK_TIMELINE = """
-    SELECT has_schema_privilege(n.oid, 'USAGE') AND has_function_privilege(p.oid, 'EXECUTE')
-    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-    WHERE n.nspname = 'rollcall_internal' AND p.proname = 'received_timeline'
-"""
-BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-# Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
-# them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
-LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
-# The last one is where the log ends once the snapshot has been taken; NULL where all of it is on the disk, and on a standby.
-HORIZON = """
-    SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
-           CASE WHEN pg_is_in_recovery() THEN NULL
-                WHEN pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn() THEN pg_current_wal_insert_lsn()::text END
-    FROM pg_current_snapshot() AS now
-"""
-# An empty message in the log, and all before it, on the disk: a few milliseconds. Without it the end of the log may wait
-# for as long as a transaction is open and nobody commits.
-FLUSH = "SELECT pg_logical_emit_message(false, 'rollcall', '', true)"
-FLUSHES_FROM_VERSION = 17_00_00
-# Before, there is only waiting until the server flushes by itself: at somebody's commit, or some seconds later. Between the start
-# of a page of the log and its first record lie up to 40 bytes that are flushed with that record only.
-FLUSHED = """
-    SELECT flushed >= shown
-           OR (flushed - '0/0') %% current_setting('wal_block_size')::int = 0 AND shown - flushed <= 40
-    FROM (SELECT pg_current_wal_flush_lsn() AS flushed, %s::pg_lsn AS shown) AS log
-"""
 FLUSH_WAIT_SECONDS = 1.0
 FLUSH_POLL_SECONDS = 0.005
-
-# The statements, with the fields and the table of a counter filled in: {fields} f, g · {table} · {marks} %s, %s ·
-# {joined} t.f = v.f AND t.g = v.g · {walked} w.f, w.g · {unnest} unnest(%s::text[], %s::text[])
-
-# Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries.
-SCAN = """
-    SELECT DISTINCT {fields} FROM
-        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk
-    ORDER BY {fields}
-"""
-# Loose index scan: one descent of the counter's index a member.
-JUMP = """
-    WITH RECURSIVE walk AS (
-        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM walk AS w CROSS JOIN LATERAL
-            (SELECT {fields} FROM {table} WHERE ({fields}) > ({walked}) ORDER BY {fields} LIMIT 1) AS next
-    )
-    SELECT {fields} FROM walk LIMIT {limit}
-"""
-BEHIND = "WHERE ({fields}) > ({marks})"
-# The planner's own guess from the table's statistics: two numbers of a plan that is not run.
-ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
-ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
-# The index on xact: where the slice of at most so many rows ends, and its rows.
-SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
-RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {narrowed}"
-# Xacts that have not ended: of those in a list, and of a range.
-OPEN = """
-    SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
-    WHERE pg_xact_status(xact::text::xid8) = 'in progress'
-"""
-# About a second.
-MOST_XACTS_ASKED = 1_000_000
-FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
-# One descent of the counter's index a value.
-WITHOUT_ROW = """
-    SELECT {values} FROM {unnest} AS v({fields})
-    WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
-"""
-# The same, and then the heap for its xact, until a row below is found: mostly the first.
-WITH_ROW_BELOW = """
-    SELECT {values} FROM {unnest} AS v({fields})
-    WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND t.xact < %s)
-"""
 
 
 class NotOnDisk(psycopg2.OperationalError):
@@ -184,7 +93,7 @@ class Estimate:
     @property
     def jumping_pays(self) -> bool:
         """Few members in many rows."""
-        return self.rows >= JUMP_FROM_ROWS_PER_MEMBER * max(1, self.members)
+        return self.rows >= sql.JUMP_FROM_ROWS_PER_MEMBER * max(1, self.members)
 
 
 class Snapshot:
@@ -210,11 +119,11 @@ class Snapshot:
 
         Empty means that there are none behind it.
         """
-        statement = fill_in(
-            JUMP if jumping else SCAN,
+        statement = sql.fill_in(
+            sql.JUMP if jumping else sql.SCAN,
             counter,
-            behind=sql.SQL("") if after is None else fill_in(BEHIND, counter),
-            limit=sql.Literal(CHUNK_JUMPS if jumping else CHUNK_ROWS),
+            behind=SQL("") if after is None else sql.fill_in(sql.BEHIND, counter),
+            limit=Literal(sql.CHUNK_JUMPS if jumping else sql.CHUNK_ROWS),
         )
         return ask(self._connection, statement, after or ())
 
@@ -223,7 +132,7 @@ class Snapshot:
 
         A cut is an xact at or below the horizon. One transaction is never cut in two.
         """
-        found = ask(self._connection, fill_in(SLICE_END, counter), (cursor_xact, self.horizon, rows))
+        found = ask(self._connection, sql.fill_in(sql.SLICE_END, counter), (cursor_xact, self.horizon, rows))
         return max(found[0][0], cursor_xact + 1) if found else None
 
     def read_recent(
@@ -233,37 +142,37 @@ class Snapshot:
 
         Above the horizon those that `shown` has are left out.
         """
-        narrowed: str = ""
-        bounds: list[Any] = [since]
+        narrowed = ""
+        bounds: list[int | list[int]] = [since]
         if below is not None:
             narrowed, bounds = "AND xact < %s", [since, below]
         elif shown is not None:
             narrowed = "AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
             bounds += [self.horizon, shown.xmax, list(shown.unended)]
-        statement = fill_in(RECENT, counter, narrowed=sql.SQL(narrowed))
+        statement = sql.fill_in(sql.RECENT, counter, narrowed=SQL(narrowed))
         # The server hands out a chunk at a time; each FETCH is a short statement of its own.
-        ask(self._connection, sql.SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
-        while rows := ask(self._connection, FETCH):
+        ask(self._connection, SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
+        while rows := ask(self._connection, sql.FETCH):
             yield set(rows)
         ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
         """Those of these members that no row has."""
-        return self._filter(WITHOUT_ROW, counter, values)
+        return self._filter(sql.WITHOUT_ROW, counter, values)
 
     def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
         """Those of these members that have a row with a lower xact."""
-        return self._filter(WITH_ROW_BELOW, counter, values, xact)
+        return self._filter(sql.WITH_ROW_BELOW, counter, values, xact)
 
-    def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: Any) -> set[Values]:
+    def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: int) -> set[Values]:
         arrays = map(list, zip(*values, strict=True))
-        return set(ask(self._connection, fill_in(statement, counter), (*arrays, *more)))
+        return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter; None where it has never been analyzed."""
-        if ask(self._connection, ANALYZED, (quoted_table(counter),)) != [(True,)]:
+        if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:
             return None
-        (((document,),),) = ask(self._connection, fill_in(ESTIMATE, counter))
+        (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
         plan = document["Plan"]
         members = plan["Plan Rows"]
         while "Plans" in plan:
@@ -297,18 +206,16 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            standpoint = STANDPOINT
             # A no is asked again: a replica that lags shows the function later, and this connection may live long.
-            self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, MAY_ASK_TIMELINE) == [(True,)]
-            if self._may_ask_timeline:
-                standpoint = STANDPOINT.replace(RECEIVED_SQL, "rollcall_internal.received_timeline()")
+            self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, sql.MAY_ASK_TIMELINE) == [(True,)]
+            standpoint = sql.standpoint(by_function=self._may_ask_timeline)
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
             # the table does not get another file under it.
             ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, standpoint)
-            ask(self._connection, BEGIN)
+            ask(self._connection, sql.BEGIN)
             if counter is not None:
-                ask(self._connection, fill_in(LOCK, counter))
-            ((horizon, xmax, unflushed_lsn),) = ask(self._connection, HORIZON)
+                ask(self._connection, sql.fill_in(sql.LOCK, counter))
+            ((horizon, xmax, unflushed_lsn),) = ask(self._connection, sql.HORIZON)
             if counter is not None and unflushed_lsn is not None:
                 flush(self._connection, unflushed_lsn)
             yield Snapshot(self._connection, source, lsn, committed_through, horizon, xmax, behind_bytes=behind_bytes)
@@ -329,11 +236,13 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            ((xmin, xmax, _),) = ask(self._connection, HORIZON)
+            ((xmin, xmax, _),) = ask(self._connection, sql.HORIZON)
             since = max(since, xmin)  # below it all have ended
-            if xmax - since > MOST_XACTS_ASKED:
+            if xmax - since > sql.MOST_XACTS_ASKED:
                 return None
-            return Shown(xmax, frozenset(xact for (xact,) in ask(self._connection, OPEN, (list(unended), since, xmax))))
+            return Shown(
+                xmax, frozenset(xact for (xact,) in ask(self._connection, sql.OPEN, (list(unended), since, xmax)))
+            )
         except psycopg2.Error:
             self.close()
             raise
@@ -379,11 +288,11 @@ class Replica:
 
 def flush(connection: Connection, unflushed_lsn: str) -> None:
     """Have the log of a primary on its disk up to there. Raises NotOnDisk where that takes longer than a moment."""
-    if connection.server_version >= FLUSHES_FROM_VERSION:
-        ask(connection, FLUSH)
+    if connection.server_version >= sql.FLUSHES_FROM_VERSION:
+        ask(connection, sql.FLUSH)
         return
     deadline = time.monotonic() + FLUSH_WAIT_SECONDS
-    while ask(connection, FLUSHED, (unflushed_lsn,)) != [(True,)]:
+    while ask(connection, sql.FLUSHED, (unflushed_lsn,)) != [(True,)]:
         if time.monotonic() > deadline:
             raise NotOnDisk(
                 f"what the primary shows is not on its disk yet: its log is to be flushed up to {unflushed_lsn}"
@@ -391,7 +300,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
         time.sleep(FLUSH_POLL_SECONDS)
 
 
-def ask(connection: Connection, statement: str | sql.Composable, parameters: Sequence[Any] = ()) -> list[Any]:
+def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)
@@ -401,32 +310,3 @@ def ask(connection: Connection, statement: str | sql.Composable, parameters: Seq
 def is_away(error: psycopg2.Error) -> bool:
     """Whether the replica itself is away (not reached, lost, ending), rather than one statement refused, or cut off."""
     return not isinstance(error, (*REFUSALS, QueryCanceled, LockNotAvailable, TransactionRollbackError, NotOnDisk))
-
-
-def quoted_table(counter: Counter) -> str:
-    """The counter's table, as Postgres wants to read it in a regclass."""
-    return '"' + counter.get_model()._meta.db_table.replace('"', '""') + '"'
-
-
-def fill_in(statement: str, counter: Counter, **more: sql.Composable) -> sql.Composed:
-    """A statement of this module, for this counter."""
-    options = counter.get_model()._meta
-    fields = [cast(models.Field, options.get_field(name)) for name in counter.fields]
-    columns = [sql.Identifier(field.column) for field in fields]
-    comma, conjunction = sql.SQL(", "), sql.SQL(" AND ")
-
-    def of(table: str) -> list[sql.Composed]:
-        return [sql.SQL("{}.{}").format(sql.SQL(table), column) for column in columns]
-
-    arrays = [sql.SQL("%s::bigint[]" if isinstance(f, models.IntegerField) else "%s::text[]") for f in fields]
-    equal = [sql.SQL("{} = {}").format(t, v) for t, v in zip(of("t"), of("v"), strict=True)]
-    known = {
-        "fields": comma.join(columns),
-        "table": sql.Identifier(options.db_table),
-        "marks": comma.join([sql.SQL("%s")] * len(columns)),
-        "walked": comma.join(of("w")),
-        "values": comma.join(of("v")),
-        "unnest": sql.SQL("unnest({})").format(comma.join(arrays)),
-        "joined": conjunction.join(equal),
-    }
-    return sql.SQL(statement).format(**known, **more)

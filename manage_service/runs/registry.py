@@ -7,26 +7,26 @@ holds its lease, and read by everybody.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from secrets import token_hex
-from typing import Any
+from typing import cast
 
 import msgspec
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from manage_service.runs.progress import Progress
-from shared_models.declarations import Counter, get_counter
+from manage_service.protocol.findings import Findings
+from manage_service.protocol.progress import Progress
+from shared_models.declarations import get_counter
 from shared_models.protocol import keys
-from shared_models.protocol.members import decode
 
 # Kept for this long and so many; an open run is never dropped before it has ended.
 HISTORY_SECONDS = 30 * 24 * 3600
 HISTORY_RUNS = 500
-SAMPLE_MEMBERS = 20
 # Runs that may be queued or running at once: the keeper reads all of them between two jobs.
 MOST_OPEN = 100
 # In place of an id: the newest run.
@@ -62,62 +62,6 @@ class Status(StrEnum):
 
 
 ENDS = (Status.DONE, Status.FAILED, Status.CANCELLED)
-
-
-class Findings(msgspec.Struct):
-    """What a run has found in one counter so far, and from where it can go on."""
-
-    build: str = ""  # of the counter that it looks at
-    gap: int = 0  # between its set and its size, before the first look
-    position: bytes = b""
-    read: int = 0
-    table_read: bool = False
-    absent: int = 0  # members of the table that were not in the set, drift or on their way
-    missing: int = 0
-    extra: int = 0
-    # Up to SAMPLE_MEMBERS of each, by field; one that no row could have made is given as {"member": …}.
-    missing_sample: list[dict[str, str]] = []
-    extra_sample: list[dict[str, str]] = []
-    verified_at: datetime | None = None
-    failure: str = ""  # why it could not be reconciled
-
-    def start_over(self) -> None:
-        """Forget what was found: it was another counter."""
-        for name, value in msgspec.structs.asdict(Findings()).items():
-            setattr(self, name, value)
-
-    def look_again(self, *, repaired: bool) -> None:
-        """Look from the start. What was repaired is not found again, and stays noted."""
-        found = self.missing, self.missing_sample, self.extra, self.extra_sample
-        self.start_over()
-        if repaired:
-            self.missing, self.missing_sample, self.extra, self.extra_sample = found
-
-    def forget_extra(self) -> None:
-        """The second half starts again, and finds the same."""
-        self.extra, self.extra_sample = 0, []
-
-    def note_missing(self, counter: Counter, members: Sequence[bytes]) -> None:
-        """Members in the table only."""
-        self.missing += len(members)
-        self.missing_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.missing_sample))
-
-    def note_extra(self, counter: Counter, members: Sequence[bytes]) -> None:
-        """Members in the set only."""
-        self.extra += len(members)
-        self.extra_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.extra_sample))
-
-
-def sample(counter: Counter, members: Sequence[bytes], most: int) -> list[dict[str, str]]:
-    """The first few of these members, by field."""
-    shown = []
-    for member in members[: max(most, 0)]:
-        values = decode(member, len(counter.fields))
-        if values is None:
-            shown.append({"member": member.decode(errors="backslashreplace")})
-        else:
-            shown.append(dict(zip(counter.fields, values, strict=True)))
-    return shown
 
 
 class Run(msgspec.Struct):
@@ -172,39 +116,6 @@ class Run(msgspec.Struct):
         elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()
         return round(elapsed / self.read * max(0, self.expected - self.read), 1)
 
-    def as_json(self) -> dict[str, object]:
-        """What operators see of it: the API's answer, the command line's `--json`."""
-        return {
-            "id": self.id,
-            "status": self.status,
-            "cancelling": self.open and self.asked_to_stop,
-            "mode": self.mode,
-            "counters": self.counters,
-            "asked_at": self.asked_at,
-            "asked_by": self.asked_by,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
-            "detail": self.detail,
-            "progress": {
-                "counter": self.counter,
-                "phase": self.phase,
-                "read": self.read,
-                "expected": self.expected,
-                "eta_seconds": self.eta_seconds(),
-            },
-            "drift": {
-                name: {
-                    "missing": found.missing,
-                    "extra": found.extra,
-                    "missing_sample": found.missing_sample,
-                    "extra_sample": found.extra_sample,
-                    "verified_at": found.verified_at,
-                    "failure": found.failure,
-                }
-                for name, found in self.findings.items()
-            },
-        }
-
 
 _run = msgspec.json.Decoder(Run)
 
@@ -213,7 +124,7 @@ def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> 
     """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
 
     One that has begun is another one: it may have passed what the caller wants to have looked at. Raises
-    counters.UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
+    UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
     """
     names = [get_counter(name).name for name in dict.fromkeys(counters)]
     run = Run(id=token_hex(6), counters=names, mode=mode, asked_at=datetime.now(UTC), asked_by=asked_by)
@@ -235,7 +146,7 @@ def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> 
                 return run
 
 
-def queue_new(pipe: Any, run: Run) -> None:
+def queue_new(pipe: Pipeline, run: Run) -> None:
     """Queue the commands that write a new run."""
     pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
     pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
@@ -263,15 +174,15 @@ def get_open(redis: Redis, run_id: str) -> Run | None:
 
 def latest(redis: Redis, most: int) -> list[Run]:
     """The last runs, the newest first."""
-    return list(_found(redis, redis.zrevrange(keys.RUNS, 0, most - 1)))
+    return list(_found(redis, cast("list[bytes]", redis.zrevrange(keys.RUNS, 0, most - 1))))
 
 
 def still_open(redis: Redis) -> list[Run]:
     """Those that have not ended, in the order in which they were asked for."""
-    return [run for run in _found(redis, redis.lrange(keys.RUNS_OPEN, 0, -1)) if run.open]
+    return [run for run in _found(redis, cast("list[bytes]", redis.lrange(keys.RUNS_OPEN, 0, -1))) if run.open]
 
 
-def _found(redis: Redis, ids: Any) -> Iterator[Run]:
+def _found(redis: Redis, ids: Iterable[bytes]) -> Iterator[Run]:
     pipe = redis.pipeline(transaction=False)
     for run_id in ids:
         pipe.hmget(keys.of_run(run_id.decode()), "document", "cancel")

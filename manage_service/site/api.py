@@ -2,200 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import msgspec
-import psycopg2
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from ninja import NinjaAPI, Query, Status
-from ninja.errors import HttpError, ValidationError
-from ninja.renderers import BaseRenderer
-from prometheus_client import CONTENT_TYPE_LATEST
+from django.views.decorators.http import require_safe
 from redis.exceptions import RedisError
 
 from manage_service import stores
 from manage_service.runs import registry
-from manage_service.runs.registry import Mode, Run, UnknownRun
-from manage_service.site.metrics import Facts
-from manage_service.site.schemas import DriftsOut, Refusal, RunOut, RunRequest, RunsOut, StatusOut
+from manage_service.runs.registry import TooManyRuns, UnknownRun
+from manage_service.runs.report import report
+from manage_service.site.bodies import decode, read_integer
+from manage_service.site.operations import current_document
+from manage_service.site.schemas import DriftHistory, RunList, RunRequest
 from manage_service.status.judging import Limits
-from manage_service.status.report import read_drift, read_status, said_by
+from manage_service.status.report import read_drift, read_status
 from shared_models.declarations import COUNTERS, UnknownCounter
-from shared_models.stores import check_noeviction
-from shared_models.web import prometheus
-from shared_models.web.openapi import complete
-from shared_models.web.problems import Problem
+from shared_models.web.asgi import JSON
+from shared_models.web.openapi import Operation
+from shared_models.web.parameters import check_parameters
+from shared_models.web.problems import Problem, method_not_allowed
+
+View: TypeAlias = Callable[..., HttpResponse]
 
 
-class Renderer(BaseRenderer):
-    """msgspec writes datetimes as RFC 3339, and everything else quickly."""
-
-    media_type = "application/json"
-
-    def render(self, request: HttpRequest, data: Any, *, response_status: int) -> bytes:
-        return msgspec.json.encode(data, enc_hook=str)
-
-
-class Api(NinjaAPI):
-    """Ninja's, with refusals described as what they are."""
-
-    def get_openapi_schema(self, **kwargs: Any) -> Any:
-        document = super().get_openapi_schema(**kwargs)
-        examples = {
-            "run_id": registry.LAST,
-            "/v1/runs": {"counters": [counter.name for counter in COUNTERS], "mode": Mode.CHECK},
-        }
-        limited = bool(settings.RATE_LIMIT_PER_SECOND)
-        return complete(document, tokens=settings.TOKENS is not None, limited=limited, examples=examples)
-
-
-def refusals(*statuses: int) -> dict[int, Any]:
-    """With which statuses an operation may refuse, for its description."""
-    return dict.fromkeys(statuses, Refusal)
-
-
-api = Api(
-    title="Rollcall manage",
-    version="1",
-    description="Keeps the counters true to the table: how they stand, and runs that reconcile them.",
-    renderer=Renderer(),
-    openapi_url="/openapi.json",
-    docs_url="/docs",
-)
-
-
-@api.post("/v1/runs", response={202: RunOut, **refusals(400, 413, 422, 429, 503)}, summary="Ask for a reconcile")
-def create_run(request: HttpRequest, response: HttpResponse, asked: RunRequest) -> Status:
-    """The keeper executes it; follow it at Location. Where the same run is queued already, it is that one.
-
-    100 runs may be queued or running; one more is a 429 with `Retry-After`.
-    """
+def create_run(request: HttpRequest) -> HttpResponse:
+    """Ask for a run."""
+    asked = decode(request.body, RunRequest)
     names = asked.counters or [counter.name for counter in COUNTERS]
-    try:
-        run = registry.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
-    except registry.TooManyRuns as error:
-        raise Problem(
-            429, "too-many-runs", "Too many runs", str(error), headers={"Retry-After": "10"}, limit=registry.MOST_OPEN
-        ) from None
-    response["Location"] = f"/v1/runs/{run.id}"
-    return Status(202, run.as_json())
+    run = registry.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
+    return answer(report(run), 202, Location=f"/v1/runs/{run.id}")
 
 
-@api.get("/v1/runs", response={200: RunsOut, **refusals(400, 422, 503)}, summary="The last runs, the newest first")
-def list_runs(request: HttpRequest, limit: int = Query(50, ge=1, le=registry.HISTORY_RUNS)) -> Any:
-    return {"runs": [run.as_json() for run in registry.latest(stores.redis_of_requests(), limit)]}
+def list_runs(request: HttpRequest) -> HttpResponse:
+    """The last runs."""
+    limit = read_integer(request, "limit", 50, least=1, most=registry.HISTORY_RUNS)
+    return answer(RunList([report(run) for run in registry.latest(stores.redis_of_requests(), limit)]))
 
 
-@api.get(
-    "/v1/runs/{run_id}",
-    response={200: RunOut, **refusals(400, 404, 503)},
-    summary="One run: its progress, its drift, sample members",
-)
-def get_run(request: HttpRequest, run_id: str) -> Any:
-    return registry.get(stores.redis_of_requests(), run_id).as_json()
+def get_run(request: HttpRequest, run_id: str) -> HttpResponse:
+    """One run."""
+    return answer(report(registry.get(stores.redis_of_requests(), run_id)))
 
 
-@api.post(
-    "/v1/runs/{run_id}/cancel",
-    response={202: RunOut, **refusals(400, 404, 413, 503)},
-    summary="Ask a run to stop after its current step",
-)
-def cancel_run(request: HttpRequest, run_id: str) -> Status:
-    """Until it has stopped, `cancelling` is true. A run that has ended stays as it is. What it has mended so far stays mended."""
-    run: Run = registry.request_cancel(stores.redis_of_requests(), run_id)
-    return Status(202, run.as_json())
+def cancel_run(request: HttpRequest, run_id: str) -> HttpResponse:
+    """Ask a run to stop."""
+    return answer(report(registry.request_cancel(stores.redis_of_requests(), run_id)), 202)
 
 
-@api.get(
-    "/v1/status",
-    response={200: StatusOut, **refusals(400, 503)},
-    summary="How every counter, the replica and the keeper stand",
-)
-def get_status(request: HttpRequest) -> Any:
+def get_status(request: HttpRequest) -> HttpResponse:
+    """How everything stands."""
     limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
-    return read_status(stores.redis_of_requests(), stores.replica_of_requests(), limits)
+    with stores.replica_of_requests() as replica:
+        return answer(read_status(stores.redis_of_requests(), replica, limits))
 
 
-@api.get(
-    "/v1/drift",
-    response={200: DriftsOut, **refusals(400, 503)},
-    summary="What the kept runs have found in each counter, the oldest first",
-)
-def get_drift(request: HttpRequest) -> Any:
-    return {"counters": read_drift(stores.redis_of_requests())}
+def get_drift(request: HttpRequest) -> HttpResponse:
+    """What runs have found."""
+    return answer(DriftHistory(read_drift(stores.redis_of_requests())))
 
 
-def livez(request: HttpRequest) -> HttpResponse:
-    """The process answers. Touches nothing."""
-    return HttpResponse("alive\n", content_type="text/plain")
+@require_safe
+def get_description(request: HttpRequest) -> HttpResponse:
+    """The OpenAPI document."""
+    return HttpResponse(current_document(), content_type=JSON)
 
 
-def readyz(request: HttpRequest) -> HttpResponse:
-    """Whether Redis and the replica can be worked with; names what cannot."""
-    missing: dict[str, str] = {}
-    try:
-        evicting = check_noeviction(stores.redis_of_requests())
-        if evicting:
-            missing["redis"] = evicting
-    except RedisError as error:
-        missing["redis"] = f"cannot be reached: {error}"
-    try:
-        with stores.replica_of_requests().snapshot():
-            pass
-    except psycopg2.Error as error:
-        missing["replica"] = f"cannot be reached: {said_by(error)}"
-    if missing:
-        detail = "; ".join(f"{name} {reason}" for name, reason in missing.items())
-        return Problem(503, "not-ready", "Not ready", detail, missing=missing).response()
-    return HttpResponse("ready\n", content_type="text/plain")
+def answer(document: msgspec.Struct, status: int = 200, **headers: str) -> HttpResponse:
+    """A document as JSON. msgspec writes moments as RFC 3339."""
+    return HttpResponse(msgspec.json.encode(document), status=status, content_type=JSON, headers=headers)
 
 
-def metrics(request: HttpRequest) -> HttpResponse:
-    """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same."""
-    try:
-        return HttpResponse(prometheus.exposition(Facts(stores.redis_of_requests())), content_type=CONTENT_TYPE_LATEST)
-    except RedisError as error:
-        return redis_failed(request, error)
+def by_method(*answers: tuple[Operation, View]) -> View:
+    """The view of a path: it answers with the view of the operation that is asked for. HEAD asks for what GET does."""
+    views = {operation.method: (operation, view) for operation, view in answers}
+    allowed = ", ".join(["HEAD", *views] if "GET" in views else views)
+
+    def view(request: HttpRequest, **of_path: Any) -> HttpResponse:
+        method = "GET" if request.method == "HEAD" else request.method or ""
+        if method not in views:
+            raise method_not_allowed(allowed)
+        operation, answering = views[method]
+        known = [each["name"] for each in operation.parameters if each["in"] == "query"]
+        check_parameters(request.META["QUERY_STRING"], known)
+        try:
+            return answering(request, **of_path)
+        except (UnknownCounter, UnknownRun, TooManyRuns, RedisError) as error:
+            raise as_problem(error) from error
+
+    return view
 
 
-@api.exception_handler(ValidationError)
-def invalid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    errors = [
-        {"field": ".".join(str(part) for part in one["loc"][1:] if part != "asked") or "body", "detail": one["msg"]}
-        for one in error.errors
-    ]
-    detail = "; ".join(f"{one['field']}: {one['detail']}" for one in errors)
-    return Problem(422, "invalid-request", "Invalid request", detail, errors=errors).response()
-
-
-@api.exception_handler(HttpError)
-def refused(request: HttpRequest, error: HttpError) -> HttpResponse:
-    """A body that is no JSON."""
-    return Problem(error.status_code, "bad-request", "Bad request", str(error)).response()
-
-
-@api.exception_handler(UnknownCounter)
-def unknown_counter(request: HttpRequest, error: UnknownCounter) -> HttpResponse:
-    return Problem(422, "unknown-counter", "Unknown counter", str(error)).response()
-
-
-@api.exception_handler(UnknownRun)
-def unknown_run(request: HttpRequest, error: UnknownRun) -> HttpResponse:
-    return Problem(404, "unknown-run", "Unknown run", str(error)).response()
-
-
-@api.exception_handler(RedisError)
-def redis_failed(request: HttpRequest, error: RedisError) -> HttpResponse:
+def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) -> Problem:
+    """What the domain refuses, and what is away, as HTTP says it."""
+    match error:
+        case UnknownCounter():
+            return Problem(422, "unknown-counter", "Unknown counter", str(error))
+        case UnknownRun():
+            return Problem(404, "unknown-run", "Unknown run", str(error))
+        case TooManyRuns():
+            headers = {"Retry-After": "10"}
+            return Problem(429, "too-many-runs", "Too many runs", str(error), headers=headers, limit=registry.MOST_OPEN)
     return Problem(
         503,
         "redis-unavailable",
         "Redis cannot be reached",
         "runs and the state of counters lie in Redis; try again in a moment",
         headers={"Retry-After": "1"},
-    ).response()
-
-
-@api.exception_handler(Problem)
-def problem(request: HttpRequest, error: Problem) -> HttpResponse:
-    return error.response()
+    )

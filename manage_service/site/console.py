@@ -6,6 +6,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
+from django.views.decorators.http import require_safe
 
 from shared_models.declarations import COUNTERS
 
@@ -18,6 +19,7 @@ POLICY = (
 )
 
 
+@require_safe
 def page(request: HttpRequest) -> HttpResponse:
     """The frame: the names of the counters, and whether a token is asked for. Both stand in /openapi.json too."""
     context = {

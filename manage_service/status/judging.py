@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from manage_service.runs.registry import Run, Status
+from manage_service.status.schemas import CounterStatus, Finding, KeeperStatus, ReplicaStatus, StatusReport
 from shared_models.protocol.states import State
 from shared_models.wording import found_in_words
 
@@ -33,45 +34,36 @@ class Limits(NamedTuple):
         return cls(max(LAG_SECONDS, LAG_PASSES * catch_up_seconds), 2 * reconcile_seconds + RUN_SECONDS)
 
 
-class Finding(NamedTuple):
-    """One fault. `about` is a counter, "keeper", "replica", "horizon" or a run's id; `since` is None where nobody knows."""
-
-    about: str
-    kind: str
-    since: datetime | None
-    detail: str
-
-
 def judge(
-    status: dict[str, Any], found: dict[str, State], history: list[Run], unended: list[Run], limits: Limits
+    status: StatusReport, found: dict[str, State], history: list[Run], unended: list[Run], limits: Limits
 ) -> list[Finding]:
     """All faults, those that explain others first. `status` is the document that they go into."""
-    now = status["as_of"]
+    now = status.as_of
     return [
-        *judge_keeper(status["keeper"], now, limits),
-        *judge_replica(status["replica"], status["keeper"], now, limits),
+        *judge_keeper(status.keeper, now, limits),
+        *judge_replica(status.replica, status.keeper, now, limits),
         *(fault for run in unended for fault in judge_run(run, now, limits)),
         *(
             fault
-            for name, counter in status["counters"].items()
+            for name, counter in status.counters.items()
             for fault in judge_counter(name, counter, found[name], history, unended, now, limits)
         ),
     ]
 
 
-def judge_keeper(keeper: dict[str, Any], now: datetime, limits: Limits) -> Iterator[Finding]:
+def judge_keeper(keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:
     """The keeper, and what holds it up."""
-    since = keeper["ticked_at"]
-    if not keeper["alive"]:
+    since = keeper.ticked_at
+    if not keeper.alive:
         last = "there has been none" if since is None else f"the last one has been silent for {span(now - since)}"
         do = "start one (python -m manage_service keeper), or look at its log"
         yield Finding("keeper", "not-running", since, f"no keeper is at work, {last}: {do}")
-    elif keeper["failure"]:
-        through = keeper["committed_through"]
-        since = "" if through is None else f" (the newest commit that it has seen is {span(now - through)} old)"
-        yield Finding("keeper", "held-up", through, f"the keeper is held up{since}: {one_line(keeper['failure'])}")
-    held = timedelta(seconds=keeper["horizon_held_seconds"])
-    if keeper["alive"] and held.total_seconds() > limits.lag_seconds:
+    elif keeper.failure:
+        through = keeper.committed_through
+        seen = "" if through is None else f" (the newest commit that it has seen is {span(now - through)} old)"
+        yield Finding("keeper", "held-up", through, f"the keeper is held up{seen}: {one_line(keeper.failure)}")
+    held = timedelta(seconds=keeper.horizon_held_seconds)
+    if keeper.alive and held.total_seconds() > limits.lag_seconds:
         yield Finding(
             "horizon",
             "held",
@@ -81,17 +73,17 @@ def judge_keeper(keeper: dict[str, Any], now: datetime, limits: Limits) -> Itera
         )
 
 
-def judge_replica(replica: dict[str, Any], keeper: dict[str, Any], now: datetime, limits: Limits) -> Iterator[Finding]:
+def judge_replica(replica: ReplicaStatus, keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:
     """Whether it can be read, and how old what it shows is."""
-    if not replica["reachable"]:
-        reason = one_line(replica["detail"])
-        yield Finding("replica", "not-reachable", keeper["committed_through"], f"the replica cannot be read: {reason}")
-    elif replica["lag_seconds"] > limits.lag_seconds:
-        lag = timedelta(seconds=replica["lag_seconds"])
+    if not replica.reachable:
+        reason = one_line(replica.detail)
+        yield Finding("replica", "not-reachable", keeper.committed_through, f"the replica cannot be read: {reason}")
+    elif replica.lag_seconds is not None and replica.lag_seconds > limits.lag_seconds:
+        lag = timedelta(seconds=replica.lag_seconds)
         yield Finding(
             "replica",
             "behind",
-            replica["committed_through"],
+            replica.committed_through,
             f"the newest commit that the replica shows is {span(lag)} old: look whether it streams and replays, "
             "and whether ingest commits (its pulse does, every PULSE_SECONDS)",
         )
@@ -115,7 +107,7 @@ def judge_run(run: Run, now: datetime, limits: Limits) -> Iterator[Finding]:
 
 def judge_counter(
     name: str,
-    counter: dict[str, Any],
+    counter: CounterStatus,
     state: State,
     history: list[Run],
     unended: list[Run],
@@ -129,7 +121,7 @@ def judge_counter(
     if state.cold:
         yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
         return
-    through, verified_at, failed = counter["complete_through"], counter["verified_at"], last_failure(name, history)
+    through, verified_at, failed = counter.complete_through, counter.verified_at, last_failure(name, history)
     if through is not None and exceeds(now - through, limits.lag_seconds):
         yield Finding(
             name,
@@ -192,5 +184,5 @@ def span(age: timedelta) -> str:
 
 
 def one_line(reason: str) -> str:
-    """A store's error without its line ends."""
+    """A store's error in one line: libpq writes several, and indents them."""
     return " ".join(reason.split())

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 
 import structlog
-from redis import Redis
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from shared_models.protocol import keys
 from shared_models.web.problems import Problem
@@ -27,7 +27,7 @@ PAUSE_SECONDS = 1.0
 KEEP_SECONDS = 10
 
 
-class Rates:
+class RateLimit:
     """Counts requests. While Redis is away everybody passes, which is logged."""
 
     def __init__(self, service: str, redis_url: str, limit: int) -> None:
@@ -42,21 +42,22 @@ class Rates:
             client_name="rollcall-rates",
         )
 
-    def refusal(self, name: str) -> Problem | None:
-        """The problem, where the token of this name (or all clients together, where it is "") is above the limit."""
-        return too_many(self.limit) if self.count(name) > self.limit else None
+    async def check(self, name: str) -> None:
+        """Count a request by the token of this name (by all clients together, where it is ""). Raises Problem 429."""
+        if await self.count(name) > self.limit:
+            raise too_many(self.limit)
 
-    def count(self, name: str) -> int:
+    async def count(self, name: str) -> int:
         """How many requests this token has sent in this second; 0 where nobody knows."""
         if time.monotonic() < self._paused_until:
             return 0
         key = keys.of_rate(self.service, name, int(time.time()))
         try:
-            with self._redis.pipeline(transaction=True) as pipe:
+            async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.incr(key)
                 pipe.expire(key, KEEP_SECONDS)
-                return int(pipe.execute()[0])
-        except RedisError as error:
+                return int((await pipe.execute())[0])
+        except (RedisError, OSError) as error:
             self._paused_until = time.monotonic() + PAUSE_SECONDS
             log.warning("rate.not_limited", reason=str(error))
             return 0

@@ -1,15 +1,6 @@
 """What every answer tells a browser: run nothing, load nothing, frame nothing; a page says itself what it needs."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.http import HttpRequest, HttpResponse
-
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-# Of an answer for programs, for those who write one without Django's middleware.
-PLAIN = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Content-Security-Policy": POLICY}
 # /docs: Swagger UI, and ingest's own page, from this host. Both style elements in place; neither runs a script in place.
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; "
@@ -28,29 +19,3 @@ SILENCED_CHECKS = [
     # something is, and ingest's settings let this check speak.
     "security.W009",
 ]
-
-
-class HeadersMiddleware:
-    """Adds what an answer does not say itself. Sync and async."""
-
-    sync_capable = async_capable = True
-
-    def __init__(self, get_response: Any) -> None:
-        self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
-
-    def __call__(self, request: HttpRequest) -> Any:
-        return self._acall(request) if self.is_async else add_headers(request, self.get_response(request))
-
-    async def _acall(self, request: HttpRequest) -> HttpResponse:
-        return add_headers(request, await self.get_response(request))
-
-
-def add_headers(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-    """The answer, with the headers that it lacks."""
-    response.headers.setdefault("X-Frame-Options", "DENY")
-    policy = DOCS_POLICY if request.path_info == "/docs" else POLICY
-    response.headers.setdefault("Content-Security-Policy", policy)
-    return response

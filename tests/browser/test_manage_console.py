@@ -136,7 +136,7 @@ def test_no_token_is_asked_for_where_none_is_needed(live: Stack, page: Page) -> 
     def variables() -> dict[str, str]:
         return live.keeper.variables() | {"AUTH": "off"}
 
-    service = Web(live.folder / "open-manage", free_port(), variables, application="manage_service.wsgi")
+    service = Web(live.folder / "open-manage", free_port(), variables, application="manage_service.asgi")
     try:
         service.start()
         page.goto(service.url)

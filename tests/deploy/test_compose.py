@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from shared_models.http import worker
 
 from compose import credentials
-from shared_models.http import worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "compose"

@@ -22,8 +22,9 @@ django.setup()
 
 from django.db import connection  # noqa: E402
 
-from ingest_service import stores  # noqa: E402
-from ingest_service.writing import counting  # noqa: E402
+from ingest_service import asgi, stores  # noqa: E402
+from ingest_service.api.application import Ingest, read_limits  # noqa: E402
+from ingest_service.writing import counting, transactions  # noqa: E402
 from tests.ingest.producing import Producer  # noqa: E402
 from tests.ingest.severing import Severing  # noqa: E402
 
@@ -33,10 +34,13 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Producer]:
     """Somebody who sends requests, and can look into both stores, which are empty."""
     sql(started_primary(), "TRUNCATE message, receipt")
     monkeypatch.setattr(counting, "_paused_until", 0.0)
+    monkeypatch.setattr(transactions, "_paused_until", 0.0)
     stores.open_redis.cache_clear()
     with started_valkey().client() as redis:
         redis.flushdb()
-        yield Producer(redis)
+        application = Ingest(asgi.django, read_limits())
+        yield Producer(redis, application)
+        application.rows.close()
     connection.close()
     stores.open_redis().close()
     stores.open_redis.cache_clear()

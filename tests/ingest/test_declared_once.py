@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from django.core.checks import run_checks
 from django.db import connection, models
 
 import ingest_service
+from ingest_service.writing.group_commit import GroupFailed
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.models import Countable, Message
-from tests.ingest.producing import Producer, message
-from tests.ingest.test_grouping import together
+from tests.ingest.producing import Producer, message, running_loop
+from tests.ingest.test_grouping import gather
 from tests.servers import sql, started_primary
 
 
@@ -83,7 +85,7 @@ def test_a_second_model_gets_endpoints_rules_and_counts(producer: Producer, sigh
     assert producer.members("kinds") == {b'["owl\\t\\\\N","2"]'}
     assert producer.members("users") == set()
     assert producer.send(message("ann")).status_code == 201
-    paths = producer.client.get("/openapi.json").json()["paths"]
+    paths = producer.get("/openapi.json").json()["paths"]
     assert {"/v1/bird-sightings", "/v1/bird-sightings/batch", "/v1/messages"} <= set(paths)
 
 
@@ -127,8 +129,9 @@ def test_rows_of_which_no_member_can_be_made_are_not_stored(
     assert producer.send(message()).status_code == 500
     assert producer.send(message(), Idempotency_Key="17").status_code == 500
     assert producer.send_batch(message(), message()).status_code == 500
-    grouped = together(producer, monkeypatch, ("ann", None), ("bob", None))
-    assert {answer.status_code for answer in grouped} == {500, 503}
+    grouping = gather(producer.application.rows.committer, ("ann", None), ("bob", None))
+    came = asyncio.run_coroutine_threadsafe(grouping, running_loop()).result()
+    assert [type(each) for each in came] == [GroupFailed] * 2
     assert producer.rows() == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -14,7 +13,6 @@ from django.core.management import call_command
 from django.db import connection
 
 from compose.local.servers import Valkey
-from ingest_service import stores
 from ingest_service.writing import pulse, transactions
 from ingest_service.writing.pulse import Pulse
 from shared_models.web import prometheus
@@ -25,12 +23,12 @@ from tests.servers import sql, started_primary
 
 def test_livez_touches_nothing(producer: Producer, severing: Severing, use_redis: Callable[[str], None]) -> None:
     use_redis("redis://127.0.0.1:1/0")
-    assert producer.client.get("/livez").status_code == 200
+    assert producer.get("/livez").status_code == 200
     assert severing.opened == 0
 
 
 def test_readyz_says_that_rows_can_be_stored_and_counted(producer: Producer) -> None:
-    response = producer.client.get("/readyz")
+    response = producer.get("/readyz")
     assert response.status_code == 200
     assert response.json() == {"ready": True, "degraded": False, "checks": {"primary": "ok", "redis": "ok"}}
 
@@ -39,38 +37,40 @@ def test_without_redis_ingest_is_ready_and_says_that_it_is_degraded(
     producer: Producer, use_redis: Callable[[str], None], second_valkey: Callable[..., Valkey]
 ) -> None:
     use_redis("redis://127.0.0.1:1/0")
-    response = producer.client.get("/readyz")
+    response = producer.get("/readyz")
     assert (response.status_code, response.json()["degraded"]) == (200, True)
     assert "Redis cannot be reached" in response.json()["checks"]["redis"]
     use_redis(second_valkey(maxmemory_policy="allkeys-lru").url)
-    assert "noeviction" in producer.client.get("/readyz").json()["checks"]["redis"]
+    assert "noeviction" in producer.get("/readyz").json()["checks"]["redis"]
 
 
 def test_without_the_primary_ingest_is_not_ready(producer: Producer, severing: Severing) -> None:
     severing.__exit__()
-    response = producer.client.get("/readyz")
+    response = producer.get("/readyz")
     assert response.status_code == 503
     assert response["Retry-After"] == "2"
     assert "the primary cannot be reached" in response.json()["detail"]
 
 
-def test_a_database_that_cannot_be_written_to_or_has_no_tables_is_named(producer: Producer) -> None:
-    with stores.open_primary().raw.cursor() as cursor:
-        cursor.execute("SET default_transaction_read_only = on")
-    assert "read-only" in producer.client.get("/readyz").json()["detail"]
-    connection.close()
+def test_a_database_that_cannot_be_written_to_or_has_no_tables_is_named(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        options = connection.settings_dict["OPTIONS"]
+        patch.setitem(options, "options", options["options"] + " -c default_transaction_read_only=on")
+        assert "read-only" in producer.get("/readyz").json()["detail"]
     call_command("migrate", "ingest_service", "zero", verbosity=0)
     try:
-        assert "run python -m ingest_service migrate" in producer.client.get("/readyz").json()["detail"]
+        assert "run python -m ingest_service migrate" in producer.get("/readyz").json()["detail"]
         assert producer.send(message(), Idempotency_Key="k1").status_code == 503
     finally:
         call_command("migrate", verbosity=0)
-    assert producer.client.get("/readyz").status_code == 200
+    assert producer.get("/readyz").status_code == 200
 
 
 def test_the_metrics_follow_what_happens(producer: Producer) -> None:
     def value(line: str) -> float:
-        text = producer.client.get("/metrics").content.decode()
+        text = producer.get("/metrics").content.decode()
         return sum(float(found.split()[-1]) for found in text.splitlines() if found.startswith(line))
 
     rows = 'rollcall_ingest_rows_total{collection="messages"}'
@@ -86,12 +86,12 @@ def test_the_metrics_follow_what_happens(producer: Producer) -> None:
         before[2] + 1,
         before[3] + 2,
     ]
-    producer.client.get("/made-up")
+    producer.get("/made-up")
     assert "made-up" not in prometheus.exposition().decode()
 
 
 def test_the_description_gives_the_rules_of_the_model(producer: Producer) -> None:
-    api = producer.client.get("/openapi.json").json()
+    api = producer.get("/openapi.json").json()
     row = api["components"]["schemas"]["Message"]
     assert row["required"] == ["state", "city", "username", "message"]
     assert row["additionalProperties"] is False
@@ -111,14 +111,12 @@ def test_the_description_gives_the_rules_of_the_model(producer: Producer) -> Non
 
 
 def test_the_docs_page_loads_everything_from_here(producer: Producer) -> None:
-    response = producer.client.get("/docs")
+    response = producer.get("/docs")
     page = response.content.decode()
     assert response.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(loaded) >= 4
-    for path in loaded:
-        with contextlib.closing(producer.client.get(path)) as file:
-            assert file.status_code == 200
+    assert {producer.get(path).status_code for path in loaded} == {200}
 
 
 def commits() -> int:

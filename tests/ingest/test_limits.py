@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from django.db import connection
+from django.db.backends.postgresql.base import DatabaseWrapper
 
 from tests.ingest.producing import Producer, message
 from tests.servers import started_primary, wait_for
@@ -35,14 +35,13 @@ def test_a_primary_that_stops_right_after_letting_us_in_is_given_up(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, stop_primary: Callable[[], None]
 ) -> None:
     monkeypatch.setattr("django.conf.settings.DATABASE_ANSWER_SECONDS", 0.5)
-    connection.close()
-    connect = connection.connect
+    connect = DatabaseWrapper.connect
 
-    def connect_and_stop() -> None:
-        connect()
+    def connect_and_stop(self: DatabaseWrapper) -> None:
+        connect(self)
         stop_primary()
 
-    monkeypatch.setattr(connection, "connect", connect_and_stop)
+    monkeypatch.setattr(DatabaseWrapper, "connect", connect_and_stop)
     began = time.monotonic()
     assert producer.send(message("ann")).status_code == 503
     assert time.monotonic() - began < 5
@@ -52,10 +51,10 @@ def test_readiness_does_not_wait_for_a_primary_that_is_stopped(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, stop_primary: Callable[[], None]
 ) -> None:
     monkeypatch.setattr("ingest_service.api.health.ANSWER_SECONDS", 0.5)
-    assert producer.client.get("/readyz").status_code == 200
+    assert producer.get("/readyz").status_code == 200
     stop_primary()
     began = time.monotonic()
-    response = producer.client.get("/readyz")
+    response = producer.get("/readyz")
     assert response.status_code == 503 and "cannot be reached" in response.json()["detail"]
     assert time.monotonic() - began < 5
 

@@ -224,7 +224,7 @@ def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
     for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
         assert response.status_code in (200, 201)
         assert response.json()["counted"] is False
-    monkeypatch.setattr(counting, "members_of", fail)
+    monkeypatch.setattr(counting, "encode", fail)
     again = producer.send_batch(message("bob"), Idempotency_Key="17")
     assert (again["Idempotent-Replay"], again.json()["counted"]) == ("true", False)
     said = [(call.method_name, call.args[0]) for call in log.calls]
@@ -339,7 +339,7 @@ def test_without_the_primary_nothing_is_stored_and_nothing_counted(producer: Pro
 
 def test_a_primary_that_has_become_read_only_is_a_503_and_its_connection_is_not_kept(producer: Producer) -> None:
     producer.send(message("ann"))
-    raw = stores.open_primary().raw
+    raw = producer.in_committer(stores.open_primary).raw
     with raw.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
     assert producer.send(message("bob")).status_code == 503
@@ -351,7 +351,7 @@ def test_a_primary_that_has_become_read_only_is_a_503_and_its_connection_is_not_
 def test_a_statement_that_takes_too_long_is_a_503(producer: Producer) -> None:
     with psycopg2.connect(started_primary().url) as blocker, blocker.cursor() as cursor:
         cursor.execute("LOCK TABLE message")
-        with stores.open_primary().raw.cursor() as other:
+        with producer.in_committer(stores.open_primary).raw.cursor() as other:
             other.execute("SET lock_timeout = '100ms'")
         assert producer.send(message("ann")).status_code == 503
     blocker.close()
@@ -372,13 +372,10 @@ def test_rows_of_many_threads_are_all_stored_and_counted(producer: Producer) -> 
     failures: list[object] = []
 
     def send(thread: int) -> None:
-        try:
-            for number in range(10):
-                answer = Producer(producer.redis).send_batch(*(message(f"u{thread}-{number}-{n}") for n in range(20)))
-                if not answer.json()["counted"]:
-                    failures.append(answer.json())
-        finally:
-            connection.close()
+        for number in range(10):
+            answer = producer.send_batch(*(message(f"u{thread}-{number}-{n}") for n in range(20)))
+            if not answer.json()["counted"]:
+                failures.append(answer.json())
 
     threads = [threading.Thread(target=send, args=(thread,)) for thread in range(6)]
     for thread in threads:
@@ -424,11 +421,11 @@ def test_a_connection_that_lived_through_a_promotion_learns_the_new_timeline(
     try:
         connection.close()
         monkeypatch.setitem(connection.settings_dict, "PORT", standby.port)
-        before = stores.open_primary()
-        assert not stores.open_primary().reused or before.source.endswith("/1")
+        before = producer.in_committer(stores.open_primary)
+        assert not producer.in_committer(stores.open_primary).reused or before.source.endswith("/1")
         sql(standby, "SELECT pg_promote()")
         assert producer.send(message("ann")).json()["counted"]
-        assert before.raw is stores.open_primary().raw, "the connection is the same"
+        assert before.raw is producer.in_committer(stores.open_primary).raw, "the connection is the same"
         assert producer.state("users").watermark_source == before.source.removesuffix("/1") + "/2"
     finally:
         connection.close()

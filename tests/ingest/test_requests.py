@@ -8,8 +8,9 @@ import zlib
 from typing import Any
 
 import pytest
-from django.conf import settings
 
+from ingest_service.writing import recording
+from shared_models import logs
 from tests.described import query_parameters, refuses
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
 
@@ -146,28 +147,37 @@ def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named
 
 
 def test_the_query_parameters_that_are_known_are_those_that_are_described(producer: Producer) -> None:
-    document = producer.client.get("/openapi.json").json()
+    document = producer.get("/openapi.json").json()
     described = {
         name.replace("/v1/messages", "/v1/{collection}"): each for name, each in query_parameters(document).items()
     }
-    assert described == settings.QUERY_PARAMETERS
+    assert described == {"POST /v1/{collection}": (), "POST /v1/{collection}/batch": ("strict",)}
     assert refuses(document, "400")
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/batch"])
 def test_other_methods_are_refused_and_the_right_one_named(producer: Producer, path: str) -> None:
-    for method in (producer.client.get, producer.client.put, producer.client.delete):
-        response = method(path)
+    for method in ("GET", "PUT", "DELETE"):
+        response = producer.ask(method, path)
         assert "use POST" in problem(response, 405, "method-not-allowed")
         assert response["Allow"] == "POST"
-    response = producer.client.post("/livez")
+    response = producer.ask("POST", "/livez")
     assert response["Allow"] == "GET, HEAD"
 
 
 def test_an_address_that_leads_nowhere_is_a_problem_too(producer: Producer) -> None:
     assert "messages" in problem(producer.post("/v1/letters", ROW), 404, "unknown-collection")
-    problem(producer.client.get("/nothing"), 404, "not-found")
+    problem(producer.get("/nothing"), 404, "not-found")
 
 
 def test_a_host_that_is_not_allowed_is_refused(producer: Producer) -> None:
-    problem(producer.client.post("/v1/messages", headers={"Host": "evil.example"}), 400, "bad-request")
+    problem(producer.post("/v1/messages", ROW, Host="evil.example"), 400, "bad-request")
+
+
+def test_what_is_logged_of_a_batch_names_its_request(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored in a thread, which has no context of its own."""
+    said = []
+    record_batch = recording.record_batch
+    monkeypatch.setattr(recording, "record_batch", lambda *a: said.append(logs.bound.get()) or record_batch(*a))
+    assert producer.send_batch(message(), X_Request_ID="order-17").status_code == 200
+    assert said == [{"request_id": "order-17"}]

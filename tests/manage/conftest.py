@@ -23,6 +23,10 @@ subprocess.run(
 )
 django.setup()
 
+from manage_service.asgi import application  # noqa: E402
+from manage_service.keeper.loop import Keeper  # noqa: E402
+from tests.asgi import Client  # noqa: E402
+from tests.manage.keepers import keeper_at_work  # noqa: E402
 from tests.manage.world import World  # noqa: E402
 
 
@@ -33,3 +37,18 @@ def world() -> Iterator[World]:
     world.empty()
     yield world
     world.close()
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A client of the service in this process."""
+    client = Client(application)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def keeper(world: World) -> Iterator[Keeper]:
+    """A keeper of this world that the test ticks."""
+    with keeper_at_work() as keeper:
+        yield keeper

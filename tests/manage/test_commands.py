@@ -13,7 +13,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from manage_service.keeper.leases import Lease
+from manage_service.leases import Lease
 from manage_service.management import terminal
 from manage_service.management.commands import reconcile
 from manage_service.runs import registry

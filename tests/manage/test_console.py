@@ -8,24 +8,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import psycopg2
-import pytest
 from django.contrib.staticfiles import finders
-from django.test import Client, override_settings
+from django.test import override_settings
 
 from manage_service import stores
-from manage_service.keeper.leases import Lease
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.management import terminal
 from manage_service.runs.registry import Mode
 from shared_models import declarations
 from shared_models.protocol import keys
 from shared_models.web.tokens import open_tokens
 from tests import servers
-
-
-@pytest.fixture
-def client():
-    return Client(SERVER_NAME="localhost")
+from tests.manage.keepers import keeper_at_work, tick_until
 
 
 class Elements(HTMLParser):
@@ -77,7 +70,7 @@ def test_the_script_makes_no_markup_out_of_text():
 
 
 def test_every_phase_of_a_run_has_words_on_the_page_and_in_the_terminal():
-    code = "".join(path.read_text() for path in Path(keys.__file__).parent.parent.glob("manage_service/*.py"))
+    code = "".join(path.read_text() for path in Path(keys.__file__).parents[2].glob("manage_service/**/*.py"))
     phases = set(re.findall(r"Progress\(\s*\"(\w+)\"", code))
     assert {"build", "missing", "extra", "fence", "sweep"} <= phases
     assert phases <= set(terminal.PHASES)
@@ -110,7 +103,7 @@ def test_drift_over_time_is_what_the_kept_runs_found(world, client):
     assert moments == sorted(moments)
 
 
-def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, client):
+def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(keeper, client):
     assert client.get("/v1/status").json()["keeper"] == {
         "alive": False,
         "state": "not running",
@@ -121,9 +114,6 @@ def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, cl
         "committed_through": None,
         "horizon_held_seconds": 0.0,
     }
-    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    keeper.redis, keeper.control = world.passes(), world.redis
-    keeper.lease = Lease(world.redis, "keeper")
     nobody = stores.connect_replica(f"postgres://x@127.0.0.1:{servers.free_port()}/x")
     working, keeper.replica = keeper.replica, nobody
     keeper.tick()
@@ -140,25 +130,21 @@ def test_status_tells_who_holds_the_keepers_lock_and_why_it_is_held_up(world, cl
 
 
 def test_the_keepers_job_is_told_while_it_lasts(world, client):
-    keeper = Keeper(Timing(catch_up_seconds=3600.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    try:
+    with keeper_at_work(catch_up_seconds=3600.0) as keeper:
         run = world.ask("users")
-        servers.wait_for(
-            lambda: keeper.tick() is not None and keeper.job and keeper.job.name == f"run {run.id}", "the run"
-        )
+        tick_until(keeper, lambda: keeper.job and keeper.job.name == f"run {run.id}", "the run")
         assert client.get("/v1/status").json()["keeper"]["job"] == f"run {run.id}"
-        servers.wait_for(lambda: keeper.tick() is not None and keeper.job is None, "the end of the run")
+        tick_until(keeper, lambda: keeper.job is None, "the end of the run")
         assert client.get("/v1/status").json()["keeper"]["job"] == ""
-    finally:
-        keeper.close()
 
 
 def test_requests_keep_their_connections_and_outlive_their_loss(world, client):
     assert client.get("/v1/status").status_code == 200
-    kept = stores.redis_of_requests(), stores.replica_of_requests()
-    backend = ask_backend(kept[1])
-    assert client.get("/readyz").status_code == 200 and ask_backend(kept[1]) == backend
-    assert (stores.redis_of_requests(), stores.replica_of_requests()) == kept
+    backend, connections = ask_backend(), world.redis.info("stats")["total_connections_received"]
+    for path in ("/readyz", "/v1/status", "/v1/runs", "/v1/drift", "/metrics"):  # each runs in a thread of its own
+        assert client.get(path).status_code == 200
+    assert ask_backend() == backend
+    assert world.redis.info("stats")["total_connections_received"] == connections
 
     servers.sql(world.replica_server, "SELECT pg_terminate_backend(%s)", backend)
     servers.wait_for(
@@ -169,12 +155,12 @@ def test_requests_keep_their_connections_and_outlive_their_loss(world, client):
     answer = client.get("/v1/status")
     assert answer.status_code == 200 and answer.json()["replica"]["reachable"]
     assert client.get("/readyz").status_code == 200
-    assert ask_backend(stores.replica_of_requests()) != backend
+    assert ask_backend() != backend
 
 
-def ask_backend(replica):
-    """The process id of the server's end of this connection, as libpq knows it."""
-    with replica.snapshot():
+def ask_backend():
+    """The process id of the server's end of the connection that the next request gets, as libpq knows it."""
+    with stores.replica_of_requests() as replica, replica.snapshot():
         connection: psycopg2.extensions.connection = replica._connection
         return connection.info.backend_pid
 

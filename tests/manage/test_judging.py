@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
-from django.test import Client
 
 from manage_service import stores
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode, Status
 from manage_service.status import judging
@@ -18,23 +16,15 @@ from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from shared_models.protocol import keys, moments
 from tests import servers
+from tests.manage.keepers import keeper_at_work
 from tests.manage.test_commands import manage
 from tests.servers import wait_for
 
 LIMITS = Limits.of(catch_up_seconds=1.0, reconcile_seconds=3600.0)
 
 
-@contextmanager
-def keeper_at_work(world):
-    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=3600.0, wait_seconds=20.0))
-    try:
-        yield keeper
-    finally:
-        keeper.close()
-
-
 def status_of(world, limits=LIMITS):
-    return read_status(world.redis, world.replica, limits)
+    return msgspec.to_builtins(read_status(world.redis, world.replica, limits))
 
 
 def findings(world, limits=LIMITS):
@@ -47,7 +37,7 @@ def well(world):
     """A world in which nothing is wrong: a keeper, and two counters that it has built and verified."""
     world.post("ann")
     world.replay()
-    with keeper_at_work(world) as keeper:
+    with keeper_at_work() as keeper:
 
         def is_well():
             status = status_of(world)
@@ -63,16 +53,16 @@ def tick_until(world, condition):
     wait_for(lambda: world.keeper.tick() is not None and condition(), "the keeper")
 
 
-def test_where_nothing_is_wrong_everybody_says_so(well):
-    status = Client(SERVER_NAME="localhost").get("/v1/status").json()
+def test_where_nothing_is_wrong_everybody_says_so(well, client):
+    status = client.get("/v1/status").json()
     assert status["healthy"] is True and status["findings"] == []
     said = manage("status")
     assert said.returncode == 0, said.stdout
 
 
-def test_a_fault_is_said_by_the_api_and_the_command_and_the_exit_code(well):
+def test_a_fault_is_said_by_the_api_and_the_command_and_the_exit_code(well, client):
     well.redis.sadd(keys.of_counter("users").members, "by hand")
-    found = Client(SERVER_NAME="localhost").get("/v1/status").json()["findings"]
+    found = client.get("/v1/status").json()["findings"]
     # Nobody ticks here: on a slow machine it may be said already that the keeper is silent.
     (fault,) = [each for each in found if each["about"] == "users" and each["kind"] == "cold"]
     assert "something other than Rollcall" in fault["detail"]

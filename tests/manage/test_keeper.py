@@ -3,60 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from contextlib import contextmanager
+import time
 
 import psycopg2
 import pytest
-from django.test import Client
+from psycopg2.errors import QueryCanceled, UndefinedTable
 from redis import Redis
 
-from manage_service import stores
+from manage_service import leases, stores
 from manage_service.keeper import loop as keeping
-from manage_service.keeper.loop import Keeper, Timing
 from manage_service.protocol import reconcile
+from manage_service.protocol.catch_up import catch_up
+from manage_service.replica import snapshots, sql
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode, Status
 from shared_models.protocol import keys
 from tests import servers
+from tests.manage.keepers import keeper_at_work, keeper_process, tick_until
 from tests.servers import wait_for
-
-
-@contextmanager
-def keeper_of(world, *, reconcile_seconds=3600.0, wait_seconds=20.0):
-    """A keeper of this world that the test ticks."""
-    keeper = Keeper(Timing(catch_up_seconds=0.0, reconcile_seconds=reconcile_seconds, wait_seconds=wait_seconds))
-    keeper.redis, keeper.control = world.passes(), world.redis
-    keeper.lease = keeping.Lease(world.redis, "keeper")
-    try:
-        yield keeper
-    finally:
-        keeper.drop_job()
-        keeper.replica.close()
-
-
-def tick_until(keeper, condition, what="the keeper to get there"):
-    def ticked():
-        keeper.tick()
-        return condition()
-
-    wait_for(ticked, what)
 
 
 def test_cold_counters_are_built_and_then_verified_without_an_operator(world):
     world.store("ann", "bob")
     world.replay()
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: all(world.state(name).verified_at for name in ("users", "cities")))
     assert world.exact()
     assert {run.asked_by for run in registry.latest(world.redis, 10)} == {"schedule"}
 
 
 def test_what_ingest_could_not_count_is_caught_up_at_the_next_tick(world):
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: not world.state().cold and not world.state("cities").cold)
         world.store("ann")
         world.replay()
@@ -65,7 +43,7 @@ def test_what_ingest_could_not_count_is_caught_up_at_the_next_tick(world):
 
 
 def test_a_counter_is_reconciled_again_when_its_interval_is_over(world):
-    with keeper_of(world, reconcile_seconds=0.05) as keeper:
+    with keeper_at_work(reconcile_seconds=0.05) as keeper:
         tick_until(keeper, lambda: world.state().verified_at)
         first = world.state().verified_at
         world.redis.sadd(keys.of_counter("users").members, "ghost")
@@ -75,7 +53,7 @@ def test_a_counter_is_reconciled_again_when_its_interval_is_over(world):
 
 def test_an_operators_run_is_executed_and_stands_in_the_history(world):
     world.post("ann")
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         run = world.ask("users", mode=Mode.CHECK)
         tick_until(keeper, lambda: registry.get(world.redis, run.id).status is Status.DONE)
     assert registry.get(world.redis, run.id).findings["users"].verified_at is not None
@@ -86,7 +64,7 @@ def test_catching_up_goes_on_between_the_steps_of_a_run(world):
     world.post("ann")
     world.replay()
     world.reconcile()
-    with keeper_of(world) as keeper, world.replay_paused():
+    with keeper_at_work() as keeper, world.replay_paused():
         world.post("new")
         run = world.ask("users")
         tick_until(keeper, lambda: registry.get(world.redis, run.id).phase == "fence")
@@ -104,12 +82,12 @@ def test_a_run_left_by_a_keeper_that_died_is_gone_on_with(world):
     next(dead)
     assert registry.get(world.redis, run.id).status is Status.RUNNING
     dead.close()
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: registry.get(world.redis, run.id).status is Status.DONE)
 
 
 def test_of_two_keepers_one_leads_and_the_other_takes_over(world):
-    with keeper_of(world) as first, keeper_of(world) as second:
+    with keeper_at_work() as first, keeper_at_work() as second:
         first.tick()
         second.tick()
         assert first.leading and not second.leading
@@ -122,7 +100,7 @@ def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(w
     world.post("ann")
     world.replay()
     world.reconcile()
-    with keeper_of(world, wait_seconds=0.2) as keeper:
+    with keeper_at_work(wait_seconds=0.2) as keeper:
         run = world.ask("users")
         keeper.replica.close()
         keeper.replica.dsn = f"postgres://nobody@127.0.0.1:{servers.free_port()}/none"
@@ -146,7 +124,7 @@ def test_a_counter_that_postgres_refuses_keeps_no_other_from_being_built_and_rec
 
     for module in (keeping, reconcile):
         monkeypatch.setattr(module, "build", lambda *args: (step for step in build(*args)))
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         run = world.ask("cities")
         tick_until(keeper, lambda: world.state("users").verified_at)
         assert registry.get(world.redis, run.id).detail == "permission denied for table message"
@@ -176,7 +154,7 @@ def test_a_run_that_somebody_else_has_just_ended_is_not_executed(world, monkeypa
     seen += [gone]
     world.redis.delete(keys.of_run(gone.id))
     monkeypatch.setattr(registry, "still_open", lambda redis: seen)
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         for _ in range(3):
             keeper.tick()
         assert keeper.job is None
@@ -187,31 +165,76 @@ def test_a_run_that_somebody_else_has_just_ended_is_not_executed(world, monkeypa
 def test_redis_emptied_under_the_keeper_is_built_anew(world):
     world.store("ann")
     world.replay()
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: world.state().verified_at)
         world.redis.flushall()
         tick_until(keeper, lambda: world.state().verified_at and not world.state("cities").cold)
     assert world.exact()
 
 
+def test_what_was_read_above_the_cursor_is_read_again_where_redis_may_have_lost_it(world, keeper):
+    tick_until(keeper, lambda: world.state().verified_at)
+    open_long = world.begin().insert("late")
+    world.store("ann")
+    world.replay()
+    tick_until(keeper, lambda: b"ann" in world.set())
+    assert keeper.memories
+    keeper.start_over()
+    assert not keeper.memories
+    open_long.commit()
+
+
+def test_leases_are_renewed_inside_a_pass(world, keeper, monkeypatch):
+    monkeypatch.setattr(sql, "FETCH", "FETCH 10 FROM recent")
+    tick_until(keeper, lambda: world.state().verified_at)
+    renewed = []
+    monkeypatch.setattr(keeper.lease, "renew", lambda: renewed.append(time.monotonic()))
+    world.store(*(f"user{number}" for number in range(200)))
+    world.replay()
+    before = len(renewed)
+    keeper.catch_up_all()
+    assert len(renewed) - before >= 20
+
+
+def test_a_statement_is_cut_off_before_a_lease_can_run_out():
+    renewed_before = leases.LEASE_SECONDS / 5  # what `renew` does not look at
+    assert renewed_before + snapshots.ANSWER_SECONDS < leases.LEASE_SECONDS
+
+
+@pytest.mark.parametrize("error", [QueryCanceled, UndefinedTable])
+def test_a_counter_that_cannot_be_caught_up_keeps_no_other_from_it(world, keeper, monkeypatch, error):
+    tick_until(keeper, lambda: world.state().verified_at and world.state("cities").verified_at)
+
+    def fail_for_cities(counter, *args):
+        if counter.name == "cities":
+            raise error("canceling statement due to statement timeout")
+        return catch_up(counter, *args)
+
+    monkeypatch.setattr(keeping, "catch_up", fail_for_cities)
+    world.store("ann")
+    world.replay()
+    tick_until(keeper, lambda: b"ann" in world.set())
+    assert world.redis.hget(keys.KEEPER, "failure").decode().startswith("cities cannot be caught up: ")
+    assert not world.state("cities").cold and world.redis.hget(keys.KEEPER, "source")
+    monkeypatch.setattr(keeping, "catch_up", catch_up)
+    tick_until(keeper, lambda: world.exact() and not world.redis.hget(keys.KEEPER, "failure"))
+
+
+def test_a_build_that_takes_too_long_is_put_off_and_the_others_are_built(world, keeper, monkeypatch):
+    build = keeping.build
+
+    def too_slow(counter, *args):
+        if counter.name == "cities":
+            raise QueryCanceled("canceling statement due to statement timeout")
+            yield
+        yield from build(counter, *args)
+
+    monkeypatch.setattr(keeping, "build", too_slow)
+    tick_until(keeper, lambda: not world.state().cold)
+    assert world.state("cities").condition == "refused" and "statement timeout" in world.state("cities").why_cold
+
+
 # -- as a process
-
-
-@contextmanager
-def keeper_process(world, **environment):
-    """`python -m manage_service keeper`, as it is deployed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "manage_service", "keeper"],
-        env={**os.environ, "REDIS_URL": world.valkey.url, "CATCH_UP_SECONDS": "0.05", **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
 
 
 def test_the_keeper_stops_cleanly_on_sigterm(world):
@@ -248,10 +271,9 @@ def metrics_of(client):
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world):
-    client = Client(SERVER_NAME="localhost")
+def test_what_the_keeper_knows_is_in_the_metrics_of_manage(world, client):
     assert "rollcall_keeper_tick_age_seconds" not in metrics_of(client), "there has never been one"
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: world.state().verified_at and world.state("cities").verified_at)
         world.store("ann", "bob")
         world.replay()

@@ -7,11 +7,12 @@ import threading
 import tracemalloc
 
 from manage_service.protocol import sweep
-from manage_service.replica import snapshots
+from manage_service.replica import sql
+from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from shared_models.protocol import keys, states
 from tests import servers
-from tests.manage.test_keeper import keeper_process
+from tests.manage.keepers import keeper_process
 from tests.servers import wait_for
 
 
@@ -80,7 +81,6 @@ def test_P5_exact_while_producers_erasers_and_operators_work_at_the_same_time(wo
             actor.join()
         assert failures == []
         run = world.ask()
-        from manage_service.runs.registry import registry
 
         def ended():
             # Ingest's pulse: where a set was changed by hand before it was built, the replica has to show a later commit.
@@ -124,9 +124,9 @@ def test_P7_a_number_says_since_when_it_was_verified_and_what_was_found(world):
 
 def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypatch):
     """Everything differs: 6,000 and then 24,000 members of each kind, in small chunks; the same peak."""
-    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 200)
+    monkeypatch.setattr(sql, "CHUNK_ROWS", 200)
     monkeypatch.setattr(sweep, "CHUNK_ASKED", 200)
-    monkeypatch.setattr(sweep, "CHUNK_TALLIED", 500)
+    monkeypatch.setattr(sweep, "CHUNK_FILTERED", 500)
 
     def peak_of(rows):
         servers.sql(world.primary, "TRUNCATE message")
@@ -167,10 +167,8 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
         "ESTIMATE": "EXPLAIN",
     }
     reads_table = {
-        name
-        for name, value in vars(snapshots).items()
-        if name.isupper() and isinstance(value, str) and "{table}" in value
+        name for name, value in vars(sql).items() if name.isupper() and isinstance(value, str) and "{table}" in value
     }
     assert reads_table <= set(bounded)
     for name, word in bounded.items():
-        assert word in getattr(snapshots, name)
+        assert word in getattr(sql, name)

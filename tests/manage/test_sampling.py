@@ -9,7 +9,7 @@ from redis import Redis
 
 from manage_service.keeper.sampling import take_samples
 from shared_models.protocol import keys, samples
-from tests.manage.test_keeper import keeper_of, tick_until
+from tests.manage.keepers import keeper_at_work, tick_until
 
 
 def taken(world, name="users"):
@@ -49,7 +49,7 @@ def test_only_a_complete_counter_is_sampled(world):
 def test_the_keeper_takes_a_sample_when_one_is_due(world):
     world.post("ann")
     world.replay()
-    with keeper_of(world) as keeper:
+    with keeper_at_work() as keeper:
         tick_until(keeper, lambda: not world.state().cold)
         assert taken(world) == []
         keeper.sample_at = 0.0
@@ -61,7 +61,7 @@ def test_the_keeper_takes_a_sample_when_one_is_due(world):
 def test_a_redis_that_refuses_samples_costs_the_charts_and_nothing_else(world):
     world.post("ann")
     world.replay()
-    with keeper_of(world) as keeper, without(world, "ltrim") as keeper.control:
+    with keeper_at_work() as keeper, without(world, "ltrim") as keeper.control:
         tick_until(keeper, lambda: world.state().verified_at)
         keeper.sample_at = 0.0
         world.store("bob")

@@ -21,7 +21,7 @@ What is covered is one member of one counter; beside it stands the rest of the s
 a set can be deleted as a whole or be changed by one. Not covered:
 
     - two changes by hand that outweigh each other: a member added for one that was removed leaves the size right
-    - the tallies of a reconcile (two members in one bucket), slices of a pass, the chunks and rounds of a sweep or a fill:
+    - the bucket filter of a reconcile (two members in one bucket), slices of a pass, the chunks and rounds of a sweep or a fill:
       for one member each is one step
     - a script that fails in the middle; a watermark that somebody has lowered; a size or a cursor that somebody writes
     - `complete_through`, and all that is about time: leases, how long something is waited for, whether it ever ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import django
 import pytest
@@ -32,7 +33,7 @@ def start_query() -> Iterator[Callable[..., Query]]:
     """A factory of the service: `start_query(url, refresh_seconds=…)`. What it made is closed at the end."""
     made: list[Query] = []
 
-    def start(url: str | None = None, **changed: float) -> Query:
+    def start(url: str | None = None, **changed: Any) -> Query:
         made.append(Query(url or started_valkey().url, **changed))
         return made[-1]
 

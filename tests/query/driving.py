@@ -13,10 +13,11 @@ from urllib.parse import unquote
 import pytest
 from django.core.asgi import get_asgi_application
 
-from query_service import stores
-from query_service.asgi import Application
-from query_service.board import Board
+from query_service import asgi, stores
+from query_service.counts import Counts
+from query_service.memberships import Memberships
 from query_service.streams import Streams
+from shared_models.web.application import Limits
 
 T = TypeVar("T")
 
@@ -101,33 +102,39 @@ def parse_event(text: str) -> Event:
 class Query:
     """The service in an event loop of its own, which runs while a test asks it something."""
 
-    def __init__(self, url: str, **changed: float) -> None:
-        seconds = {"refresh_seconds": 0.02, "idle_seconds": 30.0, "stale_seconds": 30.0, "stream_seconds": 0.02}
-        seconds |= {"heartbeat_seconds": 15.0, "streams": 100}
-        seconds |= changed
+    def __init__(self, url: str, *, limits: Limits | None = None, **changed: float) -> None:
+        options = {"refresh_seconds": 0.02, "idle_seconds": 30.0, "stale_seconds": 30.0, "stream_seconds": 0.02}
+        options |= {"heartbeat_seconds": 15.0, "streams": 100, "streams_per_client": 0, "max_members": 1_000}
+        options |= {"member_bytes": 4 << 20} | changed
         self._runner = asyncio.Runner()
-        self.board = Board(
-            stores.connect_for_board(url),
-            refresh_seconds=seconds["refresh_seconds"],
-            idle_seconds=seconds["idle_seconds"],
-            stale_seconds=seconds["stale_seconds"],
+        self.counts = Counts(
+            stores.connect_for_counts(url),
+            refresh_seconds=options["refresh_seconds"],
+            idle_seconds=options["idle_seconds"],
+            stale_seconds=options["stale_seconds"],
         )
         self.streams = Streams(
-            self.board,
-            seconds=seconds["stream_seconds"],
-            heartbeat_seconds=seconds["heartbeat_seconds"],
-            limit=int(seconds["streams"]),
+            self.counts,
+            seconds=options["stream_seconds"],
+            heartbeat_seconds=options["heartbeat_seconds"],
+            limit=int(options["streams"]),
+            limit_per_client=int(options["streams_per_client"]),
         )
-        members = stores.connect_for_members(url)
-        self.application = Application(self.board, self.streams, members, get_asgi_application())
-        # What requests meet first; a test may put a door in front.
-        self.front: Any = self.application
+        self.application = asgi.Query(
+            get_asgi_application(),
+            limits or Limits(tokens=None),
+            self.counts,
+            Memberships(stores.connect_for_members(url)),
+            self.streams,
+            max_members=int(options["max_members"]),
+            member_bytes=int(options["member_bytes"]),
+        )
 
     def run(self, scenario: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(scenario)
 
     def close(self) -> None:
-        self.run(self.application.close())
+        self.run(self.application.stop())
         self._runner.close()
 
     def get(self, path: str, **headers: str) -> Reply:
@@ -159,7 +166,7 @@ class Query:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self.front(make_scope(method, path, headers or {}, body), receive, send)
+        await self.application(make_scope(method, path, headers or {}, body), receive, send)
         start, *bodies = sent
         return Reply(
             start["status"],
@@ -167,7 +174,7 @@ class Query:
             b"".join(message.get("body", b"") for message in bodies),
         )
 
-    async def listen(self) -> OpenStream:
+    async def listen(self, query: str = "", headers: dict[str, str] | None = None) -> OpenStream:
         """Open /v1/stream."""
         sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         gone, may_send = asyncio.Event(), asyncio.Event()
@@ -184,13 +191,14 @@ class Query:
             await may_send.wait()
             sent.put_nowait(message)
 
-        served = self.front(make_scope("GET", "/v1/stream", {}, b""), receive, send)
+        served = self.application(make_scope("GET", f"/v1/stream{query}", headers or {}, b""), receive, send)
         return OpenStream(asyncio.create_task(served), sent, gone, may_send)
 
 
 def make_scope(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
     route, _, query = path.partition("?")
-    named = {"host": "localhost", "content-length": str(len(body)), **headers}
+    named = {"host": "localhost", "content_length": str(len(body)), **headers}
+    named = {name: value for name, value in named.items() if value or name != "content_length"}
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -201,7 +209,11 @@ def make_scope(method: str, path: str, headers: dict[str, str], body: bytes) -> 
         "raw_path": route.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()],
+        "headers": [
+            (name.replace("_", "-").encode(), value.encode())
+            for name, value in named.items()
+            if value or name != "content_length"
+        ],
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 8003),
     }

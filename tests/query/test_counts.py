@@ -7,11 +7,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.conf import settings
 from redis import Redis
 
-from query_service import board as board_module
-from query_service.counters import Reading, read_counters
+from query_service import counts as counts_module
+from query_service.reads import Reading, read_counters
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, steps
@@ -23,8 +22,8 @@ VERIFIED = datetime(2026, 11, 23, 11, 58, tzinfo=UTC)
 
 
 def test_a_live_counter_says_its_count_and_how_good_it_is(query: Query, rolls: Rolls) -> None:
-    steps.make_all_live()
-    steps.verify("users", VERIFIED, missing=1, extra=2)
+    rolls.make_all_live()
+    rolls.verify("users", VERIFIED, missing=1, extra=2)
     asked_at = datetime.now(UTC)
 
     reply = query.get("/v1/counts")
@@ -55,12 +54,12 @@ def test_a_live_counter_says_its_count_and_how_good_it_is(query: Query, rolls: R
 
 
 def test_P7_every_number_says_how_good_it_is(query: Query, rolls: Rolls) -> None:
-    steps.make_all_live()
+    rolls.make_all_live()
     before = query.read("/v1/counts/users")
     assert (before["verified_at"], before["drift"]) == (None, None)
 
-    steps.advance("users", THROUGH + timedelta(seconds=1))
-    steps.verify("users", VERIFIED)
+    rolls.advance("users", THROUGH + timedelta(seconds=1))
+    rolls.verify("users", VERIFIED)
 
     after = query.read("/v1/counts/users")
     assert (after["state"], after["complete_through"]) == ("live", "2026-11-23T12:00:02.200000Z")
@@ -69,7 +68,7 @@ def test_P7_every_number_says_how_good_it_is(query: Query, rolls: Rolls) -> None
 
 
 def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
-    steps.make_all_live()
+    rolls.make_all_live()
     document = query.get("/v1/counts/users").json
     assert next(iter(document)) == "counter"
     assert (document["counter"], document["count"]) == ("users", 2)
@@ -87,53 +86,83 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
 
 @pytest.mark.parametrize("bare", [True, False], ids=["bare", "read"])
 @pytest.mark.parametrize(
-    "path", ["/v1/counts", "/v1/counts/users", "/v1/counts/users/history", "/v1/stream", "/stats/get/"]
+    ("path", "takes"),
+    [
+        ("/v1/counts", "counters"),
+        ("/v1/counts/users", "no query parameters"),
+        ("/v1/counts/users/history", "no query parameters"),
+        ("/v1/stream", "counters and ticket"),
+        ("/stats/get/", "no query parameters"),
+    ],
 )
 def test_a_question_with_a_parameter_that_is_not_known_is_not_answered_as_if_it_were_not_there(
-    query: Query, rolls: Rolls, path: str, bare: bool
+    query: Query, rolls: Rolls, path: str, takes: str, bare: bool
 ) -> None:
-    steps.make_all_live()
+    rolls.make_all_live()
     if not bare:
         query.read("/v1/counts")
     for method in ("GET",) if path.endswith(("history", "stream")) else ("GET", "HEAD"):
         for sent in ("country=DE", "country=DE&country=FR", "country"):
             reply = query.run(query.request(method, f"{path}?{sent}"))
             assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
-            detail = "there is no query parameter 'country' here; this address takes no query parameters"
+            detail = f"there is no query parameter 'country' here; this address takes {takes}"
             assert method == "HEAD" or reply.json["detail"] == detail
     assert path == "/v1/stream" or query.get(f"{path}?&").status == 200
 
 
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "read"])
+def test_some_counters_may_be_asked_for(query: Query, rolls: Rolls, bare: bool) -> None:
+    rolls.make_live("users", [b"ann"])
+    if not bare:
+        query.read("/v1/counts")
+    only = query.get("/v1/counts?counters=users")
+    assert (only.status, list(only.json["counters"])) == (200, ["users"])
+    assert query.get("/v1/counts?counters=users", if_none_match=only.headers["etag"]).status == 304
+    assert list(query.get("/v1/counts?counters=cities,users,cities").json["counters"]) == ["cities", "users"]
+    cold = query.get("/v1/counts?counters=cities")
+    assert (cold.status, cold.json["type"]) == (503, "urn:rollcall:counter-cold")
+    unknown = query.get("/v1/counts?counters=users,nobody")
+    assert (unknown.status, unknown.json["type"]) == (404, "urn:rollcall:unknown-counter")
+    assert "users" in unknown.json["detail"]
+    assert query.get("/v1/counts?counters=").status == 404
+    assert query.get("/v1/counts?counters=users&counters=cities").status == 400
+    rolls.record("users", b"bob")
+    assert query.get("/v1/counts?counters=users", cache_control="no-cache").json["counters"]["users"]["count"] == 2
+
+
 def test_a_question_about_many_takes_no_query_parameters(query: Query, rolls: Rolls) -> None:
-    steps.make_all_live()
+    rolls.make_all_live()
     reply = query.post("/v1/counts/users/members?username=ann", {"members": []})
     assert (reply.status, reply.json["type"]) == (400, "urn:rollcall:invalid-query")
 
 
-def test_the_query_parameters_that_are_known_are_those_that_are_described(query: Query) -> None:
+def test_the_query_parameters_that_are_described_are_taken(query: Query) -> None:
     document = query.get("/openapi.json").json
     described = query_parameters(document)
     assert described.pop("GET /v1/counts/{counter}/member") == ("fields",)
-    assert described == {name: known for name, known in settings.QUERY_PARAMETERS.items() if known is not None}
+    assert {name: known for name, known in described.items() if known} == {
+        "GET /v1/counts": ("counters",),
+        "GET /v1/stream": ("counters", "ticket"),
+    }
     assert refuses(document, "400")
 
 
 def test_a_counter_with_no_members_is_live_and_zero(query: Query, rolls: Rolls) -> None:
-    steps.make_live("users", [])
+    rolls.make_live("users", [])
     document = query.get("/v1/counts/users").json
     assert (document["count"], document["state"]) == (0, "live")
 
 
 def test_the_flat_counts_of_the_first_demo(query: Query, rolls: Rolls) -> None:
-    steps.make_all_live(cities=5, users=7)
+    rolls.make_all_live(cities=5, users=7)
     assert query.get("/stats/get/").json == {"result": "success", "cities": 5, "users": 7}
 
 
 class TestCold:
     def test_P4_never_a_partial_count_while_a_counter_is_being_built(self, query: Query, rolls: Rolls) -> None:
-        steps.make_live("cities", [b'["NY","New York"]'])
-        steps.begin_fill("users", expected=4000)
-        steps.fill("users", [b"user-%04d" % i for i in range(1500)])
+        rolls.make_live("cities", [b'["NY","New York"]'])
+        rolls.begin_fill("users", expected=4000)
+        rolls.fill("users", [b"user-%04d" % i for i in range(1500)])
 
         for path in ("/v1/counts/users", "/stats/get/"):
             for ask in (query.get, lambda path: query.get(path, cache_control="no-cache")):
@@ -161,10 +190,10 @@ class TestCold:
         }
 
     def test_P4_never_a_partial_count_when_a_counter_was_lost(self, query: Query, rolls: Rolls) -> None:
-        steps.make_all_live()
+        rolls.make_all_live()
         assert query.read("/v1/counts/users")["count"] == 2
-        steps.lose("users")
-        steps.record("users", b"the first one since")
+        rolls.lose("users")
+        rolls.record("users", b"the first one since")
 
         reply = query.get("/v1/counts/users", cache_control="no-cache")
         assert (reply.status, "count" in reply.json, "progress" in reply.json) == (503, False, False)
@@ -178,8 +207,8 @@ class TestCold:
         assert {c["count"] for c in reply.json["counters"].values()} == {None}
 
     def test_a_build_that_ends_is_seen_whole(self, query: Query, rolls: Rolls, redis: Redis) -> None:
-        steps.begin_fill("users", expected=3)
-        position = steps.fill("users", [b"a", b"b", b"c"])
+        rolls.begin_fill("users", expected=3)
+        position = rolls.fill("users", [b"a", b"b", b"c"])
         assert query.get("/v1/counts/users", cache_control="no-cache").status == 503
         assert promote(redis, "users", position)
         assert query.read("/v1/counts/users")["count"] == 3
@@ -188,7 +217,7 @@ class TestCold:
         self, query: Query, rolls: Rolls, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(keys, "PREFIX", "rollcall:0:")
-        steps.make_all_live()
+        rolls.make_all_live()
         monkeypatch.undo()
         assert query.get("/v1/counts").json["type"] == "urn:rollcall:counter-cold"
 
@@ -199,9 +228,9 @@ def promote(client: Redis, name: str, position: bytes) -> bool:
 
 class TestReadingAnew:
     def test_P2_counted_means_counted_in_the_next_count_read_from_redis(self, query: Query, rolls: Rolls) -> None:
-        steps.make_all_live(users=2)
+        rolls.make_all_live(users=2)
         for n in range(20):
-            steps.record("users", b"new-%d" % n)
+            rolls.record("users", b"new-%d" % n)
             assert query.read("/v1/counts/users")["count"] == 3 + n
             assert query.read("/v1/counts")["counters"]["users"]["count"] == 3 + n
             assert query.read("/stats/get/")["users"] == 3 + n
@@ -209,7 +238,7 @@ class TestReadingAnew:
     def test_P2_a_request_never_shares_a_read_that_began_before_it(
         self, query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        steps.make_all_live(users=2)
+        rolls.make_all_live(users=2)
         has_read, may_end = asyncio.Event(), asyncio.Event()
 
         async def read_and_wait(client: object, names: list[str]) -> Reading:
@@ -219,11 +248,11 @@ class TestReadingAnew:
             return reading
 
         async def scenario() -> list[Reply]:
-            await query.board.read_anew()
-            monkeypatch.setattr(board_module, "read_counters", read_and_wait)
-            first = asyncio.create_task(query.board.read_anew())
+            await query.counts.read_anew()
+            monkeypatch.setattr(counts_module, "read_counters", read_and_wait)
+            first = asyncio.create_task(query.counts.read_anew())
             await has_read.wait()  # that read has the count of before
-            steps.record("users", b"counted now")
+            rolls.record("users", b"counted now")
             headers = {"cache_control": "no-cache"}
             asked = [asyncio.create_task(query.request("GET", "/v1/counts/users", headers=headers)) for _ in range(5)]
             await asyncio.sleep(0)
@@ -236,7 +265,7 @@ class TestReadingAnew:
     def test_requests_that_wait_together_share_one_read(
         self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
     ) -> None:
-        steps.make_all_live()
+        rolls.make_all_live()
         query = start_query(refresh_seconds=30.0)  # no read but those that are asked for, however long this takes
 
         async def scenario() -> None:
@@ -251,7 +280,7 @@ class TestReadingAnew:
     def test_a_standing_answer_asks_nothing_of_redis(
         self, start_query: Callable[..., Query], rolls: Rolls, redis: Redis
     ) -> None:
-        steps.make_all_live()
+        rolls.make_all_live()
         query = start_query(refresh_seconds=30.0)
         query.get("/v1/counts")
         redis.config_resetstat()
@@ -262,8 +291,8 @@ class TestReadingAnew:
 
 class TestHTTP:
     def test_an_unchanged_answer_is_a_304(self, query: Query, rolls: Rolls) -> None:
-        steps.make_all_live()
-        query.get("/v1/counts")  # the first is Django's, the others are the board's
+        rolls.make_all_live()
+        query.get("/v1/counts")  # the first reads, the others find the answer made
         for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
             first = query.get(path)
             assert first.headers["cache-control"] == "no-cache"
@@ -273,13 +302,13 @@ class TestHTTP:
                 assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
             assert query.get(path, if_none_match='"other"').status == 200
         etag = query.get("/v1/counts/users").headers["etag"]
-        steps.record("users", b"one more")
+        rolls.record("users", b"one more")
         assert query.get("/v1/counts/users", if_none_match=etag, cache_control="no-cache").status == 200
 
-    def test_the_first_request_of_a_bare_board_is_answered_alike(
+    def test_the_first_request_is_answered_like_the_others(
         self, start_query: Callable[..., Query], rolls: Rolls
     ) -> None:
-        steps.make_all_live()
+        rolls.make_all_live()
         etag = start_query().get("/v1/counts").headers["etag"]
         reply = start_query().get("/v1/counts", if_none_match=etag)
         assert (reply.status, reply.body) == (304, b"")
@@ -289,14 +318,14 @@ class TestHTTP:
             assert first.headers[name] == second.headers[name]
 
     def test_head_is_get_without_the_body(self, query: Query, rolls: Rolls) -> None:
-        steps.make_all_live()
-        for _ in range(2):  # by Django, and from the board
+        rolls.make_all_live()
+        for _ in range(2):  # read for it, and made before
             for path in ("/v1/counts", "/v1/counts/users", "/stats/get/"):
                 head = query.run(query.request("HEAD", path))
                 got = query.get(path)
                 assert (head.status, head.headers["content-length"]) == (200, got.headers["content-length"])
                 assert head.headers["etag"] == got.headers["etag"]
-                if query.board.answers:
+                if query.counts.answers:
                     assert query.run(query.request("HEAD", path)).body == b""
 
     def test_an_unknown_counter_is_told_which_there_are(self, query: Query) -> None:
@@ -305,8 +334,8 @@ class TestHTTP:
         assert reply.json["type"] == "urn:rollcall:unknown-counter"
         assert "cities, users" in reply.json["detail"]
 
-    def test_another_host_is_refused_by_the_board_as_by_django(self, query: Query, rolls: Rolls) -> None:
-        steps.make_all_live()
+    def test_another_host_is_refused_everywhere(self, query: Query, rolls: Rolls) -> None:
+        rolls.make_all_live()
         assert query.get("/v1/counts").status == 200
         for path in ("/v1/counts", "/v1/stream", "/"):
             reply = query.get(path, host="evil.example")
@@ -319,11 +348,11 @@ class TestHTTP:
 
 
 def test_a_counter_that_is_declared_is_offered(query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps.make_all_live()
+    rolls.make_all_live()
     added = (*declarations.COUNTERS, Counter("states", model="Message", fields=("state",)))
     monkeypatch.setattr(declarations, "COUNTERS", added)
     assert query.get("/v1/counts/states").json["type"] == "urn:rollcall:counter-cold"
-    steps.make_live("states", [b"NY", b"CA"])
+    rolls.make_live("states", [b"NY", b"CA"])
     assert query.read("/v1/counts/states")["count"] == 2
     assert query.read("/v1/counts")["counters"]["states"]["count"] == 2
     assert query.read("/stats/get/") == {"result": "success", "cities": 3, "users": 2, "states": 2}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from redis import Redis
 
 from compose.local.servers import Valkey
-from query_service import charts
+from query_service.site import charts
 from shared_models.protocol import keys
 from shared_models.protocol.samples import HOUR, MOST, SAMPLE_SECONDS, Sample
 from tests.query.driving import Query

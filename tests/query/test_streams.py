@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from time import monotonic
+from typing import Any
 
 from compose.local.servers import Valkey
-from query_service.streams import RETRY_FROM, RETRY_TO, START
-from tests.query.driving import Query, eventually
+from query_service.streams import RETRY_FROM, RETRY_TO
+from shared_models.protocol.members import encode
+from tests.query.driving import Query, eventually, make_scope
 from tests.query.rolls_in_redis import THROUGH, Rolls
 
 
@@ -22,18 +25,64 @@ def test_a_stream_begins_with_the_counts_and_goes_on_with_every_change(query: Qu
         assert stream.headers["content-type"].startswith("text/event-stream")
         assert stream.headers["x-accel-buffering"] == "no"
         first = await stream.next()
-        assert first is not None and (first.name, int(first.id) > 0) == ("counts", True)
+        # No name: a browser's `onmessage` gets it.
+        assert first is not None and (first.name, int(first.id) > 0) == ("", True)
         assert first.data["counters"]["users"]["count"] == 2
         assert set(first.data) == {"counters", "as_of"}
 
         rolls.record("users", b"one more")
         assert (await stream.next_counts())["counters"]["users"]["count"] == 3
-        rolls.advance("users", THROUGH + timedelta(seconds=1))
-        data = await stream.next_counts()
-        assert data["counters"]["users"]["complete_through"] == "2026-11-23T12:00:02.200000Z"
+        rolls.verify("users", THROUGH)
+        assert (await stream.next_counts())["counters"]["users"]["verified_at"] == "2026-11-23T12:00:01.200000Z"
         await stream.hang_up()
 
     query.run(scenario())
+
+
+def test_a_counter_that_is_complete_through_a_later_moment_is_no_news_before_the_heartbeat(
+    start_query: Callable[..., Query], rolls: Rolls
+) -> None:
+    """Of an idle table every pulse moves `complete_through`: forty counters would send kilobytes a second."""
+    rolls.make_all_live(users=2)
+    query = start_query(heartbeat_seconds=0.5)
+
+    async def scenario() -> None:
+        stream = await query.listen()
+        await stream.next_counts()
+        tag = (await query.request("GET", "/v1/counts")).headers["etag"]
+        rolls.advance("users", THROUGH + timedelta(seconds=1))
+        await query.counts.read_anew()
+        later = await query.request("GET", "/v1/counts", headers={"if_none_match": tag})
+        assert later.status == 304
+        began = monotonic()
+        said = await stream.next()  # a beat that was due before says it, or the next one
+        assert said is not None and said.data["counters"]["users"]["complete_through"] == "2026-11-23T12:00:02.200000Z"
+        nothing = await stream.next()
+        assert nothing is not None and nothing.is_comment
+        assert monotonic() - began >= 0.5  # from beat to beat
+        await stream.hang_up()
+
+    query.run(scenario())
+
+
+def test_a_listener_may_choose_its_counters(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live(users=2)
+
+    async def scenario() -> None:
+        stream, other = await query.listen("?counters=users"), await query.listen("?counters=cities,users")
+        assert list((await stream.next_counts())["counters"]) == ["users"]
+        assert list((await other.next_counts())["counters"]) == ["cities", "users"]
+        rolls.record("cities", encode(("NY", "Ithaca")))
+        assert (await other.next_counts())["counters"]["cities"]["count"] == 4
+        assert stream.sent.empty()
+        rolls.record("users", b"one more")
+        assert (await stream.next_counts())["counters"]["users"]["count"] == 3
+        await stream.hang_up()
+        await other.hang_up()
+
+    query.run(scenario())
+    unknown = query.get("/v1/stream?counters=nobody")
+    assert (unknown.status, unknown.json["type"]) == (404, "urn:rollcall:unknown-counter")
 
 
 def test_a_cold_counter_is_said_to_be_cold(query: Query, rolls: Rolls) -> None:
@@ -64,16 +113,16 @@ def test_streams_say_when_the_counts_are_stale_and_when_they_live_again(
         live = await stream.next_counts()
         valkey.stop()
         stale = await stream.next()
-        assert stale is not None and stale.name == "stale"
+        assert stale is not None
         assert (stale.data["counters"]["users"]["state"], stale.data["counters"]["users"]["count"]) == ("stale", 2)
         assert stale.data["as_of"] >= live["as_of"]
         lost = await stream.next()
-        assert lost is not None and lost.name == "stale"
+        assert lost is not None
         users = lost.data["counters"]["users"]
         assert (users["state"], users["count"]) == ("unavailable", None)
         valkey.start()
         again = await stream.next()
-        assert again is not None and (again.name, again.data["counters"]["users"]["count"]) == ("counts", 2)
+        assert again is not None and again.data["counters"]["users"] == live["counters"]["users"]
         await stream.hang_up()
 
     query.run(scenario())
@@ -103,7 +152,7 @@ def test_changes_that_come_fast_are_one_event(start_query: Callable[..., Query],
         count = (await stream.next_counts())["counters"]["users"]["count"]
         for n in range(200):
             rolls.record("users", b"user %d" % n)
-            await query.board.read_anew()
+            await query.counts.read_anew()
         events = 0
         while count < 200:
             count = (await stream.next_counts())["counters"]["users"]["count"]
@@ -165,11 +214,11 @@ def test_a_client_that_goes_away_while_it_is_sent_to_frees_its_place(query: Quer
         async def receive() -> dict[str, str]:
             return {"type": "http.disconnect"}
 
-        async def send(message: object) -> None:
-            if message is not START:
+        async def send(message: Mapping[str, Any]) -> None:
+            if message["type"] != "http.response.start":
                 raise OSError("the client is gone")
 
-        await query.streams.serve(receive, send)
+        await query.application(make_scope("GET", "/v1/stream", {}, b""), receive, send)
         assert not query.streams.listeners
 
     query.run(scenario())
@@ -189,19 +238,19 @@ def test_a_client_that_takes_nothing_any_more_loses_its_place(start_query: Calla
     query.run(scenario())
 
 
-def test_a_stream_keeps_the_board_awake(start_query: Callable[..., Query], rolls: Rolls) -> None:
+def test_a_stream_keeps_the_counts_being_read(start_query: Callable[..., Query], rolls: Rolls) -> None:
     rolls.make_all_live(users=2)
     query = start_query(idle_seconds=0.05)
 
     async def scenario() -> None:
         stream = await query.listen()
         await stream.next_counts()
-        asked_at = query.board._asked_at
-        await eventually(lambda: query.board._asked_at > asked_at + 0.2, "the stream to ask")
+        asked_at = query.counts._asked_at
+        await eventually(lambda: query.counts._asked_at > asked_at + 0.2, "the stream to ask")
         rolls.record("users", b"late")
         assert (await stream.next_counts())["counters"]["users"]["count"] == 3
         await stream.hang_up()
-        await eventually(lambda: not query.board.answers, "the board to be bare when the last stream has gone")
+        await eventually(lambda: not query.counts.answers, "the reading to end when the last stream has gone")
 
     query.run(scenario())
 

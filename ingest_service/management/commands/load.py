@@ -15,7 +15,7 @@ from ingest_service.catalog import Collection, read_collections
 from ingest_service.loading import loader, sources
 from ingest_service.loading.loader import LoadStopped
 from ingest_service.loading.sources import Unreadable
-from shared_models.web.problems import Problem
+from ingest_service.writing.transactions import TransactionFailed
 
 # Errors that are printed; the rest are counted.
 SHOWN_ERRORS = 20
@@ -61,7 +61,7 @@ class Command(BaseCommand):
                     on_error=report.show_error,
                     on_progress=report.show_progress,
                 )
-        except (LoadStopped, Unreadable, Problem) as error:
+        except (LoadStopped, Unreadable, TransactionFailed) as error:
             raise CommandError(f"{error} (--resume goes on behind what has been stored)") from error
         self.stdout.write(
             f"{done.stored:,} rows stored, {done.rejected:,} rejected, {done.skipped:,} skipped; "

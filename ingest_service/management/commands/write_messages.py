@@ -12,9 +12,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from ingest_service.catalog import name_of, read_collections
 from ingest_service.loading import generator
 from ingest_service.writing.recording import record_batch
-from ingest_service.writing.transactions import transact
+from ingest_service.writing.transactions import TransactionFailed, transact
 from shared_models.models import Message
-from shared_models.web.problems import Problem
 
 BATCH_ROWS = 1_000
 # Rows that one statement of --clear deletes: a transaction that lasts holds back the horizon of every counter.
@@ -40,7 +39,7 @@ class Command(BaseCommand):
             if options["clear"]:
                 self.clear(ask=not options["yes"])
             self.write(options["number"], options["rate"], options["users"], options["seed"])
-        except Problem as error:
+        except TransactionFailed as error:
             raise CommandError(str(error)) from error
         except ModuleNotFoundError as error:
             raise CommandError(f"{error}: the cities come with the stack; pip install 'rollcall[stack]'") from error

@@ -17,7 +17,7 @@ _doubt_seconds = os.environ.get("CHAOS_DOUBT_SECONDS")
 if _doubt_seconds:
     from datetime import timedelta
 
-    from manage_service.keeper.loop import loop
+    from manage_service.keeper import loop
     from manage_service.protocol import plausibility, sweep
 
     # Too early is harmless, which a run may prove: what is mended for no reason is right as well.

@@ -11,11 +11,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from manage_service import stores
-from manage_service.keeper.leases import Lease, LeaseLost, held
+from manage_service.leases import Lease, LeaseLost, held
 from manage_service.management.terminal import Follower, one_line, show_run
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
 from manage_service.runs.registry import Mode, Run, Status, UnknownRun
+from manage_service.runs.report import report
 from shared_models import declarations, logs
 
 INTERRUPTED = 130  # as shells say it
@@ -62,7 +63,7 @@ class Command(BaseCommand):
         except LeaseLost:
             self.fail("this process was stopped for so long that the keeper has taken the run over; see `status`")
         if options["json"]:
-            self.stdout.write(msgspec.json.encode(run.as_json()).decode())
+            self.stdout.write(msgspec.json.encode(report(run)).decode())
         else:
             show_run(run)
         if interrupted:

@@ -40,5 +40,5 @@ class Command(BaseCommand):
             self.stdout.write(msgspec.json.encode(status).decode())
         else:
             show_status(status)
-        if not status["healthy"]:
+        if not status.healthy:
             sys.exit(1)

@@ -1,0 +1,81 @@
+"""A run as operators see it: the API's answer, and the command line's `--json`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from manage_service.protocol.findings import Findings
+from manage_service.runs.registry import Mode, Run, Status
+
+
+class RunProgress(msgspec.Struct):
+    """Which counter is being looked at, what is done with it, and how far that is."""
+
+    counter: str
+    phase: str
+    read: Annotated[int, Meta(description="members looked at in this phase")]
+    expected: Annotated[int, Meta(description="about how many there are; 0: not known")]
+    eta_seconds: Annotated[float | None, Meta(description="how long this phase will still take, at its speed so far")]
+
+
+class CounterDrift(msgspec.Struct):
+    """What a run has found in one counter so far."""
+
+    missing: Annotated[int, Meta(description="members that have a row and were not in the set")]
+    extra: Annotated[int, Meta(description="members of the set that no row has")]
+    missing_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
+    extra_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
+    verified_at: datetime | None
+    failure: Annotated[
+        str, Meta(description="why this counter could not be reconciled; empty where it was, or will be")
+    ]
+
+
+class RunReport(msgspec.Struct):
+    """A run, under way or from the history."""
+
+    id: str
+    status: Status
+    cancelling: Annotated[bool, Meta(description="whether it was asked to stop, and has not stopped yet")]
+    mode: Mode
+    counters: list[str]
+    asked_at: datetime
+    asked_by: Annotated[str, Meta(description="api, cli or schedule")]
+    started_at: datetime | None
+    finished_at: datetime | None
+    detail: Annotated[str, Meta(description="why it failed, or what it is waiting for")]
+    progress: RunProgress
+    drift: Annotated[dict[str, CounterDrift], Meta(description="by counter")]
+
+
+def report(run: Run) -> RunReport:
+    """The run as it is now."""
+    return RunReport(
+        id=run.id,
+        status=run.status,
+        cancelling=run.open and run.asked_to_stop,
+        mode=run.mode,
+        counters=run.counters,
+        asked_at=run.asked_at,
+        asked_by=run.asked_by,
+        started_at=run.started_at,
+        finished_at=run.finished_at,
+        detail=run.detail,
+        progress=RunProgress(run.counter, run.phase, run.read, run.expected, run.eta_seconds()),
+        drift={name: report_drift(found) for name, found in run.findings.items()},
+    )
+
+
+def report_drift(found: Findings) -> CounterDrift:
+    return CounterDrift(
+        missing=found.missing,
+        extra=found.extra,
+        missing_sample=found.missing_sample,
+        extra_sample=found.extra_sample,
+        verified_at=found.verified_at,
+        failure=found.failure,
+    )

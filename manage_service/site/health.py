@@ -1,0 +1,44 @@
+"""What manage answers before Django does: whether it is ready, and its metrics."""
+
+from __future__ import annotations
+
+import psycopg2
+from redis.exceptions import RedisError
+
+from manage_service import stores
+from manage_service.site.api import as_problem
+from manage_service.site.metrics import Facts
+from manage_service.status.judging import one_line
+from shared_models.stores import check_noeviction
+from shared_models.web.health import Readiness
+from shared_models.web.prometheus import exposition
+
+NEEDED = frozenset({"redis", "replica"})
+
+
+def look() -> Readiness:
+    """Whether Redis and the replica can be worked with."""
+    return Readiness({"redis": look_at_redis(), "replica": look_at_replica()}, NEEDED)
+
+
+def look_at_redis() -> str | None:
+    try:
+        return check_noeviction(stores.redis_of_requests())
+    except RedisError as error:
+        return f"cannot be reached: {one_line(str(error))}"
+
+
+def look_at_replica() -> str | None:
+    try:
+        with stores.replica_of_requests() as replica, replica.snapshot():
+            return None
+    except psycopg2.Error as error:
+        return f"cannot be reached: {one_line(str(error))}"
+
+
+def read_metrics() -> bytes:
+    """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same. Raises Problem."""
+    try:
+        return exposition(Facts(stores.redis_of_requests()))
+    except RedisError as error:
+        raise as_problem(error) from error

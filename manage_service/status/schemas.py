@@ -1,0 +1,110 @@
+"""How everything stands, as a document: for the API, and for the command line."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from manage_service.leases import Holder
+from manage_service.runs.registry import Mode, Status
+
+
+class Drift(msgspec.Struct):
+    """By how many members a set and its table differed."""
+
+    missing: int
+    extra: int
+
+
+class BuildProgress(msgspec.Struct):
+    """How far a build is, in members."""
+
+    read: int
+    expected: int
+
+
+class LastRun(msgspec.Struct):
+    """The newest run of a counter."""
+
+    id: str
+    status: Status
+    finished_at: datetime | None
+
+
+class CounterStatus(msgspec.Struct):
+    """One counter. What only the replica could tell is null where it cannot be reached."""
+
+    state: Literal["live", "cold"]
+    reason: Annotated[str, Meta(description="why it is cold; empty where it is live")]
+    count: int | None
+    cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
+    horizon: Annotated[int | None, Meta(description="the replica shows all rows below this xact")]
+    replica_lag_seconds: float | None
+    watermark: Annotated[int, Meta(description="the highest xact that ingest has acknowledged")]
+    source: str
+    complete_through: datetime | None
+    verified_at: datetime | None
+    drift: Annotated[Drift | None, Meta(description="what the last reconcile found")]
+    repaired: Annotated[bool, Meta(description="whether that reconcile has mended it; a check mends nothing")]
+    building: BuildProgress | None
+    last_run: LastRun | None
+
+
+class ReplicaStatus(msgspec.Struct):
+    """What the replica shows at this moment, or why it cannot be asked."""
+
+    reachable: bool
+    detail: str
+    source: str | None = None
+    horizon: int | None = None
+    committed_through: datetime | None = None
+    lag_seconds: float | None = None
+
+
+class KeeperStatus(msgspec.Struct):
+    """The keeper that works: when it last looked, what it does, what is in its way, and who it is."""
+
+    alive: Annotated[bool, Meta(description="whether it has caught up lately")]
+    state: Literal["alive", "held up", "not running"]
+    ticked_at: datetime | None
+    job: str
+    holder: Annotated[Holder | None, Meta(description="who holds the keeper's lock")]
+    failure: str
+    committed_through: Annotated[datetime | None, Meta(description="the newest commit that it has seen on the replica")]
+    horizon_held_seconds: Annotated[
+        float, Meta(description="for how long an open transaction holds the horizon; 0: none does")
+    ]
+
+
+class Finding(msgspec.Struct):
+    """Something that is wrong, and keeps `healthy` from being true."""
+
+    about: Annotated[str, Meta(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")]
+    kind: str
+    since: Annotated[datetime | None, Meta(description="null where nobody knows")]
+    detail: Annotated[str, Meta(description="what is wrong, since when, and what to do, in a sentence")]
+
+
+class StatusReport(msgspec.Struct):
+    """How everything stands, and what is wrong."""
+
+    healthy: Annotated[bool, Meta(description="whether there are no findings")]
+    findings: list[Finding]
+    counters: dict[str, CounterStatus]
+    replica: ReplicaStatus
+    keeper: KeeperStatus
+    open_runs: Annotated[list[str], Meta(description="ids of the runs that have not ended")]
+    as_of: datetime
+
+
+class Proof(msgspec.Struct):
+    """What one run found in one counter."""
+
+    run: str
+    mode: Mode
+    verified_at: datetime
+    missing: int
+    extra: int

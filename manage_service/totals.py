@@ -1,0 +1,45 @@
+"""What was done since Redis was last empty, in numbers that only grow: for the metrics of processes that listen nowhere.
+
+They are no part of the protocol. A process that dies between the work and its note leaves them a little low.
+"""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from manage_service.runs.registry import ENDS, Mode, Run, Status
+from shared_models.protocol import keys, moments, states
+
+
+def note_pass(redis: Redis, counter: str, *, read: int, added: int) -> None:
+    """A pass of catching up over a counter."""
+    redis.hincrby(keys.TOTALS, f"read:{counter}", read)
+    redis.hincrby(keys.TOTALS, f"added:{counter}", added)
+
+
+def read_passes(redis: Redis, counter: str) -> tuple[int, int]:
+    """Members of the rows that catching up has read, and of these, how many were not in their set yet, and were added."""
+    read, added = states.read_fields(redis, keys.TOTALS, f"read:{counter}", f"added:{counter}")
+    return int(read or 0), int(added or 0)
+
+
+def note_run(redis: Redis, run: Run) -> None:
+    """A run that has ended."""
+    if run.started_at is None or run.finished_at is None:
+        return
+    took = run.finished_at - run.started_at
+    pipe = redis.pipeline(transaction=True)
+    pipe.hincrby(keys.TOTALS, f"runs:{run.mode}:{run.status}", 1)
+    pipe.hincrby(keys.TOTALS, f"microseconds:{run.mode}:{run.status}", took // moments.MICROSECOND)
+    pipe.execute()
+
+
+def read_runs(redis: Redis) -> dict[tuple[Mode, Status], tuple[int, float]]:
+    """How many runs have ended, and how many seconds they took together, by mode and end."""
+    found = {}
+    for mode in Mode:
+        for status in ENDS:
+            names = f"runs:{mode}:{status}", f"microseconds:{mode}:{status}"
+            runs, microseconds = states.read_fields(redis, keys.TOTALS, *names)
+            found[mode, status] = int(runs or 0), int(microseconds or 0) / 1e6
+    return found

@@ -1,0 +1,147 @@
+"""The counts of a worker: read while somebody looks at them, and the answers to the standing questions made of them.
+
+One task a worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers. A
+request takes one of them: a dictionary lookup. Nobody asks for IDLE_SECONDS: the task ends and there are no answers;
+the next request starts it again, and waits for its first read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from contextvars import Context
+from time import monotonic, perf_counter
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+
+from query_service import answers, metrics
+from query_service.answers import Condition, CountAnswer
+from query_service.reads import Reading, Unreadable, read_counters
+from shared_models import declarations
+
+log = structlog.get_logger()
+
+# Between two attempts while Redis cannot be read, so that it is noticed within a second when it is back. A request
+# that asks for a read of its own does not wait for it.
+RETRY_SECONDS = 0.5
+# Choices of counters (`?counters=…`) whose answers are kept until the next read.
+MOST_CHOICES = 100
+
+
+class Counts:
+    """All of it runs in the worker's event loop: nothing here needs a lock."""
+
+    def __init__(self, client: Redis, *, refresh_seconds: float, idle_seconds: float, stale_seconds: float) -> None:
+        self._client = client
+        self.refresh_seconds, self.idle_seconds, self.stale_seconds = refresh_seconds, idle_seconds, stale_seconds
+        # By path. Empty while nobody asks.
+        self.answers: dict[str, CountAnswer] = {}
+        self.reading: Reading | None = None
+        self.condition = Condition.LOST
+        self._of_choices: dict[tuple[str, ...], CountAnswer] = {}
+        self._noted: Condition | None = None  # what the log says already
+        self._read_at = 0.0
+        self._asked_at = 0.0
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        # Set when the read that has not begun yet has ended.
+        self._next_read = asyncio.Event()
+
+    def ask(self) -> None:
+        """Note that somebody looks: the answers are kept true for another `idle_seconds`."""
+        self._asked_at = monotonic()
+        if self._task is None or self._task.done():
+            # In a context of its own: it is nobody's request whose id its lines would carry.
+            self._task = asyncio.create_task(self._keep(), context=Context())
+
+    async def read_anew(self) -> None:
+        """Return when a read has ended that began after this call; the answers are made of it, or of a later one.
+
+        Callers share a read, but never one that is under way already: that one may have passed Redis before the write
+        that this caller wants to see ("counted means counted").
+        """
+        self.ask()
+        next_read = self._next_read
+        self._wanted.set()
+        await next_read.wait()
+
+    @property
+    def names(self) -> list[str]:
+        """The declared counters. Looked up each time: they are the module's, not this worker's."""
+        return [counter.name for counter in declarations.COUNTERS]
+
+    def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Counters as they were last read; all of them by default."""
+        return answers.describe_all(self.names if names is None else names, self.reading, self.condition)
+
+    def answer_to_choice(self, names: tuple[str, ...]) -> CountAnswer:
+        """What `/v1/counts?counters=…` says."""
+        given = self._of_choices.get(names)
+        if given is None:
+            given = answers.render_all(self.describe(names), self.condition)
+            if len(self._of_choices) < MOST_CHOICES:
+                self._of_choices[names] = given
+        return given
+
+    async def close(self) -> None:
+        """End the task, and let go of the connection."""
+        if self._task is not None:
+            self._closed = True
+            self._wanted.set()
+            await self._task
+        await self._client.aclose()
+
+    async def _keep(self) -> None:
+        """Read until nobody has asked for a while."""
+        try:
+            while not self._closed and (self._wanted.is_set() or monotonic() - self._asked_at < self.idle_seconds):
+                this_read, self._next_read = self._next_read, asyncio.Event()
+                self._wanted.clear()
+                try:
+                    await self._read()
+                finally:
+                    this_read.set()
+                metrics.note_standing_answers()
+                pause = self.refresh_seconds if self.condition is Condition.FRESH else RETRY_SECONDS
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wanted.wait()
+        finally:
+            # No await from here on: a request finds the task at work, or no answers and no task, never in between.
+            metrics.note_standing_answers()
+            self.answers, self._of_choices = {}, {}
+            self._next_read.set()
+            self._next_read = asyncio.Event()
+
+    async def _read(self) -> None:
+        """One read, whatever becomes of it, and the answers that follow from it."""
+        begun = perf_counter()
+        try:
+            self.reading = await read_counters(self._client, self.names)
+        except Unreadable as error:
+            self._note_failure(error)
+        else:
+            self._note_success(self.reading, perf_counter() - begun)
+        self.answers = answers.render(self.names, self.reading, self.condition)
+        self._of_choices = {}
+
+    def _note_success(self, reading: Reading, seconds: float) -> None:
+        self.condition, self._read_at = Condition.FRESH, monotonic()
+        if self._noted is not Condition.FRESH:
+            self._noted = Condition.FRESH
+            log.info("counts.reading")
+        metrics.READS.labels("read").inc()
+        metrics.READ_SECONDS.observe(seconds)
+        metrics.READ_AT.set(reading.as_of.timestamp())
+
+    def _note_failure(self, error: Exception) -> None:
+        recent = self.reading is not None and monotonic() - self._read_at < self.stale_seconds
+        self.condition = Condition.STALE if recent else Condition.LOST
+        if self._noted is not self.condition:
+            self._noted = self.condition
+            log.warning("counts.cannot_read", answers=self.condition.value, error=str(error))
+        metrics.READS.labels("failed").inc()

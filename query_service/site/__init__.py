@@ -1,0 +1,1 @@
+"""The page for people, with its charts: what Django is there for."""

@@ -1,0 +1,147 @@
+"""The page: the counts as they are, in plain HTML; `live.js` keeps them moving."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+
+from query_service import memberships
+from query_service.problems import known_counter
+from query_service.reads import Unreadable, read_samples
+from query_service.site import charts
+from shared_models import declarations
+from shared_models.declarations import Counter
+from shared_models.protocol.samples import Sample
+from shared_models.web.problems import Problem
+from shared_models.wording import found_in_words
+
+if TYPE_CHECKING:
+    from query_service.asgi import Query
+
+# Where the application that the request came through is found.
+QUERY = "rollcall.query"
+
+# Nothing is loaded from another host, and nothing runs that stands in the HTML.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+# Names the counter in a question that comes without JavaScript: the button's name. No field can be called like this.
+ASKED = "is-one-of"
+
+
+async def page(request: HttpRequest) -> HttpResponse:
+    """All counters with their freshness and their last hour, and a question about a member for each."""
+    query: Query = request.scope[QUERY]  # type: ignore[attr-defined]
+    counts = query.counts
+    _, histories, question = await asyncio.gather(counts.read_anew(), read_histories(query), answer(request, query))
+    described = counts.describe()
+    now = described["as_of"] or datetime.now(UTC)
+    context = {
+        "counters": [
+            present(counter, described["counters"][counter.name], histories.get(counter.name, []), now, question)
+            for counter in declarations.COUNTERS
+        ],
+        "as_of": described["as_of"],
+        "is_stale": any(counter["state"] in ("stale", "unavailable") for counter in described["counters"].values()),
+        "asked": ASKED,
+    }
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+    return HttpResponse(render_to_string("query/page.html", context), headers=headers)
+
+
+async def read_histories(query: Query) -> dict[str, list[Sample]]:
+    """The last hour of each counter. Without Redis there are no charts, and the page says so in its own way."""
+    names = [counter.name for counter in declarations.COUNTERS]
+    try:
+        return await read_samples(query.memberships.client, names, datetime.now(UTC))
+    except Unreadable:
+        return {}
+
+
+async def answer(request: HttpRequest, query: Query) -> dict[str, Any]:
+    """What the form of a counter asked, and the answer: what `live.js` does by itself where there is JavaScript."""
+    name = request.GET.get(ASKED)
+    if name is None:
+        return {}
+    asked_by = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
+    values = dict(parse_qsl(asked_by, keep_blank_values=True, max_num_fields=None))
+    said: dict[str, Any] = {"counter": name, "values": values}
+    try:
+        counter = known_counter(name)
+        (is_member,) = await query.memberships.ask(counter.name, [memberships.read_query(counter, asked_by)])
+    except Problem as problem:
+        return {**said, "words": f"No answer: {problem.detail}."}
+    asked = ", ".join(values[field] for field in counter.fields)
+    if is_member:
+        return {**said, "kind": "yes", "words": f"Yes, “{asked}” is counted."}
+    return {**said, "kind": "no", "words": f"No, “{asked}” is not counted."}
+
+
+def present(
+    counter: Counter, described: dict[str, Any], samples: list[Sample], now: datetime, question: dict[str, Any]
+) -> dict[str, Any]:
+    """One counter as the template wants it: in words and with separators, as `live.js` writes it too."""
+    count = described["count"]
+    samples = [sample for sample in samples if sample.at <= now]
+    if described["state"] == "live":
+        samples.append(Sample(now, count))
+    question = question if question.get("counter") == counter.name else {}
+    values = question.get("values", {})
+    return {
+        **described,
+        "name": counter.name,
+        "title": title(counter.name),
+        "fields": [{"name": field, "title": title(field), "value": values.get(field, "")} for field in counter.fields],
+        "shown": "—" if count is None else f"{count:,}",
+        "proof": present_proof(described),
+        "cold_in_words": describe_cold(described),
+        "chart": present_chart(charts.draw(samples, now)),
+        "answer": question,
+    }
+
+
+def title(name: str) -> str:
+    """A declared name, for people."""
+    return name.replace("_", " ")
+
+
+def present_chart(chart: charts.Chart | None) -> dict[str, Any]:
+    """The chart with its numbers in words; a place to draw on where there is nothing to draw yet."""
+    place = {"width": charts.WIDTH, "height": charts.HEIGHT}
+    if chart is None:
+        return {**place, "words": "The last hour: nothing is known"}
+    low, high = f"{chart.low:,}", f"{chart.high:,}"
+    words = f"{low} all the time" if low == high else f"between {low} and {high}"
+    return {
+        **place,
+        "path": chart.path,
+        "low": "" if low == high else low,
+        "high": high,
+        "words": f"The last hour: {words}",
+    }
+
+
+def present_proof(described: dict[str, Any]) -> dict[str, str]:
+    """When it was verified, and what was mended before or is wrong still: text before and after the time."""
+    drift, repaired = described["drift"], described.get("repaired", True)
+    if not drift:
+        return {"before": "", "after": ""}
+    words = found_in_words(drift.missing, drift.extra, repaired=repaired)
+    if not drift.missing and not drift.extra:
+        return {"before": "", "after": f", {words}"}
+    return {"before": f"{words}, ", "after": ""} if repaired else {"before": "", "after": f", drift: {words}"}
+
+
+def describe_cold(described: dict[str, Any]) -> str:
+    """Why a counter has no count: how far it is built, or what else keeps it from being counted."""
+    progress = described.get("progress")
+    if progress:
+        return f"Being built: {progress['read']:,} of about {progress['expected']:,} members"
+    return f"Cannot be counted now: {described['reason']}" if described.get("reason") else "Being built"

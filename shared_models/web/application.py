@@ -1,0 +1,257 @@
+"""The ASGI application around everything that a service answers: what every request passes, and what every answer has.
+
+A request has to come to a known host, to bring a token where one is needed, and to keep within its limits. Then it is
+answered: by a standing answer (a dictionary lookup), by a route of the service's own, or by Django. A problem that is
+raised anywhere becomes an answer here. There is one such application a worker, in the worker's event loop.
+
+The server in front of it (uvicorn, under gunicorn) waits for slow clients, at the price of a connection each; `bodies`
+says for how long, and how much of them is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from shared_models import logs
+from shared_models.web import request_log
+from shared_models.web.asgi import (
+    ASGI,
+    Answer,
+    ClientGone,
+    Headers,
+    Message,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    answer,
+    refusal,
+)
+from shared_models.web.bodies import Bodies
+from shared_models.web.health import ALIVE, Readiness
+from shared_models.web.hosts import is_allowed
+from shared_models.web.parameters import check_parameters
+from shared_models.web.problems import Problem, fault, method_not_allowed
+from shared_models.web.prometheus import exposition
+from shared_models.web.rate_limits import RateLimit
+from shared_models.web.tokens import Tokens, needs_token, unauthorized
+
+log = structlog.get_logger()
+
+# Where Django's views find the name of the token, and leave their route. No header can set either.
+OWNER, ROUTE = "rollcall.owner", "rollcall.route"
+
+# What a page of another origin may send, and what it may read.
+PREFLIGHT = Answer(
+    204,
+    [
+        (b"access-control-allow-methods", b"GET, HEAD, POST"),
+        (b"access-control-allow-headers", b"authorization, cache-control, content-type, if-none-match, x-request-id"),
+        (b"access-control-max-age", b"3600"),
+    ],
+)
+EXPOSED = (b"access-control-expose-headers", b"etag, retry-after, rollcall-state, x-request-id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Who may ask, and for how much."""
+
+    tokens: Tokens | None
+    metrics_public: bool = False
+    open_paths: frozenset[str] = frozenset()  # pages of this service that need no token
+    open_folders: tuple[str, ...] = ()  # … and those that ask by themselves who it is
+    rate: RateLimit | None = None
+    origins: frozenset[bytes] = frozenset()  # whose pages may read the answers; * is all of them
+    body_bytes: int = 1 << 20  # of a request that Django answers
+
+    def asks(self, path: str) -> bool:
+        """Whether a request to this path has to bring a token."""
+        known = needs_token(path, metrics_public=self.metrics_public, also_open=self.open_paths)
+        return known and not path.startswith(self.open_folders)
+
+
+class Application:
+    """What one worker answers. A service gives it routes of its own by `handle`, and what it knows of itself."""
+
+    def __init__(self, django: ASGI, limits: Limits) -> None:
+        self.django, self.limits = django, limits
+        self.bodies = Bodies()
+
+    # What a service may say of itself.
+
+    def standing_answer(self, request: Request) -> Answer | None:
+        """The answer to this request that was there before it came; None where there is none."""
+        return None
+
+    async def handle(self, request: Request) -> Answer | None:
+        """The answer to a request of the service's own; None where it has been sent already. The others are Django's."""
+        await self.hand_to_django(request)
+        return None
+
+    def readiness(self) -> Readiness:
+        """What the service needs. Runs in a thread: it may wait."""
+        raise NotImplementedError
+
+    async def metrics(self) -> bytes:
+        """What Prometheus reads."""
+        return await asyncio.to_thread(exposition)
+
+    async def start(self) -> None:
+        """The event loop runs; the first request comes after this."""
+
+    def leave(self) -> None:
+        """The worker was told to end, and still answers: let go of what would keep it."""
+
+    async def stop(self) -> None:
+        """All requests are answered."""
+
+    # The way of a request.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.serve(Request(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self.live(receive, send)
+        else:  # a WebSocket, where the server knows them: there are none here
+            await receive()
+            await send({"type": "websocket.close"})
+
+    async def serve(self, request: Request) -> None:
+        """Answer one request, whatever becomes of it, and note it."""
+        try:
+            given = self.admit(request) or await self.find_answer(request)
+        except Problem as problem:
+            given = refusal(problem)
+        except ClientGone:
+            return
+        except Exception:
+            log.exception("request.error", route=request.route, request_id=request.id)
+            given = None if request.status else refusal(fault())
+        finally:
+            self.bodies.release(request)
+        if given is not None:
+            await request.answer(given)
+        self.note(request)
+
+    def admit(self, request: Request) -> Answer | None:
+        """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""
+        limits, headers = self.limits, request.headers
+        sent = headers.get(b"x-request-id")
+        if sent is not None:
+            self.name(request, sent.decode("latin-1"))
+        if limits.origins:
+            request.more_headers += self.cross_origin(headers.get(b"origin", b""))
+            if request.method == "OPTIONS" and b"access-control-request-method" in headers:
+                return PREFLIGHT  # before the token: a browser asks without one whether it may send it
+        if not is_allowed(headers.get(b"host", b"")):
+            raise Problem(
+                400, "bad-request", "Bad request", "this service does not answer to the Host that was asked for"
+            )
+        if limits.tokens is not None and limits.asks(request.path):
+            self.find_owner(request, limits.tokens)
+        return self.standing_answer(request)
+
+    async def find_answer(self, request: Request) -> Answer | None:
+        """Find who answers a request that was let in. Raises Problem."""
+        if not request.id:
+            self.name(request, "")
+        logs.bound.set(request_log.facts_of(request))
+        if self.limits.rate is not None and self.limits.asks(request.path):
+            await self.limits.rate.check(request.owner)
+        return await self.find_handler(request)
+
+    async def find_handler(self, request: Request) -> Answer | None:
+        """The answers that all services give alike, and the service's own."""
+        if request.path == "/livez":
+            self.takes(request, "GET")
+            return ALIVE
+        if request.path == "/readyz":
+            self.takes(request, "GET")
+            return (await asyncio.to_thread(self.readiness)).answer()
+        if request.path == "/metrics":
+            self.takes(request, "GET")
+            return answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
+        return await self.handle(request)
+
+    def takes(self, request: Request, method: str, route: str = "", parameters: tuple[str, ...] | None = None) -> None:
+        """Check that this is what the route takes, and give the request its name. HEAD is taken where GET is; None as
+        `parameters` stands for a handler that reads the query string by itself. Raises Problem 400 or 405."""
+        request.route = route or request.path
+        if request.method != method and (method, request.method) != ("GET", "HEAD"):
+            raise method_not_allowed("GET, HEAD" if method == "GET" else method)
+        if parameters is not None and request.scope["query_string"]:
+            check_parameters(request.query, parameters)
+
+    async def hand_to_django(self, request: Request) -> None:
+        """Let Django answer. It gets the body whole: it would take any, and wait for it as long as it comes."""
+        body = await self.bodies.read(request, self.limits.body_bytes)
+        pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def receive() -> Message:
+            if pending:
+                return pending.pop()
+            while (message := await request.receive())["type"] == "http.request":
+                pass  # of a request without a body; it was not read
+            return message
+
+        request.scope[OWNER] = request.owner
+        await self.django(request.scope, receive, request.send)
+        request.route = request.scope.get(ROUTE, request.route)
+
+    # Its parts.
+
+    @staticmethod
+    def name(request: Request, sent: str) -> None:
+        """Give the request the id that the client has chosen, where that is fit for a log, or a new one."""
+        request.id = request_log.id_of(sent)
+        request.more_headers.append((b"x-request-id", request.id.encode()))
+
+    def find_owner(self, request: Request, tokens: Tokens) -> None:
+        """Whose token the request brings. Raises Problem 401."""
+        authorization = request.headers.get(b"authorization", b"")
+        request.owner = tokens.find(authorization) or ""
+        if not request.owner:
+            raise unauthorized(presented=bool(authorization))
+
+    def cross_origin(self, origin: bytes) -> Headers:
+        """What tells a browser, and the caches on the way, whether a page of this origin may read the answer."""
+        if b"*" in self.limits.origins:
+            return [(b"access-control-allow-origin", b"*"), EXPOSED]
+        if origin in self.limits.origins:
+            return [(b"vary", b"origin"), (b"access-control-allow-origin", origin), EXPOSED]
+        return [(b"vary", b"origin")]
+
+    def note(self, request: Request) -> None:
+        """Log and measure a request that has been answered."""
+        request_log.note(request)
+
+    # Its life.
+
+    async def live(self, receive: Receive, send: Send) -> None:
+        """ASGI's lifespan protocol."""
+        await receive()
+        self.hear_of_the_end()
+        await self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def hear_of_the_end(self) -> None:
+        """Have `leave` called on SIGTERM, before whoever hears of it now. The lifespan protocol says so only when all
+        connections have ended; an event stream ends only when it is told to."""
+        loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+
+        def end(number: int, frame: FrameType | None) -> Any:
+            loop.call_soon_threadsafe(self.leave)
+            return before(number, frame) if callable(before) else None
+
+        signal.signal(signal.SIGTERM, end)

@@ -1,0 +1,96 @@
+"""A request and an answer, as the applications of all services see them, and ASGI's own types."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from shared_models.web.problems import MEDIA_TYPE, Problem
+from shared_models.web.request_log import NO_ROUTE
+
+Scope: TypeAlias = dict[str, Any]
+Message: TypeAlias = Mapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+JSON = "application/json"
+# No browser takes JSON for a page then, whatever is in it: nothing runs, nothing has to be framed.
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+
+
+class ClientGone(Exception):
+    """The client has closed the connection; nobody is there to be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, ready to be sent."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+def answer(status: int, body: bytes, content_type: str = JSON, more: dict[str, str] | None = None) -> Answer:
+    """An answer for programs, with more headers by their names."""
+    headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)), NOSNIFF]
+    if more:
+        headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
+    return Answer(status, headers, body)
+
+
+def refusal(problem: Problem) -> Answer:
+    """The answer that says what is wrong."""
+    return answer(problem.status, problem.body(), MEDIA_TYPE, {"Cache-Control": "no-store", **problem.headers})
+
+
+class Request:
+    """One request. `route` is what log and metrics call its path: paths are made up by others."""
+
+    __slots__ = (
+        *("_send", "begun", "headers", "held_bytes", "id", "is_standing", "method", "more_headers"),
+        *("owner", "path", "receive", "route", "scope", "status"),
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun = perf_counter()
+        self.scope, self.receive, self._send = scope, receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        # Names are in lower case. Of a header that is sent twice the last one counts.
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = ""  # for the log; the client may choose it
+        self.owner = ""  # the name of the token that it came with
+        self.route = NO_ROUTE
+        self.is_standing = False  # the answer was there before anybody asked
+        self.more_headers: Headers = []  # of the answer, whoever gives it
+        self.held_bytes = 0  # of its body, in memory
+        self.status = 0  # of the answer that has been begun
+
+    def header(self, name: bytes) -> str:
+        """A header as text; "" where it is not there."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def query(self) -> str:
+        """The query string, as it was sent."""
+        return str(self.scope["query_string"], "latin-1")
+
+    async def send(self, message: Message) -> None:
+        """ASGI's send, which adds the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self.more_headers]}
+        await self._send(message)
+
+    async def answer(self, given: Answer) -> None:
+        """Send a whole answer."""
+        self.status = given.status
+        headers = given.headers + self.more_headers if self.more_headers else given.headers
+        await self._send({"type": "http.response.start", "status": given.status, "headers": headers})
+        body = b"" if self.method == "HEAD" else given.body
+        await self._send({"type": "http.response.body", "body": body})

@@ -1,0 +1,112 @@
+"""The body of a request: read here and nowhere else, within limits of size, time and memory.
+
+The server hands over a body piece by piece as it arrives, and stops reading from the client while nobody takes a
+piece. Of a refused body it forgets what still comes: the client can read why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared_models.web.asgi import ClientGone, Request
+from shared_models.web.problems import Problem
+
+# A body has to arrive within this time, or at this rate at least, if that takes longer.
+ARRIVE_SECONDS = 10.0
+SLOWEST_BYTES_PER_SECOND = 16_384
+# What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
+# A small one is let in all the same: with as many as there can be connections they hold less than this.
+HELD_BYTES = 384 << 20
+SMALL_BYTES = 1 << 16
+
+
+class Bodies:
+    """The bodies that one worker holds. Used by its event loop only: nothing here needs a lock."""
+
+    def __init__(self, most_bytes: int = HELD_BYTES) -> None:
+        self.most_bytes, self.held_bytes = most_bytes, 0
+
+    async def read(self, request: Request, limit_bytes: int) -> bytes | bytearray:
+        """The body, as it was sent; b"" where there is none. `release` forgets it.
+
+        Raises Problem: 408 (too slow), 413 (larger than the limit), 503 (no memory for it); or ClientGone.
+        """
+        declared = declared_bytes(request)
+        if declared == 0:
+            return b""
+        if declared is not None and declared > limit_bytes:
+            raise too_large(limit_bytes)
+        body: bytes | bytearray = b""
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(began + ARRIVE_SECONDS) as limit:
+                while True:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    piece: bytes = message.get("body", b"")
+                    if len(body) + len(piece) > limit_bytes:
+                        raise too_large(limit_bytes)
+                    self.hold(request, len(piece))
+                    if not message.get("more_body"):
+                        return body + piece if body else piece
+                    body = bytearray(body) if isinstance(body, bytes) else body
+                    body += piece
+                    limit.reschedule(began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND)
+        except TimeoutError:
+            raise too_slow() from None
+
+    def hold(self, request: Request, more_bytes: int) -> None:
+        """Note that a request holds so much more memory. Raises Problem 503 where there is no room for it."""
+        if request.held_bytes + more_bytes > SMALL_BYTES and self.held_bytes + more_bytes > self.most_bytes:
+            raise no_room()
+        request.held_bytes += more_bytes
+        self.held_bytes += more_bytes
+
+    def release(self, request: Request) -> None:
+        """The request is answered: its body is not held any longer."""
+        self.held_bytes -= request.held_bytes
+        request.held_bytes = 0
+
+
+def declared_bytes(request: Request) -> int | None:
+    """How long the body is by the head of the request; None where only its end will tell."""
+    declared = request.headers.get(b"content-length")
+    if declared is not None:
+        return int(declared)  # digits: the server has looked
+    return None if b"transfer-encoding" in request.headers else 0
+
+
+def too_large(limit_bytes: int) -> Problem:
+    """The limit, by number."""
+    return Problem(
+        413,
+        "body-too-large",
+        "The body is too large",
+        f"the limit is {limit_bytes} bytes, counted after unpacking; send it in parts",
+        limit_bytes=limit_bytes,
+    )
+
+
+def too_slow() -> Problem:
+    """The body did not arrive in time; its connection is closed."""
+    return Problem(
+        408,
+        "request-timeout",
+        "Request Timeout",
+        f"the request did not arrive within {ARRIVE_SECONDS:g} s, or at {SLOWEST_BYTES_PER_SECOND} bytes a second; "
+        "nothing of it was looked at: send it again",
+        headers={"Connection": "close"},
+    )
+
+
+def no_room() -> Problem:
+    """The bodies of other requests fill the memory that there is for them."""
+    return Problem(
+        503,
+        "no-room",
+        "There is no room for the request",
+        "the requests that are being sent and answered just now fill the memory that there is for them; nothing of this "
+        "one was looked at: send it again, or in smaller parts",
+        headers={"Retry-After": "2"},
+    )

@@ -1,0 +1,44 @@
+"""What /livez and /readyz answer, alike in all three services."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from shared_models.web.asgi import Answer, answer, refusal
+from shared_models.web.problems import Problem
+
+ALIVE = answer(200, b'{"alive":true}', more={"Cache-Control": "no-store"})
+RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What a service looked at: by name, None where all is well, or a sentence. It is ready without what is not `needed`."""
+
+    checks: Mapping[str, str | None]
+    needed: frozenset[str]
+
+    @property
+    def missing(self) -> list[str]:
+        """What it cannot do its work without."""
+        return [f"{name}: {wrong}" for name, wrong in self.checks.items() if wrong and name in self.needed]
+
+    def answer(self) -> Answer:
+        """200 {"ready": true, "degraded": false, "checks": {"redis": "ok"}}, or a problem 503 that names what is missing."""
+        checks = {name: wrong or "ok" for name, wrong in self.checks.items()}
+        if self.missing:
+            return refusal(
+                Problem(
+                    503,
+                    "not-ready",
+                    "Not ready",
+                    "; ".join(self.missing),
+                    headers={"Retry-After": str(RETRY_SECONDS)},
+                    checks=checks,
+                )
+            )
+        document = {"ready": True, "degraded": any(self.checks.values()), "checks": checks}
+        return answer(200, msgspec.json.encode(document), more={"Cache-Control": "no-store"})
