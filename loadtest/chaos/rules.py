@@ -197,7 +197,7 @@ def size(patch: Patch) -> None:
 
 def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
     """Let query believe something else of each counter than what Redis says."""
-    from query_service import counters
+    from query_service import reads
 
     def parse_state(*replies: Any) -> states.State:
         return change(states.parse_state(*replies))
@@ -205,7 +205,7 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
     def parse_states(*replies: Any) -> dict[str, states.State]:
         return {name: change(state) for name, state in states.parse_states(*replies).items()}
 
-    patch(counters, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
+    patch(reads, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
 
 
 def gap(patch: Patch) -> None:

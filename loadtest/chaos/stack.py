@@ -43,7 +43,7 @@ POSTGRES = {
 # Shorter than a service's own defaults, so that a pause of a few seconds is longer than each.
 INGEST = {
     "WORKERS": "2",
-    "THREADS": "6",
+    "BATCH_THREADS": "3",
     "DATABASE_CONNECT_SECONDS": "2",
     "DATABASE_STATEMENT_SECONDS": "2",
     "DATABASE_LOCK_SECONDS": "1",

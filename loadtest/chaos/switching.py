@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import psycopg2
 
 from compose.local.ordinary_user import own
 from compose.local.processes import StackError
-from compose.local.servers import HOST, Postgres
+from compose.local.servers import Postgres
 from loadtest.chaos.harm import Harm, Impossible, Undo
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import SLOT, checkpoint_at_shutdown, run_sql
@@ -20,8 +18,9 @@ from loadtest.chaos.stack import SLOT, checkpoint_at_shutdown, run_sql
 # The replica received everything before the primary ended; it has to replay it. Nothing else is done to it meanwhile.
 REPLAYED_SECONDS = 5.0
 PROMOTED_SECONDS = 15.0
-# More requests at once than ingest has threads: each thread opens a connection.
-READINESS_REQUESTS = 24
+# One for the single rows of each worker, at least; and how long producers may take to make them so many.
+KEPT_CONNECTIONS, CONNECTED_SECONDS = 4, 2.0
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rollcall-ingest'"
 
 MAKE_SLOT = f"SELECT pg_create_physical_replication_slot('{SLOT}', true)"
 DROP_SLOT = f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
@@ -74,17 +73,8 @@ class Switching(Harm):
         self.stack.wires[wire].cut()
 
     def let_ingest_connect(self) -> None:
-        """Ask all threads of ingest whether they are ready. They are not, and keep their connections."""
-
-        def ask(_: int) -> None:
-            connection = http.client.HTTPConnection(HOST, self.stack.ingest.port, timeout=2)
-            with suppress(OSError, http.client.HTTPException):
-                connection.request("GET", "/readyz")
-                connection.getresponse().read()
-            connection.close()
-
-        with ThreadPoolExecutor(READINESS_REQUESTS) as pool:
-            list(pool.map(ask, range(READINESS_REQUESTS)))
+        """Wait until ingest has connections to the new server. It refuses what producers send, and keeps them."""
+        poll(lambda: run_sql(self.stack.replica, CONNECTIONS)[0][0] >= KEPT_CONNECTIONS, CONNECTED_SECONDS)
 
 
 def has_replayed(server: Postgres, end: str) -> bool:

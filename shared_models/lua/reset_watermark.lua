@@ -1,15 +1,15 @@
 -- Set the watermark anew, where it is missing or cannot be.
 --
 -- KEYS[1] intake   KEYS[2] state
--- ARGV[1] watermark as the keeper has seen it; "" where it is missing or no number
+-- ARGV[1] watermark as the keeper has seen it; "" where it is missing, or is no number, or belongs to no source
 -- ARGV[2] highest xact that the replica knows of   ARGV[3] source of that xact   ARGV[4] now in microseconds
 -- Returns 1, or 0 where somebody has set it since (nothing is changed then).
 --
 -- Atomic because a record may raise it at any moment. What was acknowledged before is not in the new mark, hence the note
 -- of when: sweeps wait until the replica shows commits from after it.
-local have = redis.call('HMGET', KEYS[1], 'watermark')[1]
-local is_number = have and #have <= 19 and string.match(have, '^%d+$')
-if is_number and have ~= ARGV[1] then return 0 end
+local have, source = unpack(redis.call('HMGET', KEYS[1], 'watermark', 'watermark_source'))
+local is_mark = have and source and #have <= 19 and string.match(have, '^%d+$') and string.match(source, '^%d+/%d+$')
+if is_mark and have ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'watermark', ARGV[2], 'watermark_source', ARGV[3])
 redis.call('HSET', KEYS[2], 'watermark_reset_at', ARGV[4])
 return 1

@@ -85,8 +85,9 @@ def test_a_proof_that_cannot_be_is_made_anew(live, keeper, field, value):
     assert live.state().complete_through <= datetime.now(UTC) and live.exact()
 
 
-def test_a_watermark_that_is_missing_stops_sweeps_until_the_keeper_has_set_it_anew(live, keeper, monkeypatch):
-    live.redis.hset(USERS.intake, "watermark", "soon")
+@pytest.mark.parametrize("field", ["watermark", "watermark_source"])
+def test_a_watermark_that_is_missing_stops_sweeps_until_the_keeper_has_set_it_anew(live, keeper, monkeypatch, field):
+    live.redis.hset(USERS.intake, field, "soon")
     live.erase("ann")
     live.replay()
     failed = live.reconcile("users", wait_seconds=0.05)

@@ -14,6 +14,7 @@ import pytest
 from tests.manage.serving import Gunicorn
 from tests.manage.world import World
 from tests.rolling import workers_of
+from tests.servers import wait_for
 
 LARGE = "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
 # More than manage ever had threads.
@@ -34,7 +35,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The service as it is run."""
     folder: Path = tmp_path_factory.mktemp("slow")
     running = Gunicorn(folder)
-    workers = set(workers_of(running.process.pid))
+    workers = wait_for(lambda: set(workers_of(running.process.pid)), "a worker")
     yield running.port
     survived = set(workers_of(running.process.pid)) == workers
     status = running.stop()
