@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from shared_models.web.asgi import ClientGone, Request
-from shared_models.web.problems import Problem
+from shared_models.web.problems import BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
 
 # A body has to arrive within this time, or at this rate at least, if that takes longer.
 ARRIVE_SECONDS = 10.0
@@ -80,9 +80,7 @@ def declared_bytes(request: Request) -> int | None:
 def too_large(limit_bytes: int) -> Problem:
     """The limit, by number."""
     return Problem(
-        413,
-        "body-too-large",
-        "The body is too large",
+        BODY_TOO_LARGE,
         f"the limit is {limit_bytes} bytes, counted after unpacking; send it in parts",
         limit_bytes=limit_bytes,
     )
@@ -91,9 +89,7 @@ def too_large(limit_bytes: int) -> Problem:
 def too_slow() -> Problem:
     """The body did not arrive in time; its connection is closed."""
     return Problem(
-        408,
-        "request-timeout",
-        "Request Timeout",
+        REQUEST_TIMEOUT,
         f"the request did not arrive within {ARRIVE_SECONDS:g} s, or at {SLOWEST_BYTES_PER_SECOND} bytes a second; "
         "nothing of it was looked at: send it again",
         headers={"Connection": "close"},
@@ -103,10 +99,7 @@ def too_slow() -> Problem:
 def no_room() -> Problem:
     """The bodies of other requests fill the memory that there is for them."""
     return Problem(
-        503,
-        "no-room",
-        "There is no room for the request",
+        NO_ROOM,
         "the requests that are being sent and answered just now fill the memory that there is for them; nothing of this "
         "one was looked at: send it again, or in smaller parts",
-        headers={"Retry-After": "2"},
     )
