@@ -10,4 +10,4 @@ django = get_asgi_application()
 
 from ingest_service.api.application import Ingest, read_limits  # noqa: E402
 
-application = Ingest(django, read_limits())  # type: ignore[arg-type]  # Django says dict where ASGI says mapping
+application = Ingest(django, read_limits())

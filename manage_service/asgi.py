@@ -9,6 +9,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "manage_service.settings")
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.exceptions import ImproperlyConfigured
 
 django = get_asgi_application()
 
@@ -16,6 +17,7 @@ from manage_service.site import console, health  # noqa: E402  (Django's apps ha
 from shared_models.web.application import Application, Limits  # noqa: E402
 from shared_models.web.health import Readiness  # noqa: E402
 from shared_models.web.rate_limits import RateLimit  # noqa: E402
+from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 
 class Manage(Application):
@@ -30,7 +32,9 @@ class Manage(Application):
 
 
 def make_application() -> Manage:
-    """The application, by the settings."""
+    """The application, by the settings. Refuses to be open by accident."""
+    if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
+        raise ImproperlyConfigured(reason)
     limit = settings.RATE_LIMIT_PER_SECOND
     return Manage(
         django,

@@ -5,16 +5,14 @@ They are no part of the protocol. A process that dies between the work and its n
 
 from __future__ import annotations
 
-from typing import Any
-
 from redis import Redis
 
 from manage_service.runs.registry import ENDS, Mode, Run, Status
 from shared_models.protocol import keys, moments, states
 
 
-def note_pass(redis: Any, counter: str, *, read: int, added: int) -> None:
-    """A pass of catching up over a counter. `redis` may be a pipeline."""
+def note_pass(redis: Redis, counter: str, *, read: int, added: int) -> None:
+    """A pass of catching up over a counter."""
     redis.hincrby(keys.TOTALS, f"read:{counter}", read)
     redis.hincrby(keys.TOTALS, f"added:{counter}", added)
 

@@ -166,7 +166,8 @@ class Query(Application):
     def note(self, request: Request) -> None:
         """A standing answer is counted with others: to note one by one would take longer than to answer."""
         if not request.is_standing:
-            super().note(request)
+            if (request.route, request.status) != (streams.PATH, 200):  # streams have done it themselves
+                super().note(request)
             return
         metrics.given[request.route, request.status] += 1
         if self.access_log:

@@ -11,7 +11,7 @@ from query_service.reads import Reading
 STANDING_ANSWERS = Counter(
     "rollcall_query_standing_answers_total",
     "Requests for counts that were answered from memory; all others are in rollcall_request_seconds",
-    ["route", "status"],
+    ["service", "route", "status"],
 )
 READS = Counter("rollcall_query_reads_total", "Reads of the counts from Redis", ["outcome"])
 READ_SECONDS = Histogram(
@@ -49,7 +49,7 @@ def note_standing_answers() -> None:
     A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes none.
     """
     for (route, status), times in given.items():
-        STANDING_ANSWERS.labels(route, str(status)).inc(times)
+        STANDING_ANSWERS.labels("query", route, str(status)).inc(times)
     given.clear()
 
 

@@ -35,9 +35,10 @@ try:
     STALE_SECONDS = env.float("STALE_SECONDS", 10.0)
     # The most members that one request may ask for.
     MAX_MEMBERS = env.int("MAX_MEMBERS", 1_000, validate=positive)
-    # The least time between two events of a stream, and the most: a comment keeps proxies from closing it.
+    # The least time between two events of a stream, and the most between two signs of life: how far the counts are complete,
+    # or a comment, which keeps proxies from closing it.
     STREAM_SECONDS = env.float("STREAM_SECONDS", 0.1, validate=positive)
-    HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 15.0, validate=positive)
+    HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 5.0, validate=positive)
     # The most streams open in one worker; each takes about 20 kB.
     MAX_STREAMS = env.int("MAX_STREAMS", 5_000, validate=positive)
     # Of these, the most for one client: one token, or one address where there are no tokens. 0 is no limit of its own: behind

@@ -21,6 +21,7 @@ from query_service import metrics, problems
 from query_service.answers import substance
 from query_service.counts import Counts
 from shared_models.protocol.moments import to_microseconds
+from shared_models.web import request_log
 from shared_models.web.asgi import Receive, Request
 
 PATH = "/v1/stream"
@@ -118,6 +119,7 @@ class Streams:
         await request.send(START)
         await self._send(request, RETRY)
         await self._counts.read_anew()
+        request_log.note(request)  # until it has something to say; how long a stream lasts is no time of an answer
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_the_counts())
         while not (listener.is_gone or self._ended):

@@ -1,63 +1,69 @@
-"""Follow logs: each line with the name of the process that has written it. Nothing is started for that, so nothing stays."""
+"""Logs: followed by people, and kept small by a process of the stack, `python -m compose.local.logs FOLDER`.
+
+A log that has grown large becomes `NAME.log.1` and begins anew. What writes it keeps its open file, to which it appends: so the
+log is copied and then emptied. A line that is written between the two, within microseconds, is lost; nothing stands still for it.
+"""
 
 from __future__ import annotations
 
-import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from io import BufferedReader
 from pathlib import Path
 
+LOG_BYTES = 10_000_000  # a larger one begins anew
+ROTATION_SECONDS = 2.0  # between two looks at their sizes
 POLL_SECONDS = 0.2
 FIRST_BYTES = 2_000  # of what was written before, so much is shown of each log
 
 
+def aside(log: Path) -> Path:
+    """Where the part of a log lies that was put aside."""
+    return log.with_name(f"{log.name}.1")
+
+
+def rotate(log: Path) -> None:
+    """Put the log aside where it has grown large. Whoever writes it may go on."""
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        new = log.with_name(f"{log.name}.new")
+        shutil.copyfile(log, new)
+        new.replace(aside(log))
+        log.open("wb").close()
+
+
 class Follower:
-    """One log: what is written to it, also where it is put aside or removed, and begun anew."""
+    """One log: what is written to it, also where it is emptied or removed, and begun anew."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BufferedReader | None = None
         self._half = b""  # a line whose end has not been written yet
-        self._open()
-        if self._file is not None:
-            end = self._file.seek(0, 2)
-            self._file.seek(max(0, end - FIRST_BYTES))
-            if end > FIRST_BYTES:
-                self._file.readline()  # the rest of a line
-
-    def _open(self) -> None:
-        try:
-            self._file = self.path.open("rb")
-        except FileNotFoundError:
-            self._file = None
+        end = path.stat().st_size if path.exists() else 0
+        self._offset = max(0, end - FIRST_BYTES)
+        if self._offset:
+            self._half = self._read(path).partition(b"\n")[2]  # without the rest of a line
 
     def lines(self) -> Iterator[str]:
         """The whole lines that have been written since the last call."""
-        # Looked for before the old file is read: whoever puts it aside has ended what wrote to it.
-        replaced = self._is_replaced()
-        yield from self._read()
-        if replaced:
-            if self._file is not None:
-                self._file.close()
-            if self._half:
-                yield self._half.decode(errors="replace")
-                self._half = b""
-            self._open()
-            yield from self._read()
+        if not self.path.exists():
+            self._offset = 0
+            return
+        if self.path.stat().st_size < self._offset:
+            # Put aside: the log was larger than what is in it now, and its end lies there.
+            self._half += self._read(aside(self.path))
+            self._offset = 0
+        *whole, self._half = (self._half + self._read(self.path)).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
 
-    def _read(self) -> Iterator[str]:
-        if self._file is not None:
-            *whole, self._half = (self._half + self._file.read()).split(b"\n")
-            yield from (line.decode(errors="replace") for line in whole)
-
-    def _is_replaced(self) -> bool:
-        if self._file is None:
-            return True
+    def _read(self, path: Path) -> bytes:
         try:
-            return not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                found = file.read()
         except FileNotFoundError:
-            return False  # removed; the next one has not been begun
+            return b""
+        self._offset += len(found)
+        return found
 
 
 def follow(logs: Mapping[str, Path]) -> Iterator[str]:
@@ -69,3 +75,16 @@ def follow(logs: Mapping[str, Path]) -> Iterator[str]:
             for line in follower.lines():
                 yield f"{name:<{width}} | {line}"
         time.sleep(POLL_SECONDS)
+
+
+def main(folder: Path) -> None:
+    """Keep the logs in this folder small, until this process is told to end."""
+    print(f"A log of more than {LOG_BYTES / 1e6:.0f} MB is put aside as NAME.log.1 and begins anew.", flush=True)
+    while True:
+        for log in folder.glob("*.log"):
+            rotate(log)
+        time.sleep(ROTATION_SECONDS)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from compose.local import logs
 from compose.local.ordinary_user import die_with_parent, ordinary_user, own
 
 # The kernel tells when a process began in ticks since boot; psutil adds the time of boot, in whole seconds, which the
@@ -25,7 +26,6 @@ SAME_BIRTH_SECONDS = 2.0
 
 POLL_SECONDS = 0.05
 PORT_SECONDS = 2.0  # for a port to be let go of by what was killed a moment ago
-LOG_BYTES = 10_000_000  # what a log may have when its process is started; a larger one is put aside
 KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where a disk hangs
 
 # What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
@@ -130,7 +130,7 @@ class Process:
             self.end_leftovers()
             self.check_port()
             self.create()
-            self.rotate_log()
+            logs.rotate(self.log)
             self._log_began_bytes = self.log.stat().st_size if self.log.exists() else 0
             self._launch()
 
@@ -263,20 +263,10 @@ class Process:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
 
-    def rotate_log(self) -> None:
-        """Put a log that has grown large aside, as log.1. Called while nobody writes it, so that no line is lost."""
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
-            self.log.replace(aside(self.log))
-
     def _last_lines(self, lines: int = 10) -> list[str]:
         with self.log.open("rb") as log:
             log.seek(self._log_began_bytes)
             return log.read().decode(errors="replace").strip().splitlines()[-lines:]
-
-
-def aside(log: Path) -> Path:
-    """Where the part of a log lies that was put aside."""
-    return log.with_name(f"{log.name}.1")
 
 
 def has_ended(process: psutil.Process, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""The three services and the keeper, as processes of the stack."""
+"""The three services, the keeper, and what keeps the logs small, as processes of the stack."""
 
 from __future__ import annotations
 
@@ -190,6 +190,19 @@ class Keeper(Service):
             return "has not ticked yet"
         age_seconds = time.time() - ticked_at.timestamp()
         return f"last ticked {age_seconds:.0f} s ago" if age_seconds > TICK_SECONDS else None
+
+
+class Rotator(Process):
+    """Keeps the logs small. It needs nothing and listens nowhere: it does its work while it runs."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "compose.local.logs", str(self.log.parent)]
+
+    def working_folder(self) -> Path:
+        return CHECKOUT
+
+    def why_not_ready(self) -> None:
+        return None
 
 
 def detail_of(problem: bytes) -> str:

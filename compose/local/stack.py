@@ -1,4 +1,4 @@
-"""The whole stack of one checkout: seven processes, in the order in which they need each other."""
+"""The whole stack of one checkout: eight processes, in the order in which they need each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from compose.local import ports as ports_of_stack
 from compose.local.processes import Process, StackError, make_folder, own
 from compose.local.servers import Primary, Replica, Valkey
-from compose.local.services import Ingest, Keeper, Manage, Service, Web
+from compose.local.services import Ingest, Keeper, Manage, Rotator, Service, Web
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Stack:
 
         self.servers: list[Process] = [self.primary, self.replica, self.valkey]
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
-        self.processes: list[Process] = [*self.servers, *self.services]
+        self.rotator = Rotator(self.folder / "rotator", None, log=log("rotator"))
+        self.processes: list[Process] = [*self.servers, *self.services, self.rotator]
 
     def up(self) -> list[str]:
         """Start what does not run, and wait until all of it is ready; the names of what was started.
@@ -99,7 +100,7 @@ class Stack:
             if self.ingest.health() != "ok":  # also where it runs, and is about to end
                 self.ingest.run_command("migrate", "--no-input", "--verbosity=0", variables=self.owner_variables())
                 self.ingest.make_first_user(self.owner_variables(), self.primary.identity() or "")
-            for process in self.services:
+            for process in (*self.services, self.rotator):
                 process.begin()
             # The servers again: what is told to end works on for a moment, and looked ready a moment ago.
             for process in self.processes:

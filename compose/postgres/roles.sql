@@ -27,7 +27,7 @@ BEGIN
                        CASE role WHEN 'rollcall_replica' THEN 'REPLICATION' ELSE 'NOREPLICATION' END);
         EXECUTE format('ALTER ROLE %I RESET ALL', role);
         EXECUTE format('ALTER ROLE %I IN DATABASE %I RESET ALL', role, current_database());
-        -- One service that opens connections without end leaves some to the others. Ingest has WORKERS x (THREADS + 1) of
+        -- One service that opens connections without end leaves some to the others. Ingest has WORKERS x (BATCH_THREADS + 2) of
         -- them, twice while it is reloaded; manage one a thread, and the keeper; the admin one a request that is being
         -- answered. Where that is not enough, raise max_connections, and run this again.
         share := CASE role WHEN 'rollcall_ingest' THEN 0.8 WHEN 'rollcall_replica' THEN 0.1 ELSE 0.2 END;

@@ -33,7 +33,7 @@ class TickedOnly(ActionForm):
 class LookedAt(ModelAdmin):
     """A table of any size, to be looked at. Whoever may sign in may look."""
 
-    declarations: tuple[Counter, ...] = ()
+    counters: tuple[Counter, ...] = ()
     list_per_page = PAGE_ROWS
     sortable_by = ()
     show_facets = ShowFacets.NEVER

@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache, partial
 from gzip import GzipFile
 from io import BytesIO
@@ -64,7 +65,8 @@ class Rows:
         self.pool.shutdown()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
+        # With its context: what is logged there names the request.
+        return await asyncio.get_running_loop().run_in_executor(self.pool, copy_context().run, call)
 
 
 def find_collection(name: str) -> Collection:

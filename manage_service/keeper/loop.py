@@ -10,13 +10,14 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import psycopg2
 import structlog
 from psycopg2.errors import LockNotAvailable
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
+from redis.typing import EncodableT, FieldT
 
 from manage_service import stores, totals
 from manage_service.keeper.sampling import take_samples
@@ -35,6 +36,9 @@ from shared_models.protocol import keys, moments, samples, steps
 from shared_models.protocol.states import State, read_states
 
 log = structlog.get_logger()
+
+# What the keeper leaves in its hash in Redis.
+Note: TypeAlias = dict[FieldT, EncodableT]
 
 # While a store is away: short enough to be back in a second, long enough not to fill the log.
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
@@ -212,7 +216,7 @@ class Keeper:
         if self.job is not None:
             self.job.lease.renew()
 
-    def describe(self, snapshot: Snapshot) -> dict[str, int]:
+    def describe(self, snapshot: Snapshot) -> Note:
         """What the metrics say of the replica, and for how long an open transaction has held the horizon where it is."""
         now = time.monotonic()
         if not snapshot.held or snapshot.horizon != self.held_at:
@@ -223,11 +227,11 @@ class Keeper:
             "held_microseconds": round((now - self.held_since) * 1e6),
         }
 
-    def note_tick(self, shown: dict[str, Any]) -> None:
+    def note_tick(self, shown: Note) -> None:
         """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
         ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
-        noted: dict[Any, Any] = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
+        noted: Note = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
         self.redis.hset(keys.KEEPER, mapping=noted)
 
     def step_job(self) -> float:

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 from rich.text import Text
 
-from manage_service.runs.registry import Findings, Mode, Run
+from manage_service.protocol.findings import Findings
+from manage_service.runs.registry import Mode, Run
 from manage_service.status.judging import one_line as without_line_ends
 from manage_service.status.judging import span
 from manage_service.status.schemas import KeeperStatus, StatusReport

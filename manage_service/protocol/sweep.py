@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from itertools import chain
 from secrets import token_hex
+from typing import cast
 
 from django.db import models
 from redis import Redis
@@ -134,14 +134,14 @@ def find_suspects(
     read, scans, step = 0, 1, CHUNK_ASKED
     if bucket_filter is not None:
         scans, step = 2, CHUNK_FILTERED
-        for members in scan(redis.sscan, at.members, step):
+        for members in scan(redis, at.members, step):
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
         if bucket_filter.even:
             return
     asked: list[bytes] = []
-    for members in scan(redis.sscan, at.members, step):
+    for members in scan(redis, at.members, step):
         asked += members if bucket_filter is None else bucket_filter.crowded(members)
         read += len(members)
         progress = Progress("extra", read, max(read, scans * expected))
@@ -226,19 +226,19 @@ def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) 
     return marked
 
 
-def scan(command: Callable, key: str, step: int) -> Iterator[list]:
-    """SSCAN or HSCAN in runs of at most about `step`.
+def scan(redis: Redis, key: str, step: int) -> Iterator[list[bytes]]:
+    """The members of a set, in runs of at most about `step`.
 
     What is there for the whole time is given at least once, which is all that is needed: a member that comes or goes
     meanwhile was recorded, or is gone.
     """
-    position, pending = 0, []
+    position = 0
+    pending: list[bytes] = []
     while True:
-        position, entries = command(key, position, count=steps.LOOK_MEMBERS)
-        pending.append(list(entries.items()) if isinstance(entries, dict) else list(entries))
-        if position == 0 or sum(map(len, pending)) >= step:
-            if any(pending):
-                yield list(chain.from_iterable(pending))
+        position, members = redis.sscan(key, position, count=steps.LOOK_MEMBERS)
+        pending += cast("list[bytes]", members)
+        if pending and (position == 0 or len(pending) >= step):
+            yield pending
             pending = []
         if position == 0:
             return

@@ -142,8 +142,8 @@ class Snapshot:
 
         Above the horizon those that `shown` has are left out.
         """
-        narrowed: str = ""
-        bounds: list[Any] = [since]
+        narrowed = ""
+        bounds: list[int | list[int]] = [since]
         if below is not None:
             narrowed, bounds = "AND xact < %s", [since, below]
         elif shown is not None:
@@ -164,7 +164,7 @@ class Snapshot:
         """Those of these members that have a row with a lower xact."""
         return self._filter(sql.WITH_ROW_BELOW, counter, values, xact)
 
-    def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: Any) -> set[Values]:
+    def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: int) -> set[Values]:
         arrays = map(list, zip(*values, strict=True))
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
@@ -300,7 +300,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
         time.sleep(FLUSH_POLL_SECONDS)
 
 
-def ask(connection: Connection, statement: str | Composable, parameters: Sequence[Any] = ()) -> list[Any]:
+def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)

@@ -5,7 +5,7 @@ Each is made for one index. What a snapshot proves by them stands in `snapshots`
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from django.db import models
 from psycopg2.sql import SQL, Composable, Composed, Identifier
@@ -119,8 +119,8 @@ def quoted_table(counter: Counter) -> str:
 def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     """One of the statements above, for this counter."""
     options = counter.get_model()._meta
-    fields = [cast(models.Field, options.get_field(name)) for name in counter.fields]
-    columns = [Identifier(field.column) for field in fields]
+    fields = [cast("models.Field[Any, Any]", options.get_field(name)) for name in counter.fields]
+    columns = [Identifier(cast("str", field.column)) for field in fields]
     comma, conjunction = SQL(", "), SQL(" AND ")
 
     def of(table: str) -> list[Composed]:

@@ -7,15 +7,16 @@ holds its lease, and read by everybody.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from secrets import token_hex
-from typing import Any
+from typing import cast
 
 import msgspec
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import WatchError
 
 from manage_service.protocol.findings import Findings
@@ -145,7 +146,7 @@ def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> 
                 return run
 
 
-def queue_new(pipe: Any, run: Run) -> None:
+def queue_new(pipe: Pipeline, run: Run) -> None:
     """Queue the commands that write a new run."""
     pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
     pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
@@ -173,15 +174,15 @@ def get_open(redis: Redis, run_id: str) -> Run | None:
 
 def latest(redis: Redis, most: int) -> list[Run]:
     """The last runs, the newest first."""
-    return list(_found(redis, redis.zrevrange(keys.RUNS, 0, most - 1)))
+    return list(_found(redis, cast("list[bytes]", redis.zrevrange(keys.RUNS, 0, most - 1))))
 
 
 def still_open(redis: Redis) -> list[Run]:
     """Those that have not ended, in the order in which they were asked for."""
-    return [run for run in _found(redis, redis.lrange(keys.RUNS_OPEN, 0, -1)) if run.open]
+    return [run for run in _found(redis, cast("list[bytes]", redis.lrange(keys.RUNS_OPEN, 0, -1))) if run.open]
 
 
-def _found(redis: Redis, ids: Any) -> Iterator[Run]:
+def _found(redis: Redis, ids: Iterable[bytes]) -> Iterator[Run]:
     pipe = redis.pipeline(transaction=False)
     for run_id in ids:
         pipe.hmget(keys.of_run(run_id.decode()), "document", "cancel")

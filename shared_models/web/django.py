@@ -18,6 +18,7 @@ from shared_models.web.security_headers import DOCS_POLICY, POLICY
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
+STATIC_ROUTE = "/static/{path}"
 # Of a static file, in memory for each client that it is sent to.
 PIECE_BYTES = 1 << 16
 
@@ -69,6 +70,12 @@ def as_route(pattern: str) -> str:
 class StaticFilesMiddleware(WhiteNoiseMiddleware):
     """WhiteNoise for an event loop: a file is read as fast as the client takes it. WhiteNoise's own response is read
     whole into memory there, once for each client."""
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if request.path_info in self.files:
+            request.scope[ROUTE] = STATIC_ROUTE  # type: ignore[attr-defined]
+        response: HttpResponseBase = super().__call__(request)
+        return response
 
     @staticmethod
     def serve(static_file: StaticFile, request: HttpRequest) -> HttpResponseBase:

@@ -136,6 +136,27 @@ def test_query_imports_neither_the_models_nor_a_database() -> None:
     )
 
 
+# What a gunicorn.conf.py may name of the servers, beside settings: the logger, by gunicorn's setting `logger_class`.
+OF_THE_SERVERS = {
+    ("shared_models/web/gunicorn_hooks.py", "gunicorn"),
+    ("shared_models/web/gunicorn_hooks.py", "gunicorn.glogging"),
+}
+
+
+def test_nothing_reaches_into_a_server() -> None:
+    """Documented settings and hooks only: no subclass of a worker, no patched method. (Private attributes: ruff's SLF.)"""
+    assert not offences(
+        (path, module)
+        for path in files(*PACKAGES)
+        for module in imports(path)
+        for server in ("gunicorn", "uvicorn", "uvicorn_worker", "uvloop", "httptools")
+        if is_within(module, server) and (str(path.relative_to(ROOT)), module) not in OF_THE_SERVERS
+    )
+    for service in SERVICES:
+        conf = (ROOT / service / "gunicorn.conf.py").read_text()
+        assert re.search(r'^worker_class = "uvicorn_worker\.UvicornWorker"', conf, re.MULTILINE)
+
+
 def test_key_strings_stand_in_keys_py_only() -> None:
     prefix = keys.PREFIX.split(":")[0] + ":"
     # A problem's type, "urn:rollcall:…", is not a key.

@@ -51,7 +51,7 @@ def logged(path: Path) -> Iterator[str | None]:
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
             and isinstance(node.func.value, ast.Name)
-            and node.func.value.id == "log"
+            and (node.func.value.id == "log" or (node.func.value.id, node.func.attr) == ("logs", "write"))
         ):
             event = node.args[0]
             for each in (event.body, event.orelse) if isinstance(event, ast.IfExp) else (event,):

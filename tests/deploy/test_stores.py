@@ -353,7 +353,7 @@ def test_the_admin_that_is_turned_on_lets_in_whom_the_owner_made(
         servers_folder() / "deployed-ingest",
         free_port(),
         lambda: told("ingest", deployed, deployed_redis),
-        application="ingest_service.wsgi:application",
+        application="ingest_service.asgi:application",
         dies_with_parent=True,
     )
     owner, password = told("migrate", deployed, deployed_redis), "correct horse battery"

@@ -38,7 +38,7 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Producer]:
     stores.open_redis.cache_clear()
     with started_valkey().client() as redis:
         redis.flushdb()
-        application = Ingest(asgi.django, read_limits())  # type: ignore[arg-type]
+        application = Ingest(asgi.django, read_limits())
         yield Producer(redis, application)
         application.rows.close()
     connection.close()

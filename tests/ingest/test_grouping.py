@@ -129,6 +129,24 @@ def test_what_comes_while_a_group_is_being_recorded_makes_the_next_one(
     assert calls == [1, 3]
 
 
+def test_who_has_just_been_answered_shares_the_next_group(
+    producer: Producer, committer: Committer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = counted_calls(monkeypatch)
+    monkeypatch.setattr(group_commit, "GROUP_ROWS", 4)
+
+    async def client(name: str) -> None:
+        for _ in range(3):
+            await record(committer, name)
+
+    async def clients() -> None:
+        # Two of them have to wait for the second group, and go on with those of the first.
+        await asyncio.gather(*(client(f"user{n}") for n in range(6)))
+
+    asyncio.run(clients())
+    assert calls == [4, 4, 4, 4, 2]
+
+
 @pytest.mark.parametrize("when", ["insert", "commit"])
 @pytest.mark.parametrize(("code", "error"), [("check_violation", RefusedByDatabase), ("raise_exception", NotStored)])
 def test_a_row_that_the_database_refuses_fails_alone(

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ingest_service.writing import recording
+from shared_models import logs
 from tests.described import query_parameters, refuses
 from tests.ingest.producing import NDJSON, Producer, message, ndjson
 
@@ -170,3 +172,12 @@ def test_an_address_that_leads_nowhere_is_a_problem_too(producer: Producer) -> N
 
 def test_a_host_that_is_not_allowed_is_refused(producer: Producer) -> None:
     problem(producer.post("/v1/messages", ROW, Host="evil.example"), 400, "bad-request")
+
+
+def test_what_is_logged_of_a_batch_names_its_request(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored in a thread, which has no context of its own."""
+    said = []
+    record_batch = recording.record_batch
+    monkeypatch.setattr(recording, "record_batch", lambda *a: said.append(logs.bound.get()) or record_batch(*a))
+    assert producer.send_batch(message(), X_Request_ID="order-17").status_code == 200
+    assert said == [{"request_id": "order-17"}]

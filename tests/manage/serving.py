@@ -20,14 +20,14 @@ CONFIGURATION = "manage_service/gunicorn.conf.py"
 class Gunicorn:
     """The service on a port of its own, with this process's stores."""
 
-    def __init__(self, folder: Path, *, port: int = 0, configuration: str = CONFIGURATION) -> None:
+    def __init__(self, folder: Path, *, port: int = 0, **variables: str) -> None:
         self.port = port or free_port()
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gunicorn", "-c", configuration],
+                [sys.executable, "-m", "gunicorn", "-c", CONFIGURATION],
                 cwd=ROOT,
-                env={**os.environ, "PORT": str(self.port), "TMPDIR": str(folder)},
+                env={**os.environ, "PORT": str(self.port), "TMPDIR": str(folder), **variables},
                 stdout=log,
                 stderr=log,
             )

@@ -11,6 +11,7 @@ import pytest
 from django.test import override_settings
 
 from manage_service.asgi import application
+from manage_service.protocol.findings import Findings
 from manage_service.runs import registry
 from shared_models.protocol import keys
 from tests import servers
@@ -92,7 +93,7 @@ def test_a_method_that_is_not_known_is_refused_and_the_known_ones_named(world, c
 
 def test_a_run_says_which_counter_could_not_be_reconciled_and_why(world, client):
     run = world.ask()
-    run.findings = {"cities": registry.Findings(failure="no such table"), "users": registry.Findings(extra=1)}
+    run.findings = {"cities": Findings(failure="no such table"), "users": Findings(extra=1)}
     run.end(registry.Status.FAILED, run.failures())
     registry.save(world.redis, run)
     shown = client.get(f"/v1/runs/{run.id}").json()

@@ -249,7 +249,7 @@ def test_standing_answers_leave_a_line_only_where_it_is_asked_for(valkey: Valkey
         for _ in range(20):
             assert service.get("/v1/counts")[0] == 200
         text = service.get("/metrics")[2].decode()
-        assert 'rollcall_query_standing_answers_total{route="/v1/counts",status="200"} 20.0' in text
+        assert 'rollcall_query_standing_answers_total{route="/v1/counts",service="query",status="200"} 20.0' in text
         assert 'rollcall_request_seconds_count{route="/v1/counts",service="query",status="200"} 1.0' in text
         service.stop()
         said = service.log.read_text()[before:]

@@ -15,14 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from compose.local.logs import LOG_BYTES, Follower, aside, rotate
 from compose.local.ordinary_user import own
 from compose.local.ports import DEFAULTS
-from compose.local.processes import LOG_BYTES, Process, kill
+from compose.local.processes import Process, kill
 from compose.local.servers import Primary, Replica, Valkey
 from shared_models.declarations import COUNTERS
 from tests.servers import FAST, free_port, sql, wait_for
 
-NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query"]
+NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query", "rotator"]
 
 
 class Checkout:
@@ -209,23 +210,35 @@ def test_logs_are_followed_with_the_name_of_the_process_and_end_at_ctrl_c(checko
         following.send_signal(signal.SIGINT)
 
 
-def test_a_log_that_has_grown_large_is_put_aside_at_a_start_and_no_line_is_lost(checkout: Checkout) -> None:
+def test_a_log_that_has_grown_large_begins_anew_while_its_process_writes_on(checkout: Checkout) -> None:
     checkout.up()
     log = checkout.folder / "log" / "manage.log"
     with log.open("a") as writing:
         writing.write("long ago\n" + "x" * LOG_BYTES + "\n")
-    with checkout.start("logs manage") as following:
-        assert following.stdout is not None
-        assert checkout.run("restart manage")[0] == 0
-        aside = log.with_name("manage.log.1").read_text()
-        assert "long ago" in aside and "Shutting down" in aside
-        assert "Starting gunicorn" in log.read_text() and log.stat().st_size < LOG_BYTES
-        # Whoever follows it sees the end of the one and the beginning of the other.
-        seen = ""
-        while "Starting gunicorn" not in seen:
-            seen += following.stdout.readline()
-        assert "Shutting down" in seen
-        following.send_signal(signal.SIGINT)
+    wait_for(lambda: log.stat().st_size < LOG_BYTES, "the log to be put aside")
+    assert "long ago" in aside(log).read_text()
+    assert b"\0" not in log.read_bytes()  # what writes it appends; it does not go on where it was
+    assert checkout.run("restart manage")[0] == 0
+    assert "Shutting down" in log.read_text() and "Starting gunicorn" in log.read_text()
+
+
+def test_whoever_follows_a_log_that_is_put_aside_sees_every_line(folder: Path) -> None:
+    log = folder / "a.log"
+    with log.open("ab", buffering=0) as writing:
+        writing.write(b"one\n")
+        follower = Follower(log)
+        writing.write(b"x" * LOG_BYTES + b"\n")
+        assert [line[:3] for line in follower.lines()] == ["one", "xxx"]
+        writing.write(b"two\nhalf")
+        rotate(log)
+        assert log.stat().st_size == 0
+        writing.write(b" of a line\nlast\n")
+        assert list(follower.lines()) == ["two", "half of a line", "last"]
+    aside(log).unlink()
+    log.unlink()
+    assert list(follower.lines()) == []
+    log.write_bytes(b"anew\n")
+    assert list(follower.lines()) == ["anew"]
 
 
 def test_down_leaves_no_process_and_keeps_the_data(checkout: Checkout) -> None:

@@ -181,7 +181,7 @@ function receive(event) {
   }
   showAges();
   drawCharts();
-  if (event.type === "stale") {
+  if (Object.values(latest.counters).some((counter) => counter.state === "stale" || counter.state === "unavailable")) {
     const since = latest.as_of ? `: stale since ${timeOfDay(new Date(latest.as_of))}` : "";
     showConnection("lost", `The counts cannot be read at the moment${since}`);
   } else {
@@ -206,8 +206,7 @@ function listen() {
   heardAt = performance.now();
   stream = new EventSource("/v1/stream");
   stream.addEventListener("open", () => [...sections.keys()].forEach(readHistory));
-  stream.addEventListener("counts", receive);
-  stream.addEventListener("stale", receive);
+  stream.addEventListener("message", receive);
   stream.addEventListener("error", () => {
     noteLoss(new Date());
     // The browser connects again by itself, unless it was told something else than a stream.
