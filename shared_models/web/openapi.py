@@ -188,7 +188,10 @@ def describe_kind(kind: ProblemType) -> Json:
     """A type of problem as a schema: a client tells by `type` which one it has."""
     exactly = {
         "type": "object",
-        "properties": {"type": {"const": kind.urn}, "status": {"const": kind.status}},
+        "properties": {
+            "type": {"type": "string", "const": kind.urn},
+            "status": {"type": "integer", "const": kind.status},
+        },
         "required": ["type", "status"],
     }
     beside = [reference(kind.members)] if kind.members else []
@@ -208,16 +211,28 @@ def find_refusals(operation: Operation, access: Access) -> tuple[ProblemType, ..
 
 
 def schemas_of(structs: Iterable[type], *, always: bool = False) -> dict[str, Json]:
-    """The JSON schemas of structs, and of those in them, by name. `always`: a field with a default is there, too, because
-    it is we who write it; it is absent only where its type says so."""
+    """The JSON schemas of structs, and of those in them, by name. Generators take a field with a default for one that is
+    always there; so no default is named. `always`: it is we who write these structs, and such a field is always there."""
     _, schemas = msgspec.json.schema_components(tuple(dict.fromkeys(structs)), ref_template=REFERENCE)
-    for schema in schemas.values() if always else ():
-        written = {name for name, of_field in schema.get("properties", {}).items() if "default" in of_field}
-        for name in written:
-            del schema["properties"][name]["default"]
-        if written:
-            schema["required"] = [name for name in schema["properties"] if name in written | {*schema["required"]}]
+    for schema in schemas.values():
+        say_type(schema)
+        fields = schema.get("properties", {})
+        written = [name for name, of_field in fields.items() if of_field.pop("default", schema) is not schema]
+        if always and written:
+            schema["required"] = [name for name in fields if name in (*written, *schema["required"])]
     return schemas
+
+
+def say_type(schema: Any) -> None:
+    """Give an enumeration of texts its type, at any depth. JSON Schema does without; generators do not."""
+    if isinstance(schema, dict):
+        if all(isinstance(value, str) for value in schema.get("enum", [None])):
+            schema["type"] = "string"
+        for part in schema.values():
+            say_type(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            say_type(part)
 
 
 TOKEN = {
