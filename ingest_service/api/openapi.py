@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.db import models
 
 from ingest_service.api import payloads
 from ingest_service.catalog import TEXT_FIELDS, Collection, read_collections
+from shared_models.models import Field
 from shared_models.web.openapi import HEALTH, Operation, describe, parameter, reference
 
 TITLE = "Rollcall ingest"
@@ -125,6 +125,6 @@ def example_of(collection: Collection) -> dict[str, Any]:
     return {field.name: known.get(field.name, any_value(field)) for field in collection.model.sent_fields()}
 
 
-def any_value(field: models.Field) -> str | int:
+def any_value(field: Field) -> str | int:
     """A value that the field takes."""
     return "hello"[: field.max_length] if isinstance(field, TEXT_FIELDS) else 1

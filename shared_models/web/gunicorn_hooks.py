@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from gunicorn import glogging  # type: ignore[import-untyped]
+from gunicorn import glogging
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # The memory that one worker may take for itself. The server sets no limit to the head of a request: a client that sends a
