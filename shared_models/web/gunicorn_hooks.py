@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gunicorn import glogging  # type: ignore[import-untyped]
+from gunicorn import glogging
 
 STATM = Path("/proc/self/statm")  # Linux
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
