@@ -126,8 +126,7 @@ class Query(Application):
         """Of many members whether each is counted."""
         body = await self.bodies.read(request, self.member_bytes)
         asked = memberships.read_body(counter, body, self.max_members)
-        found = await self.memberships.ask(counter.name, asked) if asked else []
-        return now(msgspec.json.encode({"members": found}))
+        return now(msgspec.json.encode({"members": await self.memberships.ask(counter.name, asked)}))
 
     async def stream(self, request: Request) -> None:
         """The events, until the client goes, or the worker does."""
