@@ -16,11 +16,12 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
 
-from shared_models.web.problems import Problem
+from shared_models.web.problems import UNAUTHORIZED, Problem
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ class Tokens:
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
+    @lru_cache(maxsize=1024)  # clients send the same header again and again
     def digest_of(authorization: bytes) -> bytes:
         """The SHA-256 of the token that this Authorization header carries; b"" where it carries none."""
         scheme, _, token = authorization.strip().partition(b" ")
@@ -151,9 +153,7 @@ def unauthorized(*, presented: bool) -> Problem:
     challenge = 'Bearer realm="rollcall"' + (', error="invalid_token"' if presented else "")
     detail = "this token is not valid here" if presented else "a token is needed"
     return Problem(
-        401,
-        "unauthorized",
-        "Not authorized",
+        UNAUTHORIZED,
         f"{detail}; send the header Authorization: Bearer TOKEN",
         headers={"WWW-Authenticate": challenge, "Cache-Control": "no-store"},
     )
