@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from shared_models.http import worker
 
 from compose import credentials
+from shared_models.web import bodies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "compose"
@@ -168,12 +168,13 @@ def test_metrics_lie_where_no_request_does(name):
     assert folders == {"/tmp", environment(name)["PROMETHEUS_MULTIPROC_DIR"]}
 
 
-def test_what_ingest_holds_of_requests_has_room_in_its_tmp():
-    (size,) = (mount.split("size=")[1] for mount in SERVICES["ingest"]["tmpfs"] if mount.startswith("/tmp:"))
-    gigabytes = int(re.fullmatch(r"\$\{INGEST_TMP:-(\d+)g\},mode=1777", size)[1])
-    workers = int(environment("ingest")["WORKERS"].partition(":-")[2].rstrip("}"))
-    assert workers * worker.HELD_BYTES <= 0.8 * (gigabytes << 30)
-    assert f"at most {worker.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE
+def test_what_the_edge_holds_of_requests_has_room_in_its_tmp_and_it_is_said_what_ingest_holds():
+    (size,) = (mount.split("size=")[1] for mount in SERVICES["edge"]["tmpfs"] if mount.startswith("/tmp:"))
+    gigabytes = int(re.fullmatch(r"\$\{EDGE_TMP:-(\d+)g\},mode=1777", size)[1])
+    template = (COMPOSE / "edge" / "nginx.conf.template").read_text()
+    largest = max(map(int, re.findall(r"client_max_body_size (\d+)m;", template)))
+    assert gigabytes << 10 >= 10 * largest
+    assert f"at most {bodies.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE
 
 
 def test_what_may_be_many_has_no_port_of_the_machine_and_nothing_that_others_could_overwrite():
