@@ -5,7 +5,7 @@ CSRF needs no middleware: each view of the admin, and of signing in, checks it i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable
 
 import structlog
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -15,10 +15,11 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error, connections
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 
 from ingest_service.admin.routing import ALIAS
-from shared_models.web.django import respond
-from shared_models.web.problems import Problem
+from shared_models.web.django import GetResponse, respond
+from shared_models.web.problems import Problem, ProblemType
 
 log = structlog.get_logger()
 
@@ -26,16 +27,19 @@ PREFIX = "/admin/"
 # Scripts, styles and pictures from this host; nothing in place, nothing framed.
 POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
+FORBIDDEN = ProblemType(403, "forbidden", "Not allowed", "The user of the admin has no right to do this.")
+ADMIN_UNAVAILABLE = ProblemType(
+    503, "admin-unavailable", "The admin is unavailable", "The admin's database does not answer.", retry_seconds=2
+)
 
-class OnlyUnderAdmin:
+
+class OnlyUnderAdmin(MiddlewareMixin):
     """Lets everything else pass."""
 
-    get_response: Any
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if not request.path_info.startswith(PREFIX):
             return self.get_response(request)
-        return super().__call__(request)  # type: ignore[misc]
+        return super().__call__(request)
 
 
 class ConnectionMiddleware:
@@ -44,14 +48,14 @@ class ConnectionMiddleware:
     The service keeps a connection a thread; a few operators do not need as many more.
     """
 
-    def __init__(self, get_response: Any) -> None:
+    def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         if not request.path_info.startswith(PREFIX):
             return self.get_response(request)
         try:
-            response: HttpResponse = self.get_response(request)
+            response = self.get_response(request)
         finally:
             connections[ALIAS].close()
         response.headers["Content-Security-Policy"] = POLICY
@@ -61,19 +65,15 @@ class ConnectionMiddleware:
         if not request.path_info.startswith(PREFIX):
             return None
         if isinstance(exception, PermissionDenied):
-            detail = "rows are written by producers; deleted they are by those who may do more than look"
-            return respond(Problem(403, "forbidden", "This is not for you", detail))
+            return respond(Problem(FORBIDDEN, "this user may look at rows, and may not change or delete them"))
         if not isinstance(exception, Error):
             return None
         # The first line: those after it may quote rows.
         log.warning("admin.unavailable", reason=str(exception).strip().partition("\n")[0])
         return respond(
             Problem(
-                503,
-                "admin-unavailable",
-                "The admin is unavailable",
+                ADMIN_UNAVAILABLE,
                 "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
-                headers={"Retry-After": "2"},
             )
         )
 
