@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import UTC, datetime
+from functools import lru_cache
 from time import perf_counter
 from urllib.parse import parse_qs
 
@@ -22,11 +24,13 @@ from query_service.problems import known_counter
 from query_service.reads import Unreadable, read_samples
 from query_service.site.pages import QUERY
 from query_service.streams import Streams
+from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.stores import check_noeviction
 from shared_models.web import request_log
 from shared_models.web.application import Application, Limits
 from shared_models.web.asgi import ASGI, Answer, Request, answer
+from shared_models.web.bodies import SMALL_BYTES
 from shared_models.web.health import Readiness
 from shared_models.web.prometheus import exposition
 from shared_models.web.tokens import Tokens, unauthorized
@@ -97,7 +101,7 @@ class Query(Application):
                 return self.ticket(request)
             case ["openapi.json"]:
                 self.takes(request, "GET", parameters=())
-                return answer(200, msgspec.json.encode(api.describe_api()))
+                return answer(200, description(tuple(declarations.COUNTERS)))
         request.scope[QUERY] = self
         await self.hand_to_django(request)
         return None
@@ -130,7 +134,10 @@ class Query(Application):
     async def members(self, request: Request, counter: Counter) -> Answer:
         """Of many members whether each is counted."""
         body = await self.bodies.read(request, self.member_bytes)
-        asked = memberships.read_body(counter, body, self.max_members)
+        if len(body) > SMALL_BYTES:  # may be anything, and take its time
+            asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
+        else:
+            asked = memberships.read_body(counter, body, self.max_members)
         found = await self.memberships.ask(counter.name, asked) if asked else []
         return now(msgspec.json.encode({"members": found}))
 
@@ -190,7 +197,7 @@ class Query(Application):
         known = self.counts.reading if self.counts.condition is not Condition.LOST else None
         metrics.set_counts(self.counts.names, known)
         metrics.note_standing_answers()
-        return exposition()
+        return await asyncio.to_thread(exposition)
 
     def leave(self) -> None:
         self.streams.end()
@@ -198,6 +205,12 @@ class Query(Application):
     async def stop(self) -> None:
         await self.counts.close()
         await self.memberships.close()
+
+
+@lru_cache(maxsize=1)
+def description(counters: tuple[Counter, ...]) -> bytes:
+    """The API described, for these counters. Kept: anybody may ask for it, and it takes milliseconds to make."""
+    return msgspec.json.encode(api.describe_api())
 
 
 def wants_fresh(request: Request) -> bool:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import lru_cache, partial
+from functools import partial
 from gzip import GzipFile
 from io import BytesIO
 from typing import TypeVar
@@ -15,7 +15,6 @@ from urllib.parse import parse_qs
 
 import msgspec
 from django.conf import settings
-from django.utils.http import parse_header_parameters
 
 from ingest_service import metrics
 from ingest_service.api import payloads
@@ -26,7 +25,7 @@ from ingest_service.writing.group_commit import Committer
 from ingest_service.writing.idempotency import RequestClaim
 from ingest_service.writing.recording import Recorded
 from shared_models.web.asgi import Answer, Request, answer
-from shared_models.web.bodies import SMALL_BYTES, Bodies, too_large
+from shared_models.web.bodies import SMALL_BYTES, Bodies, parse_content_type, too_large
 from shared_models.web.parameters import not_understood
 from shared_models.web.problems import Problem
 
@@ -91,13 +90,6 @@ def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
             accepted=accepted,
         )
     return content_type
-
-
-@lru_cache(maxsize=64)
-def parse_content_type(header: bytes) -> tuple[str, str]:
-    """The media type and the charset, in lower case."""
-    content_type, parameters = parse_header_parameters(header.decode("latin-1"))
-    return content_type, parameters.get("charset", "").lower()
 
 
 def is_strict(request: Request) -> bool:

@@ -7,6 +7,9 @@ piece. Of a refused body it forgets what still comes: the client can read why.
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
+
+from django.utils.http import parse_header_parameters
 
 from shared_models.web.asgi import ClientGone, Request
 from shared_models.web.problems import Problem
@@ -15,7 +18,7 @@ from shared_models.web.problems import Problem
 ARRIVE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 16_384
 # What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
-# A small one is let in all the same: with as many as there can be connections they hold less than this.
+# A small one is let in all the same: 6,000 of them hold as much as this.
 HELD_BYTES = 384 << 20
 SMALL_BYTES = 1 << 16
 
@@ -75,6 +78,18 @@ def declared_bytes(request: Request) -> int | None:
     if declared is not None:
         return int(declared)  # digits: the server has looked
     return None if b"transfer-encoding" in request.headers else 0
+
+
+@lru_cache(maxsize=64)
+def parse_content_type(header: bytes) -> tuple[str, str]:
+    """The media type and the charset, in lower case. Raises Problem 415."""
+    try:
+        content_type, parameters = parse_header_parameters(header.decode("latin-1"))
+    except ValueError:  # a charset that there is not, by RFC 2231; too long
+        raise Problem(
+            415, "unsupported-content-type", "This Content-Type is not understood", "it cannot be parsed"
+        ) from None
+    return content_type, parameters.get("charset", "").lower()
 
 
 def too_large(limit_bytes: int) -> Problem:
