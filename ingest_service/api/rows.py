@@ -155,7 +155,7 @@ def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
             ) from error
         if len(body) > limit_bytes:
             raise too_large(limit_bytes)
-    if not body or body.isspace():
+    if payloads.is_blank(body):
         raise Problem(400, "empty-body", "The body is empty", "send at least one row")
     return body
 
