@@ -7,11 +7,14 @@ piece. Of a refused body it forgets what still comes: the client can read why.
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from time import monotonic
 from typing import Any, cast
 
+from django.utils.http import parse_header_parameters
+
 from shared_models.web.asgi import ClientGone, Request
-from shared_models.web.problems import BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
+from shared_models.web.problems import BAD_REQUEST, BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
 
 # A body has to arrive within this time, or at this rate at least, if that takes longer.
 ARRIVE_SECONDS = 10.0
@@ -19,7 +22,7 @@ SLOWEST_BYTES_PER_SECOND = 16_384
 # How late that may be noticed.
 LOOK_SECONDS = 0.25
 # What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
-# A small one is let in all the same: with as many as there can be connections they hold less than this.
+# A small one is let in all the same: 6,000 of them hold as much as this.
 HELD_BYTES = 384 << 20
 SMALL_BYTES = 1 << 16
 
@@ -100,6 +103,16 @@ def declared_bytes(request: Request) -> int | None:
     if declared is not None:
         return int(declared)  # digits: the server has looked
     return None if b"transfer-encoding" in request.headers else 0
+
+
+@lru_cache(maxsize=64)
+def parse_content_type(header: bytes) -> tuple[str, str]:
+    """The media type and the charset, in lower case. Raises Problem 400."""
+    try:
+        content_type, parameters = parse_header_parameters(header.decode("latin-1"))
+    except ValueError:  # a charset that there is not, by RFC 2231; too long
+        raise Problem(BAD_REQUEST, "the Content-Type cannot be parsed") from None
+    return content_type, parameters.get("charset", "").lower()
 
 
 def too_large(limit_bytes: int) -> Problem:
