@@ -5,10 +5,10 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status logs restart down reset test check audit images lock chaos bench loadtest
+.PHONY: help env up demo status logs restart down reset test test-fast check audit images lock chaos bench loadtest
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
@@ -36,6 +36,9 @@ reset: .venv/complete ## End every process and remove the data; the ports stay c
 
 test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
+
+test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 15 seconds
+	@$(BIN)/python -m tests.run --fast
 
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)

@@ -12,7 +12,7 @@ from django.db import connection, models
 
 from shared_models import declarations
 from shared_models.declarations import Counter
-from shared_models.models import Countable
+from shared_models.models import Countable, Field
 
 TEXT_FIELDS = (models.CharField, models.TextField)
 SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
@@ -29,8 +29,8 @@ class Collection:
     counters: tuple[Counter, ...]
     # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
     row: type[msgspec.Struct]
-    decoder: msgspec.json.Decoder[Any]
-    array_decoder: msgspec.json.Decoder[list[Any]]
+    decoder: msgspec.json.Decoder[msgspec.Struct]
+    array_decoder: msgspec.json.Decoder[list[msgspec.Struct]]
     # INSERT …, up to the values of a row; the values of one row; what comes after the last row.
     insert_sql: tuple[str, str, str]
     copy_sql: str
@@ -86,7 +86,7 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
     )
 
 
-def type_of(field: models.Field) -> Any:
+def type_of(field: Field) -> Any:
     """The type that a sent value has to have. Lengths are in characters, as Postgres counts them."""
     if isinstance(field, TEXT_FIELDS):
         least = 0 if field.blank else 1
@@ -95,7 +95,7 @@ def type_of(field: models.Field) -> Any:
     return Annotated[int, msgspec.Meta(ge=low, le=high)]
 
 
-def range_of(field: models.Field) -> tuple[int, int]:
+def range_of(field: Field) -> tuple[int, int]:
     """The smallest and the largest number that the column of an integer field holds."""
     low, high = connection.ops.integer_field_range(field.get_internal_type())
     return low, high

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, register
 
 from ingest_service import catalog
+from shared_models.models import Countable
 
 
 @register()
@@ -30,7 +31,7 @@ def check_collections(**kwargs: Any) -> list[CheckMessage]:
     return found
 
 
-def check_fields(models: tuple[type[catalog.Countable], ...]) -> Iterator[CheckMessage]:
+def check_fields(models: tuple[type[Countable], ...]) -> Iterator[CheckMessage]:
     """Each field that a producer sends is text or a whole number, and never null."""
     for model in models:
         for field in model.sent_fields():

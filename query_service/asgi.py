@@ -55,11 +55,11 @@ class Query(Application):
     def standing_answer(self, request: Request) -> Answer | None:
         """The answer that is made already: to a plain GET or HEAD, while counts are being read."""
         known = self.counts.answers.get(request.path)
-        if known is None or request.method not in ("GET", "HEAD") or request.scope["query_string"]:
+        if known is None or request.scope["query_string"] or request.method not in ("GET", "HEAD"):
             return None
-        if wants_fresh(request):
+        if b"cache-control" in request.headers and wants_fresh(request):
             return None
-        self.counts.ask()
+        self.counts.is_asked = True  # the reading goes on: while there are answers, it has not ended
         request.route, request.is_standing = known.route, True
         return known.pick(request.headers.get(b"if-none-match"))
 

@@ -44,6 +44,7 @@ class Counts:
         self._of_choices: dict[tuple[str, ...], CountAnswer] = {}
         self._noted: Condition | None = None  # what the log says already
         self._read_at = 0.0
+        self.is_asked = False  # since the last read
         self._asked_at = 0.0
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -53,7 +54,7 @@ class Counts:
 
     def ask(self) -> None:
         """Note that somebody looks: the answers are kept true for another `idle_seconds`."""
-        self._asked_at = monotonic()
+        self.is_asked = True
         if self._task is None or self._task.done():
             # In a context of its own: it is nobody's request whose id its lines would carry.
             self._task = asyncio.create_task(self._keep(), context=Context())
@@ -98,7 +99,7 @@ class Counts:
     async def _keep(self) -> None:
         """Read until nobody has asked for a while."""
         try:
-            while not self._closed and (self._wanted.is_set() or monotonic() - self._asked_at < self.idle_seconds):
+            while not self._closed and (self._is_asked() or monotonic() - self._asked_at < self.idle_seconds):
                 this_read, self._next_read = self._next_read, asyncio.Event()
                 self._wanted.clear()
                 try:
@@ -116,6 +117,13 @@ class Counts:
             self.answers, self._of_choices = {}, {}
             self._next_read.set()
             self._next_read = asyncio.Event()
+
+    def _is_asked(self) -> bool:
+        """Whether somebody has asked since the last read."""
+        asked, self.is_asked = self.is_asked, False
+        if asked:
+            self._asked_at = monotonic()
+        return asked
 
     async def _read(self) -> None:
         """One read, whatever becomes of it, and the answers that follow from it."""

@@ -18,7 +18,7 @@ import structlog
 from shared_models.lines import DelayedLines
 
 # What every line says that is logged in this context: which request it belongs to.
-bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default={})  # noqa: B039  (nobody changes it)
+bound: ContextVar[Mapping[str, Any]] = ContextVar("bound", default={})  # noqa: B039  (nobody changes it)
 
 
 def add_bound(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
     def write_json(event: str, facts: dict[str, Any]) -> None:
-        line = {**facts, "event": event, "service": service, "level": "info", "timestamp": datetime.now(UTC)}
-        file.write(msgspec.json.encode(line).decode() + "\n")
+        facts |= {"event": event, "service": service, "level": "info", "timestamp": datetime.now(UTC)}
+        file.write(msgspec.json.encode(facts).decode() + "\n")
 
     _write = write_json if json else write_with_structlog
 
@@ -80,7 +80,7 @@ _write: Callable[[str, dict[str, Any]], None] = write_with_structlog
 
 
 def write(event: str, facts: dict[str, Any]) -> None:
-    """Write the line that structlog would write at level info, in a fifth of the time: each request has one."""
+    """Write the line that structlog would write at level info, in a fifth of the time: each request has one. Keeps `facts`."""
     _write(event, facts)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 from django.db import models
 from django.db.models.functions import Cast
+
+Field: TypeAlias = "models.Field[Any, Any]"
 
 
 class Countable(models.Model):
@@ -29,7 +33,7 @@ class Countable(models.Model):
         abstract = True
 
     @classmethod
-    def sent_fields(cls) -> tuple[models.Field, ...]:
+    def sent_fields(cls) -> tuple[Field, ...]:
         """What a producer sends: every field that the database does not write itself."""
         own = {field.name for field in Countable._meta.get_fields()}
         return tuple(field for field in cls._meta.concrete_fields if field.name not in own)

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from compose.local.processes import StackError, make_folder, own
+from compose.local.ordinary_user import own
+from compose.local.processes import StackError, make_folder
 
 DEFAULTS = {
     "PRIMARY_PORT": 15432,

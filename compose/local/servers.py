@@ -25,8 +25,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from compose.local.ordinary_user import CHECKOUT
-from compose.local.processes import Process, own
+from compose.local.ordinary_user import CHECKOUT, own
+from compose.local.processes import Process
 
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"

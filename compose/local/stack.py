@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compose.local import ports as ports_of_stack
-from compose.local.processes import Process, StackError, make_folder, own
+from compose.local.ordinary_user import own
+from compose.local.processes import Process, StackError, make_folder
 from compose.local.servers import Primary, Replica, Valkey
 from compose.local.services import Ingest, Keeper, Manage, Rotator, Service, Web
 

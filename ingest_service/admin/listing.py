@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from django.contrib.admin import ListFilter
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.db import connections, models
 from django.http import HttpRequest
 
 from ingest_service.admin.routing import ALIAS
-from ingest_service.admin.searching import Search
+from ingest_service.admin.searching import Rows, Search
+from shared_models.models import Countable
 
 BEFORE, AFTER = "before", "after"
 # A search is read from its beginning: what lies in an index under one value has no order of its own to go on from. The last
@@ -21,11 +21,11 @@ class RowList(ChangeList):
     """The newest rows, page by page by their ids; or what a search finds, in the order of its index."""
 
     # Django's template asks for these.
-    filter_specs: list[Any] = []
+    filter_specs: list[ListFilter] = []
     has_filters = has_active_filters = False
     clear_all_filters_qs = ""
 
-    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> models.QuerySet:
+    def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> Rows:
         self.searches = [Search(counter, request.GET) for counter in self.model_admin.counters]  # type: ignore[attr-defined]
         self.search = next((search for search in self.searches if search.is_bound), None)
         shown = [field.name for field in self.opts.concrete_fields if field.name in self.list_display]
@@ -42,7 +42,7 @@ class RowList(ChangeList):
         self.show_full_result_count, self.full_result_count = False, None
         self.show_admin_actions, self.can_show_all, self.multi_page = True, True, False
 
-    def read_found(self) -> list[models.Model]:
+    def read_found(self) -> list[Countable]:
         """A page of what was searched for."""
         page = min(max(self.page_num, 1), SEARCH_PAGES)
         first = (page - 1) * self.list_per_page
@@ -55,7 +55,7 @@ class RowList(ChangeList):
             self.newer = self.get_query_string({PAGE_VAR: page - 1})
         return rows[: self.list_per_page]
 
-    def read_newest(self, request: HttpRequest) -> list[models.Model]:
+    def read_newest(self, request: HttpRequest) -> list[Countable]:
         """A page of all rows, on from where another one ended."""
         before, after = (number_in(request, name) for name in (BEFORE, AFTER))
         if after is not None:

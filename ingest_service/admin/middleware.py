@@ -5,7 +5,7 @@ CSRF needs no middleware: each view of the admin, and of signing in, checks it i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable
 
 import structlog
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -15,9 +15,10 @@ from django.core.exceptions import PermissionDenied
 from django.db import Error, connections
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils.deprecation import MiddlewareMixin
 
 from ingest_service.admin.routing import ALIAS
-from shared_models.web.django import respond
+from shared_models.web.django import GetResponse, respond
 from shared_models.web.problems import Problem, ProblemType
 
 log = structlog.get_logger()
@@ -32,15 +33,13 @@ ADMIN_UNAVAILABLE = ProblemType(
 )
 
 
-class OnlyUnderAdmin:
+class OnlyUnderAdmin(MiddlewareMixin):
     """Lets everything else pass."""
 
-    get_response: Any
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if not request.path_info.startswith(PREFIX):
             return self.get_response(request)
-        return super().__call__(request)  # type: ignore[misc]
+        return super().__call__(request)
 
 
 class ConnectionMiddleware:
@@ -49,14 +48,14 @@ class ConnectionMiddleware:
     The service keeps a connection a thread; a few operators do not need as many more.
     """
 
-    def __init__(self, get_response: Any) -> None:
+    def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         if not request.path_info.startswith(PREFIX):
             return self.get_response(request)
         try:
-            response: HttpResponse = self.get_response(request)
+            response = self.get_response(request)
         finally:
             connections[ALIAS].close()
         response.headers["Content-Security-Policy"] = POLICY

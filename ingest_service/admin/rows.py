@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
-from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin import AdminSite, ModelAdmin, ShowFacets
 from django.contrib.admin.helpers import ActionForm
+from django.contrib.admin.models import LogEntry
 from django.db import models, transaction
 from django.http import Http404, HttpRequest, HttpResponse
 
 from ingest_service.admin.listing import RowList
 from ingest_service.admin.routing import ALIAS
+from ingest_service.admin.searching import Rows
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.models import Countable
@@ -30,7 +32,16 @@ class TickedOnly(ActionForm):
         return False
 
 
-class LookedAt(ModelAdmin):
+# What Django asks of a page before it deletes: rows, how many of each kind, what one may not, what is protected.
+Deletions: TypeAlias = tuple[list[str], dict[str, int], set[str], list[str]]
+
+if TYPE_CHECKING:
+    Page = ModelAdmin[Any]
+else:
+    Page = ModelAdmin
+
+
+class LookedAt(Page):
     """A table of any size, to be looked at. Whoever may sign in may look."""
 
     counters: tuple[Counter, ...] = ()
@@ -42,29 +53,31 @@ class LookedAt(ModelAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
         return RowList
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+    def get_readonly_fields(self, request: HttpRequest, obj: models.Model | None = None) -> list[str]:
         """Every column. What is shown is no form."""
         return [field.name for field in self.opts.concrete_fields]
 
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return self.get_readonly_fields(request, obj)
+    def get_fields(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
+        return tuple(self.get_readonly_fields(request, obj))
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return True
 
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_view_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return True
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_delete_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return False
 
-    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
         """Rows do not change, and a deleted one has no page."""
         raise Http404
 
@@ -74,32 +87,32 @@ class RowAdmin(LookedAt):
 
     action_form = TickedOnly
 
-    def __init__(self, model: type[Countable], site: Any) -> None:
+    def __init__(self, model: type[Countable], site: AdminSite) -> None:
         super().__init__(model, site)
         self.counters = tuple(counter for counter in declarations.COUNTERS if counter.get_model() is model)
         counted = dict.fromkeys(name for counter in self.counters for name in counter.fields)
         own = [field.name for field in Countable._meta.get_fields()]
         self.list_display = (own[0], *counted, *own[1:])
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_delete_permission(self, request: HttpRequest, obj: models.Model | None = None) -> bool:
         return bool(request.user.is_superuser)  # type: ignore[union-attr]
 
-    def response_action(self, request: HttpRequest, queryset: models.QuerySet, *args: Any) -> HttpResponse | None:
+    def response_action(self, request: HttpRequest, queryset: Rows, *args: Any) -> HttpResponse | None:
         """By their ids, whatever was searched for; the deletion and its record are stored together."""
         ids = [text for text in request.POST.getlist("_selected_action") if text.isdecimal()][:PAGE_ROWS]
         with transaction.atomic(using=ALIAS):
             return super().response_action(request, self.model._default_manager.only("pk").filter(pk__in=ids), *args)
 
-    def get_deleted_objects(self, objs: Iterable[models.Model], request: HttpRequest) -> Any:
+    def get_deleted_objects(self, objs: Iterable[models.Model], request: HttpRequest) -> Deletions:
         """Nothing hangs on a row: there is nothing to collect."""
         rows = [str(row) for row in objs]
-        return rows, {self.opts.verbose_name_plural: len(rows)}, set(), []
+        return rows, {str(self.opts.verbose_name_plural): len(rows)}, set(), []
 
-    def log_deletions(self, request: HttpRequest, queryset: Iterable[models.Model]) -> Any:
+    def log_deletions(self, request: HttpRequest, queryset: Rows) -> list[LogEntry]:
         """In the table of the admin's log, and in the service's: ids of rows, and the id of who it was."""
         ids = [row.pk for row in queryset]
         log.info("admin.deleted", table=self.opts.db_table, ids=ids, who=request.user.pk)
-        return super().log_deletions(request, queryset)  # type: ignore[arg-type]
+        return super().log_deletions(request, queryset)
 
 
 class LogAdmin(LookedAt):
@@ -107,5 +120,5 @@ class LogAdmin(LookedAt):
 
     list_display = ("id", "action_time", "user", "content_type", "object_repr")
 
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[LogEntry]:
         return super().get_queryset(request).select_related("user", "content_type")

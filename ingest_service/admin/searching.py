@@ -6,7 +6,7 @@ or looked through. A counter more is a form more.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from django import forms
 from django.core.exceptions import ValidationError
@@ -14,6 +14,9 @@ from django.db import models
 from django.http import QueryDict
 
 from shared_models.declarations import Counter
+from shared_models.models import Countable, Field
+
+Rows: TypeAlias = "models.QuerySet[Countable]"
 
 EXACTLY = "exactly"
 
@@ -25,7 +28,8 @@ class Search(forms.Form):
         self.counter = counter
         asked = any(value for name, value in data.items() if name.startswith(f"{counter.name}-"))
         super().__init__(data if asked else None, prefix=counter.name)
-        self.columns = {name: counter.get_model()._meta.get_field(name) for name in counter.fields}
+        columns = {column.name: column for column in counter.get_model()._meta.concrete_fields}
+        self.columns = {name: columns[name] for name in counter.fields}
         for name, column in self.columns.items():
             self.fields[name] = input_of(column)
         self.fields[EXACTLY] = forms.BooleanField(required=False)
@@ -39,7 +43,7 @@ class Search(forms.Form):
             raise ValidationError(f"rows are found by {' and '.join(wanted)} first: fill that in, too")
         return cleaned
 
-    def narrow(self, rows: models.QuerySet) -> models.QuerySet:
+    def narrow(self, rows: Rows) -> Rows:
         """The rows that it asks for, in the order of the index."""
         if not self.is_valid():
             return rows.none()
@@ -53,7 +57,7 @@ class Search(forms.Form):
         return rows.filter(**conditions).order_by(*self.columns)
 
 
-def input_of(column: Any) -> forms.Field:
+def input_of(column: Field) -> forms.Field:
     """The input for a column. Values are stored as sent, so blanks count."""
     if isinstance(column, models.IntegerField):
         return forms.IntegerField(required=False)

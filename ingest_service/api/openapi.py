@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.db import models
 
 from ingest_service.api import payloads
 from ingest_service.api.problems import (
@@ -30,6 +29,7 @@ from ingest_service.api.schemas import BatchAnswer, RowAnswer
 from ingest_service.catalog import TEXT_FIELDS, Collection, read_collections
 from shared_models import declarations
 from shared_models.declarations import Counter
+from shared_models.models import Field
 from shared_models.web.openapi import Access, Answer, Operation, describe, header, parameter, reference
 from shared_models.web.problems import INVALID_QUERY
 
@@ -129,6 +129,6 @@ def example_of(collection: Collection) -> Mapping[str, str | int]:
     return {field.name: known.get(field.name, any_value(field)) for field in collection.model.sent_fields()}
 
 
-def any_value(field: models.Field) -> str | int:
+def any_value(field: Field) -> str | int:
     """A value that the field takes."""
     return "hello"[: field.max_length] if isinstance(field, TEXT_FIELDS) else 1

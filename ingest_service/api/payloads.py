@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
-from django.db import models
 
 from ingest_service.catalog import TEXT_FIELDS, Collection, range_of
+from shared_models.models import Field
 
 JSON = "application/json"
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -67,7 +67,7 @@ class RowError:
 class Batch:
     """The rows that are valid, in order, and what is wrong with the others."""
 
-    rows: list[Any] = field(default_factory=list)
+    rows: list[msgspec.Struct] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
 
 
@@ -132,7 +132,7 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
     return batch
 
 
-def decode_lines(collection: Collection, block: Body, lines: int) -> list[Any] | None:
+def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspec.Struct] | None:
     """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
 
     msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
@@ -169,7 +169,7 @@ def read_rows(
     return batch
 
 
-def decode(collection: Collection, text: Body) -> Any:
+def decode(collection: Collection, text: Body) -> msgspec.Struct:
     """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
     row = collection.decoder.decode(text)
     if ESCAPED_NUL in text and any("\0" in value for value in msgspec.structs.astuple(row) if isinstance(value, str)):
@@ -249,7 +249,7 @@ def explain(collection: Collection, text: Body) -> list[FieldError]:
     return errors or [FieldError("", refusal(collection, text))]
 
 
-def parse(text: Body) -> Any:
+def parse(text: Body) -> object:
     """Any JSON value. Raises NotJSON. More lenient than JSON in some ways; what it lets pass is refused by type."""
     try:
         return SCANNER.decode(text.decode())
@@ -261,7 +261,7 @@ def parse(text: Body) -> Any:
         raise NotJSON("it is nested too deeply") from error
 
 
-def fault(field: models.Field, value: Any) -> str | None:
+def fault(field: Field, value: object) -> str | None:
     """What is wrong with the value of a field, as the end of a sentence that begins with its name."""
     if isinstance(field, TEXT_FIELDS):
         return fault_of_text(value, 0 if field.blank else 1, field.max_length)
@@ -271,7 +271,7 @@ def fault(field: models.Field, value: Any) -> str | None:
     return None if low <= value <= high else f"must be a number from {low} to {high}"
 
 
-def fault_of_text(value: Any, least: int, most: int | None) -> str | None:
+def fault_of_text(value: object, least: int, most: int | None) -> str | None:
     """The same of a text, whose length is in characters."""
     if not isinstance(value, str):
         return f"must be a string, not {kind_of(value)}"
@@ -296,7 +296,7 @@ def refusal(collection: Collection, text: Body) -> str:
     return "the row is not valid"
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """What JSON calls it."""
     if value is None:
         return "null"

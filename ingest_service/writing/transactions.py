@@ -89,7 +89,7 @@ class Transaction:
         """
         source = Pieces(pieces)
         try:
-            self._cursor.copy_expert(sql, source)
+            self._cursor.copy_expert(sql, source)  # type: ignore[arg-type]  # psycopg2 calls read, and nothing else
         except psycopg2.Error:
             if source.error is not None:  # the server says no more than that it was not given all
                 raise source.error from None

@@ -7,7 +7,6 @@ due. Everything that it would have to remember lies in Redis, so it may be kille
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event
 from typing import NamedTuple, TypeAlias
@@ -19,21 +18,21 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 from redis.typing import EncodableT, FieldT
 
-from manage_service import stores, totals
+from manage_service import stores
 from manage_service.keeper.sampling import take_samples
+from manage_service.keeper.schedule import Schedule
 from manage_service.leases import Lease, LeaseLost
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
-from manage_service.runs import registry
+from manage_service.runs import registry, totals
 from manage_service.runs.execution import execute, first_line
-from manage_service.runs.registry import Mode
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, moments, samples, steps
-from shared_models.protocol.states import State, read_states
+from shared_models.protocol.states import read_states
 
 log = structlog.get_logger()
 
@@ -44,9 +43,6 @@ Note: TypeAlias = dict[FieldT, EncodableT]
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
 # While a job waits for the replica, and while another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
-# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew since, or changed by something else.
-RETRY_RUN_SECONDS = 60.0
 # A build that Postgres refuses (no such table, no right to read it), or that takes too long, is not tried again before; the
 # other counters go on.
 RETRY_BUILD_SECONDS = 60.0
@@ -86,8 +82,7 @@ class Keeper:
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
         # Where an open transaction holds the horizon, and since when; for whoever watches.
         self.held_at, self.held_since = 0, 0.0
-        # The build and the gap of a counter for which a run was asked for, and when to ask again.
-        self.asked: dict[str, tuple[tuple[str, int], float]] = {}
+        self.schedule = Schedule(timing.reconcile_seconds)
         self.failure = ""
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
@@ -276,7 +271,7 @@ class Keeper:
                     log.info("job.started", job=f"build {counter.name}")
                     steps = build(counter, self.replica, self.redis)
                     return Job(f"build {counter.name}", steps, lease, counter.name)
-        self.ask_for_what_is_due(found)
+        self.schedule.ask_for_what_is_due(found, self.refused, self.control)
         for run in registry.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
@@ -287,35 +282,6 @@ class Keeper:
                     return Job(f"run {run.id}", steps, lease)
                 lease.release()
         return None
-
-    def ask_for_what_is_due(self, found: dict[str, State]) -> None:
-        """A run for each counter that has not been verified for an interval, or that something else has changed, and for
-        which none is open."""
-        now = datetime.now(UTC)
-        due = [
-            name
-            for name, state in found.items()
-            if name not in self.refused
-            and (
-                state.gap != 0
-                or state.verified_at is None
-                or (now - state.verified_at).total_seconds() >= self.timing.reconcile_seconds
-            )
-        ]
-        for name in self.asked.keys() - due:
-            del self.asked[name]  # it was verified: the next time that it is due has nothing to do with this one
-        if not due:
-            return
-        asked = {name for run in registry.still_open(self.redis) for name in run.counters}
-        for name in due:
-            seen = found[name].build, found[name].gap
-            asked_for, again_at = self.asked.get(name, (("", 0), 0.0))
-            if name not in asked and (seen != asked_for or time.monotonic() >= again_at):
-                retry_seconds = min(RETRY_RUN_SECONDS, self.timing.reconcile_seconds)
-                self.asked[name] = seen, time.monotonic() + retry_seconds
-                # A client that may open a second connection, to look at the runs while it watches the list of them.
-                with suppress(registry.TooManyRuns):
-                    registry.create(self.control, [name], Mode.REPAIR, asked_by="schedule")
 
     def put_off(self, name: str, error: psycopg2.Error) -> None:
         """Leave a counter that cannot be built alone for a while, and say why."""

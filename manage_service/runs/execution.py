@@ -14,14 +14,13 @@ from psycopg2.errors import QueryCanceled
 from redis import Redis
 from redis.exceptions import RedisError
 
-from manage_service import totals
 from manage_service.leases import Lease
 from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.reconcile import reconcile
 from manage_service.replica.snapshots import REFUSALS, STATEMENT_SECONDS, Replica
-from manage_service.runs import registry
+from manage_service.runs import registry, totals
 from manage_service.runs.registry import Mode, Run, Status
 from shared_models.declarations import UnknownCounter, get_counter
 from shared_models.protocol.steps import SetChanged

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from redis import Redis
 
-from manage_service import totals
-from manage_service.runs import registry
+from manage_service.runs import registry, totals
 from shared_models import declarations
 from shared_models.protocol import keys, moments, states
 

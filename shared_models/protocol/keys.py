@@ -39,7 +39,7 @@ cold counters, which get built.
                                           since; and what the replica last showed it: source (empty while it cannot be
                                           reached), committed_through (microseconds), behind_bytes, held_microseconds (see
                                           manage_service.keeper.loop)
-    rollcall:2:totals             HASH    numbers that only grow: see manage_service.totals
+    rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
 Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.

@@ -120,16 +120,11 @@ class Application:
     # The way of a request.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self.serve(Request(scope, receive, send))
-        elif scope["type"] == "lifespan":
-            await self.live(receive, send)
-        else:  # a WebSocket, where the server knows them: there are none here
-            await receive()
-            await send({"type": "websocket.close"})
-
-    async def serve(self, request: Request) -> None:
         """Answer one request, whatever becomes of it, and note it."""
+        if scope["type"] != "http":
+            await self.live(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
         try:
             given = self.admit(request) or await self.find_answer(request)
         except Problem as problem:
@@ -140,9 +135,13 @@ class Application:
             log.exception("request.error", route=request.route, request_id=request.id)
             given = None if request.status else refusal(fault())
         finally:
-            self.bodies.release(request)
+            if request.held_bytes:
+                self.bodies.release(request)
         if given is not None:
-            await request.answer(given)
+            request.status, more = given.status, request.more_headers
+            headers = [*given.headers, *more] if more else given.headers
+            await send({"type": "http.response.start", "status": given.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
         self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
@@ -152,7 +151,7 @@ class Application:
         if sent is not None:
             self.name(request, sent.decode("latin-1"))
         if limits.origins:
-            request.more_headers += self.cross_origin(headers.get(b"origin", b""))
+            request.more_headers = [*request.more_headers, *self.cross_origin(headers.get(b"origin", b""))]
             if request.method == "OPTIONS" and b"access-control-request-method" in headers:
                 return PREFLIGHT  # before the token: a browser asks without one whether it may send it
         if not is_allowed(headers.get(b"host", b"")):
@@ -217,7 +216,7 @@ class Application:
     def name(request: Request, sent: str) -> None:
         """Give the request the id that the client has chosen, where that is fit for a log, or a new one."""
         request.id = request_log.id_of(sent)
-        request.more_headers.append((b"x-request-id", request.id.encode()))
+        request.more_headers = [*request.more_headers, (b"x-request-id", request.id.encode())]
 
     def find_owner(self, request: Request, tokens: Tokens) -> None:
         """Whose token the request brings. Raises Problem 401."""
@@ -240,9 +239,12 @@ class Application:
 
     # Its life.
 
-    async def live(self, receive: Receive, send: Send) -> None:
-        """ASGI's lifespan protocol."""
+    async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's lifespan protocol; and a WebSocket, where the server knows them: there are none here."""
         await receive()
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         self.hear_of_the_end()
         await self.start()
         await send({"type": "lifespan.startup.complete"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -51,10 +51,13 @@ def refusal(problem: Problem) -> Answer:
 class Request:
     """One request. `route` is what log and metrics call its path: paths are made up by others."""
 
-    __slots__ = (
-        *("_send", "begun", "headers", "held_bytes", "id", "is_standing", "method", "more_headers"),
-        *("owner", "path", "receive", "route", "scope", "status"),
-    )
+    id = ""  # for the log; the client may choose it
+    owner = ""  # the name of the token that it came with
+    route = NO_ROUTE
+    is_standing = False  # the answer was there before anybody asked
+    more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whoever gives it
+    held_bytes = 0  # of its body, in memory
+    status = 0  # of the answer that has been begun
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.begun = perf_counter()
@@ -63,13 +66,6 @@ class Request:
         self.path: str = scope["path"]
         # Names are in lower case. Of a header that is sent twice the last one counts.
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.id = ""  # for the log; the client may choose it
-        self.owner = ""  # the name of the token that it came with
-        self.route = NO_ROUTE
-        self.is_standing = False  # the answer was there before anybody asked
-        self.more_headers: Headers = []  # of the answer, whoever gives it
-        self.held_bytes = 0  # of its body, in memory
-        self.status = 0  # of the answer that has been begun
 
     def header(self, name: bytes) -> str:
         """A header as text; "" where it is not there."""
@@ -86,11 +82,3 @@ class Request:
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self.more_headers]}
         await self._send(message)
-
-    async def answer(self, given: Answer) -> None:
-        """Send a whole answer."""
-        self.status = given.status
-        headers = given.headers + self.more_headers if self.more_headers else given.headers
-        await self._send({"type": "http.response.start", "status": given.status, "headers": headers})
-        body = b"" if self.method == "HEAD" else given.body
-        await self._send({"type": "http.response.body", "body": body})

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from whitenoise.middleware import WhiteNoiseMiddleware  # type: ignore[import-untyped]
-from whitenoise.responders import StaticFile  # type: ignore[import-untyped]
+from whitenoise.middleware import WhiteNoiseMiddleware
+from whitenoise.responders import StaticFile
 
 from shared_models.web.application import ROUTE
 from shared_models.web.problems import BAD_REQUEST, MEDIA_TYPE, NOT_FOUND, Problem, fault, method_not_allowed
@@ -67,7 +67,7 @@ def as_route(pattern: str) -> str:
     return "/" + re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", pattern)
 
 
-class StaticFilesMiddleware(WhiteNoiseMiddleware):
+class StaticFilesMiddleware(WhiteNoiseMiddleware):  # type: ignore[misc]  # it has no types
     """WhiteNoise for an event loop: a file is read as fast as the client takes it. WhiteNoise's own response is read
     whole into memory there, once for each client."""
 

@@ -16,6 +16,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -83,6 +84,7 @@ class Tokens:
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
+    @lru_cache(maxsize=1024)  # clients send the same header again and again
     def digest_of(authorization: bytes) -> bytes:
         """The SHA-256 of the token that this Authorization header carries; b"" where it carries none."""
         scheme, _, token = authorization.strip().partition(b" ")

@@ -101,8 +101,10 @@ def test_every_answer_carries_the_id_of_its_request_and_tells_a_browser_to_run_n
     for path in ("/", "/v1/runs", "/v1/runs/none", "/nowhere", "/readyz", "/metrics", "/static/manage/console.js"):
         answer = client.get(path, **{"X-Request-ID": "mine-7"})
         assert answer["X-Request-ID"] == "mine-7"
-        assert answer["X-Content-Type-Options"] == "nosniff" and answer["X-Frame-Options"] == "DENY"
-        assert "default-src 'none'" in answer["Content-Security-Policy"]
+        assert answer["X-Content-Type-Options"] == "nosniff", path
+    for path in ("/", "/docs", "/v1/runs", "/nowhere", "/static/manage/console.js"):  # Django's, pages among them
+        answer = client.get(path)
+        assert answer["X-Frame-Options"] == "DENY" and "default-src 'none'" in answer["Content-Security-Policy"]
     assert len(client.get("/livez", **{"X-Request-ID": "not fit for a log"})["X-Request-ID"]) == 16
 
 

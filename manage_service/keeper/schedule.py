@@ -1,0 +1,52 @@
+"""The schedule: asks for a reconcile of each counter when its interval is over, or something else has changed it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from redis import Redis
+
+from manage_service.runs import registry
+from manage_service.runs.registry import Mode
+from shared_models.protocol.states import State
+
+# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
+# unless the counter has been built anew since, or changed by something else.
+RETRY_RUN_SECONDS = 60.0
+
+
+class Schedule:
+    """Remembers what it has asked for, so that a run that fails is not asked for at once again."""
+
+    def __init__(self, reconcile_seconds: float) -> None:
+        self.reconcile_seconds = reconcile_seconds
+        # The build and the gap of a counter for which a run was asked for, and when to ask again.
+        self._asked: dict[str, tuple[tuple[str, int], float]] = {}
+
+    def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
+        """A run for each counter that is due and for which none is open, but for those that cannot be built (`refused`).
+
+        `redis` has to be able to open a second connection, to look at the runs while it watches the list of them.
+        """
+        due = [name for name, state in found.items() if name not in refused and self.is_due(state)]
+        for name in self._asked.keys() - due:
+            del self._asked[name]  # it was verified: the next time that it is due has nothing to do with this one
+        if not due:
+            return
+        open_for = {name for run in registry.still_open(redis) for name in run.counters}
+        for name in due:
+            seen = found[name].build, found[name].gap
+            asked_for, again_at = self._asked.get(name, (("", 0), 0.0))
+            if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
+                self._asked[name] = seen, time.monotonic() + min(RETRY_RUN_SECONDS, self.reconcile_seconds)
+                with suppress(registry.TooManyRuns):
+                    registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
+
+    def is_due(self, state: State) -> bool:
+        """Whether the counter has not been verified for an interval, or its set is not as large as it ought to be."""
+        if state.gap != 0 or state.verified_at is None:
+            return True
+        return (datetime.now(UTC) - state.verified_at).total_seconds() >= self.reconcile_seconds
