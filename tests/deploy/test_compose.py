@@ -170,7 +170,7 @@ def test_metrics_lie_where_no_request_does(name):
 
 def test_what_ingest_holds_of_requests_has_room_in_its_tmp():
     (size,) = (mount.split("size=")[1] for mount in SERVICES["ingest"]["tmpfs"] if mount.startswith("/tmp:"))
-    gigabytes = int(re.fullmatch(r"\$\{INGEST_TMP:-(\d+)g\},mode=1777", size)[1])
+    gigabytes = int(re.fullmatch(r"\$\{INGEST_TMP:-(\d+)g\},mode=1777", size)[1])  # type: ignore[index]
     workers = int(environment("ingest")["WORKERS"].partition(":-")[2].rstrip("}"))
     assert workers * worker.HELD_BYTES <= 0.8 * (gigabytes << 30)
     assert f"at most {worker.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE

@@ -30,7 +30,7 @@ def running(tmp_path: Path) -> Iterator[Gunicorn]:
     assert running.process.wait(DEADLINE_SECONDS) == 0
 
 
-def rows(tag: str):  # type: ignore[no-untyped-def]
+def rows(tag: str):
     """Requests that can be told from each other."""
     numbers = itertools.count()
     return lambda: ("POST", "/v1/messages", json.dumps(message(f"{tag}{next(numbers)}")).encode(), HEADERS)

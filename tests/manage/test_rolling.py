@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 from manage_service.runs import registry
@@ -26,7 +27,11 @@ ASKED = [
 ]
 
 
-def ask():  # type: ignore[no-untyped-def]
+def has_answered(clients: Clients, requests: int) -> bool:
+    return len(clients.answered) > requests
+
+
+def ask():
     """The next of these, for each client in turn."""
     numbers = itertools.count()
     return lambda: ASKED[next(numbers) % len(ASKED)]
@@ -70,7 +75,7 @@ def test_two_instances_are_restarted_one_after_the_other_and_one_always_answers(
         ):
             for number in range(2):
                 asked = len(clients.answered)
-                wait_for(lambda asked=asked: len(clients.answered) > asked + 50, "some load")
+                wait_for(partial(has_answered, clients, asked + 50), "some load")
                 assert running[number].stop() == 0
                 if number == 0:
                     running[0] = Gunicorn(folders[0], port=running[0].port)
