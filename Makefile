@@ -5,10 +5,10 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status logs restart down reset test check audit images lock chaos bench loadtest
+.PHONY: help env up demo status logs restart down reset test test-fast check audit images lock chaos bench loadtest
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
@@ -37,6 +37,9 @@ reset: .venv/complete ## End every process and remove the data; the ports stay c
 test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
 
+test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 15 seconds
+	@$(BIN)/python -m tests.run --fast
+
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
 
@@ -46,15 +49,13 @@ bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=
 loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
-# Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
+# Types are checked two folders at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
 check: .venv/complete ## Lint, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@set -e; for packages in "ingest_service shared_models compose" manage_service query_service; do \
-		echo "mypy $$packages"; \
-		DJANGO_SETTINGS_MODULE=$${packages%% *}.settings DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 \
-			$(BIN)/mypy --cache-dir ".mypy_cache/$${packages%% *}" $$packages; \
-	done
+	@printf '%s\n' "tests loadtest" "ingest_service shared_models compose" manage_service query_service \
+		| DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 xargs -L 1 -P 2 sh -c 'echo "mypy $$*" \
+			&& DJANGO_SETTINGS_MODULE=$$1.settings $(BIN)/mypy --cache-dir .mypy_cache/$$1 "$$@"' sh
 	@$(BIN)/python -m tests.run
 
 audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up

@@ -16,6 +16,8 @@ from shared_models.models import Countable, Field
 
 TEXT_FIELDS = (models.CharField, models.TextField)
 SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
+# For the description of the API. The decoder does not look, because it would cost time: `payloads` does.
+NO_NUL = {"pattern": "^[^\\u0000]*$"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +89,8 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
 def type_of(field: Field) -> Any:
     """The type that a sent value has to have. Lengths are in characters, as Postgres counts them."""
     if isinstance(field, TEXT_FIELDS):
-        return Annotated[str, msgspec.Meta(min_length=0 if field.blank else 1, max_length=field.max_length)]
+        least = 0 if field.blank else 1
+        return Annotated[str, msgspec.Meta(min_length=least, max_length=field.max_length, extra_json_schema=NO_NUL)]
     low, high = range_of(field)
     return Annotated[int, msgspec.Meta(ge=low, le=high)]
 

@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 django = get_asgi_application()
 
-from manage_service.site import console, health  # noqa: E402  (Django's apps have to be there first)
+from manage_service.site import console, health, openapi  # noqa: E402  (Django's apps have to be there first)
 from shared_models.web.application import Application, Limits  # noqa: E402
 from shared_models.web.health import Readiness  # noqa: E402
 from shared_models.web.rate_limits import RateLimit  # noqa: E402
@@ -23,6 +23,9 @@ from shared_models.web.tokens import refusal_to_start  # noqa: E402
 class Manage(Application):
     """Everything that is not asked of all services alike is Django's. The console's page is open: it shows nothing until its
     reader gives it a token, which it then sends with each question."""
+
+    def description(self) -> bytes:
+        return openapi.describe_api()
 
     def readiness(self) -> Readiness:
         return health.look()

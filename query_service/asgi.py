@@ -14,10 +14,11 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from redis.exceptions import RedisError
 
-from query_service import api, memberships, metrics, problems, stores, streams, tickets
+from query_service import memberships, metrics, openapi, problems, stores, streams, tickets
 from query_service.answers import COUNTER, COUNTS, Condition
 from query_service.counts import Counts
 from query_service.memberships import Memberships
+from query_service.openapi import HISTORY, MEMBER, MEMBERS, TICKETS
 from query_service.problems import known_counter
 from query_service.reads import Unreadable, read_samples
 from query_service.site.pages import QUERY
@@ -30,9 +31,6 @@ from shared_models.web.asgi import ASGI, Answer, Request, answer
 from shared_models.web.health import Readiness
 from shared_models.web.prometheus import exposition
 from shared_models.web.tokens import Tokens, unauthorized
-
-TICKETS = "/v1/stream/tickets"
-HISTORY, MEMBER, MEMBERS = f"{COUNTER}/history", f"{COUNTER}/member", f"{COUNTER}/members"
 
 
 class Query(Application):
@@ -95,9 +93,6 @@ class Query(Application):
             case ["v1", "stream", "tickets"]:
                 self.takes(request, "POST", TICKETS, ())
                 return self.ticket(request)
-            case ["openapi.json"]:
-                self.takes(request, "GET", parameters=())
-                return answer(200, msgspec.json.encode(api.describe_api()))
         request.scope[QUERY] = self
         await self.hand_to_django(request)
         return None
@@ -172,6 +167,9 @@ class Query(Application):
         metrics.given[request.route, request.status] += 1
         if self.access_log:
             request_log.write_line(request, perf_counter() - request.begun)
+
+    def description(self) -> bytes:
+        return openapi.describe_api()
 
     def readiness(self) -> Readiness:
         """Redis answers, and may be trusted with counts. A connection is made for it: that one can be is part of it."""

@@ -4,15 +4,82 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from query_service.schemas import Count, Progress
 from shared_models import declarations
 from shared_models.declarations import Counter, UnknownCounter
 from shared_models.protocol.states import State
-from shared_models.web.problems import Problem
+from shared_models.web.problems import NO_ROOM, Problem, ProblemType
 
 # A build takes seconds to minutes; a restart of Redis about a second.
 COLD_RETRY_SECONDS = 5
 REDIS_RETRY_SECONDS = 1
 STREAMS_RETRY_SECONDS = 10
+
+
+class ColdCounter(msgspec.Struct):
+    """The counter, and how far its build is; or all counters, where none is complete."""
+
+    counter: str | msgspec.UnsetType = msgspec.UNSET
+    progress: Progress | msgspec.UnsetType = msgspec.UNSET
+    counters: dict[str, Count] | msgspec.UnsetType = msgspec.UNSET
+
+
+class WrongField(msgspec.Struct):
+    """The wrong field, and in a list the place of its member, from 0."""
+
+    field: str | msgspec.UnsetType = msgspec.UNSET
+    index: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Limit(msgspec.Struct):
+    """The limit, by number."""
+
+    limit: int
+
+
+WRONG_MEMBER = ProblemType(
+    400,
+    "wrong-member",
+    "Not a member of this counter",
+    "A field of the counter is missing or is given twice, or the counter has no such field.",
+    members=WrongField,
+)
+UNREADABLE_BODY = ProblemType(
+    400, "unreadable-body", "The body cannot be read", "The body is not JSON, or not of the shape that is described."
+)
+UNKNOWN_COUNTER = ProblemType(
+    404,
+    "unknown-counter",
+    "Unknown counter",
+    "There is no counter of this name; the detail names those that there are.",
+)
+TOO_MANY_MEMBERS = ProblemType(
+    413, "too-many-members", "Too many members", "The request asks for more members than the limit.", members=Limit
+)
+TOO_MANY_STREAMS = ProblemType(
+    429,
+    "too-many-streams",
+    "Too many streams",
+    "The client has as many streams open as it may have.",
+    retry_seconds=STREAMS_RETRY_SECONDS,
+)
+COUNTER_COLD = ProblemType(
+    503,
+    "counter-cold",
+    "The counter is not complete",
+    "The counter is being built, or waits for it: there is no number that is right.",
+    retry_seconds=COLD_RETRY_SECONDS,
+    members=ColdCounter,
+)
+REDIS_UNAVAILABLE = ProblemType(
+    503,
+    "redis-unavailable",
+    "The counts cannot be read",
+    "Redis cannot be read, and the last answer is too old to be given.",
+    retry_seconds=REDIS_RETRY_SECONDS,
+)
 
 
 def describe_progress(state: State) -> dict[str, int] | None:
@@ -22,39 +89,22 @@ def describe_progress(state: State) -> dict[str, int] | None:
 
 def counter_is_cold(name: str, state: State) -> Problem:
     """One counter that is not complete."""
+    detail = f"counter {name!r} cannot be counted now: {state.why_cold}; ask again in a while"
     progress = describe_progress(state)
-    return Problem(
-        503,
-        "counter-cold",
-        "The counter is not complete",
-        f"counter {name!r} cannot be counted now: {state.why_cold}; ask again in a while",
-        headers={"Retry-After": str(COLD_RETRY_SECONDS)},
-        counter=name,
-        **({} if progress is None else {"progress": progress}),
-    )
+    if progress is None:
+        return Problem(COUNTER_COLD, detail, counter=name)
+    return Problem(COUNTER_COLD, detail, counter=name, progress=progress)
 
 
 def every_counter_is_cold(counters: dict[str, Any]) -> Problem:
     """None of the counters is complete."""
-    return Problem(
-        503,
-        "counter-cold",
-        "No counter is complete",
-        "all counters are being built, or wait for it; ask again in a while",
-        headers={"Retry-After": str(COLD_RETRY_SECONDS)},
-        counters=counters,
-    )
+    detail = "no counter is complete: all are being built, or wait for it; ask again in a while"
+    return Problem(COUNTER_COLD, detail, counters=counters)
 
 
 def redis_is_unavailable() -> Problem:
     """Redis cannot be read, and the last answer is too old to be given."""
-    return Problem(
-        503,
-        "redis-unavailable",
-        "The counts cannot be read",
-        "Redis does not answer, or is still loading; ask again in a moment",
-        headers={"Retry-After": str(REDIS_RETRY_SECONDS)},
-    )
+    return Problem(REDIS_UNAVAILABLE, "Redis does not answer, or is still loading; ask again in a moment")
 
 
 def known_counter(name: str) -> Counter:
@@ -62,43 +112,31 @@ def known_counter(name: str) -> Counter:
     try:
         return declarations.get_counter(name)
     except UnknownCounter as error:
-        raise Problem(404, "unknown-counter", "Unknown counter", str(error)) from None
+        raise Problem(UNKNOWN_COUNTER, str(error)) from None
 
 
 def wrong_member(detail: str, **where: Any) -> Problem:
     """What was asked for is not a member of the counter: `where` names the field, and the place in the list."""
-    return Problem(400, "wrong-member", "Not a member of this counter", detail, **where)
+    return Problem(WRONG_MEMBER, detail, **where)
 
 
 def unreadable_body(detail: str) -> Problem:
     """The body of a request is not what it should be."""
-    return Problem(400, "unreadable-body", "The body cannot be read", detail)
+    return Problem(UNREADABLE_BODY, detail)
 
 
 def too_many_members(limit: int) -> Problem:
     """More members than one request may ask for."""
-    return Problem(
-        413, "too-many-members", "Too many members", f"ask for {limit} members at most in one request", limit=limit
-    )
+    return Problem(TOO_MANY_MEMBERS, f"ask for {limit} members at most in one request", limit=limit)
 
 
 def too_many_streams_of_client(limit: int) -> Problem:
     """One client has all the event streams open that it may have."""
-    return Problem(
-        429,
-        "too-many-streams",
-        "Too many streams",
-        f"you have {limit} streams open at this worker already; close one first, or try again in a while",
-        headers={"Retry-After": str(STREAMS_RETRY_SECONDS)},
-    )
+    detail = f"you have {limit} streams open at this worker already; close one first, or try again in a while"
+    return Problem(TOO_MANY_STREAMS, detail)
 
 
 def too_many_streams(limit: int) -> Problem:
     """All places for event streams are taken."""
-    return Problem(
-        503,
-        "too-many-streams",
-        "Too many streams",
-        f"this worker keeps {limit} streams open already; try again in a while",
-        headers={"Retry-After": str(STREAMS_RETRY_SECONDS)},
-    )
+    detail = f"this worker keeps {limit} streams open already; try again in a while"
+    return Problem(NO_ROOM, detail, headers={"Retry-After": str(STREAMS_RETRY_SECONDS)})

@@ -3,6 +3,7 @@
 The one more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
 of two services cannot share one. Each folder's output is printed whole when it ends; the last line adds them up.
 A chromium for the tests of the pages is found or installed first. Arguments are handed to pytest: `python -m tests.run -k cold`.
+With `--fast` as the first one: what needs no server, without the deep worlds of the search.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ FOLDERS = (
     *("admin", "protocol", "deploy", "contract", "unit"),
 )
 
+# Parts that two processors end at about the same time.
+FAST = ("protocol/test_worlds.py", "protocol/test_rules.py", "contract", "unit")
+
 NOTHING_COLLECTED = 5  # pytest's exit status
 
 
 def main() -> int:
     began = time.monotonic()
-    try:
-        chromium.provide()
-    except chromium.NoChromium as error:
-        print(error, flush=True)  # and the tests that want it fail
+    fast = sys.argv[1:2] == ["--fast"]
+    parts, options = (FAST, ["-m", "not deep", *sys.argv[2:]]) if fast else (FOLDERS, sys.argv[1:])
+    if not fast:
+        try:
+            chromium.provide()
+        except chromium.NoChromium as error:
+            print(error, flush=True)  # and the tests that want it fail
     tally: Counter[str] = Counter()
     failed: list[str] = []
     with (
@@ -43,16 +50,15 @@ def main() -> int:
         ThreadPoolExecutor(max_workers=1 + (os.cpu_count() or 1)) as pool,
     ):
         running = {
-            pool.submit(run_folder, folder, Path(reports) / f"{folder}.xml"): folder
-            for folder in FOLDERS
-            if any((ROOT / "tests" / folder).glob("test_*.py"))
+            pool.submit(run_part, part, options, report := Path(reports) / f"{number}.xml"): (part, report)
+            for number, part in enumerate(parts)
         }
         for done in as_completed(running):
-            folder, (status, output) = running[done], done.result()
-            print(f"tests/{folder}\n{output}", flush=True)
+            (part, report), (status, output) = running[done], done.result()
+            print(f"tests/{part}\n{output}", flush=True)
             if status not in (0, NOTHING_COLLECTED):
-                failed.append(f"tests/{folder}")
-            tally += outcomes(Path(reports) / f"{folder}.xml")
+                failed.append(f"tests/{part}")
+            tally += outcomes(report)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f"Took {minutes} min {seconds} s." + (f" Failed: {', '.join(sorted(failed))}." if failed else ""))
     if not tally["passed"]:
@@ -62,13 +68,13 @@ def main() -> int:
     return 1 if failed or not tally["passed"] else 0
 
 
-def run_folder(folder: str, report: Path) -> tuple[int, str]:
-    """pytest's exit status and output for one folder."""
+def run_part(part: str, options: list[str], report: Path) -> tuple[int, str]:
+    """pytest's exit status and output for one folder, or one file."""
     # A folder of its own for its tests' files, which goes with the reports: pytest's would be shared with whoever else
     # runs tests on this machine, and tidied up by them.
-    options = ["-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"]
+    for_us = ["-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"tests/{folder}", *sys.argv[1:]],
+        [sys.executable, "-m", "pytest", *for_us, f"tests/{part}", *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -19,13 +19,18 @@ from django.utils.deprecation import MiddlewareMixin
 
 from ingest_service.admin.routing import ALIAS
 from shared_models.web.django import GetResponse, respond
-from shared_models.web.problems import Problem
+from shared_models.web.problems import Problem, ProblemType
 
 log = structlog.get_logger()
 
 PREFIX = "/admin/"
 # Scripts, styles and pictures from this host; nothing in place, nothing framed.
 POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+FORBIDDEN = ProblemType(403, "forbidden", "Not allowed", "The user of the admin has no right to do this.")
+ADMIN_UNAVAILABLE = ProblemType(
+    503, "admin-unavailable", "The admin is unavailable", "The admin's database does not answer.", retry_seconds=2
+)
 
 
 class OnlyUnderAdmin(MiddlewareMixin):
@@ -60,19 +65,15 @@ class ConnectionMiddleware:
         if not request.path_info.startswith(PREFIX):
             return None
         if isinstance(exception, PermissionDenied):
-            detail = "rows are written by producers; deleted they are by those who may do more than look"
-            return respond(Problem(403, "forbidden", "This is not for you", detail))
+            return respond(Problem(FORBIDDEN, "this user may look at rows, and may not change or delete them"))
         if not isinstance(exception, Error):
             return None
         # The first line: those after it may quote rows.
         log.warning("admin.unavailable", reason=str(exception).strip().partition("\n")[0])
         return respond(
             Problem(
-                503,
-                "admin-unavailable",
-                "The admin is unavailable",
+                ADMIN_UNAVAILABLE,
                 "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
-                headers={"Retry-After": "2"},
             )
         )
 

@@ -1,8 +1,7 @@
-"""What ingest answers: rows that come in, and its own description. Django answers /docs, /static/ and /admin/."""
+"""What ingest answers: rows that come in. Django answers /docs, /static/ and /admin/."""
 
 from __future__ import annotations
 
-import msgspec
 from django.conf import settings
 
 from ingest_service.api import health, openapi
@@ -10,7 +9,7 @@ from ingest_service.api.problems import problem_of
 from ingest_service.api.rows import Rows, find_collection
 from ingest_service.writing.pulse import Pulse
 from shared_models.web.application import Application, Limits
-from shared_models.web.asgi import ASGI, Answer, Request, answer
+from shared_models.web.asgi import ASGI, Answer, Request
 from shared_models.web.health import Readiness
 from shared_models.web.rate_limits import RateLimit
 
@@ -46,9 +45,6 @@ class Ingest(Application):
                 if problem := problem_of(error):
                     raise problem from error
                 raise
-        if request.path == "/openapi.json":
-            self.takes(request, "GET")
-            return answer(200, msgspec.json.encode(openapi.describe_api()))
         return await super().handle(request)
 
     async def handle_rows(self, request: Request) -> Answer | None:
@@ -63,6 +59,9 @@ class Ingest(Application):
             return await self.rows.post_batch(request, collection)
         self.takes(request, "POST", ROW_ROUTE, ())
         return await self.rows.post_row(request, collection)
+
+    def description(self) -> bytes:
+        return openapi.describe_api()
 
     def readiness(self) -> Readiness:
         return health.read_readiness()

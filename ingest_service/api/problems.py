@@ -1,14 +1,120 @@
-"""What went wrong, as the problem document that a producer is answered with: the one place where the two meet."""
+"""The problems that a producer is answered with: their types, and what went wrong as one of them."""
 
 from __future__ import annotations
 
-from ingest_service.api.payloads import InvalidRow, NotJSON, TooManyRows
+import msgspec
+
+from ingest_service.api.payloads import FieldError, InvalidRow, NotJSON, RowError, TooManyRows
 from ingest_service.writing.idempotency import KeyNotUsable, KeyReused
 from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase
-from shared_models.web.problems import Problem
+from shared_models.web.problems import Problem, ProblemType
 
 # Long enough for a failover in progress to get on, short enough that nobody is idle for it.
-RETRY_AFTER = {"Retry-After": "2"}
+RETRY_SECONDS = 2
+
+
+class WrongFields(msgspec.Struct):
+    """What is wrong with the row, field by field."""
+
+    errors: list[FieldError]
+
+
+class WrongRows(msgspec.Struct):
+    """What is wrong with the batch, row by row."""
+
+    errors: list[RowError]
+
+
+class LimitRows(msgspec.Struct):
+    """The limit, by number."""
+
+    limit_rows: int
+
+
+class Accepted(msgspec.Struct):
+    """The types that are accepted."""
+
+    accepted: list[str]
+
+
+EMPTY_BODY = ProblemType(400, "empty-body", "The body is empty", "The body holds nothing.")
+BAD_GZIP = ProblemType(400, "bad-gzip", "The body is not gzip", "Content-Encoding says gzip, and the body is not.")
+MALFORMED_JSON = ProblemType(
+    400, "malformed-json", "The body is not JSON", "The body is not JSON; the detail says where."
+)
+INVALID_KEY = ProblemType(
+    400,
+    "invalid-idempotency-key",
+    "The Idempotency-Key cannot be used",
+    "The Idempotency-Key is empty, too long, or not printable ASCII.",
+)
+UNKNOWN_COLLECTION = ProblemType(
+    404,
+    "unknown-collection",
+    "There is no such collection",
+    "There is no collection of this name; the detail names those that there are.",
+)
+TOO_MANY_ROWS = ProblemType(
+    413,
+    "too-many-rows",
+    "The batch has too many rows",
+    "The batch has more rows than the limit; nothing was stored.",
+    members=LimitRows,
+)
+UNSUPPORTED_TYPE = ProblemType(
+    415,
+    "unsupported-content-type",
+    "This Content-Type is not understood",
+    "The Content-Type is not one of those described, or not in UTF-8.",
+    members=Accepted,
+)
+UNSUPPORTED_ENCODING = ProblemType(
+    415,
+    "unsupported-content-encoding",
+    "This Content-Encoding is not understood",
+    "The Content-Encoding is not gzip.",
+)
+INVALID_ROW = ProblemType(
+    422,
+    "invalid-row",
+    "The row is not valid",
+    "The row is not valid; each wrong field is named, and nothing was stored.",
+    members=WrongFields,
+)
+INVALID_ROWS = ProblemType(
+    422,
+    "invalid-rows",
+    "Some rows are not valid",
+    "With strict=1: some rows are not valid; each is named, and nothing was stored.",
+    members=WrongRows,
+)
+KEY_REUSED = ProblemType(
+    422,
+    "idempotency-key-reused",
+    "The Idempotency-Key belongs to another request",
+    "The Idempotency-Key was used with another body, path or header; nothing was stored.",
+)
+REFUSED_BY_DATABASE = ProblemType(
+    422,
+    "refused-by-database",
+    "The database refused the rows",
+    "A rule of the table forbids the rows; nothing was stored.",
+    members=WrongFields,
+)
+PRIMARY_UNAVAILABLE = ProblemType(
+    503,
+    "primary-unavailable",
+    "The primary is unavailable",
+    "The primary cannot be written to just now; nothing was stored.",
+    retry_seconds=RETRY_SECONDS,
+)
+COMMIT_UNKNOWN = ProblemType(
+    503,
+    "commit-unknown",
+    "It is unknown whether the commit took place",
+    "The connection to the primary was lost during the commit. Retry with the same Idempotency-Key: nothing is stored twice.",
+    retry_seconds=RETRY_SECONDS,
+)
 
 
 def problem_of(error: Exception) -> Problem | None:
@@ -17,61 +123,33 @@ def problem_of(error: Exception) -> Problem | None:
         case Problem():
             return error
         case NotJSON():
-            return Problem(400, "malformed-json", "The body is not JSON", f"{error}; nothing was stored")
+            return Problem(MALFORMED_JSON, f"{error}; nothing was stored")
         case InvalidRow():
-            return Problem(
-                422,
-                "invalid-row",
-                f"This is no row of {error.collection.name}",
-                f"{error}; nothing was stored",
-                errors=error.errors,
-            )
+            return Problem(INVALID_ROW, f"{error}; nothing was stored", errors=error.errors)
         case TooManyRows():
-            return Problem(
-                413,
-                "too-many-rows",
-                "The batch has too many rows",
-                f"{error}; nothing was stored: send it in parts",
-                limit_rows=error.limit_rows,
-            )
+            return Problem(TOO_MANY_ROWS, f"{error}; nothing was stored: send it in parts", limit_rows=error.limit_rows)
         case KeyNotUsable():
             return Problem(
-                400,
-                "invalid-idempotency-key",
-                "The Idempotency-Key cannot be used",
+                INVALID_KEY,
                 "the header Idempotency-Key takes 1 to 255 printable ASCII characters; a UUID is a good one",
             )
         case KeyReused():
             return Problem(
-                422,
-                "idempotency-key-reused",
-                "The Idempotency-Key belongs to another request",
+                KEY_REUSED,
                 "this Idempotency-Key has been used with another body, path or header; nothing was stored: send a new key "
                 "with a new request, and the same request with an old key",
             )
         case NotStored():
             return Problem(
-                503,
-                "primary-unavailable",
-                "The primary is unavailable",
+                PRIMARY_UNAVAILABLE,
                 "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
-                headers=RETRY_AFTER,
             )
         case CommitUnknown():
             return Problem(
-                503,
-                "commit-unknown",
-                "It is unknown whether the commit took place",
+                COMMIT_UNKNOWN,
                 "the connection to the primary was lost during the commit: unknown, retry with the same Idempotency-Key "
                 "(without one, look for the rows before sending them again)",
-                headers=RETRY_AFTER,
             )
         case RefusedByDatabase():
-            return Problem(
-                422,
-                "refused-by-database",
-                "The database refused the rows",
-                f"nothing was stored: {error.reason}",
-                errors=[],
-            )
+            return Problem(REFUSED_BY_DATABASE, f"nothing was stored: {error.reason}", errors=[])
     return None

@@ -20,6 +20,14 @@ from django.utils.http import parse_header_parameters
 from ingest_service import metrics
 from ingest_service.api import payloads
 from ingest_service.api.payloads import JSON, NDJSON, Body
+from ingest_service.api.problems import (
+    BAD_GZIP,
+    EMPTY_BODY,
+    INVALID_ROWS,
+    UNKNOWN_COLLECTION,
+    UNSUPPORTED_ENCODING,
+    UNSUPPORTED_TYPE,
+)
 from ingest_service.catalog import Collection, read_collections
 from ingest_service.writing import idempotency, recording
 from ingest_service.writing.group_commit import Committer
@@ -73,9 +81,7 @@ def find_collection(name: str) -> Collection:
     """The collection that the address names. Raises Problem 404."""
     collections = read_collections()
     if name not in collections:
-        raise Problem(
-            404, "unknown-collection", "There is no such collection", f"there are: {', '.join(sorted(collections))}"
-        )
+        raise Problem(UNKNOWN_COLLECTION, f"there are: {', '.join(sorted(collections))}")
     return collections[name]
 
 
@@ -84,9 +90,7 @@ def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
     content_type, charset = parse_content_type(request.headers.get(b"content-type", b""))
     if content_type not in accepted or charset not in ("", "utf-8", "utf8"):
         raise Problem(
-            415,
-            "unsupported-content-type",
-            "This Content-Type is not understood",
+            UNSUPPORTED_TYPE,
             f"send Content-Type: {' or '.join(accepted)}, in UTF-8",
             accepted=accepted,
         )
@@ -113,9 +117,7 @@ def is_packed(request: Request) -> bool:
     encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"identity", b"gzip"):
         raise Problem(
-            415,
-            "unsupported-content-encoding",
-            "This Content-Encoding is not understood",
+            UNSUPPORTED_ENCODING,
             "send the body as it is, or with Content-Encoding: gzip",
             headers={"Accept-Encoding": "gzip"},
         )
@@ -141,9 +143,7 @@ def record_batch(
         metrics.REJECTED_ROWS.labels(collection.name).inc(len(batch.errors))
     if strict and batch.errors:
         raise Problem(
-            422,
-            "invalid-rows",
-            "Some rows are not valid",
+            INVALID_ROWS,
             f"{len(batch.errors)} of {len(batch.errors) + len(batch.rows)} rows are not valid; nothing was stored, "
             "because the request says strict=1",
             errors=batch.errors,
@@ -158,13 +158,11 @@ def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
         try:
             body = GzipFile(fileobj=BytesIO(body)).read(limit_bytes + 1)
         except (OSError, EOFError, zlib.error) as error:
-            raise Problem(
-                400, "bad-gzip", "The body is not gzip", f"the body cannot be unpacked: {error}; nothing was stored"
-            ) from error
+            raise Problem(BAD_GZIP, f"the body cannot be unpacked: {error}; nothing was stored") from error
         if len(body) > limit_bytes:
             raise too_large(limit_bytes)
     if not body or body.isspace():
-        raise Problem(400, "empty-body", "The body is empty", "send at least one row")
+        raise Problem(EMPTY_BODY, "send at least one row")
     return body
 
 

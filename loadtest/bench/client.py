@@ -1,4 +1,4 @@
-"""A load generator in Python: `python -m loadtest.bench.client [--post] [--rate=…] URL`. Prints one JSON document.
+"""A load generator in Python: `python -m loadtest.bench.client [--post] [--rate=…] [--header=…] URL`. Prints one JSON document.
 
 Without a rate each connection sends its next request when it has its answer. With one, requests are due at equal
 intervals; one that finds no connection free waits, and its latency counts from when it was due: a server that stalls
@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,12 +57,13 @@ class Connection(asyncio.Protocol):
 class Generator:
     """The run: who is free, what is due, what it took."""
 
-    def __init__(self, url: str, *, rate: float, posting: bool) -> None:
+    def __init__(self, url: str, *, rate: float, posting: bool, headers: Sequence[str]) -> None:
         parts = urlsplit(url)
         self.rate, self.posting = rate, posting
         self.head = (
             f"{'POST' if posting else 'GET'} {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
             + ("Content-Type: application/json\r\n" if posting else "")
+            + "".join(f"{header}\r\n" for header in headers)
         ).encode()
         self.draw = random.Random(1)
         self.took: list[float] = []
@@ -110,10 +112,10 @@ class Generator:
 
 
 async def run(
-    url: str, *, connections: int, seconds: float, rate: float, posting: bool
+    url: str, *, connections: int, seconds: float, rate: float, posting: bool, headers: Sequence[str]
 ) -> dict[str, float | bool | int]:
     """The figures of `load.Load`, and how many answers were bad."""
-    load = Generator(url, rate=rate, posting=posting)
+    load = Generator(url, rate=rate, posting=posting, headers=headers)
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     made = [
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--post", action="store_true")
+    parser.add_argument("--header", action="append", default=[], help='"Name: value", of each request')
     options = parser.parse_args()
     import uvloop
 
@@ -160,6 +163,7 @@ def main() -> None:
                 seconds=options.seconds,
                 rate=options.rate,
                 posting=options.post,
+                headers=options.header,
             )
         )
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Ingest: batches beside Postgres' own COPY, single messages beside the obvious handler and beside one that stores nothing."""
+"""Ingest: batches beside Postgres' own COPY, single messages beside the obvious handler."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -21,7 +22,10 @@ from loadtest.bench.world import World, wait_until_replayed
 PRODUCERS = 2
 BATCHES = 6  # that each producer sends in a round
 COPY_SQL = "COPY message (state, city, username, message) FROM STDIN"
-CONNECTIONS = 32
+# How many there are, and how many times as fast ingest has to be.
+CONNECTIONS = {32: 5.0, 256: 10.0}
+# Of each worker of the naive handler: its two workers answer 32 requests at a time.
+THREADS = 16
 SECONDS = 3.0
 
 
@@ -32,26 +36,26 @@ class Batches:
         made = [rows.batch(seed) for seed in range(PRODUCERS * BATCHES)]
         self.bodies = [rows.as_ndjson(messages) for messages in made]
         self.lines = [rows.as_copy(messages) for messages in made]
-        self.ingest_port = world.ingest.port
+        self.ingest = world.ingest
         self.database = world.primary.url
 
     def through_ingest(self) -> float:
         """Rows a second, acknowledged and counted."""
-        return self._over_http(self.ingest_port, self.bodies, counted=True)
+        return self._over_http(self.ingest.port, self.bodies, counted=True)
 
     def through_pipe(self, port: int) -> float:
         """Rows a second, committed by the peer of that name."""
         return self._over_http(port, self.lines, counted=False)
 
     def _over_http(self, port: int, bodies: list[bytes], *, counted: bool) -> float:
+        headers = {"Content-Type": "application/x-ndjson", **self.ingest.authorization()}
+
         @contextmanager
         def producer() -> Iterator[Callable[[int], None]]:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
             def send(number: int) -> None:
-                connection.request(
-                    "POST", "/v1/messages/batch", bodies[number], {"Content-Type": "application/x-ndjson"}
-                )
+                connection.request("POST", "/v1/messages/batch", bodies[number], headers)
                 answer = json.loads(connection.getresponse().read())
                 if answer.get("accepted") != rows.BATCH_ROWS or answer["counted"] != counted:
                     raise load.LoadFailed(f"a batch was answered with {answer}")
@@ -144,71 +148,56 @@ def batches(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def singles(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """ingest.single: beside save() and a pipeline, and beside a handler that stores nothing."""
-    plain = world.peer("plain", "plain:application", like="ingest_service")
-    urls = {
-        "ingest": f"{world.ingest.url}/v1/messages",
-        "naive": f"{plain.url}/naive",
-        "nodb": f"{plain.url}/nodb",
-    }
+    """ingest.single: beside save() and a pipeline a request, with a few and with many connections."""
+    # gunicorn's own threaded worker: under ASGI, Django opens a connection to Postgres for each request of such a handler.
+    plain = world.peer(
+        "plain", "plain:application", like="ingest_service", words=["--worker-class=gthread", f"--threads={THREADS}"]
+    )
+    ingest = load.Target(f"{world.ingest.url}/v1/messages", world.ingest.authorization(), posting=True)
+    naive = load.Target(f"{plain.url}/naive", ingest.headers, posting=True)
     if not load.has_wrk():
         report.skip(load.WITHOUT_WRK)
-    limited = False
-
-    def measure(url: str) -> float:
-        nonlocal limited
-        measured = load.as_fast_as_possible(url, connections=CONNECTIONS, seconds=SECONDS, posting=True)
-        limited = limited or measured.limited_by_client
-        return measured.per_second
-
-    for url in urls.values():
-        load.as_fast_as_possible(url, connections=CONNECTIONS, seconds=1, posting=True)
-    with watched(world.ingest.pid) as peak:
-        found = by_turns(rounds, {name: lambda url=url: measure(url) for name, url in urls.items()})  # type: ignore[misc]
-    note = f"{CONNECTIONS} connections" + ("; limited by the client" if limited else "")
-    report.add(
-        Result(
-            "ingest.single.naive",
-            "requests/s",
-            "save() and a pipeline each, requests/s",
-            paired(found, "ingest", "naive"),
-            goal=2.5,
-            peak_mb=peak.mb,
-            note=note,
-        ),
-        Result(
-            "ingest.single.nodb",
-            "requests/s",
-            "handler that stores nothing, requests/s",
-            paired(found, "ingest", "nodb"),
-            goal=0.6,
-            note=note,
-        ),
-    )
-    rate = sorted(found["naive"])[rounds // 2] / 2
-    p99 = by_turns(
-        rounds,
-        {
-            name: lambda url=urls[name]: (
-                load.at_rate(  # type: ignore[misc]
-                    url, rate=rate, connections=CONNECTIONS, seconds=SECONDS, posting=True
-                ).p99_ms
+    for connections, goal in CONNECTIONS.items():
+        with watched(world.ingest.pid) as peak:
+            found, note = load.rates(
+                {"ingest": ingest, "naive": naive}, rounds=rounds, connections=connections, seconds=SECONDS
             )
-            for name in ("ingest", "naive")
-        },
-    )
-    report.add(
-        Result(
-            "ingest.single.p99",
-            "ms",
-            "save() and a pipeline each, ms",
-            paired(p99, "ingest", "naive"),
-            goal=-1.0,
-            note=f"at {rate:,.0f} requests/s, half of what the naive handler can do",
+        report.add(
+            Result(
+                f"ingest.single.{connections}",
+                "requests/s",
+                "save() and a pipeline each, requests/s",
+                paired(found, "ingest", "naive"),
+                goal=goal,
+                peak_mb=peak.mb,
+                note=note,
+            )
         )
-    )
+        rate = sorted(found["naive"])[rounds // 2] / 2
+        p99 = by_turns(
+            rounds,
+            {
+                name: partial(p99_ms_at, target, rate=rate, connections=connections)
+                for name, target in (("ingest", ingest), ("naive", naive))
+            },
+        )
+        report.add(
+            Result(
+                f"ingest.single.{connections}.p99",
+                "ms",
+                "save() and a pipeline each, ms",
+                paired(p99, "ingest", "naive"),
+                goal=-1.0,
+                note=f"{connections} connections, at {rate:,.0f} requests/s, half of what the naive handler can do",
+            )
+        )
     world.stop(plain)
     wait_until_replayed(world)
+
+
+def p99_ms_at(target: load.Target, *, rate: float, connections: int) -> float:
+    """The p99 of the answers, where requests come at this rate."""
+    return load.at_rate(target, rate=rate, connections=connections, seconds=SECONDS).p99_ms
 
 
 def rate_of_batches(world: World) -> float:

@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from compose.local.ordinary_user import CHECKOUT
+from loadtest.bench.results import by_turns
 
 POST_SCRIPT = Path(__file__).parent / "wrk" / "post.lua"
 WITHOUT_WRK = (
@@ -36,19 +39,53 @@ class Load:
     limited_by_client: bool = False
 
 
+# Headers of each request, by their names.
+Headers = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked. `posting`: messages are sent, else it is a GET."""
+
+    url: str
+    headers: Headers = field(default_factory=dict)
+    posting: bool = False
+
+
 def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def as_fast_as_possible(url: str, *, connections: int, seconds: float, posting: bool = False) -> Load:
-    """Each connection sends its next request when it has its answer. `posting`: messages, else GET."""
+def rates(
+    targets: Mapping[str, Target], *, rounds: int, connections: int, seconds: float
+) -> tuple[dict[str, list[float]], str]:
+    """Requests a second of each, by turns, after a second to warm up; and who has asked how, for the reader."""
+    limited = set()
+
+    def measure(name: str) -> float:
+        measured = as_fast_as_possible(targets[name], connections=connections, seconds=seconds)
+        if measured.limited_by_client:
+            limited.add(name)
+        return measured.per_second
+
+    for target in targets.values():
+        as_fast_as_possible(target, connections=connections, seconds=1)
+    found = by_turns(rounds, {name: partial(measure, name) for name in targets})
+    client = "wrk" if has_wrk() else "a client in Python"
+    limits = f", which limits: {', '.join(sorted(limited))}" if limited else ""
+    return found, f"{connections} connections of {client}{limits}"
+
+
+def as_fast_as_possible(target: Target, *, connections: int, seconds: float) -> Load:
+    """Each connection sends its next request when it has its answer."""
     if not has_wrk():
-        return with_client(url, connections=connections, seconds=seconds, posting=posting)
+        return with_client(target, connections=connections, seconds=seconds)
     # A slow answer is an answer, and shows in the latency.
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
-    said = run([*command, *(["-s", str(POST_SCRIPT)] if posting else []), url])
+    script = ["-s", str(POST_SCRIPT)] if target.posting else []
+    said = run([*command, *script, *as_words("-H", target.headers), target.url])
     if "Non-2xx" in said or "Socket errors" in said:
-        raise LoadFailed(f"{url}: {said}")
+        raise LoadFailed(f"{target.url}: {said}")
     return Load(
         per_second=float(found(r"Requests/sec:\s+(\S+)", said)),
         p50_ms=in_ms(found(r"\n +50% +(\S+)", said)),
@@ -56,18 +93,27 @@ def as_fast_as_possible(url: str, *, connections: int, seconds: float, posting: 
     )
 
 
-def at_rate(url: str, *, rate: float, connections: int, seconds: float, posting: bool = False) -> Load:
-    """So many requests a second, whatever the answers take. Latency counts from when a request was due."""
-    return with_client(url, connections=connections, seconds=seconds, posting=posting, rate=rate)
+def at_rate(target: Target, *, rate: float, connections: int, seconds: float) -> Load:
+    """So many requests a second, whatever the answers take. Latency counts from when a request was due.
+
+    wrk cannot do that: this is the client in Python, for all that is compared.
+    """
+    return with_client(target, connections=connections, seconds=seconds, rate=rate)
 
 
-def with_client(url: str, *, connections: int, seconds: float, posting: bool, rate: float = 0.0) -> Load:
+def with_client(target: Target, *, connections: int, seconds: float, rate: float = 0.0) -> Load:
     """The client of our own, in a process of its own."""
-    words = [f"--connections={connections}", f"--seconds={seconds}", f"--rate={rate}", *(["--post"] if posting else [])]
-    answer = json.loads(run([sys.executable, "-m", "loadtest.bench.client", *words, url]))
+    words = [f"--connections={connections}", f"--seconds={seconds}", f"--rate={rate}"]
+    words += [*(["--post"] if target.posting else []), *as_words("--header", target.headers), target.url]
+    answer = json.loads(run([sys.executable, "-m", "loadtest.bench.client", *words]))
     if answer.pop("failed"):
-        raise LoadFailed(f"{url}: some answers were not 2xx")
+        raise LoadFailed(f"{target.url}: some answers were not 2xx")
     return Load(**answer)
+
+
+def as_words(option: str, headers: Headers) -> list[str]:
+    """The headers as options of a command."""
+    return [word for name, value in headers.items() for word in (option, f"{name}: {value}")]
 
 
 def run(command: list[str]) -> str:

@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,22 +23,28 @@ from compose.local.services import Keeper, Web
 
 P = TypeVar("P", bound=Process)
 
-# Of ingest, and of whatever it is compared with: each worker stays on one processor, as where it has a machine of its own.
-PINNED = {"PIN_WORKERS": "1"}
+# A process ends with the benchmark, however that ends.
+ENDING: dict[str, Any] = {"dies_with_parent": True}
+# Whose pages may read what query answers, where it is asked for that.
+ORIGIN = "https://dashboard.example.org"
 
 
 class Peer(Web):
-    """An application of `peers`, under the gunicorn settings of the service that it is compared with."""
+    """An application of `peers`, under the gunicorn settings of the service that it is compared with.
 
-    def __init__(self, *args: Any, like: str, **options: Any) -> None:
+    `words` are gunicorn's options for what is different.
+    """
+
+    def __init__(self, *args: Any, like: str, words: Sequence[str] = (), **options: Any) -> None:
         super().__init__(*args, **options)
-        self.like = like
+        self.like, self.words = like, words
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {"BENCH_LIKE": f"{self.like}/gunicorn.conf.py"}
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "gunicorn", "-c", "loadtest/bench/peers/gunicorn.conf.py", self.application]
+        settings = "loadtest/bench/peers/gunicorn.conf.py"
+        return [sys.executable, "-m", "gunicorn", "-c", settings, *self.words, self.application]
 
     def why_not_ready(self) -> str | None:
         with socket.socket() as probe:
@@ -73,7 +79,7 @@ class World:
     @cached_property
     def primary(self) -> Primary:
         """An ordinary primary with the table, empty."""
-        server = self.start(Primary(self.folder / "primary", free_port(), dies_with_parent=True))
+        server = self.start(Primary(self.folder / "primary", free_port(), **ENDING))
         stores = {"DATABASE_URL": server.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
         migrate = Web(self.folder / "migrate", free_port(), lambda: stores, application="ingest_service.asgi")
         migrate.create()
@@ -83,62 +89,68 @@ class World:
     @cached_property
     def replica(self) -> Replica:
         """A streaming replica of it."""
-        return self.start(Replica(self.folder / "replica", free_port(), self.primary, dies_with_parent=True))
+        return self.start(Replica(self.folder / "replica", free_port(), self.primary, **ENDING))
 
     @cached_property
     def valkey(self) -> Valkey:
         """As the stack has it, with its append-only file."""
-        return self.start(Valkey(self.folder / "valkey", free_port(), dies_with_parent=True))
+        return self.start(Valkey(self.folder / "valkey", free_port(), **ENDING))
 
     @cached_property
     def bystander(self) -> Valkey:
         """Another one, that nobody works on."""
-        return self.start(Valkey(self.folder / "bystander", free_port(), dies_with_parent=True))
+        return self.start(Valkey(self.folder / "bystander", free_port(), **ENDING))
 
     def stores_of_ingest(self) -> dict[str, str]:
-        """The variables that say where they are, and that whoever asks is let in."""
-        return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
+        """The variables that say where they are."""
+        return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url}
 
     def stores_of_manage(self) -> dict[str, str]:
-        """The same for manage."""
+        """The same for manage, which lets in whoever asks."""
         return {"DATABASE_URL": self.replica.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
 
     @cached_property
     def ingest(self) -> Web:
-        """The service, as it is run."""
-        return self._service("ingest", "ingest_service.asgi", lambda: self.stores_of_ingest() | PINNED)
+        """The service, as it is run: who asks it needs its `authorization`."""
+        return self.service("ingest", "ingest_service.asgi", self.stores_of_ingest(), with_tokens=True)
 
     @cached_property
     def query(self) -> Web:
-        """The service, as it is run."""
-        return self._service("query", "query_service.asgi", lambda: {"REDIS_URL": self.valkey.url})
+        """The service, open, as its defaults are."""
+        return self.service("query", "query_service.asgi", {"REDIS_URL": self.valkey.url})
 
-    def _service(self, name: str, application: str, variables: Callable[[], dict[str, str]]) -> Web:
-        # Its stores first: a server may only be stopped after those that use it.
-        variables()
-        return self.start(
-            Web(self.folder / name, free_port(), variables, application=application, dies_with_parent=True)
-        )
+    @cached_property
+    def guarded_query(self) -> Web:
+        """The service with all that there is to switch on: tokens, CORS, and a log line for each request."""
+        variables = {"REDIS_URL": self.valkey.url, "CORS_ORIGINS": ORIGIN, "ACCESS_LOG": "1"}
+        return self.service("guarded", "query_service.asgi", variables, with_tokens=True)
 
-    def peer(self, name: str, application: str, *, like: str) -> Peer:
+    def service(self, name: str, application: str, variables: dict[str, str], *, with_tokens: bool = False) -> Web:
+        """A service, started."""
+        service = Web(self.folder / name, free_port(), lambda: variables, application=application, **ENDING)
+        if with_tokens:
+            service.make_token()
+            variables = variables | service.tokens_variable()
+        return self.start(service)
+
+    def peer(self, name: str, application: str, *, like: str, words: Sequence[str] = ()) -> Peer:
         """An application of `peers`, started."""
-        self.stores_of_ingest()
-        return self.start(
-            Peer(
-                self.folder / name,
-                free_port(),
-                lambda: self.stores_of_ingest() | PINNED,
-                application=f"loadtest.bench.peers.{application}",
-                like=like,
-                dies_with_parent=True,
-            )
+        variables = self.stores_of_ingest() | {"AUTH": "off"}
+        application = f"loadtest.bench.peers.{application}"
+        peer = Peer(
+            self.folder / name,
+            free_port(),
+            lambda: variables,
+            application=application,
+            like=like,
+            words=words,
+            **ENDING,
         )
+        return self.start(peer)
 
     def keeper(self) -> Keeper:
         """A keeper, started. It works whenever something is due, so that only cases that are about it want one."""
-        return self.start(
-            Keeper(self.folder / "keeper", self.stores_of_manage, valkey=self.valkey, dies_with_parent=True)
-        )
+        return self.start(Keeper(self.folder / "keeper", self.stores_of_manage, valkey=self.valkey, **ENDING))
 
     @contextlib.contextmanager
     def redis(self) -> Iterator[Redis]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from secrets import token_hex
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import msgspec
 from redis import Redis
@@ -61,6 +61,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+AskedBy: TypeAlias = Literal["api", "cli", "schedule"]
 ENDS = (Status.DONE, Status.FAILED, Status.CANCELLED)
 
 
@@ -71,7 +72,7 @@ class Run(msgspec.Struct):
     counters: list[str]
     mode: Mode
     asked_at: datetime
-    asked_by: str  # "api", "cli" or "schedule"
+    asked_by: AskedBy
     status: Status = Status.QUEUED
     detail: str = ""  # why it failed, or what it is waiting for
     started_at: datetime | None = None
@@ -120,7 +121,7 @@ class Run(msgspec.Struct):
 _run = msgspec.json.Decoder(Run)
 
 
-def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: str) -> Run:
+def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: AskedBy) -> Run:
     """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
 
     One that has begun is another one: it may have passed what the caller wants to have looked at. Raises

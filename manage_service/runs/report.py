@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from manage_service.protocol.findings import Findings
-from manage_service.runs.registry import Mode, Run, Status
+from manage_service.runs.registry import AskedBy, Mode, Run, Status
+from shared_models.protocol.moments import Moment
 
 
 class RunProgress(msgspec.Struct):
@@ -29,7 +29,7 @@ class CounterDrift(msgspec.Struct):
     extra: Annotated[int, Meta(description="members of the set that no row has")]
     missing_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
     extra_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
-    verified_at: datetime | None
+    verified_at: Moment | None
     failure: Annotated[
         str, Meta(description="why this counter could not be reconciled; empty where it was, or will be")
     ]
@@ -43,10 +43,10 @@ class RunReport(msgspec.Struct):
     cancelling: Annotated[bool, Meta(description="whether it was asked to stop, and has not stopped yet")]
     mode: Mode
     counters: list[str]
-    asked_at: datetime
-    asked_by: Annotated[str, Meta(description="api, cli or schedule")]
-    started_at: datetime | None
-    finished_at: datetime | None
+    asked_at: Moment
+    asked_by: AskedBy
+    started_at: Moment | None
+    finished_at: Moment | None
     detail: Annotated[str, Meta(description="why it failed, or what it is waiting for")]
     progress: RunProgress
     drift: Annotated[dict[str, CounterDrift], Meta(description="by counter")]

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import msgspec
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
-from django.views.decorators.http import require_safe
 from redis.exceptions import RedisError
 
 from manage_service import stores
@@ -16,7 +15,7 @@ from manage_service.runs import registry
 from manage_service.runs.registry import TooManyRuns, UnknownRun
 from manage_service.runs.report import report
 from manage_service.site.bodies import decode, read_integer
-from manage_service.site.operations import current_document
+from manage_service.site.problems import as_problem
 from manage_service.site.schemas import DriftHistory, RunList, RunRequest
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_drift, read_status
@@ -24,7 +23,7 @@ from shared_models.declarations import COUNTERS, UnknownCounter
 from shared_models.web.asgi import JSON
 from shared_models.web.openapi import Operation
 from shared_models.web.parameters import check_parameters
-from shared_models.web.problems import Problem, method_not_allowed
+from shared_models.web.problems import method_not_allowed
 
 View: TypeAlias = Callable[..., HttpResponse]
 
@@ -65,12 +64,6 @@ def get_drift(request: HttpRequest) -> HttpResponse:
     return answer(DriftHistory(read_drift(stores.redis_of_requests())))
 
 
-@require_safe
-def get_description(request: HttpRequest) -> HttpResponse:
-    """The OpenAPI document."""
-    return HttpResponse(current_document(), content_type=JSON)
-
-
 def answer(document: msgspec.Struct, status: int = 200, **headers: str) -> HttpResponse:
     """A document as JSON. msgspec writes moments as RFC 3339."""
     return HttpResponse(msgspec.json.encode(document), status=status, content_type=JSON, headers=headers)
@@ -94,22 +87,3 @@ def by_method(*answers: tuple[Operation, View]) -> View:
             raise as_problem(error) from error
 
     return view
-
-
-def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) -> Problem:
-    """What the domain refuses, and what is away, as HTTP says it."""
-    match error:
-        case UnknownCounter():
-            return Problem(422, "unknown-counter", "Unknown counter", str(error))
-        case UnknownRun():
-            return Problem(404, "unknown-run", "Unknown run", str(error))
-        case TooManyRuns():
-            headers = {"Retry-After": "10"}
-            return Problem(429, "too-many-runs", "Too many runs", str(error), headers=headers, limit=registry.MOST_OPEN)
-    return Problem(
-        503,
-        "redis-unavailable",
-        "Redis cannot be reached",
-        "runs and the state of counters lie in Redis; try again in a moment",
-        headers={"Retry-After": "1"},
-    )

@@ -9,20 +9,14 @@ import msgspec
 from django.http import HttpRequest
 from msgspec.inspect import EnumType, Metadata, type_info
 
-from shared_models.web.problems import Problem
+from manage_service.site.problems import Fault, invalid
+from shared_models.web.problems import BAD_REQUEST, Problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 # How msgspec says where in a document something is wrong: "Expected `str`, got `int` - at `$.counters[0]`".
 PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
-
-
-class Fault(msgspec.Struct):
-    """What is wrong with one field; "body" stands for the whole."""
-
-    field: str
-    detail: str
 
 
 def decode(body: bytes, struct: type[T]) -> T:
@@ -85,12 +79,6 @@ def read_integer(request: HttpRequest, name: str, default: int, *, least: int, m
     return int(text)
 
 
-def invalid(*faults: Fault) -> Problem:
-    """Each wrong field, by name."""
-    detail = "; ".join(f"{fault.field}: {fault.detail}" for fault in faults)
-    return Problem(422, "invalid-request", "Invalid request", detail, errors=faults)
-
-
 def not_json(error: Exception) -> Problem:
     """The body cannot be read at all."""
-    return Problem(400, "bad-request", "Bad request", f"the body cannot be read as JSON: {error}")
+    return Problem(BAD_REQUEST, f"the body cannot be read as JSON: {error}")

@@ -6,8 +6,8 @@ import psycopg2
 from redis.exceptions import RedisError
 
 from manage_service import stores
-from manage_service.site.api import as_problem
 from manage_service.site.metrics import Facts
+from manage_service.site.problems import as_problem
 from manage_service.status.judging import one_line
 from shared_models.stores import check_noeviction
 from shared_models.web.health import Readiness

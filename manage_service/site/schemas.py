@@ -19,8 +19,8 @@ Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]],
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Which counters to reconcile, and whether to mend what is found."""
 
-    counters: Annotated[Names | None, Meta(description="names of counters; all of them where this is left out")] = None
-    mode: Annotated[Mode, Meta(description="check finds the same drift, but adds nothing and takes nothing out")] = (
+    counters: Annotated[Names | None, Meta(description="names of counters; all of them by default")] = None
+    mode: Annotated[Mode, Meta(description="by default repair; check finds the same drift, and changes nothing")] = (
         Mode.REPAIR
     )
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from manage_service.leases import Holder
 from manage_service.runs.registry import Mode, Status
+from shared_models.protocol.moments import Moment
 
 
 class Drift(msgspec.Struct):
@@ -31,7 +31,7 @@ class LastRun(msgspec.Struct):
 
     id: str
     status: Status
-    finished_at: datetime | None
+    finished_at: Moment | None
 
 
 class CounterStatus(msgspec.Struct):
@@ -45,8 +45,8 @@ class CounterStatus(msgspec.Struct):
     replica_lag_seconds: float | None
     watermark: Annotated[int, Meta(description="the highest xact that ingest has acknowledged")]
     source: str
-    complete_through: datetime | None
-    verified_at: datetime | None
+    complete_through: Moment | None
+    verified_at: Moment | None
     drift: Annotated[Drift | None, Meta(description="what the last reconcile found")]
     repaired: Annotated[bool, Meta(description="whether that reconcile has mended it; a check mends nothing")]
     building: BuildProgress | None
@@ -60,7 +60,7 @@ class ReplicaStatus(msgspec.Struct):
     detail: str
     source: str | None = None
     horizon: int | None = None
-    committed_through: datetime | None = None
+    committed_through: Moment | None = None
     lag_seconds: float | None = None
 
 
@@ -69,22 +69,39 @@ class KeeperStatus(msgspec.Struct):
 
     alive: Annotated[bool, Meta(description="whether it has caught up lately")]
     state: Literal["alive", "held up", "not running"]
-    ticked_at: datetime | None
+    ticked_at: Moment | None
     job: str
     holder: Annotated[Holder | None, Meta(description="who holds the keeper's lock")]
     failure: str
-    committed_through: Annotated[datetime | None, Meta(description="the newest commit that it has seen on the replica")]
+    committed_through: Annotated[Moment | None, Meta(description="the newest commit that it has seen on the replica")]
     horizon_held_seconds: Annotated[
         float, Meta(description="for how long an open transaction holds the horizon; 0: none does")
     ]
+
+
+Kind: TypeAlias = Literal[
+    "not-running",  # about the keeper
+    "held-up",
+    "held",  # about the horizon
+    "not-reachable",  # about the replica
+    "behind",
+    "waits",  # about a run
+    "open-long",
+    "disbelieved",  # about a counter
+    "cold",
+    "incomplete",
+    "run-failed",
+    "not-verified",
+    "drift",
+]
 
 
 class Finding(msgspec.Struct):
     """Something that is wrong, and keeps `healthy` from being true."""
 
     about: Annotated[str, Meta(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")]
-    kind: str
-    since: Annotated[datetime | None, Meta(description="null where nobody knows")]
+    kind: Kind
+    since: Annotated[Moment | None, Meta(description="null where nobody knows")]
     detail: Annotated[str, Meta(description="what is wrong, since when, and what to do, in a sentence")]
 
 
@@ -97,7 +114,7 @@ class StatusReport(msgspec.Struct):
     replica: ReplicaStatus
     keeper: KeeperStatus
     open_runs: Annotated[list[str], Meta(description="ids of the runs that have not ended")]
-    as_of: datetime
+    as_of: Moment
 
 
 class Proof(msgspec.Struct):
@@ -105,6 +122,6 @@ class Proof(msgspec.Struct):
 
     run: str
     mode: Mode
-    verified_at: datetime
+    verified_at: Moment
     missing: int
     extra: int

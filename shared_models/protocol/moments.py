@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Annotated, TypeAlias
+
+import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+
+# In a document: RFC 3339, with its offset from UTC.
+Moment: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 def to_microseconds(moment: datetime) -> int:

@@ -70,8 +70,8 @@ class State:
 
     @property
     def cold(self) -> bool:
-        """Not to be counted: lost, or changed by something other than the protocol."""
-        return self.lost or self.gap != 0
+        """Not to be counted: lost, or changed by something other than the protocol. A count says how complete it is."""
+        return self.lost or self.gap != 0 or self.complete_through is None
 
     @property
     def condition(self) -> str:
@@ -84,7 +84,7 @@ class State:
             return "refused"
         if self.lost:
             return "lost" if self.filled is None else "building"
-        return "changed"
+        return "changed" if self.gap else "unclaimed"
 
     @property
     def why_cold(self) -> str:
@@ -97,6 +97,7 @@ class State:
             "building": "the keeper is building it",
             "changed": f"its set has {self.count} members, and {self.size} were recorded: something other than Rollcall has "
             "changed it; the keeper reconciles it",
+            "unclaimed": "it does not say how complete it is, or says what cannot be; the keeper's next pass says it anew",
         }[self.condition]
 
 

@@ -38,7 +38,7 @@ from shared_models.web.bodies import Bodies
 from shared_models.web.health import ALIVE, Readiness
 from shared_models.web.hosts import is_allowed
 from shared_models.web.parameters import check_parameters
-from shared_models.web.problems import Problem, fault, method_not_allowed
+from shared_models.web.problems import BAD_REQUEST, Problem, fault, method_not_allowed
 from shared_models.web.prometheus import exposition
 from shared_models.web.rate_limits import RateLimit
 from shared_models.web.tokens import Tokens, needs_token, unauthorized
@@ -96,6 +96,10 @@ class Application:
         await self.hand_to_django(request)
         return None
 
+    def description(self) -> bytes:
+        """The API, as an OpenAPI document."""
+        raise NotImplementedError
+
     def readiness(self) -> Readiness:
         """What the service needs. Runs in a thread: it may wait."""
         raise NotImplementedError
@@ -151,9 +155,7 @@ class Application:
             if request.method == "OPTIONS" and b"access-control-request-method" in headers:
                 return PREFLIGHT  # before the token: a browser asks without one whether it may send it
         if not is_allowed(headers.get(b"host", b"")):
-            raise Problem(
-                400, "bad-request", "Bad request", "this service does not answer to the Host that was asked for"
-            )
+            raise Problem(BAD_REQUEST, "this service does not answer to the Host that was asked for")
         if limits.tokens is not None and limits.asks(request.path):
             self.find_owner(request, limits.tokens)
         return self.standing_answer(request)
@@ -178,6 +180,9 @@ class Application:
         if request.path == "/metrics":
             self.takes(request, "GET")
             return answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
+        if request.path == "/openapi.json":
+            self.takes(request, "GET")
+            return answer(200, self.description())
         return await self.handle(request)
 
     def takes(self, request: Request, method: str, route: str = "", parameters: tuple[str, ...] | None = None) -> None:

@@ -7,13 +7,17 @@ piece. Of a refused body it forgets what still comes: the client can read why.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
+from typing import Any, cast
 
 from shared_models.web.asgi import ClientGone, Request
-from shared_models.web.problems import Problem
+from shared_models.web.problems import BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
 
 # A body has to arrive within this time, or at this rate at least, if that takes longer.
 ARRIVE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 16_384
+# How late that may be noticed.
+LOOK_SECONDS = 0.25
 # What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
 # A small one is let in all the same: with as many as there can be connections they hold less than this.
 HELD_BYTES = 384 << 20
@@ -25,6 +29,9 @@ class Bodies:
 
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self.most_bytes, self.held_bytes = most_bytes, 0
+        # Whose body is arriving, and until when it may. One timer for all: one each costs more than the body is read for.
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._is_watched = False
 
     async def read(self, request: Request, limit_bytes: int) -> bytes | bytearray:
         """The body, as it was sent; b"" where there is none. `release` forgets it.
@@ -37,24 +44,42 @@ class Bodies:
         if declared is not None and declared > limit_bytes:
             raise too_large(limit_bytes)
         body: bytes | bytearray = b""
-        began = asyncio.get_running_loop().time()
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        began = monotonic()
+        self._deadlines[task] = began + ARRIVE_SECONDS
+        if not self._is_watched:
+            self._watch()
         try:
-            async with asyncio.timeout_at(began + ARRIVE_SECONDS) as limit:
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    piece: bytes = message.get("body", b"")
-                    if len(body) + len(piece) > limit_bytes:
-                        raise too_large(limit_bytes)
-                    self.hold(request, len(piece))
-                    if not message.get("more_body"):
-                        return body + piece if body else piece
-                    body = bytearray(body) if isinstance(body, bytes) else body
-                    body += piece
-                    limit.reschedule(began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND)
-        except TimeoutError:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece: bytes = message.get("body", b"")
+                if len(body) + len(piece) > limit_bytes:
+                    raise too_large(limit_bytes)
+                self.hold(request, len(piece))
+                if not message.get("more_body"):
+                    return body + piece if body else piece
+                body = bytearray(body) if isinstance(body, bytes) else body
+                body += piece
+                self._deadlines[task] = began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND
+        except asyncio.CancelledError:
+            if task in self._deadlines:  # it was not us
+                raise
+            task.uncancel()
             raise too_slow() from None
+        finally:
+            self._deadlines.pop(task, None)
+
+    def _watch(self) -> None:
+        """Cancel what has not arrived in time; look again, while anything is arriving."""
+        now = monotonic()
+        for task in [task for task, deadline in self._deadlines.items() if now >= deadline]:
+            del self._deadlines[task]
+            task.cancel()
+        self._is_watched = bool(self._deadlines)
+        if self._is_watched:
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._watch)
 
     def hold(self, request: Request, more_bytes: int) -> None:
         """Note that a request holds so much more memory. Raises Problem 503 where there is no room for it."""
@@ -80,9 +105,7 @@ def declared_bytes(request: Request) -> int | None:
 def too_large(limit_bytes: int) -> Problem:
     """The limit, by number."""
     return Problem(
-        413,
-        "body-too-large",
-        "The body is too large",
+        BODY_TOO_LARGE,
         f"the limit is {limit_bytes} bytes, counted after unpacking; send it in parts",
         limit_bytes=limit_bytes,
     )
@@ -91,9 +114,7 @@ def too_large(limit_bytes: int) -> Problem:
 def too_slow() -> Problem:
     """The body did not arrive in time; its connection is closed."""
     return Problem(
-        408,
-        "request-timeout",
-        "Request Timeout",
+        REQUEST_TIMEOUT,
         f"the request did not arrive within {ARRIVE_SECONDS:g} s, or at {SLOWEST_BYTES_PER_SECOND} bytes a second; "
         "nothing of it was looked at: send it again",
         headers={"Connection": "close"},
@@ -103,10 +124,7 @@ def too_slow() -> Problem:
 def no_room() -> Problem:
     """The bodies of other requests fill the memory that there is for them."""
     return Problem(
-        503,
-        "no-room",
-        "There is no room for the request",
+        NO_ROOM,
         "the requests that are being sent and answered just now fill the memory that there is for them; nothing of this "
         "one was looked at: send it again, or in smaller parts",
-        headers={"Retry-After": "2"},
     )

@@ -13,7 +13,7 @@ from whitenoise.middleware import WhiteNoiseMiddleware
 from whitenoise.responders import StaticFile
 
 from shared_models.web.application import ROUTE
-from shared_models.web.problems import MEDIA_TYPE, Problem, fault, method_not_allowed
+from shared_models.web.problems import BAD_REQUEST, MEDIA_TYPE, NOT_FOUND, Problem, fault, method_not_allowed
 from shared_models.web.security_headers import DOCS_POLICY, POLICY
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
@@ -101,12 +101,12 @@ async def pieces(file: BinaryIO) -> AsyncIterator[bytes]:
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler400: a malformed URL, too many fields."""
-    return respond(Problem(400, "bad-request", "Bad request", "the request was refused before it was read; see /docs"))
+    return respond(Problem(BAD_REQUEST, "the request was refused before it was read; see /docs"))
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
     """Django's handler404."""
-    return respond(Problem(404, "not-found", "Not found", f"there is nothing at {request.path}; see /docs"))
+    return respond(Problem(NOT_FOUND, f"there is nothing at {request.path}; see /docs"))
 
 
 def server_error(request: HttpRequest) -> HttpResponse:

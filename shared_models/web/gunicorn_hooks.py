@@ -10,15 +10,26 @@ import logging
 import os
 import resource
 import shutil
+import signal
+import socket
 import tempfile
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 from gunicorn import glogging
 
+STATM = Path("/proc/self/statm")  # Linux
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# The memory that one worker may take for itself. The server sets no limit to the head of a request: a client that sends a
-# head without end is cut off here at the latest, and nothing else on the machine suffers. A proxy in front refuses it.
-WORKER_MEMORY_BYTES = int(os.environ.get("WORKER_MEMORY_BYTES", str(4 << 30)))
+# A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
+# the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
+# does, one client could fill the machine. Larger than what all bodies may hold, and what becomes of them.
+WORKER_MEMORY_BYTES = int(os.environ.get("WORKER_MEMORY_BYTES", str(2 << 30)))
+LOOK_SECONDS = 0.5
+# What the system keeps of a connection until the server reads it, and so the most that the event loop is given at once: it
+# looks at nothing else until it has parsed that. By default it is megabytes, which may hold it for seconds.
+RECEIVE_BYTES = 1 << 16
 
 
 class Logger(glogging.Logger):
@@ -39,13 +50,32 @@ def make_metrics_folder(service: str) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """As many connections as the system lets us have, and no more memory than we allow."""
+    """As many connections as the system lets us have, little of each at a time, and no more memory than we allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if WORKER_MEMORY_BYTES:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_DATA, (WORKER_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    for listener in worker.sockets:  # what it accepts inherits this
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    if WORKER_MEMORY_BYTES and STATM.exists():
+        threading.Thread(target=end_when_too_large, args=(worker,), name="memory", daemon=True).start()
+
+
+def end_when_too_large(worker: Any) -> None:
+    """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
+    connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
+    while (held_bytes := memory_bytes()) <= WORKER_MEMORY_BYTES:
+        time.sleep(LOOK_SECONDS)
+    worker.log.warning(
+        "the worker holds %d MB, more than WORKER_MEMORY_BYTES; another one takes its place", held_bytes >> 20
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(worker.cfg.graceful_timeout)
+    os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
+
+
+def memory_bytes() -> int:
+    """What this process holds in memory."""
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def child_exit(server: Any, worker: Any) -> None:

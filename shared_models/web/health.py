@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from shared_models.web.asgi import Answer, answer, refusal
-from shared_models.web.problems import Problem
+from shared_models.web.problems import NOT_READY, Problem
 
 ALIVE = answer(200, b'{"alive":true}', more={"Cache-Control": "no-store"})
-RETRY_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +29,6 @@ class Readiness:
         """200 {"ready": true, "degraded": false, "checks": {"redis": "ok"}}, or a problem 503 that names what is missing."""
         checks = {name: wrong or "ok" for name, wrong in self.checks.items()}
         if self.missing:
-            return refusal(
-                Problem(
-                    503,
-                    "not-ready",
-                    "Not ready",
-                    "; ".join(self.missing),
-                    headers={"Retry-After": str(RETRY_SECONDS)},
-                    checks=checks,
-                )
-            )
+            return refusal(Problem(NOT_READY, "; ".join(self.missing), checks=checks))
         document = {"ready": True, "degraded": any(self.checks.values()), "checks": checks}
         return answer(200, msgspec.json.encode(document), more={"Cache-Control": "no-store"})

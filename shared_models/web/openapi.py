@@ -1,37 +1,30 @@
 """An API, described: an OpenAPI 3.1 document, made of a table of operations and the structs that they take and give.
 
-The JSON schemas are msgspec's, of the same structs that read requests and write answers.
+The JSON schemas are msgspec's, of the same structs that read requests and write answers; the refusals are those types of
+problems that the code raises. Each service has a module `openapi` with its table; this one puts the document together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
+from shared_models.web import problems
 from shared_models.web.asgi import JSON
-from shared_models.web.problems import MEDIA_TYPE
+from shared_models.web.problems import MEDIA_TYPE, ProblemType
 from shared_models.web.tokens import needs_token
+
+# A JSON object of the document.
+Json: TypeAlias = dict[str, Any]
 
 REFERENCE = "#/components/schemas/{name}"
 
-# What goes wrong, by status, where an operation does not say it better. The type of the problem says which of them it was.
-REFUSALS = {
-    400: "The request is not understood: a query parameter that is not known, a body that is not JSON.",
-    401: "No valid token.",
-    404: "There is nothing of this name.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large; the limit is named.",
-    422: "The request is not valid; each wrong field is named.",
-    429: "More requests than the limit allows.",
-    503: "Something that is needed is away; the problem says what, and Retry-After when to try again.",
-}
-
 
 class Problem(msgspec.Struct):
-    """An error (RFC 9457). The type is stable; the detail says what to do."""
+    """An error (RFC 9457). The `type` is stable; the `detail` says what to do."""
 
     type: str
     title: str
@@ -39,114 +32,241 @@ class Problem(msgspec.Struct):
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One operation. `answers`: by status, the struct that is answered with a description, or the description alone.
+class Alive(msgspec.Struct):
+    """The process answers."""
 
-    `parameters` are OpenAPI's own objects, and so are the contents of `body`, by media type. `id` is what a generated client
-    calls its function.
+    alive: bool
+
+
+class Ready(msgspec.Struct):
+    """The service can do its work. degraded: something is away that it can do without; checks name it."""
+
+    ready: bool
+    degraded: bool
+    checks: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an operation answers: the struct that the JSON has, or the schema of another media type; None: no body."""
+
+    shape: type | Mapping[str, Any] | None
+    description: str = ""  # the struct's own where there is none
+    media_type: str = JSON
+    headers: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Operation:
+    """One operation. `id` is what a generated client calls its function.
+
+    `parameters` are OpenAPI's own objects, and so are the contents of `body`, by media type. Of the refusals those that
+    all operations have alike are added.
     """
 
     method: str
     path: str
     id: str
+    tag: str
     summary: str
     description: str = ""
-    tag: str = ""
-    parameters: Sequence[Mapping[str, Any]] = ()
-    body: Mapping[str, Any] = field(default_factory=dict)
-    answers: Mapping[int, type | str] = field(default_factory=dict)
-    refusals: Sequence[int] | Mapping[int, str] = ()
+    parameters: Sequence[Json] = ()
+    body: Mapping[str, Json] = field(default_factory=dict)
+    answers: Mapping[int, Answer]
+    refusals: Sequence[ProblemType] = ()
 
 
-def parameter(name: str, where: str, schema: Mapping[str, Any], description: str = "", **more: Any) -> dict[str, Any]:
+# What goes wrong with any request, with one below /v1, and with one that has a body.
+ALWAYS = (problems.BAD_REQUEST, problems.INTERNAL_ERROR)
+OF_A_BODY = (problems.REQUEST_TIMEOUT, problems.BODY_TOO_LARGE, problems.NO_ROOM)
+
+
+def parameter(name: str, where: str, schema: Json, description: str, **more: Any) -> Json:
     """A parameter in the "path", the "query", or a "header"."""
     required = {"required": True} if where == "path" else {}
-    return {"name": name, "in": where, "description": description, "schema": dict(schema), **required, **more}
+    return {"name": name, "in": where, "description": description, "schema": schema, **required, **more}
 
 
-def reference(struct: type) -> dict[str, str]:
+def header(description: str, schema: Json | None = None) -> Json:
+    """A header of an answer."""
+    return {"description": description, "schema": schema or {"type": "string"}}
+
+
+RETRY_AFTER = header("After how many seconds to ask again.", {"type": "integer"})
+REQUEST_ID = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
+
+
+def reference(struct: type | str) -> dict[str, str]:
     """Where the document describes a struct."""
-    return {"$ref": REFERENCE.format(name=struct.__name__)}
+    return {"$ref": REFERENCE.format(name=struct if isinstance(struct, str) else struct.__name__)}
 
 
-def describe(
-    title: str, description: str, operations: Sequence[Operation], *structs: type, tokens: bool, limited: bool = False
-) -> dict[str, Any]:
-    """The document. `structs`: those that are named in bodies; `tokens`: requests need one; `limited`: their rate is."""
-    answered = [answer for each in operations for answer in each.answers.values() if isinstance(answer, type)]
-    _, schemas = msgspec.json.schema_components({*answered, *structs, Problem}, ref_template=REFERENCE)
-    paths: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who may ask, as far as it shows in the description."""
+
+    tokens: bool
+    metrics_public: bool = False
+    limited: bool = False
+
+    def refusals(self, path: str) -> tuple[ProblemType, ...]:
+        """What a request is told that may not ask, or not now."""
+        if not needs_token(path, metrics_public=self.metrics_public):
+            return ()
+        return (problems.UNAUTHORIZED,) * self.tokens + (problems.TOO_MANY_REQUESTS,) * self.limited
+
+
+def describe(title: str, description: str, operations: Sequence[Operation], *asked: type, access: Access) -> bytes:
+    """The document. `asked`: the structs that requests bring."""
+    operations = (*operations, *HEALTH)
+    refusals = {each: find_refusals(each, access) for each in operations}
+    kinds = dict.fromkeys(kind for of_one in refusals.values() for kind in of_one)
+    answered = [
+        answer.shape for each in operations for answer in each.answers.values() if isinstance(answer.shape, type)
+    ]
+    beside = [kind.members for kind in kinds if kind.members]
+    schemas = schemas_of([*answered, *beside, Problem], always=True) | schemas_of(asked)
+    paths: Json = {}
     for each in operations:
-        paths.setdefault(each.path, {})[each.method.lower()] = _describe(each, tokens=tokens, limited=limited)
-    components: dict[str, Any] = {"schemas": dict(sorted(schemas.items()))}
-    if tokens:
-        scheme = {
-            "type": "http",
-            "scheme": "bearer",
-            "description": "python -m shared_models.web.tokens NAME makes one.",
+        paths.setdefault(each.path, {})[each.method.lower()] = describe_operation(each, refusals[each], access)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": title, "version": "1", "description": description},
+            "servers": [{"url": "/"}],
+            "paths": paths,
+            "components": {
+                "schemas": dict(sorted((schemas | {name_of(kind): describe_kind(kind) for kind in kinds}).items())),
+                "headers": {
+                    "RequestId": header("The id of the request in the log: the one that was sent, or a new one.")
+                },
+                **({"securitySchemes": {"token": TOKEN}} if access.tokens else {}),
+            },
         }
-        components["securitySchemes"] = {"token": scheme}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": title, "version": "1", "description": description},
-        "paths": paths,
-        "components": components,
-    }
+    )
 
 
-def _describe(operation: Operation, *, tokens: bool, limited: bool) -> dict[str, Any]:
-    asks = needs_token(operation.path, metrics_public=False)
-    refusals = operation.refusals
-    said = dict(refusals) if isinstance(refusals, Mapping) else {status: REFUSALS[status] for status in refusals}
-    if tokens and asks:
-        said.setdefault(401, REFUSALS[401])
-    if limited and asks:
-        said.setdefault(429, REFUSALS[429])
-    responses = {str(status): _answer(answer) for status, answer in operation.answers.items()}
-    for status, text in sorted(said.items()):
-        responses[str(status)] = {"description": text, "content": {MEDIA_TYPE: {"schema": reference(Problem)}}}
-    described: dict[str, Any] = {"operationId": operation.id, "summary": operation.summary, "responses": responses}
+def describe_operation(operation: Operation, refusals: Sequence[ProblemType], access: Access) -> Json:
+    """One operation."""
+    responses = {str(status): describe_answer(answer) for status, answer in operation.answers.items()}
+    for status in sorted({kind.status for kind in refusals}):
+        responses[str(status)] = describe_refusal([kind for kind in refusals if kind.status == status])
+    described: Json = {"operationId": operation.id, "tags": [operation.tag], "summary": operation.summary}
     if operation.description:
         described["description"] = operation.description
-    if operation.tag:
-        described["tags"] = [operation.tag]
     if operation.parameters:
         described["parameters"] = list(operation.parameters)
     if operation.body:
         described["requestBody"] = {"required": True, "content": dict(operation.body)}
-    if tokens and asks:
-        described["security"] = [{"token": []}]
-    return described
+    described["responses"] = responses
+    asks = access.tokens and needs_token(operation.path, metrics_public=access.metrics_public)
+    return {**described, "security": [{"token": []}] if asks else []}
 
 
-def _answer(answer: type | str) -> dict[str, Any]:
-    if isinstance(answer, str):
-        return {"description": answer}
-    doc = (answer.__doc__ or "").strip().partition("\n")[0]
-    return {"description": doc, "content": {JSON: {"schema": reference(answer)}}}
+def describe_answer(answer: Answer) -> Json:
+    """A response that is no refusal."""
+    shape = answer.shape
+    described = {"description": answer.description, "headers": {**REQUEST_ID, **answer.headers}}
+    if isinstance(shape, type):
+        described["description"] = answer.description or (shape.__doc__ or "").partition("\n")[0]
+        shape = reference(shape)
+    return described if shape is None else described | {"content": {answer.media_type: {"schema": dict(shape)}}}
 
+
+def describe_refusal(kinds: Sequence[ProblemType]) -> Json:
+    """The response with one status, which may stand for several problems."""
+    schemas = [reference(name_of(kind)) for kind in kinds]
+    lines = [f"`{kind.urn}`: {kind.when}" for kind in kinds]
+    return {
+        "description": "\n".join(f"- {line}" for line in lines) if len(kinds) > 1 else lines[0],
+        "headers": REQUEST_ID | ({"Retry-After": RETRY_AFTER} if any(kind.retry_seconds for kind in kinds) else {}),
+        "content": {MEDIA_TYPE: {"schema": schemas[0] if len(kinds) == 1 else {"oneOf": schemas}}},
+    }
+
+
+def describe_kind(kind: ProblemType) -> Json:
+    """A type of problem as a schema: a client tells by `type` which one it has."""
+    exactly = {
+        "type": "object",
+        "properties": {
+            "type": {"type": "string", "const": kind.urn},
+            "status": {"type": "integer", "const": kind.status},
+        },
+        "required": ["type", "status"],
+    }
+    beside = [reference(kind.members)] if kind.members else []
+    return {"title": kind.title, "description": kind.when, "allOf": [reference(Problem), *beside, exactly]}
+
+
+def name_of(kind: ProblemType) -> str:
+    """Of "counter-cold": "CounterCold"."""
+    return kind.slug.title().replace("-", "")
+
+
+def find_refusals(operation: Operation, access: Access) -> tuple[ProblemType, ...]:
+    """All that an operation may refuse with, in the order of their statuses."""
+    of_body = OF_A_BODY if operation.body else ()
+    found = dict.fromkeys((*ALWAYS, *access.refusals(operation.path), *operation.refusals, *of_body))
+    return tuple(sorted(found, key=lambda kind: kind.status))
+
+
+def schemas_of(structs: Iterable[type], *, always: bool = False) -> dict[str, Json]:
+    """The JSON schemas of structs, and of those in them, by name. Generators take a field with a default for one that is
+    always there; so no default is named. `always`: it is we who write these structs, and such a field is always there."""
+    _, schemas = msgspec.json.schema_components(tuple(dict.fromkeys(structs)), ref_template=REFERENCE)
+    for schema in schemas.values():
+        say_type(schema)
+        fields = schema.get("properties", {})
+        written = [name for name, of_field in fields.items() if of_field.pop("default", schema) is not schema]
+        if always and written:
+            schema["required"] = [name for name in fields if name in (*written, *schema["required"])]
+    return schemas
+
+
+def say_type(schema: Any) -> None:
+    """Give an enumeration of texts its type, at any depth. JSON Schema does without; generators do not."""
+    if isinstance(schema, dict):
+        if all(isinstance(value, str) for value in schema.get("enum", [None])):
+            schema["type"] = "string"
+        for part in schema.values():
+            say_type(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            say_type(part)
+
+
+TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "`python -m shared_models.web.tokens NAME` makes a token, and what the service has to know of it.",
+}
 
 # What all services have.
 HEALTH = (
     Operation(
-        method="GET", path="/livez", id="livez", summary="The process answers", tag="health", answers={200: "It does."}
+        method="GET",
+        path="/livez",
+        id="getLiveness",
+        tag="health",
+        summary="Whether the process answers",
+        description="It asks nothing else: restart what does not answer it.",
+        answers={200: Answer(Alive)},
     ),
     Operation(
         method="GET",
         path="/readyz",
-        id="readyz",
-        summary="The service can do its work",
+        id="getReadiness",
         tag="health",
-        answers={200: "It can; what it looked at is named."},
-        refusals=(503,),
+        summary="Whether the service can do its work",
+        answers={200: Answer(Ready)},
+        refusals=(problems.NOT_READY,),
     ),
     Operation(
         method="GET",
         path="/metrics",
-        id="metrics",
-        summary="Prometheus' text format",
+        id="getMetrics",
         tag="health",
-        answers={200: "Metrics."},
+        summary="What Prometheus reads",
+        answers={200: Answer({"type": "string"}, "Prometheus' text format.", "text/plain")},
     ),
 )

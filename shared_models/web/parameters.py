@@ -9,7 +9,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 from urllib.parse import parse_qsl
 
-from shared_models.web.problems import Problem
+from shared_models.web.problems import INVALID_QUERY, Problem
 
 MOST_PARAMETERS = 100
 # How much of a name that others have made up is repeated.
@@ -38,4 +38,4 @@ def shortened(name: str) -> str:
 
 def not_understood(detail: str) -> Problem:
     """The query string is not what the address takes."""
-    return Problem(400, "invalid-query", "The query string is not understood", detail)
+    return Problem(INVALID_QUERY, detail)

@@ -1,7 +1,12 @@
-"""Errors as RFC 9457 problem details: a stable `type` for programs, and a sentence that says what to do."""
+"""Errors as RFC 9457 problem details: a stable `type` for programs, and a sentence that says what to do.
+
+The types that all services have stand here, those of a service in its own `problems`. A type is declared once: the answer
+is made of it, and so is its description in /openapi.json.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -9,26 +14,47 @@ import msgspec
 MEDIA_TYPE = "application/problem+json"
 
 
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """One kind of problem. `slug` is its stable name, and `when` says to readers of the API when it is answered.
+
+    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: what the answer says beside.
+    """
+
+    status: int
+    slug: str
+    title: str
+    when: str
+    retry_seconds: int | None = None
+    members: type[msgspec.Struct] | None = None
+
+    @property
+    def urn(self) -> str:
+        """What the answer has as its `type`."""
+        return f"urn:rollcall:{self.slug}"
+
+
 class Problem(Exception):
     """What is wrong with a request, or with the service; the application turns it into an answer.
 
-    `slug` is the stable name: the `type` is "urn:rollcall:<slug>". `members` are added to the body as they are,
-    `headers` to the answer (Retry-After and the like).
+    `members` are added to the body as they are, `headers` to the answer.
     """
 
     def __init__(
-        self, status: int, slug: str, title: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+        self, kind: ProblemType, detail: str, *, headers: dict[str, str] | None = None, **members: Any
     ) -> None:
         super().__init__(detail)
-        self.status, self.slug, self.title, self.detail = status, slug, title, detail
-        self.headers, self.members = headers or {}, members
+        self.status, self.slug, self.detail = kind.status, kind.slug, detail
+        self.kind, self.members = kind, members
+        retry = {} if kind.retry_seconds is None else {"Retry-After": str(kind.retry_seconds)}
+        self.headers = retry | (headers or {})
 
     def body(self) -> bytes:
         """The JSON document."""
         return msgspec.json.encode(
             {
-                "type": f"urn:rollcall:{self.slug}",
-                "title": self.title,
+                "type": self.kind.urn,
+                "title": self.kind.title,
                 "status": self.status,
                 "detail": self.detail,
                 **self.members,
@@ -36,20 +62,69 @@ class Problem(Exception):
         )
 
 
+class LimitBytes(msgspec.Struct):
+    """The limit, by number."""
+
+    limit_bytes: int
+
+
+class LimitPerSecond(msgspec.Struct):
+    """The limit, by number."""
+
+    limit_per_second: int
+
+
+class Checks(msgspec.Struct):
+    """What the service looked at: by name, `ok` or what is wrong."""
+
+    checks: dict[str, str]
+
+
+BAD_REQUEST = ProblemType(
+    400, "bad-request", "Bad request", "The request cannot be read, or asks for a Host that is not served here."
+)
+INVALID_QUERY = ProblemType(
+    400,
+    "invalid-query",
+    "The query string is not understood",
+    "A query parameter is not known here, or is given twice, or has no valid value.",
+)
+UNAUTHORIZED = ProblemType(401, "unauthorized", "Not authorized", "The request brings no valid token.")
+NOT_FOUND = ProblemType(404, "not-found", "Not found", "There is nothing at this address.")
+METHOD_NOT_ALLOWED = ProblemType(
+    405, "method-not-allowed", "This method is not allowed here", "The address takes other methods; Allow lists them."
+)
+REQUEST_TIMEOUT = ProblemType(408, "request-timeout", "Request Timeout", "The request did not arrive in time.")
+BODY_TOO_LARGE = ProblemType(
+    413, "body-too-large", "The body is too large", "The body has more bytes than the limit.", members=LimitBytes
+)
+TOO_MANY_REQUESTS = ProblemType(
+    429,
+    "too-many-requests",
+    "Too many requests",
+    "The token has sent more requests in this second than the limit allows.",
+    retry_seconds=1,
+    members=LimitPerSecond,
+)
+INTERNAL_ERROR = ProblemType(500, "internal-error", "Internal error", "The service has a fault, and has logged it.")
+NOT_READY = ProblemType(
+    503, "not-ready", "Not ready", "Something that the service needs is away.", retry_seconds=2, members=Checks
+)
+NO_ROOM = ProblemType(
+    503,
+    "no-room",
+    "There is no room for the request",
+    "Other requests take all the room that there is for them just now.",
+    retry_seconds=2,
+)
+
+
 def fault() -> Problem:
     """Nothing of the inside goes out."""
-    return Problem(
-        500, "internal-error", "Internal error", "this is a fault of the service and has been logged; try again"
-    )
+    return Problem(INTERNAL_ERROR, "this is a fault of the service and has been logged; try again")
 
 
 def method_not_allowed(allowed: str) -> Problem:
     """The methods that this address takes, as the header Allow lists them, in any order."""
     methods = sorted(allowed.split(", "))
-    return Problem(
-        405,
-        "method-not-allowed",
-        "This method is not allowed here",
-        f"use {' or '.join(methods)}",
-        headers={"Allow": ", ".join(methods)},
-    )
+    return Problem(METHOD_NOT_ALLOWED, f"use {' or '.join(methods)}", headers={"Allow": ", ".join(methods)})

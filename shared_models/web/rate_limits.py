@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from shared_models.protocol import keys
-from shared_models.web.problems import Problem
+from shared_models.web.problems import TOO_MANY_REQUESTS, Problem
 
 log = structlog.get_logger()
 
@@ -66,10 +66,7 @@ class RateLimit:
 def too_many(limit: int) -> Problem:
     """The limit, by number."""
     return Problem(
-        429,
-        "too-many-requests",
-        "Too many requests",
+        TOO_MANY_REQUESTS,
         f"the limit is {limit} requests a second for each token; try again in a second",
-        headers={"Retry-After": "1"},
         limit_per_second=limit,
     )

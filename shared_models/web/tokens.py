@@ -21,7 +21,7 @@ from pathlib import Path
 
 import structlog
 
-from shared_models.web.problems import Problem
+from shared_models.web.problems import UNAUTHORIZED, Problem
 
 log = structlog.get_logger()
 
@@ -153,9 +153,7 @@ def unauthorized(*, presented: bool) -> Problem:
     challenge = 'Bearer realm="rollcall"' + (', error="invalid_token"' if presented else "")
     detail = "this token is not valid here" if presented else "a token is needed"
     return Problem(
-        401,
-        "unauthorized",
-        "Not authorized",
+        UNAUTHORIZED,
         f"{detail}; send the header Authorization: Bearer TOKEN",
         headers={"WWW-Authenticate": challenge, "Cache-Control": "no-store"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,15 @@ def source(*patterns: str) -> str:
 
 
 def test_every_make_target_is_named_and_every_named_target_exists():
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z]+)`", section("## Start"))) == targets
-    assert set(re.findall(r"\bmake ([a-z]+)`", README)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z-]+)`", section("## Start"))) == targets
+    assert set(re.findall(r"\bmake ([a-z-]+)`", README)) <= targets
+
+
+def test_make_help_lists_every_target():
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
+    assert re.findall(r"^make ([a-z-]+) ", listed, re.M) == targets
 
 
 @pytest.mark.parametrize("service", SERVICES)

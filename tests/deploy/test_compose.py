@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from shared_models.http import worker
 
 from compose import credentials
+from shared_models.web import bodies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMPOSE = ROOT / "compose"
@@ -172,8 +172,8 @@ def test_what_ingest_holds_of_requests_has_room_in_its_tmp():
     (size,) = (mount.split("size=")[1] for mount in SERVICES["ingest"]["tmpfs"] if mount.startswith("/tmp:"))
     gigabytes = int(re.fullmatch(r"\$\{INGEST_TMP:-(\d+)g\},mode=1777", size)[1])  # type: ignore[index]
     workers = int(environment("ingest")["WORKERS"].partition(":-")[2].rstrip("}"))
-    assert workers * worker.HELD_BYTES <= 0.8 * (gigabytes << 30)
-    assert f"at most {worker.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE
+    assert workers * bodies.HELD_BYTES <= 0.8 * (gigabytes << 30)
+    assert f"at most {bodies.HELD_BYTES >> 20} MiB for each of INGEST_WORKERS" in EXAMPLE
 
 
 def test_what_may_be_many_has_no_port_of_the_machine_and_nothing_that_others_could_overwrite():

@@ -79,6 +79,7 @@ def test_a_proof_that_cannot_be_is_made_anew(live, keeper, field, value):
     live.redis.hset(USERS.state, field, value)
     if field != "missing" or value != "250246368000000000":
         assert live.state().disbelieved == (field,)
+    assert live.state().cold is (field == "complete_through"), "there is no count that does not say how complete it is"
     tick_until(
         keeper, lambda: live.state().verified_at and live.state().complete_through and not live.state().disbelieved
     )

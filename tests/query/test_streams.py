@@ -194,7 +194,7 @@ def test_a_client_that_goes_away_frees_its_place(start_query: Callable[..., Quer
         await one.next_counts()
         await two.next_counts()
         refused = await query.request("GET", "/v1/stream")
-        assert (refused.status, refused.json["type"]) == (503, "urn:rollcall:too-many-streams")
+        assert (refused.status, refused.json["type"]) == (503, "urn:rollcall:no-room")
         assert int(refused.headers["retry-after"]) > 0
         await one.hang_up()
         assert len(query.streams.listeners) == 1

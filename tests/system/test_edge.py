@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import socket
@@ -27,7 +28,8 @@ from compose.local.ordinary_user import CHECKOUT
 from compose.local.processes import Process
 from compose.local.services import Web
 from compose.local.stack import Stack
-from tests.servers import free_port, servers_folder, start, wait_for
+from tests.rolling import Clients
+from tests.servers import free_port, servers_folder, sql, start, wait_for
 
 TEMPLATES = CHECKOUT / "compose" / "edge"
 ROLES = ("ingest", "manage", "query")
@@ -196,6 +198,26 @@ def test_a_batch_of_many_mebibytes_goes_through(live: Stack, edge: Edge) -> None
     assert answer.status == 200 and answer.json()["accepted"] == 200
 
 
+def test_a_batch_with_a_key_goes_through_and_is_replayed(live: Stack, edge: Edge) -> None:
+    key = {"Idempotency_Key": f"edge-{time.monotonic_ns()}"}
+    body = "\n".join(json.dumps(ROW | {"message": "x" * 10_000}) for _ in range(200))
+    kind = {"Content_Type": "application/x-ndjson"}
+    answers = [
+        edge.ask("ingest.test", "POST", "/v1/messages/batch", body, **kind, **key, **bearer(live.ingest))
+        for _ in range(2)
+    ]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].json()["accepted"] == answers[1].json()["accepted"] == 200
+    # A refusal of the service, and one of the edge itself, come as they are from there, too.
+    assert edge.ask("ingest.test", "POST", "/v1/messages", "{}", **key).status == 401
+    live.ingest.kill()
+    try:
+        answer = edge.ask("ingest.test", "POST", "/v1/messages", json.dumps(ROW), **key, **bearer(live.ingest))
+        assert answer.status == 503 and "Idempotency-Key" in answer.json()["detail"]
+    finally:
+        live.ingest.start()
+
+
 def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(live: Stack, edge: Edge) -> None:
     sent = f"edge-{time.monotonic_ns()}"
     answer = edge.ask("manage.test", "GET", "/v1/status", X_Request_ID=sent, **bearer(live.manage))
@@ -209,13 +231,25 @@ def test_a_request_keeps_its_id_and_gets_one_where_it_has_none(live: Stack, edge
     assert re.fullmatch("[0-9a-f]{32}", unfit)
 
 
-def test_the_log_names_no_member_and_no_token(live: Stack, edge: Edge) -> None:
-    path = f"/v1/counts/users/member?username=somebody-{time.monotonic_ns()}"
-    sent = f"log-{time.monotonic_ns()}"
-    edge.ask("query.test", "GET", path, X_Request_ID=sent, **bearer(live.ingest))
-    wait_for(lambda: sent in edge.log.read_text(), "the edge's line")
+def test_the_log_names_no_member_no_token_and_no_ticket(live: Stack, edge: Edge) -> None:
+    """Also where something goes wrong: of a request that has failed, nginx would say the whole URL."""
+    member, ticket = f"somebody-{time.monotonic_ns()}", f"ticket-{time.monotonic_ns()}"
+
+    def ask(sent: str) -> int:
+        edge.ask("query.test", "GET", f"/v1/stream?ticket={ticket}&unknown=1")
+        path = f"/v1/counts/users/member?username={member}"
+        return edge.ask("query.test", "GET", path, X_Request_ID=sent, **bearer(live.ingest)).status
+
+    assert ask("log-well") == 200
+    live.query.kill()
+    try:
+        assert ask("log-away") == 503
+    finally:
+        live.query.start()
+    wait_for(lambda: "log-away" in edge.log.read_text(), "the edge's line")
     said = edge.log.read_text()
-    assert "somebody-" not in said and "rollcall_" not in said
+    assert "log-well" in said and f"127.0.0.1:{live.query.port}" in said
+    assert member not in said and ticket not in said and "rollcall_" not in said
 
 
 def test_a_service_that_is_away_is_said_to_be(live: Stack, edge: Edge) -> None:
@@ -247,17 +281,76 @@ def test_tls_ends_at_the_edge_where_it_is_given_a_certificate(live: Stack) -> No
         assert secure.recv(15) == b"HTTP/1.1 200 OK"
 
 
+@contextlib.contextmanager
+def two_of(service: Web, stack: Stack) -> Iterator[tuple[Edge, list[Web]]]:
+    """Two more instances of a service of the stack, behind an edge of their own."""
+    name = service.name
+    instances = [
+        Web(
+            servers_folder() / f"{name}-{number}",
+            free_port(),
+            service.variables,
+            application=service.application,
+            dies_with_parent=True,
+        )
+        for number in (1, 2)
+    ]
+    with contextlib.ExitStack() as ending:
+        for instance in instances:
+            ending.callback(instance.stop)
+            instance.start()
+        first, second = (f"127.0.0.1:{instance.port}" for instance in instances)
+        # In the deployment a name server tells both; the line of the configuration takes a second server as well.
+        edge = in_front_of(
+            stack, f"edge-{name}s", **{f"EDGE_{name.upper()}": f"{first} fail_timeout=1s; server {second}"}
+        )
+        ending.callback(edge.stop)
+        yield edge, instances
+
+
+@pytest.mark.parametrize("role, end", [("ingest", "stop"), ("ingest", "kill"), ("query", "stop")])
+def test_a_rolling_restart_fails_no_request(live: Stack, role: str, end: str) -> None:
+    """One instance after the other is ended and started, also by force; clients of ingest send keys, as they should."""
+    service: Web = getattr(live, role)
+    numbers = itertools.count()
+    tag = f"rolling-{end}-{time.monotonic_ns()}"
+
+    def ask() -> tuple[str, str, bytes | None, dict[str, str]]:
+        headers = {"Host": f"{role}.test", **bearer(service)}
+        if role == "query":
+            return "GET", "/v1/counts", None, headers
+        number = next(numbers)
+        row = json.dumps(ROW | {"username": f"{tag}-{number}"}).encode()
+        key = {"Content-Type": "application/json", "Idempotency-Key": f"{tag}-{number}"}
+        return "POST", "/v1/messages", row, headers | key
+
+    with two_of(service, live) as (edge, instances), Clients(edge.port, ask) as clients:
+        for instance in instances:
+            clients.wait_for_answers("some load")
+            getattr(instance, end)()
+            clients.wait_for_answers("answers of the other one")
+            instance.start()
+        clients.wait_for_answers("answers of both")
+    assert clients.failures == []
+    if role == "ingest":
+        stored = sql(
+            live.primary, "SELECT count(*), count(DISTINCT username) FROM message WHERE username LIKE %s", tag + "-%"
+        )
+        assert stored == [(len(clients.answered), len(clients.answered))]
+
+
 class NameServer(socketserver.UDPServer):
     """Docker's, as far as the edge sees it: all addresses of a pool under its name."""
 
-    def __init__(self) -> None:
+    def __init__(self, role: str) -> None:
         super().__init__(("127.0.0.1", 0), None)  # type: ignore[arg-type]  # finish_request below needs none
+        self.role = role.encode()
         self.addresses: list[str] = []
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         data, wire = request
         question = data[12 : data.index(b"\0", 12) + 5]
-        found = self.addresses if question.startswith(b"\x05query") else []
+        found = self.addresses if question[1:].startswith(self.role) else []
         flags = 0x8180 if found else 0x8183
         answers = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(each) for each in found)
         wire.sendto(data[:2] + struct.pack(">HHHHH", flags, 1, len(found), 0, 0) + question + answers, client_address)
@@ -279,6 +372,96 @@ class OneOfAPool(BaseHTTPRequestHandler):
         pass
 
 
+class Recording(BaseHTTPRequestHandler):
+    """Notes the length of each body that came, and whose it was; or closes without an answer."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server: Any = self.server
+        server.came.append((self.headers["X-Request-ID"], len(body)))
+        if server.is_dying:
+            self.close_connection = True
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *words: Any) -> None:
+        pass
+
+
+class Recorder(ThreadingHTTPServer):
+    request_queue_size = 128  # all of them may come at once
+
+    def __init__(self, *, is_dying: bool = False) -> None:
+        super().__init__(("127.0.0.1", 0), Recording)
+        self.came: list[tuple[str, int]] = []
+        self.is_dying = is_dying
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+@contextlib.contextmanager
+def edge_before(name: str, ingests: str) -> Iterator[Edge]:
+    roles = {f"EDGE_{role.upper()}": ingests for role in ROLES}
+    edge = Edge(servers_folder() / name, free_port(), roles)
+    start(edge)
+    try:
+        yield edge
+    finally:
+        edge.stop()
+
+
+def test_a_slow_sender_costs_the_service_nothing_before_all_is_there() -> None:
+    ingest = Recorder()
+    size = 3 << 20  # more than any buffer
+    head = "POST /v1/messages/batch HTTP/1.1\r\nHost: ingest.test\r\nX-Request-ID: {}\r\nContent-Length: {}\r\n\r\n"
+    with serving(ingest), edge_before("edge-slow", ingest.address) as edge, contextlib.ExitStack() as wires:
+        slow = []
+        for number in range(50):
+            slow.append(wires.enter_context(socket.create_connection(("127.0.0.1", edge.port), timeout=20)))
+            slow[-1].sendall(head.format(f"slow-{number}", size).encode() + bytes(size - 1))
+        for number in range(10):
+            assert (
+                edge.ask("ingest.test", "POST", "/v1/messages", b"quick", X_Request_ID=f"quick-{number}").status == 200
+            )
+        assert {name for name, _ in ingest.came} == {f"quick-{number}" for number in range(10)}
+        for wire in slow:
+            wire.sendall(b"\n")
+        for wire in slow:
+            assert wire.recv(15) == b"HTTP/1.1 200 OK"
+        assert sorted(ingest.came)[10:] == sorted((f"slow-{number}", size) for number in range(50))
+
+
+def test_what_may_have_been_stored_is_sent_again_only_with_a_key() -> None:
+    dying, well = Recorder(is_dying=True), Recorder()
+    with (
+        serving(dying),
+        serving(well),
+        edge_before("edge-dying", f"{dying.address} fail_timeout=1s; server {well.address}") as edge,
+    ):
+
+        def ask(**headers: str) -> Answer:
+            """Until the one that dies was asked."""
+            before = len(dying.came)
+            return wait_for(
+                lambda: (
+                    (answer := edge.ask("ingest.test", "POST", "/v1/messages", b"row", **headers))
+                    and len(dying.came) > before
+                    and answer
+                ),
+                "the one that dies to be asked",
+            )
+
+        assert ask(X_Request_ID="no-key").status == 503
+        assert ask(X_Request_ID="with-key", Idempotency_Key="a").status == 200
+        assert "with-key" in {name for name, _ in well.came}
+
+
 @contextlib.contextmanager
 def serving(server: socketserver.BaseServer) -> Iterator[None]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -293,7 +476,7 @@ def serving(server: socketserver.BaseServer) -> Iterator[None]:
 
 def test_each_of_a_pool_is_asked_and_a_change_of_the_pool_is_noticed() -> None:
     """`docker compose up --scale query=3`: the edge learns the addresses from the name server, while it runs."""
-    names, port = NameServer(), free_port()
+    names, port = NameServer("query"), free_port()
     names.addresses = ["127.0.9.1", "127.0.9.2"]
     with contextlib.ExitStack() as pool:
         pool.enter_context(serving(names))

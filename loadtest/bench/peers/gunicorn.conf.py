@@ -4,9 +4,8 @@ import os
 import runpy
 
 LIKE = (
-    *("bind", "workers", "worker_class", "threads", "http_parser", "asgi_loop", "keepalive", "timeout"),
-    *("graceful_timeout", "control_socket_disable", "backlog", "worker_connections"),
-    *("pre_fork", "post_fork"),
+    *("bind", "workers", "worker_class", "keepalive", "timeout", "graceful_timeout", "control_socket_disable"),
+    "post_fork",
 )
 
 theirs = runpy.run_path(os.environ["BENCH_LIKE"])

@@ -17,9 +17,15 @@ ANSWER = {"type": "http.response.body", "body": BODY}
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """Hello."""
     if scope["type"] == "lifespan":
-        while (await receive())["type"] != "lifespan.shutdown":
-            await send({"type": "lifespan.startup.complete"})
-        await send({"type": "lifespan.shutdown.complete"})
+        await live(receive, send)
         return
     await send(START)
     await send(ANSWER)
+
+
+async def live(receive: Any, send: Any) -> None:
+    """ASGI's lifespan protocol, of an application that has nothing to begin or to end."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -5,12 +5,15 @@ It checks nothing and counts nothing. What it takes longer than COPY is HTTP, on
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable
+from io import BytesIO
 from threading import local
 from typing import Any
 
 import psycopg2
+
+from loadtest.bench.peers.hello import live
 
 COPY_SQL = "COPY message (state, city, username, message) FROM STDIN"
 
@@ -25,10 +28,23 @@ def connection() -> Any:
     return _thread.connection
 
 
-def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Every request is a batch."""
+def copy(lines: bytearray) -> int:
+    """Store them; how many rows they were."""
     with connection().cursor() as cursor:
-        cursor.copy_expert(COPY_SQL, environ["wsgi.input"], 1 << 18)
-        answer = b'{"accepted":%d,"counted":false}' % cursor.rowcount
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))])
-    return [answer]
+        cursor.copy_expert(COPY_SQL, BytesIO(lines), 1 << 18)
+        return int(cursor.rowcount)
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Every request is a batch."""
+    if scope["type"] == "lifespan":
+        await live(receive, send)
+        return
+    body, message = bytearray(), {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+    answer = b'{"accepted":%d,"counted":false}' % await asyncio.to_thread(copy, body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
