@@ -49,15 +49,13 @@ bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=
 loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
-# Each service is checked with its own settings. The addresses satisfy the settings; nothing connects to them.
+# Types are checked two folders at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
 check: .venv/complete ## Lint, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@set -e; for packages in "ingest_service shared_models compose" manage_service query_service; do \
-		echo "mypy $$packages"; \
-		DJANGO_SETTINGS_MODULE=$${packages%% *}.settings DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 \
-			$(BIN)/mypy --cache-dir ".mypy_cache/$${packages%% *}" $$packages; \
-	done
+	@printf '%s\n' "tests loadtest" "ingest_service shared_models compose" manage_service query_service \
+		| DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 xargs -L 1 -P 2 sh -c 'echo "mypy $$*" \
+			&& DJANGO_SETTINGS_MODULE=$$1.settings $(BIN)/mypy --cache-dir .mypy_cache/$$1 "$$@"' sh
 	@$(BIN)/python -m tests.run
 
 audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up

@@ -65,7 +65,8 @@ def choose_roles(environment: Any, **_: Any) -> None:
     """Leave out whoever has no URL, or is not in the profile."""
     global _ledger
     options = environment.parsed_options
-    chosen, absent = [], []
+    chosen: list[Any] = []
+    absent: list[Any] = []
     for user in environment.user_classes:
         if user.__name__ in PROFILES[options.mix]:
             user.host = getattr(options, f"{user.role}_url").rstrip("/") or None
@@ -110,10 +111,11 @@ class Client(FastHttpUser):
         name = options.pop("name", path)
         for _ in range(ATTEMPTS - 1):
             response = self.client.request(method, url, headers=headers, name=name, catch_response=True, **options)
-            if response.status_code != 503 or "Retry-After" not in response.headers:
+            retry_after = response.headers.get("Retry-After") if response.headers else None
+            if response.status_code != 503 or retry_after is None:
                 return response
             self.note_refusal(response, name)
-            gevent.sleep(min(float(response.headers["Retry-After"]), RETRY_SECONDS))
+            gevent.sleep(min(float(str(retry_after)), RETRY_SECONDS))
         return self.client.request(method, url, headers=headers, name=name, catch_response=True, **options)
 
     def note_refusal(self, response: Any, name: str) -> None:

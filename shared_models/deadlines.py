@@ -60,4 +60,5 @@ class Watch:
                             own.shutdown(socket.SHUT_RDWR)
 
 
-cut_after = Watch().cut_after
+watch = Watch()
+cut_after = watch.cut_after

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.servers import wait_for
+
 # Method, path, body, headers of the next request.
 Ask = Callable[[], tuple[str, str, bytes | None, dict[str, str]]]
 IDLE_SECONDS = 1.0
@@ -44,6 +46,11 @@ class Clients:
         self._stop.set()
         for thread in self._threads:
             thread.join(30)
+
+    def wait_for_answers(self, what: str) -> None:
+        """Wait until 50 more requests have been answered."""
+        enough = len(self.answered) + 50
+        wait_for(lambda: len(self.answered) > enough, what)
 
     def _run(self) -> None:
         while not self._stop.is_set():

@@ -80,8 +80,8 @@ def started_valkey() -> Valkey:
 
 def another_valkey(name: str, **config: str) -> Valkey:
     """One more Valkey, under a name that no other server of this process has, started."""
-    config = {"enable-debug-command": "local", **config}
-    server = Valkey(servers_folder() / name, free_port(), dies_with_parent=True, **config)
+    options: dict[str, Any] = {"enable-debug-command": "local", **config}
+    server = Valkey(servers_folder() / name, free_port(), dies_with_parent=True, **options)
     start(server)
     return server
 

@@ -28,7 +28,7 @@ ROUNDS, ROWS = 3, 500_000
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench.json"
 
 Case = Callable[[World, Report, int, int], None]
-CASES: dict[str, Case] = ingesting.CASES | querying.CASES | reconciling.CASES | growing.CASES
+CASES: dict[str, Case] = {**ingesting.CASES, **querying.CASES, **reconciling.CASES, **growing.CASES}
 
 
 def main() -> int:

@@ -119,7 +119,8 @@ async def run(
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     made = [
-        await loop.create_connection(lambda: Connection(load), parts.hostname, parts.port) for _ in range(connections)
+        await loop.create_connection(lambda: Connection(load), str(parts.hostname), parts.port or 80)
+        for _ in range(connections)
     ]
     ticking = asyncio.create_task(load.tick()) if rate else None
     load.took.clear()

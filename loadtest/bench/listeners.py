@@ -44,7 +44,7 @@ async def run(url: str, streams: int, redis_url: str) -> None:
     loop = asyncio.get_running_loop()
     opened: list[Stream] = []
     for _ in range(streams):
-        _, stream = await loop.create_connection(lambda: Stream(parts.netloc), parts.hostname, parts.port)
+        _, stream = await loop.create_connection(lambda: Stream(parts.netloc), str(parts.hostname), parts.port or 80)
         opened.append(stream)
     while any(stream.count < 0 for stream in opened):
         await asyncio.sleep(0.05)

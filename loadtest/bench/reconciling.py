@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 from compose.local.ordinary_user import CHECKOUT
 from loadtest.bench import rows
@@ -91,7 +91,7 @@ def make_drift(world: World) -> int:
     """Take some users out of the set, and put as many in that have no row; how many of each."""
     members = keys.of_counter("users").members
     with world.redis() as redis:
-        some = redis.srandmember(members, max(1, redis.scard(members) // DRIFT))
+        some = cast("list[bytes]", redis.srandmember(members, max(1, redis.scard(members) // DRIFT)))
         redis.srem(members, *some)
         redis.sadd(members, *(b"nobody-" + member for member in some))
     return len(some)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import redis
@@ -130,7 +131,7 @@ def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
     return None
 
 
-def read_count(stack: ChaosStack, name: str) -> dict:
+def read_count(stack: ChaosStack, name: str) -> dict[str, Any]:
     """What query says of a counter now."""
     connection = http.client.HTTPConnection(HOST, stack.query.port, timeout=5)
     try:

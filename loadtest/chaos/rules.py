@@ -75,19 +75,19 @@ def forget_marks(patch: Patch) -> None:
 def filter_present(patch: Patch) -> None:
     """A check puts members of the table that are not in the set into its bucket filter."""
     from manage_service.protocol import reconcile
+    from manage_service.protocol import sweep as sweeping
+    from manage_service.protocol.bucket_filter import BucketFilter
 
-    class Filter(reconcile.BucketFilter):
+    class Filter(BucketFilter):
         reading = True
 
         def take_out(self, members: Any) -> None:
             if not self.reading:
                 super().take_out(members)
 
-    whole = reconcile.sweep
-
     def sweep(counter: Any, replica: Any, redis: Any, bucket_filter: Any, **options: Any) -> Any:
         bucket_filter.reading = False
-        return whole(counter, replica, redis, bucket_filter, **options)
+        return sweeping.sweep(counter, replica, redis, bucket_filter, **options)
 
     patch(reconcile, "BucketFilter", Filter)
     patch(reconcile, "sweep", sweep)

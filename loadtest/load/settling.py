@@ -51,7 +51,7 @@ def look(stack: Stack) -> tuple[datetime, int]:
     """The primary's time, and how many transactions are open there."""
     with closing(psycopg2.connect(stack.primary.url)) as database, database.cursor() as cursor:
         cursor.execute(QUIET)
-        now, at_work = cursor.fetchone()
+        ((now, at_work),) = cursor.fetchall()
         return now, at_work
 
 

@@ -48,7 +48,7 @@ class Sent:
     """What one producer has sent: for each row what is known of it, and the id that it was answered."""
 
     known: bytearray = field(default_factory=bytearray)
-    ids: array = field(default_factory=lambda: array("Q"))
+    ids: array[int] = field(default_factory=lambda: array("Q"))
 
     def note(self, entry: ledger.Entry) -> None:
         end = entry.first + entry.rows

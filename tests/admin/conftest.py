@@ -43,7 +43,7 @@ from django.core.handlers.wsgi import WSGIRequest  # noqa: E402
 from django.test import Client  # noqa: E402
 
 # Django's client makes requests of WSGI's kind; the route is noted in ASGI's scope.
-WSGIRequest.scope = {}
+WSGIRequest.scope = {}  # type: ignore[attr-defined]
 
 ROWS = 1_000
 

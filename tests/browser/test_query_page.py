@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, Response, expect
@@ -28,6 +30,10 @@ def message(username: str, city: str = "Ithaca") -> dict[str, str]:
 def post(live: Stack, *usernames: str, city: str = "Ithaca") -> None:
     status, answer = ask(live.ingest, "POST", "/v1/messages/batch", [message(name, city) for name in usernames])
     assert (status, answer["accepted"], answer["counted"]) == (200, len(usernames), True)
+
+
+def finished_at(live: Stack, run: str) -> Any:
+    return ask(live.manage, "GET", f"/v1/runs/{run}")[1]["finished_at"]
 
 
 def visit(live: Stack, page: Page) -> Page:
@@ -92,7 +98,7 @@ def test_what_a_repair_has_mended_is_told_and_what_a_check_has_found(
         ("repair", r"^complete to .+ ago, 1 member left, verified .+ ago$"),
     ):
         run = ask(live.manage, "POST", "/v1/runs", {"counters": ["users"], "mode": mode})[1]
-        wait_for(lambda run=run: ask(live.manage, "GET", f"/v1/runs/{run['id']}")[1]["finished_at"], f"the {mode}")
+        wait_for(partial(finished_at, live, run["id"]), f"the {mode}")
         expect(part(page, "freshness")).to_have_text(re.compile(words))
         screenshot(page, f"query-{mode}-{'narrow' if size == NARROW else 'wide'}-{'dark' if dark else 'light'}")
     mend(live)
@@ -215,7 +221,12 @@ def test_the_page_is_small_and_asks_its_own_host_only(live: Stack, an_hour: None
     visit(live, page)
     expect(connection(page)).to_have_text("Live")
     page.wait_for_load_state("load")
-    wait_for(lambda: page.wait_for_timeout(50) or sum("/history" in answer.url for answer in answers) == 2)
+
+    def both_are_drawn() -> bool:
+        page.wait_for_timeout(50)  # playwright hears of answers only while it is asked something
+        return sum("/history" in answer.url for answer in answers) == 2
+
+    wait_for(both_are_drawn)
     whole = [answer for answer in answers if not answer.url.endswith("/v1/stream")]
     size_bytes = sum(len(answer.body()) + len(str(answer.headers)) for answer in whole)
     assert 10_000 < size_bytes < 60_000

@@ -55,7 +55,7 @@ def logged(path: Path) -> Iterator[str | None]:
         ):
             event = node.args[0]
             for each in (event.body, event.orelse) if isinstance(event, ast.IfExp) else (event,):
-                yield each.value if isinstance(each, ast.Constant) else None
+                yield each.value if isinstance(each, ast.Constant) and isinstance(each.value, str) else None
 
 
 def test_every_event_of_the_log_is_named_and_every_named_event_exists():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.client import HTTPResponse
 from http.cookies import SimpleCookie
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import psycopg2
@@ -150,7 +151,7 @@ def seeded(deployed: DeployedPrimary, secrets: Path) -> DeployedReplica:
     return replica
 
 
-def ask(url: str, statement: str) -> list[tuple]:
+def ask(url: str, statement: str) -> list[tuple[Any, ...]]:
     connection = psycopg2.connect(url)
     try:
         connection.autocommit = True

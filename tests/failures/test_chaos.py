@@ -428,8 +428,10 @@ def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: st
 
 def test_ctrl_c_leaves_nothing_behind(temporary: Path):
     with chaos(temporary, "--seed", "3", "--seconds", "60", "--rounds", "1", "--kind", "stop") as run:
-        wait_for(lambda: "stop: " in run.stdout.readline(), "the first process to be stopped", seconds=60)
+        output = run.stdout
+        assert output is not None
+        wait_for(lambda: "stop: " in output.readline(), "the first process to be stopped", seconds=60)
         run.send_signal(signal.SIGINT)
-        output, _ = run.communicate()
-    assert run.returncode == 130, output
+        said, _ = run.communicate()
+    assert run.returncode == 130, said
     assert list(temporary.iterdir()) == [] and processes_of(temporary) == []

@@ -85,14 +85,14 @@ class Site:
         assert promoted
         return now
 
-    def new_replica(self, primary: Postgres) -> Replica:
+    def new_replica(self, primary: Replica) -> Replica:
         primary.make_roles = lambda: None  # type: ignore[attr-defined]  # they came with the data
         replica = Replica(
             self.stack.folder / "second",
             free_port(),
-            primary,
+            primary,  # type: ignore[arg-type]  # by now it is one
             settings=FAST,
-            dies_with_parent=True,  # type: ignore[arg-type]
+            dies_with_parent=True,
         )
         self.more.append(replica)
         replica.start()
@@ -222,9 +222,9 @@ def test_after_a_switchover_manage_reads_the_old_primary_as_a_replica(site: Site
     old = Replica(
         stack.primary.folder,
         stack.primary.port,
-        stack.replica,
+        stack.replica,  # type: ignore[arg-type]  # by now it is a primary
         settings=FAST,
-        dies_with_parent=True,  # type: ignore[arg-type]
+        dies_with_parent=True,
     )
     (old.data / "standby.signal").touch()
     sql(stack.replica, "SELECT pg_create_physical_replication_slot(%s, true)", old.slot)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from redis import Redis
 
@@ -146,7 +146,7 @@ class Producer:
 
     def members(self, counter: str) -> set[bytes]:
         """What the counter's set holds."""
-        return set(self.redis.smembers(keys.of_counter(counter).members))
+        return cast("set[bytes]", self.redis.smembers(keys.of_counter(counter).members))
 
     def state(self, counter: str) -> states.State:
         """What Redis knows of the counter."""

@@ -117,7 +117,7 @@ def test_a_check_names_a_counter_over_what_producers_do_not_send(
     found = run_checks()[0]
     assert found.id == ("rollcall.E004" if "create_time" in fields else "rollcall.E006")
     assert f"counter 'days': field '{fields[-1]}'" in found.msg
-    assert found.id == "rollcall.E004" or "count one of: state, city, username, message" in found.hint
+    assert found.id == "rollcall.E004" or "count one of: state, city, username, message" in (found.hint or "")
 
 
 @pytest.mark.parametrize("fields", [("id",), ("create_time",), ("state", "nonsense")])

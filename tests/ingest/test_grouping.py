@@ -60,6 +60,16 @@ def together(committer: Committer, *requests: tuple[str, str | None]) -> list[Ca
     return asyncio.run(gather(committer, *requests))
 
 
+def noting(calls: list[str], name: str, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which notes each call by this name."""
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(name)
+        return whole(*arguments)
+
+    return noted
+
+
 def kinds(came: list[Came]) -> list[type]:
     return [type(each) for each in came]
 
@@ -227,7 +237,7 @@ def test_a_group_of_replays_takes_one_transaction_and_one_round_trip(
     calls: list[str] = []
     for module, name in ((transactions, "_committed"), (counting, "are_counted")):
         whole = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
+        monkeypatch.setattr(module, name, noting(calls, name, whole))
     came = together(committer, *requests)
     assert all(isinstance(each, Recorded) and each.replayed for each in came)
     assert calls == ["_committed", "are_counted"]

@@ -11,11 +11,12 @@ import psycopg2
 import pytest
 from django.db import connection
 
+from ingest_service import stores
 from ingest_service.models import Receipt
 from ingest_service.writing import counting, transactions
 from ingest_service.writing.idempotency import GROUP_LOCK_MILLISECONDS, KeyReused, RequestClaim, take_all
 from ingest_service.writing.pulse import Pulse
-from ingest_service.writing.transactions import transact
+from ingest_service.writing.transactions import Transaction, transact
 from tests.ingest.producing import NDJSON, Producer, Response, message, ndjson
 from tests.servers import sql, started_primary, started_valkey, wait_for
 
@@ -169,7 +170,7 @@ def test_of_two_different_requests_with_one_key_at_once_one_stores_and_the_other
 
 def test_where_the_first_of_two_fails_the_second_stores(producer: Producer) -> None:
     with_key = message("ann"), "k1"
-    raw = transactions.stores.open_primary().raw
+    raw = stores.open_primary().raw
     with raw.cursor() as cursor:
         cursor.execute("BEGIN; INSERT INTO receipt (key, fingerprint, answer) VALUES ('k1', 'x', '')")
         answers: list[Response] = []
@@ -244,7 +245,12 @@ def test_a_receipt_from_before_keys_had_owners_is_a_replay_of_the_same_request_o
     """A request that is sent again after an upgrade."""
     old, same = RequestClaim("", "17", "f" * 64), RequestClaim("till", "17", "f" * 64)
     other, neighbour = RequestClaim("till", "17", "e" * 64), RequestClaim("cash", "18", "f" * 64)
-    transact(lambda transaction: old.take(transaction) and old.keep(transaction, {"id": 5}))
+
+    def answer_old(transaction: Transaction) -> None:
+        assert old.take(transaction)
+        old.keep(transaction, {"id": 5})
+
+    transact(answer_old)
 
     def take(*claims: RequestClaim) -> set[str]:
         if group:

@@ -178,6 +178,11 @@ def test_what_is_logged_of_a_batch_names_its_request(producer: Producer, monkeyp
     """It is stored in a thread, which has no context of its own."""
     said = []
     record_batch = recording.record_batch
-    monkeypatch.setattr(recording, "record_batch", lambda *a: said.append(logs.bound.get()) or record_batch(*a))
+
+    def listen(*arguments: Any) -> recording.Recorded:
+        said.append(logs.bound.get())
+        return record_batch(*arguments)
+
+    monkeypatch.setattr(recording, "record_batch", listen)
     assert producer.send_batch(message(), X_Request_ID="order-17").status_code == 200
     assert said == [{"request_id": "order-17"}]

@@ -30,7 +30,7 @@ def running(tmp_path: Path) -> Iterator[Gunicorn]:
     assert running.process.wait(DEADLINE_SECONDS) == 0
 
 
-def rows(tag: str):  # type: ignore[no-untyped-def]
+def rows(tag: str):
     """Requests that can be told from each other."""
     numbers = itertools.count()
     return lambda: ("POST", "/v1/messages", json.dumps(message(f"{tag}{next(numbers)}")).encode(), HEADERS)
@@ -49,18 +49,17 @@ def judge(clients: Clients, producer: Producer) -> None:
 
 def test_a_reload_under_load_loses_no_row(producer: Producer, running: Gunicorn) -> None:
     with Clients(running.port, rows("reloaded")) as clients:
-        wait_for(lambda: len(clients.answered) > 50, "some load")
+        clients.wait_for_answers("some load")
         before = set(workers_of(running.process.pid))
         running.process.send_signal(signal.SIGHUP)
         wait_until_replaced(running.process.pid, before, wait_for)
-        asked = len(clients.answered)
-        wait_for(lambda: len(clients.answered) > asked + 50, "answers of the new workers")
+        clients.wait_for_answers("answers of the new workers")
     judge(clients, producer)
 
 
 def test_a_service_that_is_told_to_end_answers_what_it_has_begun(producer: Producer, running: Gunicorn) -> None:
     with Clients(running.port, rows("ended")) as clients:
-        wait_for(lambda: len(clients.answered) > 50, "some load")
+        clients.wait_for_answers("some load")
         running.process.terminate()
         assert running.process.wait(DEADLINE_SECONDS) == 0
     judge(clients, producer)

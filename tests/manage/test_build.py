@@ -90,7 +90,7 @@ def test_the_next_keeper_goes_on_from_the_position_of_one_that_was_killed(world,
         next(steps)
     fill = read_fill(USERS, world.redis)
     reads = [progress.read for progress in build.build(USERS, world.replica, world.passes())]
-    assert reads[0] > fill.read >= 40
+    assert fill is not None and reads[0] > fill.read >= 40
     assert world.exact(["users"])
 
 
@@ -113,6 +113,7 @@ def test_a_fill_that_has_been_superseded_neither_adds_nor_promotes(world, small_
     filling = build.build(USERS, world.replica, world.passes())
     next(filling)
     old = read_fill(USERS, world.redis)
+    assert old is not None
     with world.replica.snapshot() as snapshot:
         build.begin_fill(USERS, snapshot, world.redis)
     assert steps.fill(world.redis, "users", old.token, old.position, [b"x"]) is None

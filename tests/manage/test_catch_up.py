@@ -81,6 +81,7 @@ def test_a_pass_over_a_lost_connection_is_void(world, second_valkey):
 
     redis = world.passes()
     was = states.read_state(redis, "users")
+    assert was.cursor is not None
     steps.record(redis, {"users": [b"ann"]})
     valkey.kill()
     valkey.start()  # with the save: the cursor is there, ann is not

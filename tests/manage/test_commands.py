@@ -151,9 +151,10 @@ def test_a_bar_that_finds_no_room_goes_on_in_the_next_line(world, columns):
     run.read, run.expected = 123_456_789, 9_876_543_210
     follower = terminal.Follower(run, quiet=False)
     follower.show(run)
-    console = Console(width=columns, file=StringIO())
+    shown = StringIO()
+    console = Console(width=columns, file=shown)
     console.print(follower.bars.make_tasks_table(follower.bars.tasks))
-    seen = console.file.getvalue()
+    seen = shown.getvalue()
     assert "…" not in seen
     assert {"users", "looking", "members", "123,456,789", "about", "9,876,543,210"} <= set(seen.split())
 

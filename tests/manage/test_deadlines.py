@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from manage_service.replica import snapshots
-from shared_models.deadlines import cut_after
+from shared_models import deadlines
 
 
 def test_a_replica_that_is_stopped_is_given_up_after_the_deadline_and_used_again_when_it_goes_on(world, monkeypatch):
@@ -32,4 +32,4 @@ def test_a_replica_that_is_stopped_is_given_up_after_the_deadline_and_used_again
 def test_a_deadline_that_was_met_is_forgotten(world):
     with world.replica.snapshot() as snapshot:
         assert snapshot.horizon
-    assert not cut_after.__self__._watched, "nobody is waited for, so nobody can be cut off"
+    assert not deadlines.watch._watched, "nobody is waited for, so nobody can be cut off"

@@ -44,6 +44,7 @@ def sightings(world, monkeypatch) -> Iterator[None]:
 
     servers.sql(world.primary, TABLE)
     for statement in StampXactOnUpdate("bird sighting").sql:
+        assert isinstance(statement, str)
         servers.sql(world.primary, statement)
     insert(world, "SELECT n % 500 - 250, n % 3, 'owl ' || n % 7 FROM generate_series(1, 3000) AS n")
     declared = (Counter("birds", "Sighting", ("ring",)), Counter("kinds", "Sighting", ("species", "legs")))

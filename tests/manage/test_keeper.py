@@ -13,6 +13,7 @@ from redis import Redis
 
 from manage_service import leases, stores
 from manage_service.keeper import loop as keeping
+from manage_service.protocol import build as building
 from manage_service.protocol import reconcile
 from manage_service.protocol.catch_up import catch_up
 from manage_service.replica import snapshots, sql
@@ -115,7 +116,7 @@ def test_a_replica_that_is_away_fails_the_run_with_the_reason_and_nothing_else(w
 def test_a_counter_that_postgres_refuses_keeps_no_other_from_being_built_and_reconciled(world, monkeypatch):
     world.store("ann")
     world.replay()
-    whole = keeping.build
+    whole = building.build
 
     def build(counter, replica, redis):
         if counter.name == "cities":
@@ -221,7 +222,7 @@ def test_a_counter_that_cannot_be_caught_up_keeps_no_other_from_it(world, keeper
 
 
 def test_a_build_that_takes_too_long_is_put_off_and_the_others_are_built(world, keeper, monkeypatch):
-    build = keeping.build
+    build = building.build
 
     def too_slow(counter, *args):
         if counter.name == "cities":
@@ -242,6 +243,7 @@ def test_the_keeper_stops_cleanly_on_sigterm(world):
         wait_for(lambda: world.state().verified_at, "the keeper to have built and verified")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=servers.DEADLINE_SECONDS) == 0
+        assert process.stderr is not None
         said = process.stderr.read()
     assert "keeper.started" in said and "keeper.stopped" in said
     assert not world.redis.exists(keys.of_lock("keeper")), "the next keeper need not wait"
@@ -259,6 +261,7 @@ def test_the_keeper_logs_no_member(world):
         wait_for(lambda: world.exact(), "a reconcile")
         wait_for(lambda: not registry.still_open(world.redis), "its end")
         process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
         said = process.stderr.read()
     events = {json.loads(line)["event"] for line in said.splitlines()}
     assert {"keeper.caught_up", "run.started", "run.ended", "job.started", "job.ended"} <= events

@@ -33,10 +33,16 @@ RELOAD = """
 """
 
 
+class Armed(snapshots.Replica):
+    """What is read next is followed by a rewrite, if it is armed."""
+
+    armed = False
+
+
 @pytest.fixture(params=[ALTER, RELOAD], ids=["alter", "reload"])
 def rewriting(request, world, monkeypatch):
     """A replica object that reads the primary; right behind its next snapshot, the table is rewritten, or waits for it."""
-    replica = stores.connect_replica(world.primary.url)
+    replica = Armed(world.primary.url)
     horizon, rewrites = statements.HORIZON, []
     ask = snapshots.ask
 
@@ -58,7 +64,6 @@ def rewriting(request, world, monkeypatch):
         return answer
 
     monkeypatch.setattr(snapshots, "ask", ask_and_rewrite)
-    replica.armed = False
     yield replica
     for thread in rewrites:
         thread.join()

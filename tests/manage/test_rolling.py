@@ -26,7 +26,7 @@ ASKED = [
 ]
 
 
-def ask():  # type: ignore[no-untyped-def]
+def ask():
     """The next of these, for each client in turn."""
     numbers = itertools.count()
     return lambda: ASKED[next(numbers) % len(ASKED)]
@@ -47,12 +47,11 @@ def test_a_reload_under_load_loses_no_run_and_cuts_no_answer_short(world: World,
     running = Gunicorn(tmp_path)
     try:
         with Clients(running.port, ask()) as clients:
-            wait_for(lambda: len(clients.answered) > 50, "some load")
+            clients.wait_for_answers("some load")
             before = set(workers_of(running.process.pid))
             running.process.send_signal(signal.SIGHUP)
             wait_until_replaced(running.process.pid, before, wait_for)
-            asked = len(clients.answered)
-            wait_for(lambda: len(clients.answered) > asked + 50, "answers of the new worker")
+            clients.wait_for_answers("answers of the new worker")
         judge(clients, world)
     finally:
         assert running.stop() == 0
@@ -69,13 +68,11 @@ def test_two_instances_are_restarted_one_after_the_other_and_one_always_answers(
             Clients(balancer.port, ask()) as clients,
         ):
             for number in range(2):
-                asked = len(clients.answered)
-                wait_for(lambda asked=asked: len(clients.answered) > asked + 50, "some load")
+                clients.wait_for_answers("some load")
                 assert running[number].stop() == 0
                 if number == 0:
                     running[0] = Gunicorn(folders[0], port=running[0].port)
-            asked = len(clients.answered)
-            wait_for(lambda: len(clients.answered) > asked + 50, "answers of the other one")
+            clients.wait_for_answers("answers of the other one")
         judge(clients, world)
     finally:
         for instance in running:

@@ -60,7 +60,7 @@ def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlie
     with world.replay_paused():
         world.store("ann")
         ahead = ahead_of(world)
-        monkeypatch.setattr(catch_up.steps, "advance", held)
+        monkeypatch.setattr(steps, "advance", held)
         catch_up.catch_up(USERS, ahead, world.passes())
         ahead.close()
         assert world.state().cursor > 0 and world.set() == {b"ann"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg2
 import pytest
@@ -67,7 +68,8 @@ def test_a_counter_with_many_members_is_read_by_an_index_only_scan(many_rows):
 def test_both_ways_of_reading_give_every_member_once_and_in_order(primary, many_rows, counter, jumping, monkeypatch):
     monkeypatch.setattr(sql, "CHUNK_ROWS", 999)
     monkeypatch.setattr(sql, "CHUNK_JUMPS", 999)
-    members, after = [], None
+    members: list[Any] = []
+    after = None
     while True:
         with many_rows.snapshot() as snapshot:
             chunk = snapshot.read_members(counter, after, jumping=jumping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import psycopg2
 from redis import Redis
@@ -12,6 +13,7 @@ from compose.local.servers import Primary, Replica, Valkey
 from manage_service import stores
 from manage_service.protocol.build import build
 from manage_service.protocol.catch_up import Pass, catch_up
+from manage_service.protocol.progress import Steps
 from manage_service.protocol.sweep import sweep
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
@@ -40,10 +42,10 @@ class Producer:
         with self.connection.cursor() as cursor:
             for username in usernames:
                 cursor.execute(INSERT, (city, username))
-                (self.xact,) = cursor.fetchone()
+                ((self.xact,),) = cursor.fetchall()
                 self.rows.append((city, username))
             cursor.execute(f"SELECT {SOURCE_SQL}")
-            (self.source,) = cursor.fetchone()
+            ((self.source,),) = cursor.fetchall()
         return self
 
     def commit(self) -> Producer:
@@ -71,7 +73,7 @@ class World:
         self.database = psycopg2.connect(primary.url)
         self.database.autocommit = True
 
-    def ask_primary(self, statement: str, *parameters: object) -> list[tuple]:
+    def ask_primary(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run one statement in a transaction of its own, over a connection that stays."""
         with self.database.cursor() as cursor:
             cursor.execute(statement, parameters)
@@ -135,7 +137,7 @@ class World:
     def runs_get(self, run_id: str) -> Run:
         return registry.get(self.redis, run_id)
 
-    def steps(self, run: Run, wait_seconds: float = 20.0) -> Iterator:
+    def steps(self, run: Run, wait_seconds: float = 20.0) -> Steps:
         return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
 
     def reconcile(self, *names: str, mode: Mode = Mode.REPAIR, wait_seconds: float = 20.0) -> Run:
@@ -155,7 +157,7 @@ class World:
         )
 
     def set(self, name: str = "users") -> set[bytes]:
-        return self.redis.smembers(keys.of_counter(name).members)
+        return cast("set[bytes]", self.redis.smembers(keys.of_counter(name).members))
 
     def state(self, name: str = "users") -> states.State:
         return states.read_state(self.redis, name)
@@ -167,13 +169,15 @@ class World:
         )
 
 
-def sweep_of(world: World) -> Iterator:
+def sweep_of(world: World) -> Steps:
     """A sweep of users, by itself."""
-    return sweep(get_counter("users"), world.replica, world.passes(), take_out=True, found=list, expected=1)
+    return sweep(
+        get_counter("users"), world.replica, world.passes(), take_out=True, found=lambda members: None, expected=1
+    )
 
 
 @contextmanager
-def held_between_steps(steps: Iterator, phase: str) -> Iterator[None]:
+def held_between_steps(steps: Steps, phase: str) -> Iterator[None]:
     """Run a job up to its first step in this phase; the block happens there; then run it to its end."""
     for progress in steps:
         if progress.phase == phase:

@@ -7,6 +7,7 @@ and `building.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tests.protocol.postgres import Postgres, commit
 from tests.protocol.rules import Rules
@@ -107,9 +108,10 @@ class Actors:
                 strict = gap != 0 and self.on("verify swept")
                 yield redis._replace(mark=None), DONE if strict else self.then_verify((build, gap))
         elif at == "looked through":
-            yield self.scripts.verify(redis, *facts[0], token=-2 - index), DONE
+            ((build, gap),) = facts
+            yield self.scripts.verify(redis, build, gap, token=-2 - index), DONE
 
-    def then_verify(self, about: tuple) -> Actor:
+    def then_verify(self, about: tuple[Any, ...]) -> Actor:
         return ("looked through", about) if self.settling else DONE
 
     def covers(self, view: View, was: Seen, *, cursor: bool = True) -> bool:
@@ -132,6 +134,7 @@ class Actors:
     def catch_up(self, redis: Redis, actor: Actor, views: list[View]) -> Iterator[tuple[Redis, Actor]]:
         at, *facts = actor
         if at == "start" and not self.scripts.lost(redis):
+            assert redis.cursor is not None
             was = redis.cursor, redis.source, redis.build
             for view in views:
                 if view.horizon < redis.cursor or (view.source != redis.source and self.on("source of a pass")):

@@ -47,7 +47,7 @@ class Damage:
         redis = s.redis
         if redis.cursor is None:
             return
-        if redis.count == 0 and redis.gap < 0:
+        if redis.held == 0 and redis.gap < 0:
             yield s._replace(redis=redis._replace(cursor=None))
         if redis.water in (FAR, None) and not self.scripts.lost(redis):
             for view in self.postgres.views(s):
@@ -64,7 +64,7 @@ def changed_by_hand(redis: Redis) -> Iterator[tuple[Redis, bool]]:
     yield without_intake, True
     if redis.gap >= 0 and not redis.member:
         yield redis._replace(member=True, by_hand=True), True
-    if redis.gap <= 0 and redis.count:
+    if redis.gap <= 0 and redis.held:
         kept = not redis.member
         yield redis._replace(member=False, rest=False, by_hand=False), kept
         yield without_intake._replace(member=False, rest=False, by_hand=False), kept

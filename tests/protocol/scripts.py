@@ -45,13 +45,13 @@ class Scripts:
 
     def begin(self, redis: Redis, token: int, view: View, committed: int) -> Redis:
         cursor, size, reset = redis.cursor, redis.size, redis.reset
-        unlike = size is None or redis.build != redis.intake_build or (redis.count == 0 and size != 0)
+        unlike = size is None or redis.build != redis.intake_build or (redis.held == 0 and size != 0)
         if unlike and self.on("begin makes cold"):
             cursor = None
-        if redis.count == 0 or not self.on("begin keeps the gap"):
-            size = redis.count
-        gap = redis.count - (size or 0)
-        unaccounted = gap != 0 or (redis.count > 0 and redis.water is None)
+        if redis.held == 0 or not self.on("begin keeps the gap"):
+            size = redis.held
+        gap = redis.held - (size or 0)
+        unaccounted = gap != 0 or (redis.held > 0 and redis.water is None)
         if redis.intake_build is None and unaccounted and self.on("reset by a fill"):
             reset = committed
         fill = Fill(token, view.source, view.history, view.horizon, view.lsn, gap)
@@ -98,4 +98,4 @@ class Scripts:
             return redis
         if gap != 0 and self.on("settled once"):
             redis = redis._replace(build=token, intake_build=token)
-        return redis._replace(size=redis.count)
+        return redis._replace(size=redis.held)

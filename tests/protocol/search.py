@@ -36,7 +36,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.protocol.actors import Actors
 from tests.protocol.damage import Damage
@@ -113,6 +113,7 @@ def broken_promise(s: State, scripts: Scripts) -> str | None:
     redis = s.redis
     if not scripts.live(redis):
         return None
+    assert redis.cursor is not None
     if scripts.has_rest and not redis.rest:
         return "completeness"
     if redis.member:
@@ -134,7 +135,7 @@ def path_to(state: State | None, came_from: dict[State, State | None]) -> Iterat
         state = came_from[state]
 
 
-def changes(before: tuple, after: tuple, name: str = "") -> Iterator[str]:
+def changes(before: tuple[Any, ...], after: tuple[Any, ...], name: str = "") -> Iterator[str]:
     """What a step has changed, field by field."""
     for field, old, new in zip(getattr(before, "_fields", ()), before, after, strict=True):
         if old == new:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 Entry = tuple[str, int, int]  # kind, xact, which ingest wrote it
 Row = tuple[int, int]  # xact, which ingest wrote it
@@ -46,12 +48,12 @@ class Redis(NamedTuple):
     history: int = 0
 
     @property
-    def count(self) -> int:
+    def held(self) -> int:
         return self.member + self.rest
 
     @property
     def gap(self) -> int:
-        return self.count - (self.size or 0)
+        return self.held - (self.size or 0)
 
 
 class Replica(NamedTuple):
@@ -118,7 +120,7 @@ class State(NamedTuple):
     left: Left
 
 
-def put(actors: tuple, index: int, actor: tuple) -> tuple:
+def put(actors: tuple[T, ...], index: int, actor: T) -> tuple[T, ...]:
     """The actors, with another one at this index."""
     return (*actors[:index], actor, *actors[index + 1 :])
 

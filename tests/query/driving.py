@@ -18,6 +18,7 @@ from query_service.counts import Counts
 from query_service.memberships import Memberships
 from query_service.streams import Streams
 from shared_models.web.application import Limits
+from shared_models.web.asgi import Message
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class OpenStream:
     """A stream that a test listens to."""
 
     task: asyncio.Task[None]
-    sent: asyncio.Queue[dict[str, Any]]
+    sent: asyncio.Queue[Message]
     gone: asyncio.Event
     may_send: asyncio.Event  # cleared: the client takes nothing, and `send` waits, as a server's does
     headers: dict[str, str] = field(default_factory=dict)
@@ -155,7 +156,7 @@ class Query:
         self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> Reply:
         messages = [{"type": "http.request", "body": body, "more_body": False}]
-        sent: list[dict[str, Any]] = []
+        sent: list[Message] = []
 
         async def receive() -> dict[str, Any]:
             if messages:
@@ -163,7 +164,7 @@ class Query:
             await asyncio.Event().wait()
             raise AssertionError
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
         await self.application(make_scope(method, path, headers or {}, body), receive, send)
@@ -176,7 +177,7 @@ class Query:
 
     async def listen(self, query: str = "", headers: dict[str, str] | None = None) -> OpenStream:
         """Open /v1/stream."""
-        sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        sent: asyncio.Queue[Message] = asyncio.Queue()
         gone, may_send = asyncio.Event(), asyncio.Event()
         may_send.set()
         messages = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -187,7 +188,7 @@ class Query:
             await gone.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             await may_send.wait()
             sent.put_nowait(message)
 

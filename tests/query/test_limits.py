@@ -9,6 +9,7 @@ import pytest
 
 from query_service import tickets
 from shared_models.web.application import Limits
+from shared_models.web.asgi import Message
 from shared_models.web.tokens import Tokens, make
 from tests.query.driving import Query, Reply, eventually, make_scope
 from tests.query.rolls_in_redis import Rolls
@@ -154,7 +155,7 @@ def test_a_body_that_does_not_say_how_large_it_is_is_not_read_to_its_end(limited
             read.append(100)
             return {"type": "http.request", "body": b" " * 100, "more_body": True}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
         headers = {"content_length": "", "transfer_encoding": "chunked"}

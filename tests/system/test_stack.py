@@ -194,7 +194,7 @@ def test_logs_are_followed_with_the_name_of_the_process_and_end_at_ctrl_c(checko
     checkout.up()
     with checkout.start("logs") as following:
         assert following.stdout is not None
-        names = set()
+        names: set[str] = set()
         while names != set(NAMES):
             names.add(following.stdout.readline().partition("|")[0].strip())
         log = checkout.folder / "log" / "query.log"

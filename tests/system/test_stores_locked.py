@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg2
 import psycopg2.errors
@@ -154,8 +154,14 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
 RECORDED = (USERS.members, USERS.suspects, USERS.intake)
-READS = [("SCARD", USERS.members), ("HMGET", USERS.state, "cursor"), ("SMISMEMBER", USERS.members, "x"), ("PING",)]
-ALLOWED = {
+Commands: TypeAlias = list[tuple[str | int, ...]]
+READS: Commands = [
+    ("SCARD", USERS.members),
+    ("HMGET", USERS.state, "cursor"),
+    ("SMISMEMBER", USERS.members, "x"),
+    ("PING",),
+]
+ALLOWED: dict[str, Commands] = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
         ("EVALSHA", steps.RECORD.sha, 3, *RECORDED, "", "", "door"),
@@ -175,7 +181,7 @@ ALLOWED = {
     ],
 }
 # For all three: what takes long, what tells or changes how Redis runs, other databases' and other programs' keys.
-FOR_NOBODY = [
+FOR_NOBODY: Commands = [
     ("KEYS", "*"),
     ("SCAN", 0),
     ("SMEMBERS", USERS.members),
@@ -198,7 +204,7 @@ FOR_NOBODY = [
     ("GET", "somebody:elses"),
     ("EVAL", "return redis.call('FLUSHALL')", 0),
 ]
-REFUSED = {
+REFUSED: dict[str, Commands] = {
     "query": [
         ("SADD", USERS.members, "mallory"),
         ("DEL", USERS.members),
@@ -264,7 +270,7 @@ def test_ingest_counts_again_when_the_keeper_has_loaded_the_scripts(live: Stack)
     """Ingest may call the scripts, and load none. What it could not count meanwhile is caught up."""
     with live.valkey.client() as client:
         client.script_flush()
-    posted = []
+    posted: list[str] = []
 
     def counted() -> bool:
         row = {"state": "NY", "city": "Ithaca", "username": f"scripted {len(posted)}", "message": ""}

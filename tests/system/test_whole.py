@@ -32,6 +32,7 @@ def distinct(stack: Stack, fields: str = "username") -> int:
 
 def test_P2_the_next_count_includes_what_was_acknowledged_as_counted(live: Stack) -> None:
     before = count(live)
+    assert before is not None
     for n in range(20):
         status, answer = ask(live.ingest, "POST", "/v1/messages", message(f"p2-{n}"))
         assert (status, answer["counted"]) == (201, True)
