@@ -283,4 +283,4 @@ def check_doubles(sent: Headers) -> None:
     """Raises Problem 400 where a header that there is one of is sent twice."""
     for name, times in Tally(name for name, _ in sent).items():
         if times > 1 and name in SENT_ONCE:
-            raise Problem(400, "bad-request", "Bad request", f"the header {name.decode()} is sent {times} times")
+            raise Problem(BAD_REQUEST, f"the header {name.decode()} is sent {times} times")

@@ -28,7 +28,7 @@ def declared(package: str) -> Iterator[tuple[str, str]]:
                     targets=[ast.Name(name)],
                     value=ast.Call(func=ast.Name("ProblemType"), args=[_, ast.Constant(slug), *_]),
                 ):
-                    yield name, slug
+                    yield name, str(slug)
 
 
 def raised(package: str) -> Iterator[str]:
