@@ -85,12 +85,26 @@ class Request:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self.more_headers]}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except RuntimeError as error:
+            raise_unless_gone(error)
+            raise ClientGone from None
 
     async def answer(self, given: Answer) -> None:
         """Send a whole answer."""
         self.status = given.status
         headers = given.headers + self.more_headers if self.more_headers else given.headers
-        await self._send({"type": "http.response.start", "status": given.status, "headers": headers})
         body = b"" if self.method == "HEAD" else given.body
-        await self._send({"type": "http.response.body", "body": body})
+        try:
+            await self._send({"type": "http.response.start", "status": given.status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": body})
+        except RuntimeError as error:
+            raise_unless_gone(error)
+
+
+def raise_unless_gone(error: RuntimeError) -> None:
+    """Raise what the server says, unless it says that the connection has been closed. It knows that by itself of the last
+    request of a connection only: of one that others had been sent after, uvloop says it, in these words."""
+    if "is closed" not in str(error):
+        raise error

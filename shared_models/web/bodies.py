@@ -51,10 +51,12 @@ class Bodies:
                     if len(body) + len(piece) > limit_bytes:
                         raise too_large(limit_bytes)
                     self.hold(request, len(piece))
-                    if not message.get("more_body"):
-                        return body + piece if body else piece
+                    if not body and not message.get("more_body"):
+                        return piece
                     body = bytearray(body) if isinstance(body, bytes) else body
-                    body += piece
+                    body += piece  # not into a new one: that would be there twice, and copied in the event loop
+                    if not message.get("more_body"):
+                        return body
                     limit.reschedule(began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND)
         except TimeoutError:
             raise too_slow() from None
