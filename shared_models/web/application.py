@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from shared_models import logs
 from shared_models.web import request_log
-from shared_models.web.asgi import (
+from shared_models.web.asgi import raise_unless_gone, (
     ASGI,
     Answer,
     ClientGone,
@@ -145,8 +145,11 @@ class Application:
         if given is not None:
             request.status, more = given.status, request.more_headers
             headers = [*given.headers, *more] if more else given.headers
-            await send({"type": "http.response.start", "status": given.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
+            try:
+                await send({"type": "http.response.start", "status": given.status, "headers": headers})
+                await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
+            except RuntimeError as error:
+                raise_unless_gone(error)
         self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
