@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from shared_models import logs
 from shared_models.web import request_log
-from shared_models.web.asgi import raise_unless_gone, (
+from shared_models.web.asgi import (
     ASGI,
     Answer,
     ClientGone,
@@ -33,6 +33,7 @@ from shared_models.web.asgi import raise_unless_gone, (
     Scope,
     Send,
     answer,
+    raise_unless_gone,
     refusal,
 )
 from shared_models.web.bodies import Bodies, parse_content_type
