@@ -14,7 +14,6 @@ import asyncio
 import signal
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -257,7 +256,7 @@ class Application:
         connections have ended; an event stream ends only when it is told to."""
         loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
-        def end(number: int, frame: FrameType | None) -> Any:
+        def end(number: int, frame: FrameType | None) -> object:
             loop.call_soon_threadsafe(self.leave)
             return before(number, frame) if callable(before) else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 
 from shared_models.web.asgi import ClientGone, Request
 from shared_models.web.problems import BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
@@ -30,7 +30,7 @@ class Bodies:
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self.most_bytes, self.held_bytes = most_bytes, 0
         # Whose body is arriving, and until when it may. One timer for all: one each costs more than the body is read for.
-        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._deadlines: dict[asyncio.Task[object], float] = {}
         self._is_watched = False
 
     async def read(self, request: Request, limit_bytes: int) -> bytes | bytearray:
@@ -44,7 +44,7 @@ class Bodies:
         if declared is not None and declared > limit_bytes:
             raise too_large(limit_bytes)
         body: bytes | bytearray = b""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        task = cast("asyncio.Task[object]", asyncio.current_task())
         began = monotonic()
         self._deadlines[task] = began + ARRIVE_SECONDS
         if not self._is_watched:
