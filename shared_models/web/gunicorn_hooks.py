@@ -16,11 +16,20 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gunicorn import glogging
 
+<<<<<<< HEAD
 STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
+=======
+STATM = Path("/proc/self/statm")  # Linux
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.config import Config
+    from gunicorn.workers.base import Worker
+
+>>>>>>> w/types
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
 # the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
@@ -35,7 +44,7 @@ RECEIVE_BYTES = 1 << 16
 class Logger(glogging.Logger):
     """gunicorn's and uvicorn's own lines (a worker was started, a request is no HTTP) go where all others go."""
 
-    def setup(self, cfg: Any) -> None:
+    def setup(self, cfg: Config) -> None:
         super().setup(cfg)
         # The worker hands these handlers on to uvicorn's logger.
         self.error_log.handlers = list(logging.getLogger().handlers)
@@ -49,7 +58,7 @@ def make_metrics_folder(service: str) -> None:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix=f"rollcall-{service}-metrics-")
 
 
-def post_fork(server: Any, worker: Any) -> None:
+def post_fork(server: Arbiter, worker: Worker) -> None:
     """As many connections as the system lets us have, little of each at a time, and no more memory than we allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
@@ -60,7 +69,7 @@ def post_fork(server: Any, worker: Any) -> None:
         threading.Thread(target=end_when_too_large, args=(worker,), name="memory", daemon=True).start()
 
 
-def end_when_too_large(worker: Any) -> None:
+def end_when_too_large(worker: Worker) -> None:
     """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
     connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
     held_bytes = 0
@@ -77,13 +86,22 @@ def end_when_too_large(worker: Any) -> None:
     os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
 
 
+<<<<<<< HEAD
 def child_exit(server: Any, worker: Any) -> None:
+=======
+def memory_bytes() -> int:
+    """What this process holds in memory."""
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:
+>>>>>>> w/types
     """Let the totals of a worker that is gone stand, and take its gauges out of the sum."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)
 
 
-def on_exit(server: Any) -> None:
+def on_exit(server: Arbiter) -> None:
     """Remove the files."""
     shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
