@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Iterator
-from typing import Any
 
 from django.core.checks import CheckMessage, Error, register
 from django.core.exceptions import FieldDoesNotExist
@@ -18,7 +17,7 @@ COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
 
 
 @register()
-def check_counters(**kwargs: Any) -> list[CheckMessage]:
+def check_counters(**kwargs: object) -> list[CheckMessage]:
     """Every declared counter, in order."""
     names = Tally(counter.name for counter in declarations.COUNTERS)
     found: list[CheckMessage] = [

@@ -14,10 +14,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Protocol
 
 # How late a deadline may be kept.
 LOOK_SECONDS = 0.25
+
+
+class Connection(Protocol):
+    """A connection of psycopg2, which query does not have."""
+
+    def fileno(self) -> int: ...
 
 
 class Watch:
@@ -29,7 +35,7 @@ class Watch:
         self._process = 0  # whose thread is running; a fork has none
 
     @contextmanager
-    def cut_after(self, connection: Any, seconds: float) -> Iterator[None]:
+    def cut_after(self, connection: Connection, seconds: float) -> Iterator[None]:
         """Within this block, waiting for this psycopg2 connection ends after so long. 0 is no limit."""
         if not seconds:
             yield

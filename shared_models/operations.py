@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db.migrations.operations import RunSQL
 
 
@@ -26,7 +24,7 @@ class StampXactOnUpdate(RunSQL):
             reverse_sql=f'DROP TRIGGER rollcall_stamp_xact ON "{table}"',
         )
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
         return (self.__class__.__qualname__, [self.table], {})
 
 
@@ -46,5 +44,5 @@ class CountCombinations(RunSQL):
             reverse_sql=f'DROP STATISTICS IF EXISTS "{name}"',
         )
 
-    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+    def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
         return (self.__class__.__qualname__, [self.table, *self.columns], {})

@@ -143,6 +143,8 @@ def read_fill(counter: Counter, redis: Redis) -> Fill | None:
     names = ("token", "source", "lsn", "position", "read", "expected", "jumping")
     fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
     token, source, lsn, position, read, expected, jumping = fields
+    if token is None or source is None or lsn is None or expected is None:
+        return None
     try:
         return Fill(
             token=token.decode(),
@@ -153,5 +155,5 @@ def read_fill(counter: Counter, redis: Redis) -> Fill | None:
             expected=int(expected),
             jumping=jumping == b"1",
         )
-    except (AttributeError, TypeError, ValueError):
+    except ValueError:
         return None

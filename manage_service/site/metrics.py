@@ -88,7 +88,7 @@ class Facts:
             yield GaugeMetricFamily(
                 "rollcall_replica_reachable", "1, or 0 where the keeper cannot read it", value=1 if source else 0
             )
-        if shown_through is not None:
+        if shown_through is not None and behind is not None and held is not None:
             yield GaugeMetricFamily(
                 "rollcall_replica_lag_seconds",
                 "How long ago the last commit was that the replica shows",

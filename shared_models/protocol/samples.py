@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Protocol
 
 from shared_models.protocol import keys
 from shared_models.protocol.moments import EPOCH, MICROSECOND, to_microseconds
@@ -28,14 +28,22 @@ class Sample:
     count: int
 
 
-def queue_sample(pipe: Any, name: str, sample: Sample) -> None:
+class Pipe(Protocol):
+    """A pipeline of redis-py, sync or async."""
+
+    def lrange(self, name: str, start: int, end: int, /) -> object: ...
+    def ltrim(self, name: str, start: int, end: int, /) -> object: ...
+    def rpush(self, name: str, /, *values: str) -> object: ...
+
+
+def queue_sample(pipe: Pipe, name: str, sample: Sample) -> None:
     """Queue the commands that add a sample and forget those beyond the hour."""
     at = keys.of_counter(name).samples
     pipe.rpush(at, f"{to_microseconds(sample.at)} {sample.count}")
     pipe.ltrim(at, -MOST, -1)
 
 
-def queue_samples(pipe: Any, name: str) -> None:
+def queue_samples(pipe: Pipe, name: str) -> None:
     """Queue what `parse_samples` reads, on a sync or async pipeline."""
     pipe.lrange(keys.of_counter(name).samples, 0, MOST - 1)
 

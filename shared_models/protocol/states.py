@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -146,7 +146,14 @@ _FILL = ("token", "read", "expected")
 REPLIES = 4
 
 
-def queue_state(pipe: Any, name: str) -> None:
+class Pipe(Protocol):
+    """A pipeline of redis-py, sync or async."""
+
+    def scard(self, name: str, /) -> object: ...
+    def hmget(self, name: str, keys: Sequence[str], /) -> object: ...
+
+
+def queue_state(pipe: Pipe, name: str) -> None:
     """Queue what `parse_state` reads, on a sync or async pipeline. The pipeline must be a transaction (MULTI):
     a count from before Redis was emptied with a state from after it, or the other way round, is not a fact.
     Execute it with raise_on_error=False: a key of another type concerns one counter only."""
@@ -211,9 +218,9 @@ def read_state(client: Redis, name: str) -> State:
     return read_states(client, [name])[name]
 
 
-def read_fields(client: Redis, key: str, *names: str) -> list[Any]:
+def read_fields(client: Redis, key: str, *names: str) -> list[bytes | None]:
     """Fields of a hash, as bytes; None for each that is not there."""
-    return cast("list[Any]", client.hmget(key, names))
+    return cast("list[bytes | None]", client.hmget(key, names))
 
 
 def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:

@@ -29,8 +29,9 @@ CHUNK_MEMBERS = 1_000
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
+Argument: TypeAlias = bytes | str | int
 # One call of a script: its keys, its arguments.
-Call: TypeAlias = tuple[Sequence[str], tuple[Any, ...]]
+Call: TypeAlias = tuple[Sequence[str], tuple[Argument, ...]]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK_MEMBERS) -> Iterator[Sequence[T]]:
@@ -101,8 +102,13 @@ def _call(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
     return pipe.execute(raise_on_error=False)
 
 
-def _execute_one(client: Redis, script: Script, on: Sequence[str], *args: Any) -> Any:
+def _execute_one(client: Redis, script: Script, on: Sequence[str], *args: Argument) -> Any:
     return _execute(client, script, [(on, args)])[0]
+
+
+def _seen(xact: int | None) -> int | str:
+    """An xact as a script takes it; "" where there is none."""
+    return "" if xact is None else xact
 
 
 def record(
@@ -118,7 +124,7 @@ def record(
     for name, members in members_by_counter.items():
         at = keys.of_counter(name)
         on = (at.members, at.suspects, at.intake)
-        calls += [(on, ("" if xact is None else xact, source, *chunk)) for chunk in chunks(members)]
+        calls += [(on, (_seen(xact), source, *chunk)) for chunk in chunks(members)]
     return sum(_execute(client, RECORD, calls)) if calls else 0
 
 
@@ -126,23 +132,22 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
     """Move the cursor, if the counter is still as the pass found it. None: complete_through stays where it was."""
     through = "" if complete_through is None else to_microseconds(complete_through)
     on = [keys.of_counter(name).state]
-    return bool(_execute_one(client, ADVANCE, on, was.cursor, was.source, cursor, through, was.build))
+    return bool(_execute_one(client, ADVANCE, on, _seen(was.cursor), was.source, cursor, through, was.build))
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:
     """Make the counter cold, if its cursor is still the one that was seen; whether it is cold now."""
-    return bool(_execute_one(client, MAKE_COLD, [keys.of_counter(name).state], was.cursor, was.build))
+    return bool(_execute_one(client, MAKE_COLD, [keys.of_counter(name).state], _seen(was.cursor), was.build))
 
 
 def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str) -> bool:
     """Set a watermark that is missing, or cannot be, to the highest xact that the replica knows of; whether it was done."""
     at = keys.of_counter(name)
-    seen = "" if was.watermark is None else was.watermark
     now = to_microseconds(datetime.now(UTC))
-    return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], seen, xact, source, now))
+    return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], _seen(was.watermark), xact, source, now))
 
 
-def begin(client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Any]) -> None:
+def begin(client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Argument]) -> None:
     """Note a new fill of the counter, up to this horizon of this source, with these other fields."""
     at = keys.of_counter(name)
     pairs = [part for pair in {"horizon": horizon, "source": source, **fields}.items() for part in pair]

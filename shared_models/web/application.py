@@ -15,7 +15,6 @@ import signal
 from collections import Counter as Tally
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -276,7 +275,7 @@ class Application:
         connections have ended; an event stream ends only when it is told to."""
         loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
-        def end(number: int, frame: FrameType | None) -> Any:
+        def end(number: int, frame: FrameType | None) -> object:
             loop.call_soon_threadsafe(self.leave)
             return before(number, frame) if callable(before) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from functools import cache
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -53,7 +53,7 @@ class ProblemMiddleware:
             return response
         return respond(method_not_allowed(response.get("Allow", "")))
 
-    def process_view(self, request: HttpRequest, *view: Any) -> None:
+    def process_view(self, request: HttpRequest, *view: object) -> None:
         if request.resolver_match:
             request.scope[ROUTE] = as_route(request.resolver_match.route)  # type: ignore[attr-defined]
 

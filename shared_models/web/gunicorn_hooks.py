@@ -16,9 +16,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gunicorn import glogging
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.config import Config
+    from gunicorn.workers.base import Worker
 
 STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -35,7 +40,7 @@ RECEIVE_BYTES = 1 << 16
 class Logger(glogging.Logger):
     """gunicorn's and uvicorn's own lines (a worker was started, a request is no HTTP) go where all others go."""
 
-    def setup(self, cfg: Any) -> None:
+    def setup(self, cfg: Config) -> None:
         super().setup(cfg)
         # The worker hands these handlers on to uvicorn's logger.
         self.error_log.handlers = list(logging.getLogger().handlers)
@@ -49,7 +54,7 @@ def make_metrics_folder(service: str) -> None:
         os.environ[FOLDER] = tempfile.mkdtemp(prefix=f"rollcall-{service}-metrics-")
 
 
-def post_fork(server: Any, worker: Any) -> None:
+def post_fork(server: Arbiter, worker: Worker) -> None:
     """As many connections as the system lets us have, little of each at a time, and no more memory than we allow."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
@@ -60,7 +65,7 @@ def post_fork(server: Any, worker: Any) -> None:
         threading.Thread(target=end_when_too_large, args=(worker,), name="memory", daemon=True).start()
 
 
-def end_when_too_large(worker: Any) -> None:
+def end_when_too_large(worker: Worker) -> None:
     """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
     connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
     held_bytes = 0
@@ -77,13 +82,13 @@ def end_when_too_large(worker: Any) -> None:
     os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
 
 
-def child_exit(server: Any, worker: Any) -> None:
+def child_exit(server: Arbiter, worker: Worker) -> None:
     """Let the totals of a worker that is gone stand, and take its gauges out of the sum."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)
 
 
-def on_exit(server: Any) -> None:
+def on_exit(server: Arbiter) -> None:
     """Remove the files."""
     shutil.rmtree(os.environ[FOLDER], ignore_errors=True)

@@ -50,7 +50,7 @@ class Ready(msgspec.Struct):
 class Answer:
     """What an operation answers: the struct that the JSON has, or the schema of another media type; None: no body."""
 
-    shape: type | Mapping[str, Any] | None
+    shape: type | Json | None
     description: str = ""  # the struct's own where there is none
     media_type: str = JSON
     headers: Mapping[str, Json] = field(default_factory=dict)
@@ -81,7 +81,7 @@ ALWAYS = (problems.BAD_REQUEST, problems.INTERNAL_ERROR)
 OF_A_BODY = (problems.REQUEST_TIMEOUT, problems.BODY_TOO_LARGE, problems.NO_ROOM)
 
 
-def parameter(name: str, where: str, schema: Json, description: str, **more: Any) -> Json:
+def parameter(name: str, where: str, schema: Json, description: str, **more: object) -> Json:
     """A parameter in the "path", the "query", or a "header"."""
     required = {"required": True} if where == "path" else {}
     return {"name": name, "in": where, "description": description, "schema": schema, **required, **more}
@@ -223,7 +223,7 @@ def schemas_of(structs: Iterable[type], *, always: bool = False) -> dict[str, Js
     return schemas
 
 
-def say_type(schema: Any) -> None:
+def say_type(schema: object) -> None:
     """Give an enumeration of texts its type, at any depth. JSON Schema does without; generators do not."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):

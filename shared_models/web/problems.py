@@ -7,7 +7,6 @@ is made of it, and so is its description in /openapi.json.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -41,7 +40,7 @@ class Problem(Exception):
     """
 
     def __init__(
-        self, kind: ProblemType, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+        self, kind: ProblemType, detail: str, *, headers: dict[str, str] | None = None, **members: object
     ) -> None:
         super().__init__(detail)
         self.status, self.slug, self.detail = kind.status, kind.slug, detail

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from random import getrandbits
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared_models import logs
 from shared_models.web import prometheus
@@ -31,9 +31,9 @@ def id_of(sent: str) -> str:
     return sent if SANE.fullmatch(sent) else f"{getrandbits(64):016x}"
 
 
-def facts_of(request: Request) -> dict[str, Any]:
+def facts_of(request: Request) -> dict[str, object]:
     """What every line says of a request, as far as it is known."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, object] = {}
     if request.id:
         facts["request_id"] = request.id
     if request.owner:

@@ -108,7 +108,8 @@ def test_a_batch_names_the_same_fault_with_its_line(state: str, detail: str, con
 def test_every_fault_of_a_row_is_named() -> None:
     with pytest.raises(Problem) as caught:
         read_row(b'{"state": "", "city": 7, "message": "x", "colour": "red", "a\\u0000\\ud800": 1}')
-    assert [(error.field, error.detail) for error in caught.value.members["errors"]] == [
+    errors: Any = caught.value.members["errors"]
+    assert [(error.field, error.detail) for error in errors] == [
         ("state", "state must not be empty"),
         ("city", "city must be a string, not a number"),
         ("username", "username is missing"),
