@@ -7,14 +7,9 @@ piece. Of a refused body it forgets what still comes: the client can read why.
 from __future__ import annotations
 
 import asyncio
-<<<<<<< HEAD
 from functools import lru_cache
 
 from django.utils.http import parse_header_parameters
-=======
-from time import monotonic
-from typing import cast
->>>>>>> w/types
 
 from shared_models.web.asgi import ClientGone, Request
 from shared_models.web.problems import BAD_REQUEST, BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
@@ -33,12 +28,6 @@ class Bodies:
 
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self.most_bytes, self.held_bytes = most_bytes, 0
-<<<<<<< HEAD
-=======
-        # Whose body is arriving, and until when it may. One timer for all: one each costs more than the body is read for.
-        self._deadlines: dict[asyncio.Task[object], float] = {}
-        self._is_watched = False
->>>>>>> w/types
 
     async def read(self, request: Request, limit_bytes: int) -> bytes | bytearray:
         """The body, as it was sent; b"" where there is none. `release` forgets it.
@@ -51,15 +40,7 @@ class Bodies:
         if declared is not None and declared > limit_bytes:
             raise too_large(limit_bytes)
         body: bytes | bytearray = b""
-<<<<<<< HEAD
         began = asyncio.get_running_loop().time()
-=======
-        task = cast("asyncio.Task[object]", asyncio.current_task())
-        began = monotonic()
-        self._deadlines[task] = began + ARRIVE_SECONDS
-        if not self._is_watched:
-            self._watch()
->>>>>>> w/types
         try:
             async with asyncio.timeout_at(began + ARRIVE_SECONDS) as limit:
                 while True:

@@ -20,16 +20,12 @@ from typing import TYPE_CHECKING
 
 from gunicorn import glogging
 
-<<<<<<< HEAD
-STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
-=======
-STATM = Path("/proc/self/statm")  # Linux
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.config import Config
     from gunicorn.workers.base import Worker
 
->>>>>>> w/types
+STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
 # the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
@@ -86,16 +82,7 @@ def end_when_too_large(worker: Worker) -> None:
     os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
 
 
-<<<<<<< HEAD
-def child_exit(server: Any, worker: Any) -> None:
-=======
-def memory_bytes() -> int:
-    """What this process holds in memory."""
-    return int(STATM.read_text().split()[1]) * resource.getpagesize()
-
-
 def child_exit(server: Arbiter, worker: Worker) -> None:
->>>>>>> w/types
     """Let the totals of a worker that is gone stand, and take its gauges out of the sum."""
     from prometheus_client import multiprocess
 
