@@ -302,7 +302,10 @@ def test_a_body_is_not_held_when_its_request_has_ended(
 
 
 def test_the_body_of_a_client_that_has_gone_is_not_held(producer: Producer) -> None:
-    came = [{"type": "http.request", "body": b"{" * 70_000, "more_body": True}, {"type": "http.disconnect"}]
+    came: list[Message] = [
+        {"type": "http.request", "body": b"{" * 70_000, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
     held: list[int] = []
 
     async def receive() -> Message:

@@ -214,7 +214,9 @@ def test_many_large_uploads_at_once_are_held_within_a_limit_and_the_others_read_
 
 def test_what_unpacks_to_much_is_read_while_others_are_answered(services: dict[str, Naked]) -> None:
     """Some kilobytes each: blanks, brackets, one element that goes on and on, and more than is unpacked at all."""
-    ingest, answers, waited = services["ingest"], [], []
+    ingest = services["ingest"]
+    answers: list[int] = []
+    waited: list[float] = []
     bodies = [
         b"[7" + b" " * (60 << 20) + b"]",
         b"[" * (60 << 20),
