@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import UTC, datetime
 from time import perf_counter
@@ -28,6 +29,7 @@ from shared_models.stores import check_noeviction
 from shared_models.web import request_log
 from shared_models.web.application import Application, Limits
 from shared_models.web.asgi import ASGI, Answer, Request, answer
+from shared_models.web.bodies import SMALL_BYTES
 from shared_models.web.health import Readiness
 from shared_models.web.prometheus import exposition
 from shared_models.web.tokens import Tokens, unauthorized
@@ -125,9 +127,11 @@ class Query(Application):
     async def members(self, request: Request, counter: Counter) -> Answer:
         """Of many members whether each is counted."""
         body = await self.bodies.read(request, self.member_bytes)
-        asked = memberships.read_body(counter, body, self.max_members)
-        found = await self.memberships.ask(counter.name, asked) if asked else []
-        return now(msgspec.json.encode({"members": found}))
+        if len(body) > SMALL_BYTES:  # may be anything, and take its time
+            asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
+        else:
+            asked = memberships.read_body(counter, body, self.max_members)
+        return now(msgspec.json.encode({"members": await self.memberships.ask(counter.name, asked)}))
 
     async def stream(self, request: Request) -> None:
         """The events, until the client goes, or the worker does."""
@@ -188,7 +192,7 @@ class Query(Application):
         known = self.counts.reading if self.counts.condition is not Condition.LOST else None
         metrics.set_counts(self.counts.names, known)
         metrics.note_standing_answers()
-        return exposition()
+        return await asyncio.to_thread(exposition)
 
     def leave(self) -> None:
         self.streams.end()

@@ -24,14 +24,17 @@ JSON = "application/json"
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 
 BOM = b"\xef\xbb\xbf"
-WHITESPACE = re.compile(r"[ \t\n\r]*")
+WHITESPACE = re.compile(rb"[ \t\n\r]*")
 # The bytes of a character in UTF-8 after its first.
 LATER_BYTES = bytes(range(0x80, 0xC0))
 # The only way for U+0000 into a JSON text. Bytes that do not hold this need no second look.
 ESCAPED_NUL = b"\\u0000"
 
-# NDJSON is decoded in blocks of about this size: some thousand rows.
+# A batch is decoded in blocks of about this size: some thousand rows. One call that decodes all of it would hold the
+# interpreter meanwhile, and the event loop with it, though it is called in a thread.
 BLOCK_BYTES = 1 << 18
+# Every valid row is smaller than this; one that is not is not decoded, for the same reason.
+ROW_BYTES = 1 << 20
 
 # One row may be wrong in many ways; nobody reads more than these.
 ERRORS_OF_A_ROW = 10
@@ -102,16 +105,8 @@ def read_batch(collection: Collection, body: Body, content_type: str, limit_rows
     body = body[len(BOM) :] if body.startswith(BOM) else body
     if content_type in NDJSON:
         return read_lines(collection, body, limit_rows)
-    if ESCAPED_NUL not in body:
-        try:
-            rows = collection.array_decoder.decode(body)
-        except (ValueError, RecursionError):
-            pass  # one of them is not valid: look at each
-        else:
-            if len(rows) > limit_rows:
-                raise TooManyRows(limit_rows)
-            return Batch(rows)
-    return read_rows(collection, enumerate(elements(body), 1), limit_rows)
+    rows = None if ESCAPED_NUL in body else decode_array(collection, body, limit_rows)
+    return read_rows(collection, enumerate(elements(body), 1), limit_rows) if rows is None else Batch(rows)
 
 
 def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
@@ -121,7 +116,8 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
         end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
         block = body[start:end]
         ends = block.count(b"\n")
-        rows = decode_lines(collection, block, ends + (not block.endswith(b"\n")))
+        lines = ends + (not block.endswith(b"\n"))
+        rows = decode_lines(collection, block, lines) if len(block) <= BLOCK_BYTES + ROW_BYTES else None
         if rows is None:
             read_rows(collection, enumerate(BytesIO(block), number), limit_rows, batch)
         else:
@@ -130,6 +126,33 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
                 raise TooManyRows(limit_rows)
         start, number = end, number + ends
     return batch
+
+
+def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[msgspec.Struct] | None:
+    """The rows of an array whose every element is a valid row; None for any other, which has to be looked at one by one.
+
+    A block ends between `}` and `,`. Where all blocks, each in brackets of its own, are arrays with elements, the whole is
+    the array of all these elements; where such a place was in the middle of a text, its block is no array.
+    """
+    rows: list[msgspec.Struct] = []
+    at = body.find(b"[", 0, BLOCK_BYTES) + 1
+    if not at or body[: at - 1].strip(b" \t\n\r"):
+        return None
+    while True:
+        is_last = len(body) - at <= BLOCK_BYTES
+        end = len(body) if is_last else body.rfind(b"},", at, at + BLOCK_BYTES) + 1
+        try:
+            found = collection.array_decoder.decode(b"[" + body[at:end] + (b"" if is_last else b"]")) if end else None
+        except (ValueError, RecursionError):
+            return None
+        if not found:
+            return found if is_last and not rows else None  # [] is an array, and [{…},] is not
+        rows += found
+        if len(rows) > limit_rows:
+            raise TooManyRows(limit_rows)
+        if is_last:
+            return rows
+        at = end + 1
 
 
 def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspec.Struct] | None:
@@ -158,7 +181,7 @@ def read_rows(
     """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
     batch = batch or Batch()
     for number, text in numbered:
-        if text.isspace():
+        if is_blank(text):
             continue
         try:
             batch.rows.append(decode(collection, text))
@@ -169,8 +192,15 @@ def read_rows(
     return batch
 
 
+def is_blank(text: Body) -> bool:
+    """Whether there is nothing to read in it."""
+    return all(text[at : at + BLOCK_BYTES].isspace() for at in range(0, len(text), BLOCK_BYTES))
+
+
 def decode(collection: Collection, text: Body) -> msgspec.Struct:
     """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
+    if len(text) > ROW_BYTES:
+        raise ValueError("too large")
     row = collection.decoder.decode(text)
     if ESCAPED_NUL in text and any("\0" in value for value in msgspec.structs.astuple(row) if isinstance(value, str)):
         raise ValueError("U+0000")
@@ -180,46 +210,69 @@ def decode(collection: Collection, text: Body) -> msgspec.Struct:
 def elements(body: Body) -> Iterator[Body]:
     """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
 
-    What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte: that takes no more
-    memory than the body, and bytes that are not UTF-8 pass unharmed, to be refused with the element that holds them.
+    What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte, and bytes that are
+    not UTF-8 pass unharmed, to be refused with the element that holds them. It is looked at through a window, as large as
+    a row may be, which moves on when an element does not end in it.
     """
-    text = body.decode("latin-1")
-    at = skip_blanks(text, 0)
-    if text[at : at + 1] != "[":
+    at = skip_blanks(body, 0)
+    if body[at : at + 1] != b"[":
         raise NotJSON(f"a batch is a JSON array of rows, or has a row on each line and Content-Type: {NDJSON[0]}")
-    at = skip_blanks(text, at + 1)
-    if text[at : at + 1] == "]":
+    at = skip_blanks(body, at + 1)
+    if body[at : at + 1] == b"]":
         return
-    number = 0
+    number = start = 0
+    window = ""
     while True:
         number += 1
-        try:
-            _, end = SCANNER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise NotJSON(f"element {number}, at character {character_at(body, error.pos)}: {error.msg}") from error
-        except RecursionError as error:
-            raise NotJSON(f"element {number} is nested too deeply") from error
-        yield body[at:end]
-        at = skip_blanks(text, end)
-        after = text[at : at + 1]
-        if after not in (",", "]"):
+        end = end_of_value(window, at - start, start + len(window) < len(body))
+        if end is None:
+            start, window = at, body[at : at + ROW_BYTES].decode("latin-1")
+            try:
+                end = SCANNER.raw_decode(window)[1]
+            except json.JSONDecodeError as error:
+                raise NotJSON(
+                    f"element {number}, at character {character_at(body, at + error.pos)}: {error.msg}"
+                    + (f" (or it is larger than {ROW_BYTES} bytes)" if at + ROW_BYTES < len(body) else "")
+                ) from error
+            except RecursionError as error:
+                raise NotJSON(f"element {number} is nested too deeply") from error
+        yield body[at : start + end]
+        at = skip_blanks(body, start + end)
+        after = body[at : at + 1]
+        if after not in (b",", b"]"):
             raise NotJSON(f"after element {number}, at character {character_at(body, at)}: expected a comma or ]")
-        at = skip_blanks(text, at + 1)
-        if after == "]":
-            if text[at:]:
+        at = skip_blanks(body, at + 1)
+        if after == b"]":
+            if at < len(body):
                 raise NotJSON(f"after the array, at character {character_at(body, at)}: expected nothing more")
             return
 
 
-def skip_blanks(text: str, at: int) -> int:
-    """The place of the next character that is not white space in JSON."""
-    found = WHITESPACE.match(text, at)
-    return found.end() if found else at
+def end_of_value(window: str, at: int, goes_on: bool) -> int | None:
+    """Where the JSON value ends that begins here; None where it does not end within the window, or is none."""
+    if at >= len(window):
+        return None
+    try:
+        end = SCANNER.raw_decode(window, at)[1]
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return None if goes_on and end == len(window) else end  # a number may go on
+
+
+def skip_blanks(body: Body, at: int) -> int:
+    """The place of the next byte that is not white space in JSON."""
+    while True:
+        most = at + BLOCK_BYTES
+        found = WHITESPACE.match(body, at, most)
+        at = found.end() if found else at
+        if at < most:
+            return at
 
 
 def character_at(body: Body, at: int) -> int:
     """The number of the character that begins at this byte, counted from 1."""
-    return len(body[:at].translate(None, delete=LATER_BYTES)) + 1
+    starts = range(0, at, BLOCK_BYTES)
+    return 1 + sum(len(body[i : min(i + BLOCK_BYTES, at)].translate(None, delete=LATER_BYTES)) for i in starts)
 
 
 def describe(collection: Collection, text: Body) -> str:
@@ -232,6 +285,8 @@ def describe(collection: Collection, text: Body) -> str:
 
 def explain(collection: Collection, text: Body) -> list[FieldError]:
     """What is wrong with a row that `decode` refuses, field by field. Raises NotJSON."""
+    if len(text) > ROW_BYTES:
+        return [FieldError("", f"a row has at most {ROW_BYTES} bytes, not {len(text)}")]
     value = parse(text)
     if not isinstance(value, dict):
         return [FieldError("", f"a row is a JSON object, not {kind_of(value)}")]

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import lru_cache, partial
+from functools import partial
 from gzip import GzipFile
 from io import BytesIO
 from typing import TypeVar
@@ -15,7 +15,6 @@ from urllib.parse import parse_qs
 
 import msgspec
 from django.conf import settings
-from django.utils.http import parse_header_parameters
 
 from ingest_service import metrics
 from ingest_service.api import payloads
@@ -34,7 +33,7 @@ from ingest_service.writing.group_commit import Committer
 from ingest_service.writing.idempotency import RequestClaim
 from ingest_service.writing.recording import Recorded
 from shared_models.web.asgi import Answer, Request, answer
-from shared_models.web.bodies import SMALL_BYTES, Bodies, too_large
+from shared_models.web.bodies import SMALL_BYTES, Bodies, parse_content_type, too_large
 from shared_models.web.parameters import not_understood
 from shared_models.web.problems import Problem
 
@@ -97,13 +96,6 @@ def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
     return content_type
 
 
-@lru_cache(maxsize=64)
-def parse_content_type(header: bytes) -> tuple[str, str]:
-    """The media type and the charset, in lower case."""
-    content_type, parameters = parse_header_parameters(header.decode("latin-1"))
-    return content_type, parameters.get("charset", "").lower()
-
-
 def is_strict(request: Request) -> bool:
     """?strict=1: all rows or none. Raises Problem 400 for what is neither 0 nor 1: silence would store half a batch."""
     (value,) = parse_qs(request.query, keep_blank_values=True).get("strict", ["0"])
@@ -161,7 +153,7 @@ def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
             raise Problem(BAD_GZIP, f"the body cannot be unpacked: {error}; nothing was stored") from error
         if len(body) > limit_bytes:
             raise too_large(limit_bytes)
-    if not body or body.isspace():
+    if payloads.is_blank(body):
         raise Problem(EMPTY_BODY, "send at least one row")
     return body
 

@@ -14,7 +14,7 @@ from loadtest.chaos.stack import ChaosStack
 Undo = Callable[[], None]
 
 # How long an undoing may take, or is tried again: a server that was killed a moment ago recovers first.
-UNDO_SECONDS = 15.0
+UNDO_SECONDS = 30.0
 
 
 class Impossible(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,10 +185,14 @@ def complete_through(patch: Patch) -> None:
 
 
 def cold(patch: Patch) -> None:
-    """Query serves what is in the set of a counter that is not complete."""
-    read_by_query(
-        patch, lambda state: replace(state, cursor=state.cursor or 0, size=state.count, build=state.intake_build)
-    )
+    """Query serves what is in the set of a counter that is not complete, and says that it is."""
+
+    def change(state: states.State) -> states.State:
+        through = state.complete_through or datetime.now(UTC)
+        cursor = state.cursor or 0
+        return replace(state, cursor=cursor, size=state.count, build=state.intake_build, complete_through=through)
+
+    read_by_query(patch, change)
 
 
 def size(patch: Patch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter as Tally
 from dataclasses import dataclass
 from types import FrameType
 
@@ -31,9 +32,10 @@ from shared_models.web.asgi import (
     Scope,
     Send,
     answer,
+    raise_unless_gone,
     refusal,
 )
-from shared_models.web.bodies import Bodies
+from shared_models.web.bodies import Bodies, parse_content_type
 from shared_models.web.health import ALIVE, Readiness
 from shared_models.web.hosts import is_allowed
 from shared_models.web.parameters import check_parameters
@@ -46,6 +48,9 @@ log = structlog.get_logger()
 
 # Where Django's views find the name of the token, and leave their route. No header can set either.
 OWNER, ROUTE = "rollcall.owner", "rollcall.route"
+
+# Of these there is one in a request. Of two, whoever passed the request on may have judged it by the other one.
+SENT_ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"origin"})
 
 # What a page of another origin may send, and what it may read.
 PREFLIGHT = Answer(
@@ -83,6 +88,7 @@ class Application:
     def __init__(self, django: ASGI, limits: Limits) -> None:
         self.django, self.limits = django, limits
         self.bodies = Bodies()
+        self.looking: asyncio.Task[Readiness] | None = None
 
     # What a service may say of itself.
 
@@ -139,13 +145,18 @@ class Application:
         if given is not None:
             request.status, more = given.status, request.more_headers
             headers = [*given.headers, *more] if more else given.headers
-            await send({"type": "http.response.start", "status": given.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
+            try:
+                await send({"type": "http.response.start", "status": given.status, "headers": headers})
+                await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
+            except RuntimeError as error:
+                raise_unless_gone(error)
         self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
         """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""
         limits, headers = self.limits, request.headers
+        if len(headers) != len(request.scope["headers"]):
+            check_doubles(request.scope["headers"])
         sent = headers.get(b"x-request-id")
         if sent is not None:
             self.name(request, sent.decode("latin-1"))
@@ -175,7 +186,7 @@ class Application:
             return ALIVE
         if request.path == "/readyz":
             self.takes(request, "GET")
-            return (await asyncio.to_thread(self.readiness)).answer()
+            return (await self.look()).answer()
         if request.path == "/metrics":
             self.takes(request, "GET")
             return answer(200, await self.metrics(), CONTENT_TYPE_LATEST)
@@ -195,6 +206,7 @@ class Application:
 
     async def hand_to_django(self, request: Request) -> None:
         """Let Django answer. It gets the body whole: it would take any, and wait for it as long as it comes."""
+        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails where it cannot
         body = await self.bodies.read(request, self.limits.body_bytes)
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -210,6 +222,13 @@ class Application:
         request.route = request.scope.get(ROUTE, request.route)
 
     # Its parts.
+
+    async def look(self) -> Readiness:
+        """What the service needs. Who asks while somebody looks gets the same answer: a look may take seconds, and needs no
+        token, and so many at once would keep all threads waiting."""
+        if self.looking is None or self.looking.done():
+            self.looking = asyncio.create_task(asyncio.to_thread(self.readiness))
+        return await asyncio.shield(self.looking)
 
     @staticmethod
     def name(request: Request, sent: str) -> None:
@@ -261,3 +280,10 @@ class Application:
             return before(number, frame) if callable(before) else None
 
         signal.signal(signal.SIGTERM, end)
+
+
+def check_doubles(sent: Headers) -> None:
+    """Raises Problem 400 where a header that there is one of is sent twice."""
+    for name, times in Tally(name for name, _ in sent).items():
+        if times > 1 and name in SENT_ONCE:
+            raise Problem(BAD_REQUEST, f"the header {name.decode()} is sent {times} times")

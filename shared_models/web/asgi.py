@@ -81,4 +81,15 @@ class Request:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *self.more_headers]}
-        await self._send(message)
+        try:
+            await self._send(message)
+        except RuntimeError as error:
+            raise_unless_gone(error)
+            raise ClientGone from None
+
+
+def raise_unless_gone(error: RuntimeError) -> None:
+    """Raise what the server says, unless it says that the connection has been closed. It knows that by itself of the last
+    request of a connection only: of one that others had been sent after, uvloop says it, in these words."""
+    if "is closed" not in str(error):
+        raise error

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from gunicorn import glogging
 
-STATM = Path("/proc/self/statm")  # Linux
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.config import Config
     from gunicorn.workers.base import Worker
 
+STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
 # the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
@@ -68,19 +68,18 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 def end_when_too_large(worker: Worker) -> None:
     """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
     connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
-    while (held_bytes := memory_bytes()) <= WORKER_MEMORY_BYTES:
-        time.sleep(LOOK_SECONDS)
+    held_bytes = 0
+    with STATM.open("rb", buffering=0) as pages:  # kept open: connections may take all descriptors that there are
+        while held_bytes <= WORKER_MEMORY_BYTES:
+            time.sleep(LOOK_SECONDS)
+            pages.seek(0)
+            held_bytes = int(pages.read().split()[1]) * resource.getpagesize()
     worker.log.warning(
         "the worker holds %d MB, more than WORKER_MEMORY_BYTES; another one takes its place", held_bytes >> 20
     )
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(worker.cfg.graceful_timeout)
     os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
-
-
-def memory_bytes() -> int:
-    """What this process holds in memory."""
-    return int(STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:

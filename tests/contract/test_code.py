@@ -148,7 +148,7 @@ def test_nothing_reaches_into_a_server() -> None:
     assert not offences(
         (path, module)
         for path in files(*PACKAGES)
-        for module in imports(path)
+        for module in imports_at_run_time(path)
         for server in ("gunicorn", "uvicorn", "uvicorn_worker", "uvloop", "httptools")
         if is_within(module, server) and (str(path.relative_to(ROOT)), module) not in OF_THE_SERVERS
     )

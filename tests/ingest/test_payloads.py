@@ -317,3 +317,44 @@ def test_lines_of_many_blocks_keep_their_order_and_their_numbers(monkeypatch: py
     assert [error.line for error in found.errors] == [n + 1 for n in range(50) if not n % 7]
     with pytest.raises(payloads.TooManyRows):
         payloads.read_batch(read_collections()["messages"], body, NDJSON, 49)
+
+
+def outcome(body: bytes) -> object:
+    """What becomes of an array: its rows and errors, or the kind of the refusal."""
+    try:
+        return payloads.read_batch(read_collections()["messages"], body, JSON, 100)
+    except (payloads.NotJSON, payloads.TooManyRows) as error:
+        return type(error)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.one_of(PIECES, st.sampled_from([json.dumps(message()) + ",", json.dumps(message("x},{y"))])), max_size=8
+    )
+)
+@example([json.dumps(message()) + ",", json.dumps(message()) + ",", "]"])
+@example([json.dumps(message()), "],[", json.dumps(message())])
+def test_an_array_is_the_same_in_blocks_and_through_small_windows(pieces: list[str]) -> None:
+    body = ("[" + "".join(pieces) + "]").encode("utf-8", "surrogatepass")
+    at_once = outcome(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(payloads, "BLOCK_BYTES", 90)
+        assert outcome(body) == at_once
+        patch.setattr(payloads, "ROW_BYTES", len(json.dumps(message("x},{y"))) + 40)
+        assert outcome(body) in (at_once, payloads.NotJSON)
+
+
+@pytest.mark.parametrize("content_type", [NDJSON, JSON])
+def test_a_row_larger_than_any_valid_one_is_refused_without_being_decoded(
+    monkeypatch: pytest.MonkeyPatch, content_type: str
+) -> None:
+    monkeypatch.setattr(payloads, "ROW_BYTES", 200)
+    large = raw(more=', "x": "' + "x" * 200 + '"')
+    if content_type == NDJSON:
+        batch = read_batch(b"\n".join([raw(), large, b" " * 300, raw()]))
+        assert (len(batch.rows), [error.line for error in batch.errors]) == (2, [2])
+        assert "a row has at most 200 bytes" in batch.errors[0].detail
+    else:
+        with pytest.raises(Problem, match=r"element 2, at character .*or it is larger than 200 bytes"):
+            read_batch(b"[" + raw() + b"," + large + b"," + raw() + b"]", JSON)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -15,7 +16,8 @@ import psycopg2
 import pytest
 
 from shared_models.web import bodies
-from tests.ingest.producing import Producer, message, ndjson
+from shared_models.web.asgi import Message
+from tests.ingest.producing import Producer, message, ndjson, running_loop
 from tests.ingest.test_gunicorn import Gunicorn
 from tests.servers import DEADLINE_SECONDS, sql, started_primary, wait_for
 
@@ -278,3 +280,44 @@ def read_answer(connection: socket.socket) -> bytes:
         more = connection.recv(length)
         answer, length = answer + more, length - len(more)
     return answer
+
+
+@pytest.mark.parametrize(
+    ("pieces", "headers", "status"),
+    [
+        ([b"{" * 70_000], {"Content-Length": "100000"}, 408),
+        ([b"{" * 70_000] * 20, {"Transfer-Encoding": "chunked"}, 413),
+        ([b"{" * 70_000], {}, 400),
+    ],
+    ids=["too slow", "too large", "no JSON"],
+)
+def test_a_body_is_not_held_when_its_request_has_ended(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch, pieces: list[bytes], headers: dict[str, str], status: int
+) -> None:
+    monkeypatch.setattr(bodies, "ARRIVE_SECONDS", 0.1)
+    named = {"Content-Type": "application/json", **headers}
+    silent = "Content-Length" in headers
+    assert producer.ask("POST", "/v1/messages", pieces, named, stays_silent=silent).status_code == status
+    assert producer.application.bodies.held_bytes == 0
+
+
+def test_the_body_of_a_client_that_has_gone_is_not_held(producer: Producer) -> None:
+    came: list[Message] = [
+        {"type": "http.request", "body": b"{" * 70_000, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    held: list[int] = []
+
+    async def receive() -> Message:
+        held.append(producer.application.bodies.held_bytes)
+        return came.pop(0)
+
+    async def send(message: Message) -> None:
+        pytest.fail("nobody is there to be answered")
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/messages", "query_string": b"", "headers": headers}
+    asyncio.run_coroutine_threadsafe(producer.application(scope, receive, send), running_loop()).result(
+        DEADLINE_SECONDS
+    )
+    assert (held, producer.application.bodies.held_bytes) == ([0, 70_000], 0)

@@ -190,7 +190,7 @@ class TestRedisAway:
         assert (found["state"], found["count"], found["verified_at"]) == ("live", 2, None)
         # A count that does not say how complete it is, is not given (P7).
         redis.hset(keys.of_counter("users").state, "complete_through", value)
-        found = query.get("/v1/counts/users")
+        found = query.get("/v1/counts/users", cache_control="no-cache")
         assert found.status == 503 and "does not say how complete it is" in found.json["detail"]
 
 

@@ -12,6 +12,7 @@ import pytest
 from compose.local.ordinary_user import own
 from compose.local.ports import DEFAULTS
 from compose.local.stack import Stack
+from shared_models.declarations import COUNTERS
 from tests.servers import free_port, wait_for
 from tests.system.asking import count
 
@@ -37,5 +38,6 @@ def stack() -> Iterator[Stack]:
 def live(stack: Stack) -> Stack:
     """Everything runs, whatever the last test has ended, and every counter is live."""
     stack.up()
-    wait_for(lambda: all(count(stack, name) is not None for name in ("users", "cities")), "live counters", seconds=60)
+    declared = [counter.name for counter in COUNTERS]
+    wait_for(lambda: all(count(stack, name) is not None for name in declared), "live counters", seconds=60)
     return stack

@@ -56,13 +56,8 @@ def bodies(document: dict[str, Any], operation: dict[str, Any]) -> Iterator[tupl
     content = operation.get("requestBody", {}).get("content", {})
     for media_type, described in content.items():
         example = described["example"]
-        if isinstance(example, str):  # NDJSON: the schema is that of a line
-            for line in example.splitlines():
-                check(document, described["schema"], json.loads(line))
-            yield media_type, example.encode()
-        else:
-            check(document, described["schema"], example)
-            yield media_type, json.dumps(example).encode()
+        check(document, described["schema"], example)
+        yield media_type, example.encode() if isinstance(example, str) else json.dumps(example).encode()
     if not content:
         yield None, None
 

@@ -89,7 +89,7 @@ def next_version(exact: Stack) -> Iterator[Path]:
     make_folder(folder)
     for package in ("shared_models", "ingest_service", "manage_service", "query_service"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    module = folder / "shared_models" / "keys.py"
+    module = folder / "shared_models" / "protocol" / "keys.py"
     text = re.sub(r"^LAYOUT = \d+$", f"LAYOUT = {keys.LAYOUT + 1}", module.read_text(), flags=re.M)
     assert text != module.read_text()
     module.write_text(text)
