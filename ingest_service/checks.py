@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from django.core.checks import CheckMessage, Error, register
 
@@ -12,7 +11,7 @@ from shared_models.models import Countable
 
 
 @register()
-def check_collections(**kwargs: Any) -> list[CheckMessage]:
+def check_collections(**kwargs: object) -> list[CheckMessage]:
     """Every model that a counter names can be sent by producers."""
     try:
         models = catalog.counted_models()

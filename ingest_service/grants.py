@@ -7,7 +7,6 @@ role (one user for all, on a small site) nothing is granted to it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from django.conf import settings
 from django.db import connections, transaction
@@ -34,7 +33,7 @@ OWN_TABLES = """
 """
 
 
-def grant(using: str = "default", **kwargs: Any) -> None:
+def grant(using: str = "default", **kwargs: object) -> None:
     """Grant to the roles that are there. Connected to `post_migrate`; the migrations' owner runs it."""
     connection = connections[using]
     with transaction.atomic(using), connection.cursor() as cursor:

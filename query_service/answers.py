@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from hashlib import blake2b
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import msgspec
 
 from query_service import problems
 from query_service.reads import Reading
-from shared_models.protocol.states import State
+from shared_models.protocol.states import Drift, State
 from shared_models.web.asgi import Answer, answer, refusal
 
 # Stored by a cache, but asked for again each time: an unchanged count is a 304 of a few bytes.
@@ -20,7 +21,25 @@ REVALIDATE = "no-cache"
 
 COUNTS, COUNTER, STATS = "/v1/counts", "/v1/counts/{counter}", "/stats/get/"
 
-NOTHING_KNOWN = {"complete_through": None, "verified_at": None, "drift": None}
+
+class DescribedCount(TypedDict):
+    """One counter as the API shows it."""
+
+    count: int | None
+    state: str
+    complete_through: datetime | None
+    verified_at: datetime | None
+    drift: Drift | None
+    repaired: NotRequired[bool]
+    reason: NotRequired[str]
+    progress: NotRequired[dict[str, int] | None]
+
+
+class DescribedCounts(TypedDict):
+    """Counters by name, and when they were read."""
+
+    counters: dict[str, DescribedCount]
+    as_of: datetime | None
 
 
 class Condition(Enum):
@@ -51,16 +70,18 @@ class CountAnswer:
         return self.whole
 
 
-def describe(state: State | None, condition: Condition) -> dict[str, Any]:
+def describe(state: State | None, condition: Condition) -> DescribedCount:
     """One counter as the API shows it. Only a counter that is complete has a count."""
     if state is None or condition is Condition.LOST:
-        return {"count": None, "state": "unavailable", **NOTHING_KNOWN}
+        return {"count": None, "state": "unavailable", "complete_through": None, "verified_at": None, "drift": None}
     if state.cold:
         return {
             "count": None,
             "state": "cold",
             "reason": state.why_cold,
-            **NOTHING_KNOWN,
+            "complete_through": None,
+            "verified_at": None,
+            "drift": None,
             "progress": problems.describe_progress(state),
         }
     return {
@@ -73,7 +94,7 @@ def describe(state: State | None, condition: Condition) -> dict[str, Any]:
     }
 
 
-def describe_all(names: Iterable[str], reading: Reading | None, condition: Condition) -> dict[str, Any]:
+def describe_all(names: Iterable[str], reading: Reading | None, condition: Condition) -> DescribedCounts:
     """Counters as the API, the stream and the page show them."""
     states = {} if reading is None else reading.states
     return {
@@ -82,7 +103,7 @@ def describe_all(names: Iterable[str], reading: Reading | None, condition: Condi
     }
 
 
-def substance(described: Mapping[str, Any]) -> dict[str, Any]:
+def substance(described: DescribedCount) -> dict[str, object]:
     """What makes one counter's answer another one: all but how far it is complete, which moves with every second."""
     return {name: value for name, value in described.items() if name != "complete_through"}
 
@@ -97,7 +118,7 @@ def render(names: Iterable[str], reading: Reading | None, condition: Condition) 
     return answers
 
 
-def render_all(described: dict[str, Any], condition: Condition) -> CountAnswer:
+def render_all(described: DescribedCounts, condition: Condition) -> CountAnswer:
     """What `/v1/counts` says of these counters."""
     states = {counter["state"] for counter in described["counters"].values()}
     if "unavailable" in states:
@@ -108,7 +129,7 @@ def render_all(described: dict[str, Any], condition: Condition) -> CountAnswer:
     return _give(COUNTS, described, counted, condition)
 
 
-def _one_count(name: str, described: dict[str, Any], state: State | None, condition: Condition) -> CountAnswer:
+def _one_count(name: str, described: DescribedCounts, state: State | None, condition: Condition) -> CountAnswer:
     counter = described["counters"][name]
     if state is None or condition is Condition.LOST:
         return CountAnswer(COUNTER, refusal(problems.redis_is_unavailable()))
@@ -118,7 +139,7 @@ def _one_count(name: str, described: dict[str, Any], state: State | None, condit
     return _give(COUNTER, document, substance(counter), condition)
 
 
-def _stats(described: dict[str, Any], condition: Condition) -> CountAnswer:
+def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
     """The one answer with a shape of its own, which the frontends of the first demo know: all counts, or an error."""
     counts = {name: counter["count"] for name, counter in described["counters"].items()}
     unknown = [name for name, count in counts.items() if count is None]
@@ -132,7 +153,7 @@ def _stats(described: dict[str, Any], condition: Condition) -> CountAnswer:
     return CountAnswer(STATS, answer(503, body, more={"Cache-Control": "no-store", "Retry-After": str(retry_seconds)}))
 
 
-def _give(route: str, document: Any, counted: Any, condition: Condition) -> CountAnswer:
+def _give(route: str, document: object, counted: object, condition: Condition) -> CountAnswer:
     """A count. Its tag is made of what was counted, and not of when: `as_of` and `complete_through` move on with every
     read. A client that is told "304" holds the same counts, read earlier; hence the tag is a weak one."""
     tag = b'"' + blake2b(msgspec.json.encode(counted), digest_size=8).hexdigest().encode() + b'"'

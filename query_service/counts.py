@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import Context
 from time import monotonic, perf_counter
-from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -75,7 +74,7 @@ class Counts:
         """The declared counters. Looked up each time: they are the module's, not this worker's."""
         return [counter.name for counter in declarations.COUNTERS]
 
-    def describe(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+    def describe(self, names: Sequence[str] | None = None) -> answers.DescribedCounts:
         """Counters as they were last read; all of them by default."""
         return answers.describe_all(self.names if names is None else names, self.reading, self.condition)
 

@@ -10,7 +10,6 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -67,7 +66,7 @@ def read_body(counter: Counter, body: bytes | bytearray, limit: int) -> list[byt
     return members.encode_all([tuple(values[name] for name in counter.fields) for values in asked], len(counter.fields))
 
 
-def check_fields(counter: Counter, names: Iterable[str], **where: Any) -> None:
+def check_fields(counter: Counter, names: Iterable[str], **where: int) -> None:
     """Raises the problem that names the first field that is missing, or that the counter does not have."""
     given = set(names)
     if len(given) == len(counter.fields) and given.issuperset(counter.fields):

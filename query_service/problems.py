@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -96,7 +97,7 @@ def counter_is_cold(name: str, state: State) -> Problem:
     return Problem(COUNTER_COLD, detail, counter=name, progress=progress)
 
 
-def every_counter_is_cold(counters: dict[str, Any]) -> Problem:
+def every_counter_is_cold(counters: Mapping[str, object]) -> Problem:
     """None of the counters is complete."""
     detail = "no counter is complete: all are being built, or wait for it; ask again in a while"
     return Problem(COUNTER_COLD, detail, counters=counters)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psycopg2
+import psycopg2.extensions
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -40,6 +41,7 @@ TIMES_ASKED = 11
 TIMES_COUNTED = 3
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class DemoFailed(StackError):
@@ -182,14 +184,15 @@ def read_count(query: Api, counter: Counter) -> int:
     return int(json.loads(body)["count"])
 
 
-def count_distinct(connection: Any, counter: Counter) -> int:
+def count_distinct(connection: psycopg2.extensions.connection, counter: Counter) -> int:
     """The count that the table gives, the way that people write it."""
     table, columns = table_of(counter)
     fields = ", ".join(f'"{column}"' for column in columns)
     distinct = fields if len(columns) == 1 else f"({fields})"
     with connection, connection.cursor() as cursor:
         cursor.execute(f'SELECT COUNT(DISTINCT {distinct}) FROM "{table}"')
-        return int(cursor.fetchone()[0])
+        ((number,),) = cursor.fetchall()
+        return int(number)
 
 
 def table_of(counter: Counter) -> tuple[str, list[str]]:
@@ -206,12 +209,12 @@ def table_of(counter: Counter) -> tuple[str, list[str]]:
     return options.db_table, [columns[name] for name in counter.fields]
 
 
-def timed(times: int, ask: Callable[..., T], *args: Any) -> tuple[T, float]:
+def timed(times: int, ask: Callable[P, T], *args: P.args, **options: P.kwargs) -> tuple[T, float]:
     """The last answer, and the median time in milliseconds."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
-        answer = ask(*args)
+        answer = ask(*args, **options)
         took.append(time.perf_counter() - began)
     return answer, statistics.median(took) * 1000
 

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
@@ -49,6 +50,14 @@ class PortTaken(StackError):
 
 class DoesNotStart(StackError):
     """A process ended, or did not answer, before its deadline."""
+
+
+class Options(TypedDict, total=False):
+    """What any process can be told beside its folder and its port."""
+
+    name: str
+    log: Path | None
+    dies_with_parent: bool
 
 
 class Process:

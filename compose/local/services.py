@@ -9,12 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import redis
 
 from compose.local.ordinary_user import CHECKOUT
-from compose.local.processes import Process, make_folder
+from compose.local.processes import Options, Process, make_folder
 from compose.local.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
 from shared_models.protocol import keys, moments
 from shared_models.web import tokens
@@ -33,7 +33,7 @@ class Service(Process):
 
     stop_seconds = 10.0
 
-    def __init__(self, folder: Path, port: int | None, variables: Variables, **options: Any) -> None:
+    def __init__(self, folder: Path, port: int | None, variables: Variables, **options: Unpack[Options]) -> None:
         super().__init__(folder, port, **options)
         self.variables = variables
 
@@ -49,7 +49,9 @@ class Web(Service):
 
     port: int
 
-    def __init__(self, folder: Path, port: int, variables: Variables, *, application: str, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, port: int, variables: Variables, *, application: str, **options: Unpack[Options]
+    ) -> None:
         super().__init__(folder, port, variables, **options)
         self.application = application
         self.port_variable = f"{self.name.upper()}_PORT"
@@ -171,7 +173,7 @@ class Manage(Web):
 class Keeper(Service):
     """Manage's background process. It listens nowhere: that it works is seen in Redis."""
 
-    def __init__(self, folder: Path, variables: Variables, *, valkey: Valkey, **options: Any) -> None:
+    def __init__(self, folder: Path, variables: Variables, *, valkey: Valkey, **options: Unpack[Options]) -> None:
         super().__init__(folder, None, variables, **options)
         self.valkey = valkey
 

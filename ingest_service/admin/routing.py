@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db import models
 
 ALIAS = "admin"
@@ -18,10 +16,10 @@ class AdminRouter:
     the owner.
     """
 
-    def db_for_read(self, model: type[models.Model], **hints: Any) -> str | None:
+    def db_for_read(self, model: type[models.Model], **hints: object) -> str | None:
         return ALIAS if model._meta.app_label in LABELS else None
 
     db_for_write = db_for_read
 
-    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+    def allow_migrate(self, db: str, app_label: str, **hints: object) -> bool | None:
         return False if db == ALIAS else None

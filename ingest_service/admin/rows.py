@@ -50,7 +50,7 @@ class LookedAt(Page):
     show_facets = ShowFacets.NEVER
     show_full_result_count = False
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[RowList]:
+    def get_changelist(self, request: HttpRequest, **kwargs: object) -> type[RowList]:
         return RowList
 
     def get_readonly_fields(self, request: HttpRequest, obj: models.Model | None = None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 from django.conf import settings
@@ -30,7 +29,7 @@ from ingest_service.catalog import TEXT_FIELDS, Collection, read_collections
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.models import Field
-from shared_models.web.openapi import Access, Answer, Operation, describe, header, parameter, reference
+from shared_models.web.openapi import Access, Answer, Json, Operation, describe, header, parameter, reference
 from shared_models.web.problems import INVALID_QUERY
 
 IDEMPOTENCY_KEY = parameter(
@@ -102,7 +101,7 @@ def describe_batch(collection: Collection) -> Operation:
     """POST of many rows."""
     example = [example_of(collection)] * 2
     lines = "".join(msgspec.json.encode(each).decode() + "\n" for each in example)
-    body: dict[str, Any] = {
+    body: dict[str, Json] = {
         payloads.JSON: {"schema": {"type": "array", "items": reference(collection.row)}, "example": example}
     }
     body |= {accepted: {"schema": {"type": "string"}, "example": lines} for accepted in payloads.NDJSON}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, cast
 
 from django.db import models
 
@@ -59,7 +59,7 @@ def open_source(path: str, collection: Collection) -> Iterator[Source]:
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
     with raw:
-        stream: Any = gzip.GzipFile(fileobj=raw) if packed else raw
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
         # Bytes of a CSV that are not UTF-8 come out as they came in, to be refused with their row.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         with text:
@@ -91,10 +91,10 @@ def csv_texts(stream: IO[str], collection: Collection) -> Texts:
                 f"the first line names {', '.join(header) or 'nothing'}; it has to name {', '.join(fields)}, in any order"
             )
         for row in reader:
-            values: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
+            values: dict[str, str | int] = {name: value for name, value in row.items() if value is not None}
             for name in numbers:
-                if WHOLE_NUMBER.fullmatch(values.get(name, "")):
-                    values[name] = int(values[name])
+                if WHOLE_NUMBER.fullmatch(text := row.get(name) or ""):
+                    values[name] = int(text)
             yield reader.line_num, json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 

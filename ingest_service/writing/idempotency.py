@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -35,7 +35,7 @@ class KeyNotUsable(Exception):
     """An Idempotency-Key has 1 to 255 printable ASCII characters, and this one has not."""
 
 
-Answer: TypeAlias = Mapping[str, Any]
+Answer: TypeAlias = Mapping[str, object]
 
 
 class Claim(Protocol):
@@ -169,7 +169,7 @@ def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> li
         elif fingerprint != claim.fingerprint:
             answers.append(KeyReused())
         else:
-            answers.append(msgspec.json.decode(answer, type=dict[str, Any]))
+            answers.append(msgspec.json.decode(answer, type=dict[str, object]))
     return answers
 
 

@@ -76,7 +76,7 @@ class Transaction:
         self._cursor = session.raw.cursor()
         self._begin = "BEGIN; "
 
-    def execute(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    def execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """Run a statement; the rows that it returns."""
         self._cursor.execute(self._begin + sql, parameters or None)
         self._begin = ""

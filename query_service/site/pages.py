@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import parse_qsl
 
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 
 from query_service import memberships
+from query_service.answers import DescribedCount
 from query_service.problems import known_counter
 from query_service.reads import Unreadable, read_samples
 from query_service.site import charts
@@ -65,14 +66,23 @@ async def read_histories(query: Query) -> dict[str, list[Sample]]:
         return {}
 
 
-async def answer(request: HttpRequest, query: Query) -> dict[str, Any]:
+class Question(TypedDict, total=False):
+    """What the form of a counter asked, and what is said to it."""
+
+    counter: str
+    values: dict[str, str]
+    kind: str
+    words: str
+
+
+async def answer(request: HttpRequest, query: Query) -> Question:
     """What the form of a counter asked, and the answer: what `live.js` does by itself where there is JavaScript."""
     name = request.GET.get(ASKED)
     if name is None:
         return {}
     asked_by = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
     values = dict(parse_qsl(asked_by, keep_blank_values=True, max_num_fields=None))
-    said: dict[str, Any] = {"counter": name, "values": values}
+    said: Question = {"counter": name, "values": values}
     try:
         counter = known_counter(name)
         (is_member,) = await query.memberships.ask(counter.name, [memberships.read_query(counter, asked_by)])
@@ -85,12 +95,12 @@ async def answer(request: HttpRequest, query: Query) -> dict[str, Any]:
 
 
 def present(
-    counter: Counter, described: dict[str, Any], samples: list[Sample], now: datetime, question: dict[str, Any]
-) -> dict[str, Any]:
+    counter: Counter, described: DescribedCount, samples: list[Sample], now: datetime, question: Question
+) -> dict[str, object]:
     """One counter as the template wants it: in words and with separators, as `live.js` writes it too."""
     count = described["count"]
     samples = [sample for sample in samples if sample.at <= now]
-    if described["state"] == "live":
+    if count is not None and described["state"] == "live":
         samples.append(Sample(now, count))
     question = question if question.get("counter") == counter.name else {}
     values = question.get("values", {})
@@ -112,7 +122,7 @@ def title(name: str) -> str:
     return name.replace("_", " ")
 
 
-def present_chart(chart: charts.Chart | None) -> dict[str, Any]:
+def present_chart(chart: charts.Chart | None) -> dict[str, object]:
     """The chart with its numbers in words; a place to draw on where there is nothing to draw yet."""
     place = {"width": charts.WIDTH, "height": charts.HEIGHT}
     if chart is None:
@@ -128,7 +138,7 @@ def present_chart(chart: charts.Chart | None) -> dict[str, Any]:
     }
 
 
-def present_proof(described: dict[str, Any]) -> dict[str, str]:
+def present_proof(described: DescribedCount) -> dict[str, str]:
     """When it was verified, and what was mended before or is wrong still: text before and after the time."""
     drift, repaired = described["drift"], described.get("repaired", True)
     if not drift:
@@ -139,7 +149,7 @@ def present_proof(described: dict[str, Any]) -> dict[str, str]:
     return {"before": f"{words}, ", "after": ""} if repaired else {"before": "", "after": f", drift: {words}"}
 
 
-def describe_cold(described: dict[str, Any]) -> str:
+def describe_cold(described: DescribedCount) -> str:
     """Why a counter has no count: how far it is built, or what else keeps it from being counted."""
     progress = described.get("progress")
     if progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from getpass import getpass
-from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -23,7 +22,7 @@ class Command(BaseCommand):
         parser.add_argument("--view-only", action="store_true", help="may look at rows and delete none")
         parser.add_argument("--disable", action="store_true", help="may no longer sign in; open sessions end")
 
-    def handle(self, *args: Any, name: str, view_only: bool, disable: bool, **options: Any) -> None:
+    def handle(self, *args: object, name: str, view_only: bool, disable: bool, **options: object) -> None:
         if not settings.ADMIN_DATABASE_URL:
             raise CommandError("there is no admin without ADMIN_DATABASE_URL")
         from django.contrib.auth.models import User

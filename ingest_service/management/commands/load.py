@@ -48,7 +48,7 @@ class Command(BaseCommand):
         )
         parser.add_argument("--strict", action="store_true", help="stop at the first row that is not valid")
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def handle(self, *args: object, **options: Any) -> None:
         collection = find_collection(options["collection"])
         try:
             with sources.open_source(options["file"], collection) as source, Report(self, source.total_bytes) as report:

@@ -34,7 +34,7 @@ class Command(BaseCommand):
         parser.add_argument("--clear", action="store_true", help="delete every message before")
         parser.add_argument("--yes", action="store_true", help="do not ask before deleting")
 
-    def handle(self, *args: Any, **options: Any) -> None:
+    def handle(self, *args: object, **options: Any) -> None:
         try:
             if options["clear"]:
                 self.clear(ask=not options["yes"])

@@ -2,7 +2,6 @@
 
 import signal
 from threading import Event
-from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
@@ -13,7 +12,7 @@ from manage_service.keeper.loop import Keeper, Timing
 class Command(BaseCommand):
     help = "Build cold counters, catch up, and reconcile on schedule and when asked, until SIGTERM."
 
-    def handle(self, **options: Any) -> None:
+    def handle(self, **options: object) -> None:
         stop = Event()
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, lambda *_: stop.set())
