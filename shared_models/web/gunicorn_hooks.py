@@ -45,7 +45,6 @@ class Logger(glogging.Logger):
         # The worker hands these handlers on to uvicorn's logger.
         self.error_log.handlers = list(logging.getLogger().handlers)
         self.error_log.propagate = False
-        self.error_log.setLevel(logging.WARNING)
 
 
 def make_metrics_folder(service: str) -> None:
