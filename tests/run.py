@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
 FOLDERS = (
-    *("failures", "system", "manage", "query", "ingest", "browser"),
-    *("admin", "protocol", "deploy", "contract", "unit"),
+    *("system", "manage", "failures", "browser", "ingest", "hostile"),
+    *("query", "admin", "protocol", "deploy", "contract", "unit"),
 )
 
 # Parts that two processors end at about the same time.

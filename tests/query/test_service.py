@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,27 +258,6 @@ def test_standing_answers_leave_a_line_only_where_it_is_asked_for(valkey: Valkey
 SLOW_CLIENTS = 300
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"",
-        b"GET /v1/cou",
-        b"POST /v1/counts/users/members HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
-    ],
-    ids=["silent", "in the head", "in the body"],
-)
-def test_hundreds_of_slow_clients_hold_no_other_up(running: Running, rolls: Rolls, said: bytes) -> None:
-    rolls.make_all_live(cities=3, users=2)
-    with contextlib.ExitStack() as opened:
-        for _ in range(SLOW_CLIENTS):
-            opened.enter_context(socket.create_connection(("127.0.0.1", running.port), 10)).sendall(said)
-        began = time.monotonic()
-        for path in ("/v1/counts", "/v1/counts/users/member?username=user0", "/livez") * 5:
-            # 503: Redis did not answer in half a second. The machine was busy; nobody was held up.
-            assert running.get(path)[0] in (200, 503)
-        assert time.monotonic() - began < 15
-
-
 POST = b"POST /v1/counts/users/members HTTP/1.1\r\nHost: localhost\r\n"
 UNFINISHED = [
     POST + b"Content-Length: 50\r\n\r\n{}",
@@ -324,32 +302,6 @@ def test_what_is_no_http_is_refused(running: Running) -> None:
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert answer.status == 400
-
-
-def test_a_websocket_is_not_opened(running: Running, rolls: Rolls) -> None:
-    rolls.make_all_live()
-    asked = {
-        "Connection": "Upgrade",
-        "Upgrade": "websocket",
-        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-        "Sec-WebSocket-Version": "13",
-    }
-    for path in ("/v1/counts", "/v1/stream/tickets", "/"):
-        connection = running.connect()
-        connection.request("GET", path, headers=asked)
-        # Answered as if no upgrade had been asked for (RFC 9110, section 7.8), or refused; never a fault.
-        assert connection.getresponse().status in (200, 403, 405)
-        connection.close()
-
-
-def test_many_questions_sent_at_once_are_answered_in_their_order(running: Running, rolls: Rolls) -> None:
-    rolls.make_all_live()
-    question = b"GET /v1/counts HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    many = (1 << 16) // len(question) + 100
-    with socket.create_connection(("127.0.0.1", running.port), 20) as client:
-        client.sendall(question * many + question.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        received = b"".join(iter(lambda: client.recv(1 << 16), b""))
-    assert received.count(b"HTTP/1.1 200 OK") == many + 1
 
 
 def test_a_reader_that_does_not_read_holds_a_connection_and_no_more(running: Running, rolls: Rolls) -> None:
