@@ -23,6 +23,9 @@ from shared_models.web.problems import Problem, fault
 
 # Members that one round trip asks for, so that a large question keeps the small ones waiting for a moment only.
 MOST_AT_ONCE = 5_000
+# Turns of the event loop between two round trips. In these the answers are sent, and what the same clients ask next
+# arrives: it shares the next round trip. Measured with 32 connections: a tenth more answers.
+TURNS_BETWEEN_TRIPS = 3
 
 
 class MembersAsked(msgspec.Struct, forbid_unknown_fields=True):
@@ -126,6 +129,8 @@ class Memberships:
                 raise
             else:
                 self._give(taken, found)
+                for _ in range(TURNS_BETWEEN_TRIPS):
+                    await asyncio.sleep(0)
 
     def _take(self) -> list[Question]:
         """The questions for one round trip, in their order: one at least."""
