@@ -65,9 +65,11 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
     logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
+    encoder = msgspec.json.Encoder()
+
     def write_json(event: str, facts: dict[str, object]) -> None:
         facts |= {"event": event, "service": service, "level": "info", "timestamp": datetime.now(UTC)}
-        file.write(msgspec.json.encode(facts).decode() + "\n")
+        file.write(encoder.encode(facts).decode() + "\n")
 
     _write = write_json if json else write_with_structlog
 

@@ -61,7 +61,9 @@ PREFLIGHT = Answer(
         (b"access-control-max-age", b"3600"),
     ],
 )
+OF_ORIGIN = (b"vary", b"origin")
 EXPOSED = (b"access-control-expose-headers", b"etag, retry-after, rollcall-state, x-request-id")
+ANY_ORIGIN: Headers = [(b"access-control-allow-origin", b"*"), EXPOSED]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,8 @@ class Application:
         if sent is not None:
             self.name(request, sent.decode("latin-1"))
         if limits.origins:
-            request.more_headers = [*request.more_headers, *self.cross_origin(headers.get(b"origin", b""))]
+            more = self.cross_origin(headers.get(b"origin", b""))
+            request.more_headers = [*request.more_headers, *more] if request.more_headers else more
             if request.method == "OPTIONS" and b"access-control-request-method" in headers:
                 return PREFLIGHT  # before the token: a browser asks without one whether it may send it
         if not is_allowed(headers.get(b"host", b"")):
@@ -246,10 +249,10 @@ class Application:
     def cross_origin(self, origin: bytes) -> Headers:
         """What tells a browser, and the caches on the way, whether a page of this origin may read the answer."""
         if b"*" in self.limits.origins:
-            return [(b"access-control-allow-origin", b"*"), EXPOSED]
+            return ANY_ORIGIN
         if origin in self.limits.origins:
-            return [(b"vary", b"origin"), (b"access-control-allow-origin", origin), EXPOSED]
-        return [(b"vary", b"origin")]
+            return [OF_ORIGIN, (b"access-control-allow-origin", origin), EXPOSED]
+        return [OF_ORIGIN]
 
     def note(self, request: Request) -> None:
         """Log and measure a request that has been answered."""

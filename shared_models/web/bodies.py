@@ -39,27 +39,41 @@ class Bodies:
             return b""
         if declared is not None and declared > limit_bytes:
             raise too_large(limit_bytes)
-        body: bytes | bytearray = b""
-        began = asyncio.get_running_loop().time()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # noqa: S101  (for the type checker: whoever awaits is a task)
+        began, body = loop.time(), bytearray()
+        is_late = False
+
+        def give_up() -> None:
+            nonlocal is_late
+            is_late = True
+            task.cancel()
+
+        # What `asyncio.timeout` does, at a tenth of what it costs: as much as everything else here together.
+        timer = loop.call_later(ARRIVE_SECONDS, give_up)
         try:
-            async with asyncio.timeout_at(began + ARRIVE_SECONDS) as limit:
-                while True:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    piece: bytes = message.get("body", b"")
-                    if len(body) + len(piece) > limit_bytes:
-                        raise too_large(limit_bytes)
-                    self.hold(request, len(piece))
-                    if not body and not message.get("more_body"):
-                        return piece
-                    body = bytearray(body) if isinstance(body, bytes) else body
-                    body += piece  # not into a new one: that would be there twice, and copied in the event loop
-                    if not message.get("more_body"):
-                        return body
-                    limit.reschedule(began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND)
-        except TimeoutError:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece: bytes = message.get("body", b"")
+                if len(body) + len(piece) > limit_bytes:
+                    raise too_large(limit_bytes)
+                self.hold(request, len(piece))
+                if not body and not message.get("more_body"):
+                    return piece
+                body += piece  # not into a new one: that would be there twice, and copied in the event loop
+                if not message.get("more_body"):
+                    return body
+                timer.cancel()
+                timer = loop.call_at(began + ARRIVE_SECONDS + len(body) / SLOWEST_BYTES_PER_SECOND, give_up)
+        except asyncio.CancelledError:
+            if not is_late:
+                raise
+            task.uncancel()
             raise too_slow() from None
+        finally:
+            timer.cancel()
 
     def hold(self, request: Request, more_bytes: int) -> None:
         """Note that a request holds so much more memory. Raises Problem 503 where there is no room for it."""

@@ -75,7 +75,8 @@ class Tokens:
     @property
     def names(self) -> dict[bytes, str]:
         """The names, as the file has them now."""
-        self._read_again()
+        if self._path is not None:
+            self._read_again(self._path)
         return self._names
 
     def find(self, authorization: bytes) -> str | None:
@@ -90,9 +91,9 @@ class Tokens:
         scheme, _, token = authorization.strip().partition(b" ")
         return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" else b""
 
-    def _read_again(self) -> None:
+    def _read_again(self, path: Path) -> None:
         """Take over a changed file; one that cannot be read or understood changes nothing, and is logged."""
-        if self._path is None or time.monotonic() < self._look_at:
+        if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
         stamp = self._stamp()
@@ -100,7 +101,7 @@ class Tokens:
             return
         self._seen = stamp
         try:
-            names = parse(self._path.read_text())
+            names = parse(path.read_text())
             if not names:
                 raise ValueError("TOKENS: the file names no token")
         except (OSError, ValueError) as error:
