@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import django
 import pytest
 
+from tests.declared import declare_ours
 from tests.servers import sql, started_primary, started_valkey
 
 primary = started_primary()
@@ -37,6 +38,7 @@ def run_as_owner(*command: str, **variables: str) -> subprocess.CompletedProcess
 assert run_as_owner("migrate", "--verbosity=0").returncode == 0
 assert run_as_owner("admin_user", "boss").returncode == 0
 assert run_as_owner("admin_user", "viewer", "--view-only").returncode == 0
+declare_ours()
 django.setup()
 
 from django.core.handlers.wsgi import WSGIRequest  # noqa: E402

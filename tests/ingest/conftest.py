@@ -11,6 +11,7 @@ import django
 import pytest
 from redis import Redis
 
+from tests.declared import declare_ours
 from tests.servers import sql, started_primary, started_valkey
 
 os.environ["DATABASE_URL"] = started_primary().url
@@ -18,6 +19,7 @@ os.environ["REDIS_URL"] = started_valkey().url
 os.environ["AUTH"] = "off"
 os.environ["DJANGO_SETTINGS_MODULE"] = "ingest_service.settings"
 subprocess.run([sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0"], check=True)
+declare_ours()
 django.setup()
 
 from django.db import connection  # noqa: E402

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import django
 import pytest
 
+from tests.declared import declare_ours
 from tests.servers import started_primary, started_replica, started_valkey
 
 os.environ["DATABASE_URL"] = started_replica().url
@@ -21,6 +22,7 @@ subprocess.run(
     env={**os.environ, "DATABASE_URL": started_primary().url, "DJANGO_SETTINGS_MODULE": "ingest_service.settings"},
     check=True,
 )
+declare_ours()
 django.setup()
 
 from manage_service.asgi import application  # noqa: E402

@@ -10,10 +10,12 @@ import django
 import pytest
 from redis import Redis
 
+from tests.declared import declare_ours
 from tests.servers import started_valkey
 
 os.environ["REDIS_URL"] = started_valkey().url
 os.environ["DJANGO_SETTINGS_MODULE"] = "query_service.settings"
+declare_ours()
 django.setup()
 
 from tests.query.driving import Query  # noqa: E402
