@@ -139,32 +139,6 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def slow_to_start(configuration: str, folder: Path) -> tuple[str, Path]:
-    """A service's configuration for one worker, of which those that follow the first cannot answer before a file is there.
-
-    The configuration's path, and the file's.
-    """
-    path, go = folder / "slow.conf.py", folder / "go"
-    path.write_text(
-        f"import os, runpy, time\n"
-        f"globals().update({{k: v for k, v in runpy.run_path({configuration!r}).items() if not k.startswith('__')}})\n"
-        f"def post_fork(server, worker):\n"
-        f"    while worker.age > 1 and not os.path.exists({str(go)!r}):\n"
-        f"        time.sleep(0.02)\n"
-    )
-    return str(path), go
-
-
-def wait_until_the_old_answer_beside_the_new(clients: Clients, pid: int, before: set[int], wait_for: Any) -> None:
-    """Until the workers from before have answered some while those that follow them are started, and not ready."""
-    wait_for(lambda: set(workers_of(pid)) > before, "new workers beside the old ones")
-    asked = len(clients.answered)
-    wait_for(
-        lambda: before <= set(workers_of(pid)) and len(clients.answered) > asked + 30,
-        "answers of the old workers while the new ones start",
-    )
-
-
 def workers_of(pid: int) -> Iterator[int]:
     """The process ids of a gunicorn's workers."""
     yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())

@@ -152,7 +152,8 @@ class Application:
                 await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
             except RuntimeError as error:
                 raise_unless_gone(error)
-        self.note(request)
+        if request.status:  # else the client has gone before Django had an answer
+            self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
         """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""

@@ -140,7 +140,7 @@ def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
 
 
 def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
-    """Whether this path is behind the door. Paths that lead nowhere are: who may not ask learns nothing of them.
+    """Whether a request to this path has to bring a token; also where it leads nowhere: who may not ask learns nothing of it.
 
     `also_open` are a service's own pages that show nothing by themselves.
     """
