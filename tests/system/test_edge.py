@@ -302,7 +302,7 @@ def two_of(service: Web, stack: Stack) -> Iterator[tuple[Edge, list[Web]]]:
         first, second = (f"127.0.0.1:{instance.port}" for instance in instances)
         # In the deployment a name server tells both; the line of the configuration takes a second server as well.
         edge = in_front_of(
-            stack, f"edge-{name}s", **{f"EDGE_{name.upper()}": f"{first} fail_timeout=1s; server {second}"}
+            stack, f"edge-{name}s", **{f"EDGE_{name.upper()}": f"{first} max_fails=0; server {second} max_fails=0"}
         )
         ending.callback(edge.stop)
         yield edge, instances
@@ -442,7 +442,7 @@ def test_what_may_have_been_stored_is_sent_again_only_with_a_key() -> None:
     with (
         serving(dying),
         serving(well),
-        edge_before("edge-dying", f"{dying.address} fail_timeout=1s; server {well.address}") as edge,
+        edge_before("edge-dying", f"{dying.address} max_fails=0; server {well.address} max_fails=0") as edge,
     ):
 
         def ask(**headers: str) -> Answer:
