@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The longest first, so that the processors end together.
 FOLDERS = (
     *("system", "manage", "failures", "browser", "ingest", "hostile"),
-    *("query", "admin", "protocol", "deploy", "contract", "unit"),
+    *("query", "adopt", "admin", "protocol", "deploy", "contract", "unit"),
 )
 
 # Parts that two processors end at about the same time.
