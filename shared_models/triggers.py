@@ -2,8 +2,8 @@
 
 Pure functions of a declared table and its counters. `adopt` runs what they give, and a migration does so for `message`.
 
-Each table gets one function, which all of its triggers run. It belongs to the owner of the table, lies in the schema
-`rollcall_triggers`, and is SECURITY DEFINER: an application needs no right in that schema. What the function does:
+Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's owner, and is
+SECURITY DEFINER: only that owner needs to write `rollcall_triggers.departure`, and no application does. What it does:
 
 - INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): it stamps the row.
 - UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
@@ -38,8 +38,8 @@ NAME_BYTES = 63
 
 # element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
 # counter: "name:definition". No unique key: what several transactions note, they need not wait for each other.
-DEPARTURE_TABLE = (
-    f"CREATE SCHEMA {SCHEMA}",
+MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
+MAKE_DEPARTURE = (
     f"""CREATE TABLE {DEPARTURE} (
     counter text NOT NULL,
     element text[],
@@ -60,16 +60,16 @@ class Piece:
     name: str  # as it stands in the catalog
     identity: str  # as COMMENT ON and DROP want to read it
     create: str
-    enable: str = ""
+    then: str = ""  # a statement that belongs to it
 
     @property
     def mark(self) -> str:
         """The comment."""
-        return MARK + hashlib.sha256((self.create + self.enable).encode()).hexdigest()[:16]
+        return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
-        """What makes it."""
-        made = (self.create, self.enable) if self.enable else (self.create,)
+        """What makes it, or makes it anew. (An index or statistics have to be dropped before.)"""
+        made = (self.create, self.then) if self.then else (self.create,)
         return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
 
     def drop(self) -> str:
@@ -260,12 +260,12 @@ def relation(table: Table) -> str:
 
 def function_text(table: Table) -> str:
     """The name of the table's function, as it stands in the catalog."""
-    return shorten(f"{table.schema}_{table.relation}", f"{table.schema}.{table.relation}")
+    return shorten(f"rollcall_{table.relation}", f"{table.schema}.{table.relation}")
 
 
 def function_name(table: Table) -> str:
     """The table's function, quoted."""
-    return f"{SCHEMA}.{quote(function_text(table))}"
+    return f"{quote(table.schema)}.{quote(function_text(table))}"
 
 
 def shorten(name: str, of: str) -> str:

@@ -35,7 +35,7 @@ def make_countable(
     partitions: tuple[tuple[str, str], ...] = (),
 ) -> None:
     """What `adopt` does, without its care."""
-    for statement in (*triggers.DEPARTURE_TABLE, *triggers.column(table)):
+    for statement in (triggers.MAKE_SCHEMA, *triggers.MAKE_DEPARTURE, *triggers.column(table)):
         run(statement)
     for piece in triggers.triggers(table, counters, watched, partitions):
         for statement in piece.statements():

@@ -388,7 +388,7 @@ def test_a_prepared_transaction() -> None:
         sql(server, "CREATE SCHEMA shop")
         sql(server, "CREATE TABLE shop.orders (email text, country text, sku text, deleted_at timestamptz)")
         sql(server, "INSERT INTO shop.orders VALUES ('ann')")
-        for statement in (*triggers.DEPARTURE_TABLE, *triggers.column(TABLE)):
+        for statement in (triggers.MAKE_SCHEMA, *triggers.MAKE_DEPARTURE, *triggers.column(TABLE)):
             sql(server, statement)
         for piece in triggers.triggers(TABLE, COUNTERS, WATCHED):
             for statement in piece.statements():
@@ -464,4 +464,3 @@ def test_names_are_not_cut_and_differ() -> None:
         for where in ("", "f = 'x'")
     }
     assert len(names) == 6 and all(len(name.encode()) <= 63 for name in names)
-    
