@@ -24,7 +24,8 @@ Connect = Callable[[], Connection]
 RETRIED = (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected)
 
 HOLDERS = """
-    SELECT string_agg(format('%s (%s, %s for %s s)', a.pid, a.usename, a.state, round(extract(epoch FROM now() - a.xact_start))),
+    SELECT string_agg(format('%%s (%%s, %%s for %%s s)', a.pid, a.usename, a.state,
+                             round(extract(epoch FROM now() - a.xact_start))),
                       ', ' ORDER BY a.xact_start)
     FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
     WHERE l.relation = to_regclass(%s) AND l.granted AND l.pid <> pg_backend_pid()

@@ -136,12 +136,13 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
     roles = {name for (name,) in cursor.fetchall()}
     _, departure = fitness.read_departure(cursor)
     schema, place = quote(table.schema), triggers.relation(table)
+    text = triggers.literal(table.schema).replace("%", "%%")
     asked = [
         (
             MANAGE,
             f"SCHEMA {schema}",
             "USAGE",
-            f"has_schema_privilege(%s, {triggers.literal(table.schema).replace('%', '%%')}, 'USAGE')",
+            f"has_schema_privilege(%s, {text}, 'USAGE')",
         ),
         (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
     ]

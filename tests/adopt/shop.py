@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared_models import triggers
-from tests.adopt.standin import Counter, Field, Table
+from shared_models.declarations import Counter, Field, Table
 from tests.servers import sql, started_primary
 
 ORDERS = """

@@ -15,8 +15,8 @@ import pytest
 
 from compose.local.servers import Primary
 from shared_models import triggers
+from shared_models.declarations import Counter, Field, Table
 from tests.adopt.shop import COUNTERS, CUSTOMERS, PLACES, TABLE, WATCHED, departed, make_countable, make_shop, run
-from tests.adopt.standin import Counter, Field, Table
 from tests.servers import FAST, free_port, servers_folder, sql, wait_for
 
 

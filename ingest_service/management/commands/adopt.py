@@ -8,7 +8,8 @@ from typing import Any
 
 import psycopg2
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connection
+from django.db import OperationalError, connection
+from psycopg2.extensions import cursor as Cursor
 
 from ingest_service.adoption import applying, catalog, declaring, plan
 from ingest_service.adoption.applying import LOCK_TIMEOUT_SECONDS, StoppedHalfway
@@ -27,6 +28,12 @@ def counter(text: str) -> tuple[str, tuple[str, ...]]:
             f"{text}: write NAME=COLUMN or NAME=COLUMN,COLUMN, with a name of lower-case letters, digits and _"
         )
     return name, fields
+
+
+def cursor_of_psycopg() -> Cursor:
+    """Not Django's, whose errors are its own."""
+    connection.ensure_connection()
+    return connection.connection.cursor()
 
 
 class Command(BaseCommand):
@@ -66,11 +73,12 @@ class Command(BaseCommand):
         if options["counter"] and len(names) != 1:
             raise CommandError("--counter belongs to one table: name it, and no other")
         try:
-            connection.ensure_connection()
             for chosen in self.choose(names, dict(options["counter"])):
                 self.see_to(*chosen, **options)
         except (CannotAdopt, StoppedHalfway) as error:
             raise CommandError(str(error)) from error
+        except OperationalError as error:
+            raise CommandError(f"no connection to the database: {str(error).strip()}") from error
         except psycopg2.Error as error:
             raise CommandError(
                 f"Postgres says: {str(error).strip()}. Once that is settled, the same command goes on from here"
@@ -87,7 +95,7 @@ class Command(BaseCommand):
         if not names:
             raise CommandError("no table of others is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
         chosen = []
-        with connection.cursor() as cursor:
+        with cursor_of_psycopg() as cursor:
             # By the search_path of whoever runs this; all that follows is read with one that nobody can put anything into.
             found = {name: None if name in tables else catalog.find(cursor, name) for name in names}
             cursor.execute("SET search_path = pg_catalog, pg_temp")
@@ -148,12 +156,12 @@ class Command(BaseCommand):
             self.stderr.write("\n".join(declaring.lines(table, new, with_table=not is_declared)))
 
     def plan_of(self, table: Table, counters: list[Counter], *, undo: bool) -> Plan:
-        with connection.cursor() as cursor:
+        with cursor_of_psycopg() as cursor:
             return plan.to_release(cursor, table) if undo else plan.to_adopt(cursor, table, counters)
 
     def countable(self, table: Table) -> str:
         """The columns that can be counted by, for whoever does not know what to say."""
-        with connection.cursor() as cursor:
+        with cursor_of_psycopg() as cursor:
             columns = plan.relation_of(cursor, table).columns.values()
         named = [column.name for column in columns if column.declared and column.name != "xact"]
         return f", of {', '.join(named)}" if named else ""
