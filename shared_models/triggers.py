@@ -92,16 +92,18 @@ def triggers(
     watched: Mapping[str, Sequence[str]],
     partitions: Sequence[tuple[str, str]] = (),
     *,
-    stamp_inserts: bool = True,
+    stamps: bool = True,
 ) -> list[Piece]:
     """The function of the table, then its triggers.
 
     `watched`: for each counter the columns that decide whether a row counts and as which member; generated columns stand
     there as the columns that they are made of. `partitions`: schema and name of each, on each level; a DELETE that names a
-    partition fires none of its parent's statement triggers.
+    partition fires none of its parent's statement triggers. `stamps`: not for a table whose rows are stamped by a trigger of
+    its first migration, and whose xact nobody may send: an INSERT calls no trigger then.
     """
     # By image, and not by "=": equal means equal bytes, for every type, and NULL needs no rule of its own.
-    changed = differs(sorted({name for counter in counters for name in watched[counter.name]}), "xact")
+    names = sorted({name for counter in counters for name in watched[counter.name]})
+    changed = differs([*names, "xact"] if stamps else names)
     pieces = [function(table, counters, watched)]
 
     def trigger(what: str, when: str, enabled: str, on: tuple[str, str] = (table.schema, table.relation)) -> Piece:
@@ -110,7 +112,7 @@ def triggers(
         create = f"CREATE OR REPLACE TRIGGER {name} {when.format(place)} EXECUTE FUNCTION {function_name(table)}()"
         return Piece("TRIGGER", name, f"{name} ON {place}", create, enable)
 
-    if stamp_inserts:
+    if stamps:
         foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT}"
         pieces.append(trigger("insert", f"BEFORE INSERT ON {{}} FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
     pieces.append(trigger("update", f"BEFORE UPDATE ON {{}} FOR EACH ROW WHEN ({changed})", "ALWAYS"))
@@ -209,11 +211,9 @@ def counts(counter: Counter) -> str:
     return " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
 
 
-def differs(columns: Sequence[str], *more: str) -> str:
+def differs(columns: Sequence[str]) -> str:
     """Whether OLD and NEW differ in a byte of these columns."""
-    old, new = (
-        "ROW(" + ", ".join(f"{row}.{quote(name)}" for name in (*columns, *more)) + ")::record" for row in ("OLD", "NEW")
-    )
+    old, new = ("ROW(" + ", ".join(f"{row}.{quote(name)}" for name in columns) + ")::record" for row in ("OLD", "NEW"))
     return f"{old} OPERATOR(pg_catalog.*<>) {new}"
 
 

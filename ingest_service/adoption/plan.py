@@ -9,7 +9,7 @@ from psycopg2.extensions import cursor as Cursor
 
 from ingest_service.adoption import catalog, fitness
 from ingest_service.adoption.catalog import Relation
-from ingest_service.grants import INGEST, MANAGE
+from ingest_service.grants import DEPARTURE_RIGHTS, INGEST, MANAGE, OWNER
 from shared_models import triggers
 from shared_models.declarations import Counter, Table
 from shared_models.triggers import Piece, quote
@@ -88,7 +88,7 @@ def missing_triggers(
         states.setdefault(identity, set()).add(enabled)
         if not is_clone:
             marks[identity] = comment
-    for piece in triggers.triggers(table, counters, watched, partitions, stamp_inserts=not table.ingest):
+    for piece in triggers.triggers(table, counters, watched, partitions, stamps=not table.ingest):
         if piece.kind == "FUNCTION":
             yield from missing_function(cursor, relation, table, piece)
         elif marks.get(piece.identity) != piece.mark or states[piece.identity] != {enabled_by(piece)}:
@@ -151,7 +151,7 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
             tuple[str, str], ...
         ] = ()  # its owner has granted, or is asked to: see `worth_knowing`
     else:
-        roles_of_departures = ((MANAGE, "SELECT"), (INGEST, "SELECT, DELETE"))
+        roles_of_departures = tuple(DEPARTURE_RIGHTS.items())
     for role, rights in roles_of_departures:
         has = " AND ".join(f"has_table_privilege(%s, {departure}, '{right}')" for right in rights.split(", "))
         usage = f"has_schema_privilege(%s, '{triggers.SCHEMA}', 'USAGE')"
@@ -342,8 +342,10 @@ def superfluous_departure(cursor: Cursor, relation: Relation) -> Iterator[str]:
     cursor.execute(
         """SELECT EXISTS (SELECT FROM pg_trigger WHERE starts_with(tgname, %s) AND tgrelid NOT IN
                           (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid)),
-                  (SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace WHERE nspname = %s)""",
-        [triggers.PREFIX, relation.oid, relation.oid, triggers.SCHEMA],
+                  -- The one of rollcall_owner was made by roles.sql, and is there for the next one.
+                  (SELECT pg_has_role(nspowner, 'USAGE') AND pg_get_userbyid(nspowner) <> %s FROM pg_namespace
+                   WHERE nspname = %s)""",
+        [triggers.PREFIX, relation.oid, relation.oid, OWNER, triggers.SCHEMA],
     )
     ((are_used, is_our_schema),) = cursor.fetchall()
     if not are_used:

@@ -296,7 +296,7 @@ def test_how_far_an_index_is(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
         ending.start()
         said = shop.adopt(*ASKED, "--apply")
         ending.join()
-    assert f"waiting for writers before build, for process {writer.info.backend_pid}" in said
+        assert f"waiting for writers before build, for process {writer.info.backend_pid}" in said
 
 
 def test_as_an_ordinary_owner(shop: Shop, seller: Callable[[], None]) -> None:
@@ -488,6 +488,7 @@ def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
 def test_where_the_roles_are_not_there_nothing_is_granted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest_service.adoption.plan.MANAGE", "nobody")
     monkeypatch.setattr("ingest_service.adoption.plan.INGEST", "nobody_else")
+    monkeypatch.setattr("ingest_service.adoption.plan.DEPARTURE_RIGHTS", {})
     assert "GRANT" not in shop.adopt(*ASKED)
 
 

@@ -385,7 +385,7 @@ def test_a_prepared_transaction() -> None:
     )
     server.start()
     try:
-        sql(server, "CREATE SCHEMA shop")
+        sql(server, f"CREATE SCHEMA shop; DROP SCHEMA {triggers.SCHEMA}")
         sql(server, "CREATE TABLE shop.orders (email text, country text, sku text, deleted_at timestamptz)")
         sql(server, "INSERT INTO shop.orders VALUES ('ann')")
         for statement in (triggers.MAKE_SCHEMA, *triggers.MAKE_DEPARTURE, *triggers.column(TABLE)):
