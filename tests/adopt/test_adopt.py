@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import psycopg2.errors
@@ -508,3 +510,39 @@ def test_manage_and_ingest_may_do_what_they_need_and_no_more(shop: Shop) -> None
         cursor.execute(f"DELETE FROM {triggers.DEPARTURE} WHERE create_time < now()")
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             cursor.execute("SELECT FROM shop.orders")
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "adopt.md").read_text()
+
+
+def test_the_grants_of_the_docs_are_those_that_are_given(shop: Shop, seller: Callable[[], None]) -> None:
+    seller()
+    connection.close()
+    connection.settings_dict["USER"], connection.settings_dict["PASSWORD"] = "rollcall", started_primary().password
+    shop.adopt("shop.orders", "--counter", "customers=email", "--apply")
+    made = run(EVERYTHING)
+    run("REVOKE ALL ON SCHEMA shop FROM rollcall_manage; REVOKE ALL ON shop.orders FROM rollcall_manage")
+    for role in ("rollcall_manage", "rollcall_ingest", "seller"):
+        run(f"REVOKE ALL ON SCHEMA {triggers.SCHEMA} FROM {role}; REVOKE ALL ON {triggers.DEPARTURE} FROM {role}")
+    assert run(EVERYTHING) != made
+    documented = re.findall(r"^    (GRANT .*;)$", DOCS, re.M)
+    assert len(documented) == 7
+    for statement in documented:
+        run(statement.replace("TO shop;", "TO seller;"))
+    assert sorted(run(EVERYTHING)) == sorted(made)
+
+
+def test_the_commands_of_the_docs_are_understood(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("ALTER TABLE shop.orders RENAME COLUMN email TO customer_email")
+    commands = re.findall(r"python -m ingest_service adopt ([^#\n]*)", DOCS)
+    assert len(commands) == 4
+    for words in commands:
+        shop.adopt(*words.split())
+    assert run("SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, %s)", triggers.PREFIX) == [(0,)]
+
+
+def test_the_lines_of_the_docs_are_those_that_are_printed(shop: Shop) -> None:
+    run("ALTER TABLE shop.orders RENAME COLUMN email TO customer_email")
+    shop.adopt("shop.orders", "--counter", "customers=customer_email")
+    _, _, lines = shop.said.partition("For rollcall.toml:\n")
+    assert "\n".join(f"    {line}" if line else "" for line in lines.strip().splitlines()) in DOCS

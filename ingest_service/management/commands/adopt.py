@@ -152,6 +152,7 @@ class Command(BaseCommand):
         else:
             self.apply(made, counters, **options)
         if not options["undo"] and new:
+            self.stdout.flush()  # first things first, also where both are read by one
             self.stderr.write("\nFor rollcall.toml:\n")
             self.stderr.write("\n".join(declaring.lines(table, new, with_table=not is_declared)))
 
