@@ -119,5 +119,5 @@ def read_schema(cursor: Any) -> tuple[bool, bool]:
                           WHERE n.nspname = %s AND c.relname = 'departure')""",
         [triggers.SCHEMA, triggers.SCHEMA],
     )
-    (found,) = cursor.fetchall()
-    return found
+    ((has_schema, has_table),) = cursor.fetchall()
+    return bool(has_schema), bool(has_table)

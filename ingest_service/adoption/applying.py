@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import psycopg2
 import psycopg2.errors
@@ -80,9 +81,8 @@ def apart(connection: Connection, plan: Plan, connect: Connect, say: Say, patien
                 cursor.execute("SET lock_timeout = 0")  # it waits without being in anybody's way
                 cursor.execute(statement)
         else:
-            retrying(
-                connection, lambda one=(statement,): in_one_transaction(connection, one), plan, say, patience_seconds
-            )
+            alone = partial(in_one_transaction, connection, (statement,))
+            retrying(connection, alone, plan, say, patience_seconds)
         if not statement.startswith("COMMENT"):
             say(f"{statement}: done")
 

@@ -134,7 +134,7 @@ def find(cursor: Cursor, name: str) -> int | None:
     """The oid of what SQL would find by this name, which may be quoted and have a schema."""
     cursor.execute("SELECT to_regclass(%s)::oid::int8", [name])
     ((oid,),) = cursor.fetchall()
-    return oid
+    return None if oid is None else int(oid)
 
 
 def read_relation(cursor: Cursor, oid: int) -> Relation:
@@ -148,12 +148,12 @@ def read_relation(cursor: Cursor, oid: int) -> Relation:
             shown,
             "enum" if kind == "e" else TYPES.get(type_, "") if kind == "b" and is_of_postgres else "",
             *rest,
-            made_of=tuple(made_of),
+            tuple(made_of),
         )
         for name, shown, type_, kind, is_of_postgres, *rest, made_of in cursor.fetchall()
     }
     cursor.execute(PARTITIONS, [oid])
-    return Relation(*about, columns=columns, partitions=tuple(cursor.fetchall()))
+    return Relation(*about, columns, tuple(cursor.fetchall()))
 
 
 def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[str, ...]:

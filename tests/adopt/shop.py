@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from shared_models import triggers
@@ -31,7 +32,7 @@ def make_shop(statement: str = ORDERS) -> None:
 def make_countable(
     table: Table = TABLE,
     counters: tuple[Counter, ...] = COUNTERS,
-    watched: dict[str, tuple[str, ...]] = WATCHED,
+    watched: Mapping[str, tuple[str, ...]] = WATCHED,
     partitions: tuple[tuple[str, str], ...] = (),
 ) -> None:
     """What `adopt` does, without its care."""

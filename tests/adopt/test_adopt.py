@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import psycopg2.errors
@@ -294,10 +295,16 @@ def test_how_far_an_index_is(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
             writer.commit()
 
         heard: list[str] = []
-        said_by = applying.watched
-        monkeypatch.setattr(
-            applying, "watched", lambda a, b, say: said_by(a, b, lambda text: (heard.append(text), say(text)))
-        )
+        watched = applying.watched
+
+        def listening(building: Any, connect: Any, say: Callable[[str], None]) -> Any:
+            def note(text: str) -> None:
+                heard.append(text)
+                say(text)
+
+            return watched(building, connect, note)
+
+        monkeypatch.setattr(applying, "watched", listening)
         ending = threading.Thread(target=commit_when_it_waits)
         ending.start()
         said = shop.adopt(*ASKED, "--apply")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -33,7 +33,7 @@ def counter(text: str) -> tuple[str, tuple[str, ...]]:
 def cursor_of_psycopg() -> Cursor:
     """Not Django's, whose errors are its own."""
     connection.ensure_connection()
-    return connection.connection.cursor()
+    return cast("Cursor", connection.connection.cursor())
 
 
 class Command(BaseCommand):
