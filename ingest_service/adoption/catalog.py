@@ -142,18 +142,12 @@ def read_relation(cursor: Cursor, oid: int) -> Relation:
     cursor.execute(RELATION, [oid])
     (about,) = cursor.fetchall()
     cursor.execute(COLUMNS, [oid])
-    columns = {
-        name: Column(
-            name,
-            shown,
-            "enum" if kind == "e" else TYPES.get(type_, "") if kind == "b" and is_of_postgres else "",
-            *rest,
-            tuple(made_of),
-        )
-        for name, shown, type_, kind, is_of_postgres, *rest, made_of in cursor.fetchall()
-    }
+    columns = {}
+    for name, shown, type_, kind, is_of_postgres, *rest, made_of in cursor.fetchall():
+        declared = "enum" if kind == "e" else TYPES.get(type_, "") if kind == "b" and is_of_postgres else ""
+        columns[name] = Column(*(name, shown, declared, *rest, tuple(made_of)))
     cursor.execute(PARTITIONS, [oid])
-    return Relation(*about, columns, tuple(cursor.fetchall()))
+    return Relation(*(*about, columns, tuple(cursor.fetchall())))
 
 
 def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[str, ...]:

@@ -262,7 +262,7 @@ class Index:
 def read_indexes(cursor: Cursor, oid: int) -> list[Index]:
     """The btrees of a table, also those that are not complete."""
     cursor.execute(catalog.INDEXES, [oid])
-    return [Index(*about, tuple(columns)) for *about, columns in cursor.fetchall()]
+    return [Index(*(*about, tuple(columns))) for *about, columns in cursor.fetchall()]
 
 
 def worth_knowing(cursor: Cursor, relation: Relation) -> Iterator[str]:

@@ -79,3 +79,11 @@ def test_each_role_may_do_what_it_needs() -> None:
 
     assert may("rollcall_manage") == {"SELECT"} and may("rollcall_ingest") == {"SELECT", "DELETE"}
     assert may("rollcall_admin") == set()
+
+
+def test_adopt_finds_nothing_to_do() -> None:
+    command = [sys.executable, "-m", "ingest_service", "adopt", "message"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, "all is there already" in done.stderr) == ("", True)
+    undone = subprocess.run([*command, "--undo"], check=False, capture_output=True, text=True)
+    assert "is Rollcall's own: its migrations make it" in undone.stderr
