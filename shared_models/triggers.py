@@ -212,9 +212,12 @@ def counts(counter: Counter) -> str:
 
 
 def differs(columns: Sequence[str]) -> str:
-    """Whether OLD and NEW differ in a byte of these columns."""
-    old, new = ("ROW(" + ", ".join(f"{row}.{quote(name)}" for name in columns) + ")::record" for row in ("OLD", "NEW"))
-    return f"{old} OPERATOR(pg_catalog.*<>) {new}"
+    """Whether OLD and NEW differ in a byte of these columns.
+
+    The function and not its operator, which pg_dump writes in a way that cannot be read again.
+    """
+    old, new = ("ROW(" + ", ".join(f"{row}.{quote(name)}" for name in columns) + ")" for row in ("OLD", "NEW"))
+    return f"pg_catalog.record_image_ne({old}, {new})"
 
 
 def indexes(table: Table, counters: Sequence[Counter]) -> list[Piece]:

@@ -14,6 +14,16 @@ ORDERS = """
         id bigserial, email text, country text, sku text, deleted_at timestamptz, note text, PRIMARY KEY (id)
     )
 """
+PARTITIONED = """
+    CREATE TABLE shop.orders (
+        id bigserial, email text, country text, sku text, deleted_at timestamptz, note text
+    ) PARTITION BY LIST (country);
+    CREATE TABLE shop.nl PARTITION OF shop.orders FOR VALUES IN ('NL');
+    CREATE TABLE shop.rest PARTITION OF shop.orders DEFAULT PARTITION BY LIST (sku);
+    CREATE TABLE shop.rest_a PARTITION OF shop.rest FOR VALUES IN ('a');
+    CREATE TABLE shop.rest_b PARTITION OF shop.rest DEFAULT;
+    INSERT INTO shop.orders (email, country, sku) VALUES ('ann', 'NL', 'a'), ('bob', 'BE', 'a'), ('cat', 'FR', 'b')
+"""
 TABLE = Table("orders", "shop", "orders", (Field("email", "text"), Field("country", "text"), Field("sku", "text")))
 CUSTOMERS = Counter("customers", TABLE, ("email",), where="deleted_at IS NULL")
 PLACES = Counter("places", TABLE, ("country", "sku"))

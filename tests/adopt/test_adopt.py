@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 
+from compose.local.servers import postgres_program
 from ingest_service.adoption import applying
 from shared_models import declarations, triggers
 from shared_models.declarations import Counter, Field, Table
-from tests.adopt.shop import CUSTOMERS, PLACES, TABLE, departed, make_shop, run
+from tests.adopt.shop import CUSTOMERS, ORDERS, PARTITIONED, PLACES, TABLE, departed, make_shop, run
 from tests.servers import started_primary, wait_for
 
 ASKED = ("shop.orders", "--counter", "customers=email", "--counter", "places=country,sku")
@@ -473,8 +476,6 @@ def test_an_enum_and_a_condition_over_it(shop: Shop, monkeypatch: pytest.MonkeyP
 
 
 def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
-    from tests.adopt.test_triggers import PARTITIONED
-
     make_shop(PARTITIONED)
     before = run(EVERYTHING)
     shop.adopt(*ASKED, "--apply")
@@ -496,6 +497,36 @@ def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
     run("DROP TABLE shop.it")
     shop.adopt("shop.orders", "--undo", "--apply")
     assert run(EVERYTHING) == before
+
+
+@pytest.mark.parametrize("is_partitioned", [False, True])
+def test_dumped_and_restored_all_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch, is_partitioned: bool) -> None:
+    """pg_upgrade does the same: what it cannot make anew, it stops at."""
+    make_shop(PARTITIONED if is_partitioned else ORDERS)
+    run("ALTER TABLE shop.orders ADD COLUMN data json, ADD COLUMN mood text GENERATED ALWAYS AS (lower(note)) STORED")
+    table = replace(TABLE, fields=(*TABLE.fields, Field("mood", "text")))
+    odd = Counter("odd", table, ("mood", "sku"), where="data->>'a' <> $$it's$$ AND deleted_at IS NULL")
+    declare(monkeypatch, odd, replace(CUSTOMERS, table=table))
+    shop.adopt("orders", "--apply")
+    run("DROP DATABASE IF EXISTS restored")
+    run("CREATE DATABASE restored TEMPLATE template0")
+    url = started_primary().url
+    restored = f"{url.rpartition('/')[0]}/restored"
+    dump = subprocess.run([postgres_program("pg_dump"), "-Fc", url], check=True, capture_output=True)
+    done = subprocess.run(
+        [postgres_program("pg_restore"), "-d", restored], input=dump.stdout, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    connection.close()
+    monkeypatch.setitem(connection.settings_dict, "NAME", "restored")
+    assert shop.adopt("orders") == "" and "all is there already" in shop.said
+    with closing(psycopg2.connect(restored)) as other, other.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO shop.orders (email) VALUES ('zoe'); UPDATE shop.orders SET email = 'zo' WHERE email = 'zoe'"
+        )
+        cursor.execute(f"SELECT element FROM {triggers.DEPARTURE} WHERE element = ARRAY['zoe']")
+        assert cursor.fetchall() == [(["zoe"],)]
+    run("DROP DATABASE restored")
 
 
 def test_where_the_roles_are_not_there_nothing_is_granted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

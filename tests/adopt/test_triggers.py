@@ -16,7 +16,18 @@ import pytest
 from compose.local.servers import Primary
 from shared_models import triggers
 from shared_models.declarations import Counter, Field, Table
-from tests.adopt.shop import COUNTERS, CUSTOMERS, PLACES, TABLE, WATCHED, departed, make_countable, make_shop, run
+from tests.adopt.shop import (
+    COUNTERS,
+    CUSTOMERS,
+    PARTITIONED,
+    PLACES,
+    TABLE,
+    WATCHED,
+    departed,
+    make_countable,
+    make_shop,
+    run,
+)
 from tests.servers import FAST, free_port, servers_folder, sql, wait_for
 
 
@@ -297,16 +308,6 @@ def test_a_change_that_equality_does_not_see_is_one(shop) -> None:
     assert departed(counter) == ["ann", "bob"]
 
 
-PARTITIONED = """
-    CREATE TABLE shop.orders (
-        id bigserial, email text, country text, sku text, deleted_at timestamptz, note text
-    ) PARTITION BY LIST (country);
-    CREATE TABLE shop.nl PARTITION OF shop.orders FOR VALUES IN ('NL');
-    CREATE TABLE shop.rest PARTITION OF shop.orders DEFAULT PARTITION BY LIST (sku);
-    CREATE TABLE shop.rest_a PARTITION OF shop.rest FOR VALUES IN ('a');
-    CREATE TABLE shop.rest_b PARTITION OF shop.rest DEFAULT;
-    INSERT INTO shop.orders (email, country, sku) VALUES ('ann', 'NL', 'a'), ('bob', 'BE', 'a'), ('cat', 'FR', 'b')
-"""
 PARTITIONS = (("shop", "nl"), ("shop", "rest"), ("shop", "rest_a"), ("shop", "rest_b"))
 
 
