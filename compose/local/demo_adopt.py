@@ -117,7 +117,7 @@ def run(stack: Stack, console: Console | None = None) -> int:
     application.start()
     try:
         console.print(
-            f"An application has {orders:,} orders in {TABLE}, and writes {WRITES_A_SECOND} statements a second."
+            f"An application has {orders:,} orders in {TABLE}, and writes up to {WRITES_A_SECOND} statements a second."
         )
         began = time.monotonic()
         adopt(stack)
