@@ -101,9 +101,8 @@ class Scripts:
 
     def leave(self, redis: Redis, was: tuple[int, int], left: int | None, token: int | None) -> Redis:
         """Departures are resolved up to there; None: a reconcile has to resolve them."""
-        if self.on("left compare"):
-            if (redis.left, redis.build) != was or token not in (None, redis.leaving):
-                return redis
+        if self.on("left compare") and ((redis.left, redis.build) != was or token not in (None, redis.leaving)):
+            return redis
         return redis._replace(left=left, leaving=None if token is not None else redis.leaving)
 
     def verify(self, redis: Redis, build: int, gap: int, cursor: int | None, token: int) -> Redis:
