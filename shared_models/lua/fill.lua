@@ -16,10 +16,11 @@ if token ~= ARGV[1] or (size and not is_size(size))
   redis.call('DEL', KEYS[5])
   return -1
 end
-for _, marks in ipairs({KEYS[2], KEYS[3]}) do
-  if redis.call('EXISTS', marks) == 1 then
-    redis.call('HDEL', marks, unpack(ARGV, 3))
-  end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
+end
+if redis.call('EXISTS', KEYS[3]) == 1 then
+  redis.call('HDEL', KEYS[3], unpack(ARGV, 3))
 end
 local added = redis.call('SADD', KEYS[1], unpack(ARGV, 3))
 redis.call('HINCRBY', KEYS[4], 'size', added)
