@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status logs restart down reset test test-fast check audit images lock chaos bench loadtest
+.PHONY: help env up demo status logs restart down reset test test-fast test-long check audit images lock chaos bench loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ test: .venv/complete ## Get a chromium where there is none, and run every test, 
 
 test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 15 seconds
 	@$(BIN)/python -m tests.run --fast
+
+test-long: .venv/complete ## What takes minutes: a stack that is robbed of a rule is found out, and the like
+	@$(BIN)/python -m tests.run --long
 
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
@@ -80,5 +83,5 @@ lock: ## Write the lock files anew from pyproject.toml (needs uv; UV=/path/to/uv
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) comes without its venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Making .venv from requirements.lock …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary :all: --no-compile --require-hashes -r requirements.lock
 	@touch $@

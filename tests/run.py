@@ -3,7 +3,8 @@
 The one more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
 of two services cannot share one. Each folder's output is printed whole when it ends; the last line adds them up.
 A chromium for the tests of the pages is found or installed first. Arguments are handed to pytest: `python -m tests.run -k cold`.
-With `--fast` as the first one: what needs no server, without the deep worlds of the search.
+With `--fast` as the first one: what needs no server, without the deep worlds of the search. With `--long`: the tests that are
+marked so, and no others.
 """
 
 from __future__ import annotations
@@ -24,21 +25,29 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The longest first, so that the processors end together.
 FOLDERS = (
-    *("system", "manage", "failures", "browser", "ingest", "hostile"),
-    *("query", "admin", "protocol", "deploy", "contract", "unit"),
+    *("manage", "system", "browser", "failures", "local", "ingest", "protocol"),
+    *("edge", "deploy", "admin", "query", "hostile", "contract", "unit"),
 )
 
 # Parts that two processors end at about the same time.
-FAST = ("protocol/test_worlds.py", "protocol/test_rules.py", "contract", "unit")
+FAST: tuple[str, ...] = ("protocol/test_worlds.py", "protocol/test_rules.py", "contract", "unit")
+
+# Those with tests that are marked as long.
+LONG = ("failures",)
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 
 
 def main() -> int:
     began = time.monotonic()
-    fast = sys.argv[1:2] == ["--fast"]
-    parts, options = (FAST, ["-m", "not deep", *sys.argv[2:]]) if fast else (FOLDERS, sys.argv[1:])
-    if not fast:
+    tier, options = sys.argv[1:2], sys.argv[2:]
+    if tier == ["--fast"]:
+        parts, options = FAST, ["-m", "not deep", *options]
+    elif tier == ["--long"]:
+        parts, options = LONG, ["-m", "long", *options]
+    else:
+        parts, options = FOLDERS, ["-m", "not long", *sys.argv[1:]]
+    if "browser" in parts:
         try:
             chromium.provide()
         except chromium.NoChromium as error:

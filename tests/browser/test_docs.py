@@ -16,10 +16,8 @@ from tests.browser.conftest import SCREENSHOTS
 @pytest.mark.parametrize(
     ("name", "path", "status"),
     [
-        ("ingest", "/v1/messages", "201"),
         ("ingest", "/v1/messages/batch", "200"),
         ("manage", "/v1/runs", "202"),
-        ("query", "/v1/counts/{counter}/member", "200"),
         ("query", "/v1/counts/{counter}/members", "200"),
     ],
 )

@@ -82,8 +82,7 @@ def test_freshness_and_verification_are_told_in_words(live: Stack, page: Page) -
     )
 
 
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("dark", "size"), [(False, WIDE), (True, NARROW)], ids=["light-wide", "dark-narrow"])
 def test_what_a_repair_has_mended_is_told_and_what_a_check_has_found(
     live: Stack, open_page: Callable[..., Page], dark: bool, size: tuple[int, int]
 ) -> None:
@@ -232,8 +231,7 @@ def test_the_page_is_small_and_asks_its_own_host_only(live: Stack, an_hour: None
     assert 10_000 < size_bytes < 60_000
 
 
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("dark", "size"), [(False, WIDE), (True, NARROW)], ids=["light-wide", "dark-narrow"])
 def test_nobody_is_kept_out(
     live: Stack, an_hour: None, open_page: Callable[..., Page], dark: bool, size: tuple[int, int]
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_short_load_of_all_kinds_leaves_nothing_wrong_and_a_report(temporary: 
     assert [path.name for path in temporary.iterdir()] == ["results"]
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_load_and_its_stack(temporary: Path) -> None:
     with start(temporary, "--seconds", "60", "--results", str(temporary / "results")) as load:
         assert load.stdout is not None

@@ -1,6 +1,6 @@
 """Ingest while it is restarted under load: it answers or cuts the connection, and what it has acknowledged is stored.
 
-That no request fails is the edge's part, which tries another instance: see tests/system.
+That no request fails is the edge's part, which tries another instance: see tests/edge.
 """
 
 from __future__ import annotations

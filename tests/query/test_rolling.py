@@ -18,7 +18,7 @@ from tests.servers import wait_for
 
 def test_on_a_reload_streams_end_and_come_back(valkey: Valkey, rolls: Rolls, tmp_path: Path) -> None:
     """A reload of one instance is the server's own: it may cut connections off. Behind the edge nobody notices: see
-    tests/system/test_edge.py."""
+    tests/edge/test_edge.py."""
     rolls.make_all_live(users=2, cities=3)
     running = Running(valkey.url, tmp_path, WORKERS="1")
     stream = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)

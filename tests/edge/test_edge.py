@@ -331,7 +331,8 @@ def test_a_rolling_restart_fails_no_request(live: Stack, role: str, end: str) ->
             clients.wait_for_answers("answers of the other one")
             instance.start()
         clients.wait_for_answers("answers of both")
-    assert clients.failures == []
+        faults = [line for each in instances for line in each.log.read_text().splitlines() if '"error"' in line]
+    assert clients.failures == [], faults
     if role == "ingest":
         stored = sql(
             live.primary, "SELECT count(*), count(DISTINCT username) FROM message WHERE username LIKE %s", tag + "-%"

@@ -131,7 +131,7 @@ def test_the_demo_serves_the_counts_that_the_table_has(checkout: Checkout) -> No
     assert len(checkout.pids()) == len(NAMES)
 
 
-@pytest.mark.parametrize("names", [["primary"], ["valkey"], ["ingest", "manage", "query"], NAMES])
+@pytest.mark.parametrize("names", [["primary"], ["valkey"], NAMES])
 def test_what_was_killed_comes_back_with_its_data(checkout: Checkout, names: list[str]) -> None:
     checkout.up()
     before = checkout.pids()
@@ -145,7 +145,7 @@ def test_what_was_killed_comes_back_with_its_data(checkout: Checkout, names: lis
     assert sql(database, "SELECT count(*) FROM message") == rows
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["primary", "valkey", "ingest", "keeper"])
 def test_what_was_told_to_end_a_moment_ago_is_waited_for_and_comes_back(checkout: Checkout, name: str) -> None:
     """Also Postgres, which would wait for its clients: they stay."""
     checkout.up()
@@ -252,6 +252,17 @@ def test_down_leaves_no_process_and_keeps_the_data(checkout: Checkout) -> None:
     assert (checkout.folder / "primary" / "complete").exists()
 
 
+def test_reset_keeps_the_ports_and_nothing_else(checkout: Checkout) -> None:
+    checkout.up()
+    assert checkout.run("reset")[0] == 0
+    assert checkout.processes() == []
+    assert {path.name for path in checkout.folder.iterdir()} <= {"ports.json", "lock"}
+    assert checkout.run("status") == (1, "There is no stack here; `make up` starts one.\n")
+    assert checkout.run("up")[0] == 0  # no variable says where
+    _, output = checkout.run("status")
+    assert f" port {checkout.ports['QUERY_PORT']} " in output
+
+
 def test_a_taken_port_is_named_with_its_holder_and_its_variable(folder: Path) -> None:
     checkout = Checkout(folder)
     with socket.socket() as holder:
@@ -274,21 +285,6 @@ def test_an_interrupted_up_ends_what_it_started(folder: Path) -> None:
         output, _ = up.communicate()
     assert up.returncode == 130, output
     assert checkout.processes() == []
-
-
-def test_reset_keeps_the_ports_and_nothing_else(folder: Path) -> None:
-    checkout = Checkout(folder)
-    checkout.up()
-    assert checkout.run("reset")[0] == 0
-    assert checkout.processes() == []
-    assert {path.name for path in folder.iterdir()} <= {"ports.json", "lock"}
-    assert checkout.run("status") == (1, "There is no stack here; `make up` starts one.\n")
-    assert checkout.run("up")[0] == 0  # no variable says where
-    try:
-        _, output = checkout.run("status")
-        assert f" port {checkout.ports['QUERY_PORT']} " in output
-    finally:
-        checkout.run("reset")
 
 
 def test_status_without_a_stack_says_so(folder: Path) -> None:
