@@ -18,6 +18,9 @@ LATER = (
 @contextmanager
 def departures_noted(world: World) -> Iterator[None]:
     """The schema with its triggers, for as long as the block runs."""
+    if world.ask_primary("SELECT to_regnamespace('rollcall_triggers')") != [(None,)]:
+        yield  # the migrations have made them
+        return
     noted, emptied = [], []
     for counter in declarations.COUNTERS:
         key = f"{counter.name}:{counter.definition}"
