@@ -6,6 +6,7 @@ a model is named, the way a foreign key names one, and `Counter.get_model` looks
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -41,6 +42,11 @@ class Counter:
             raise ValueError(f"counter {self.name!r}: name at least one field")
         if self.example and len(self.example) != len(self.fields):
             raise ValueError(f"counter {self.name!r}: the example needs one value for each field")
+
+    @property
+    def definition(self) -> str:
+        """What it counts, in 8 hex digits."""
+        return hashlib.sha256(repr((self.model, self.fields)).encode()).hexdigest()[:8]
 
     def example_member(self) -> dict[str, str | int]:
         """A member, field by field; made of the fields' names where the declaration gives none."""

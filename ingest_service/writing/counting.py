@@ -39,7 +39,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     try:
         with _unless_paused():
             added = steps.record(stores.open_redis(), found, xact, source)
-    except RedisError as error:
+    except (RedisError, steps.TooLate) as error:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:

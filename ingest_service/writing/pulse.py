@@ -12,7 +12,7 @@ import time
 
 import structlog
 
-from ingest_service.writing import idempotency, transactions
+from ingest_service.writing import departures, idempotency, transactions
 from ingest_service.writing.transactions import TransactionFailed, transact
 
 log = structlog.get_logger()
@@ -52,14 +52,18 @@ class Pulse:
         return done
 
     def prune(self) -> int:
-        """Remove the old receipts, a bite at a time; how many."""
+        """Remove the old receipts and departures, a bite at a time; how many."""
         self.pruned_at = time.monotonic()
-        pruned = 0
+        receipts = left = 0
         while bite := transact(lambda transaction: idempotency.prune(transaction, self.keep_hours)):
-            pruned += bite
-        if pruned:
-            log.info("receipts.pruned", receipts=pruned)
-        return pruned
+            receipts += bite
+        while bite := transact(departures.prune):
+            left += bite
+        if receipts:
+            log.info("receipts.pruned", receipts=receipts)
+        if left:
+            log.info("departures.pruned", departures=left)
+        return receipts + left
 
     def _run(self) -> None:
         pause = min(self.pulse_seconds, PRUNE_SECONDS) or PRUNE_SECONDS

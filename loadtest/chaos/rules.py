@@ -60,7 +60,7 @@ def claim(patch: Patch) -> None:
     """A pass does not raise the watermark to what it is about to claim."""
     from manage_service.protocol import catch_up
 
-    def record(redis: Any, members: Any, xact: int | None = None, source: str = "") -> int:
+    def record(redis: Any, members: Any, xact: int | None = None, source: str = "", **options: Any) -> int:
         return steps.record(redis, members)
 
     patch(catch_up, "steps", module_with(steps, record=record))
@@ -94,7 +94,7 @@ def filter_present(patch: Patch) -> None:
     patch(reconcile, "sweep", sweep)
 
 
-UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 3))"
+UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 4))"
 
 
 def unmark(patch: Patch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 from typing import NamedTuple, TypeAlias
 
@@ -22,8 +23,10 @@ from manage_service import stores
 from manage_service.keeper.sampling import take_samples
 from manage_service.keeper.schedule import Schedule
 from manage_service.leases import Lease, LeaseLost
+from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up
+from manage_service.protocol.departures import resolve_departures
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
@@ -78,6 +81,7 @@ class Keeper:
         self.job: Job | None = None
         self.catch_up_at = 0.0
         self.sample_at = 0.0
+        self.unresolved: dict[str, str] = {}  # why departures cannot be read
         self.unsampled = ""  # why no sample could be taken
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
         # Where an open transaction holds the horizon, and since when; for whoever watches.
@@ -87,6 +91,9 @@ class Keeper:
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
         self.plausibility = Plausibility()
+        # The batches of departures under way, by counter, and the filters of the run under way.
+        self.departures: dict[str, Steps] = {}
+        self.filters: dict[str, BucketFilter] = {}
         # What passes over this connection to Redis have added above the cursors.
         self.memories: dict[str, Memory] = {}
 
@@ -133,10 +140,42 @@ class Keeper:
             # At most half of the time goes into catching up: a transaction that is left open for hours makes every
             # pass read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
+            self.begin_departures()
+        self.resolve_departures()
         if now >= self.sample_at:
             self.sample_at = now + samples.SAMPLE_SECONDS
             self.sample()
         return self.step_job()
+
+    def begin_departures(self) -> None:
+        """A batch of departures for each counter that has none under way."""
+        for counter in declarations.COUNTERS:
+            if counter.name not in self.departures:
+                swept = partial(self.tell_filter, counter.name)
+                self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
+
+    def resolve_departures(self) -> None:
+        """A step of each batch under way. What Postgres refuses is begun anew at the next tick."""
+        for name, batch in list(self.departures.items()):
+            self.renew()
+            reason = ""
+            try:
+                while (progress := next(batch, None)) is not None and not progress.waiting:
+                    self.renew()
+            except psycopg2.Error as error:
+                progress, reason = None, reason_of(error)
+            if reason != self.unresolved.get(name, ""):
+                self.unresolved[name] = reason
+                log.warning(
+                    "keeper.departures_wait" if reason else "keeper.departures_go_on", counter=name, reason=reason
+                )
+            if progress is None:
+                del self.departures[name]
+
+    def tell_filter(self, name: str, members: list[bytes]) -> None:
+        """Departures have taken these out: a run under way has to know."""
+        if name in self.filters:
+            self.filters[name].take_swept(members)
 
     def sample(self) -> None:
         """Take the samples that are due. A Redis that refuses them (a users.acl from before there were any) costs the charts
@@ -278,7 +317,13 @@ class Keeper:
                 # Read again, now that nobody else writes it: somebody may just have brought it to its end.
                 unended = registry.get_open(self.redis, run.id)
                 if unended is not None:
-                    steps = execute(unended, self.replica, self.redis, wait_seconds=self.timing.wait_seconds)
+                    steps = execute(
+                        unended,
+                        self.replica,
+                        self.redis,
+                        wait_seconds=self.timing.wait_seconds,
+                        filters=self.filters,
+                    )
                     return Job(f"run {run.id}", steps, lease)
                 lease.release()
         return None
@@ -298,11 +343,13 @@ class Keeper:
             self.job.steps.close()
             release_quietly(self.job.lease)
             self.job = None
+            self.filters.clear()
 
     def start_over(self) -> None:
         """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
         self.drop_job()
         self.memories.clear()
+        self.departures.clear()
         self.replica.close()
         self.redis.close()
         self.redis.connection_pool.disconnect()

@@ -46,7 +46,8 @@ class Schedule:
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def is_due(self, state: State) -> bool:
-        """Whether the counter has not been verified for an interval, or its set is not as large as it ought to be."""
-        if state.gap != 0 or state.verified_at is None:
+        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, or departures
+        alone do not say what has left."""
+        if state.gap != 0 or state.verified_at is None or state.left_through is None:
             return True
         return (datetime.now(UTC) - state.verified_at).total_seconds() >= self.reconcile_seconds

@@ -6,8 +6,9 @@ those that were put in are as many as the set has there, so they are the ones th
 in the other buckets, of which there are about as many as extra members.
 
 The argument needs two things, and `reconcile` sees to both: what is put in is in the set then, and nobody takes
-it out of the set before it has been taken out here. It does not need a member to be taken out only once (SSCAN may give
-one twice), or the set to stand still: a member that comes meanwhile makes its bucket look crowded, and is asked about.
+it out of the set before it has been taken out here (where departures do, see `take_swept`). It does not need
+a member to be taken out only once (SSCAN may give one twice), or the set to stand still: a member that comes meanwhile
+makes its bucket look crowded, and is asked about.
 Nor does it depend on the hash, which only spreads them; Python's differs from process to process, so that nobody can
 choose members which all fall into one bucket.
 """
@@ -27,6 +28,7 @@ class BucketFilter:
 
     def __init__(self) -> None:
         self._balance = array("i", bytes(4 * BUCKETS))
+        self.swept = 0  # members that departures took out meanwhile, and that it was told of
 
     def put_in(self, members: Iterable[bytes]) -> None:
         """Members of the table, each once, that are in the set."""
@@ -39,6 +41,11 @@ class BucketFilter:
         balance = self._balance
         for number in map(hash, members):
             balance[number & MASK] -= 1
+
+    def take_swept(self, members: Sequence[bytes]) -> None:
+        """Members that departures have just taken out of the set. If they were put in, they are not there any more."""
+        self.take_out(members)
+        self.swept += len(members)
 
     @property
     def even(self) -> bool:

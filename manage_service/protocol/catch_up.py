@@ -113,7 +113,11 @@ def pass_over(
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(values, len(counter.fields))
-        added += steps.record(redis, {counter.name: members}, xact=claim, source=snapshot.source)
+        try:
+            added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
+        except steps.TooLate:
+            # Another pass has moved the cursor, and what this snapshot shows may have left since.
+            return Pass(behind="the counter was changed meanwhile")
         between()
     through = None
     if cut is None:

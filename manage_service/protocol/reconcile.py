@@ -6,14 +6,16 @@
 2. *extra*: the members of the set that have no row are found and taken out (`sweep`). The first half puts the members of the
    table that it sees in the set, or adds to it, into a bucket filter (`bucket_filter`), which leaves few members of the set
    to ask the table about. They are in the set until the run ends: only a sweep takes members out, only with its marks,
-   and those of earlier sweeps are removed before the filter is filled. Another sweep of this counter can only be that of a
-   run which was stopped for longer than its lease: it finds the lease gone after the step that it was stopped in.
-   Where nothing was missing, and the set had as many members before the first half as after it, and the table has as
-   many, there is nothing extra: the filter with one bucket would say so. That is how a counter with no drift is verified at
-   the price of reading its index once, as long as no new member comes just then.
+   and those of earlier sweeps are removed before the filter is filled. Departures take members out meanwhile, and count them in
+   `swept`: in the same process they tell the filter (`filters`); a run that finds more swept than its filter was told of asks
+   about every member.
+   Where nothing was missing, and nothing swept, and the set had as many members before the first half as after it, and the
+   table has as many, there is nothing extra: the filter with one bucket would say so. That is how a counter with no drift is
+   verified at the price of reading its index once, as long as no new member comes, and none leaves, just then.
 3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes the
    set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
-   been looked at by now. What is changed by hand during the run shows as another gap between the two; the run starts again.
+   been looked at by now. All that left below the cursor that the run began with has been taken out, too, and
+   `left_through` says so. What is changed by hand during the run shows as another gap between the two; the run starts again.
 
 A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
 position lies in the Redis that holds the members, so what is lost is lost together. It has no filter of what it read
@@ -42,22 +44,43 @@ from shared_models.protocol.states import Drift
 ATTEMPTS = 3
 
 
-def reconcile(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+def reconcile(
+    counter: Counter,
+    findings: Findings,
+    replica: Replica,
+    redis: Redis,
+    *,
+    repair: bool,
+    filters: dict[str, BucketFilter] | None = None,
+) -> Steps:
     """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
 
+    In `filters` it leaves its filter, for who resolves departures in this process, by the name of the counter.
     A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
     Raises CounterWasLost, steps.SetChanged, psycopg2.Error, redis.RedisError.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return (yield from reconcile_once(counter, findings, replica, redis, repair=repair))
+            return (
+                yield from reconcile_once(
+                    counter, findings, replica, redis, repair=repair, filters={} if filters is None else filters
+                )
+            )
         except steps.SetChanged:
             if attempt == ATTEMPTS:
                 raise
             findings.look_again(repaired=repair)
 
 
-def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+def reconcile_once(
+    counter: Counter,
+    findings: Findings,
+    replica: Replica,
+    redis: Redis,
+    *,
+    repair: bool,
+    filters: dict[str, BucketFilter],
+) -> Steps:
     """`reconcile`, but for its next attempt where the set was changed by hand."""
     with replica.snapshot(counter) as snapshot:
         source, estimate = snapshot.source, snapshot.estimate(counter)
@@ -71,6 +94,9 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
         findings.build, findings.gap = state.build, state.gap
     # None where this goes on from the middle: another run may have been at work in between.
     count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
+    filters.pop(counter.name, None)
+    if bucket_filter is not None:
+        filters[counter.name] = bucket_filter
     forget_marks(counter, redis)
 
     jumping = estimate is not None and estimate.jumping_pays
@@ -80,7 +106,12 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
             # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
             behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
-                more = compare_chunk(counter, findings, snapshot, redis, bucket_filter, jumping=jumping, repair=repair)
+                try:
+                    more = compare_chunk(
+                        counter, findings, snapshot, redis, bucket_filter, jumping=jumping, repair=repair
+                    )
+                except steps.TooLate as error:
+                    behind = str(error)
         if behind is not None:
             yield Progress("missing", findings.read, expected, waiting=behind)
             continue
@@ -91,8 +122,9 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
     if not repair:
         findings.forget_extra()
     after = states.read_state(redis, counter.name)
-    if findings.absent or not count_before == findings.read == after.count:
-        yield from sweep(
+    all_gone = True
+    if findings.absent or after.swept != state.swept or not count_before == findings.read == after.count:
+        all_gone = yield from sweep(
             counter,
             replica,
             redis,
@@ -101,10 +133,14 @@ def reconcile_once(counter: Counter, findings: Findings, replica: Replica, redis
             strict=findings.gap != 0,
             found=lambda members: findings.note_extra(counter, members),
             expected=expected,
+            swept_before=state.swept,
         )
     now = datetime.now(UTC)
     drift = Drift(findings.missing, findings.extra)
-    if not steps.verify(redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair):
+    left_through = state.cursor if repair and all_gone else None
+    if not steps.verify(
+        redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair, left_through=left_through
+    ):
         raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
     findings.verified_at = now
 
@@ -119,20 +155,21 @@ def compare_chunk(
     jumping: bool,
     repair: bool,
 ) -> bool:
-    """The next chunk of the table against the set; False where there is none."""
+    """The next chunk of the table against the set; False where there is none. Raises steps.TooLate: read it again."""
     chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
     if not chunk:
         return False
     members = encode_all(chunk, len(counter.fields))
     cursor, absent = find_absent(counter, members, redis)
-    findings.absent += len(absent)
     if absent:
         values = [chunk[index] for index in absent]
         # The cursor was read together with the absence: below it, a member with a row had to be there.
         owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
-        findings.note_missing(counter, [encode(value) for value in owed])
         if repair:
-            steps.record(redis, {counter.name: [members[index] for index in absent]})
+            found = [members[index] for index in absent]
+            steps.record(redis, {counter.name: found}, source=snapshot.source, horizon=snapshot.horizon)
+        findings.note_missing(counter, [encode(value) for value in owed])
+        findings.absent += len(absent)
     if bucket_filter is not None:
         bucket_filter.put_in(members)
         if not repair:

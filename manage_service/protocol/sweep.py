@@ -15,12 +15,13 @@ Why the order is the proof that a member with a row never leaves:
 A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes on in
 the same scan of the set: what is there for the whole time is given at least once, also where other members leave.
 
-Another run at the same time can only take marks away from this one, so that it takes out fewer members.
+Another run at the same time can only take marks away from this one, so that it takes out fewer members. Batches of departures
+have marks of their own, and take out members beside a run: see `departures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from secrets import token_hex
 from typing import cast
@@ -30,7 +31,7 @@ from redis import Redis
 
 from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.freshness import why_stale
-from manage_service.protocol.progress import Progress, Steps
+from manage_service.protocol.progress import Progress
 from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps, timeline
@@ -59,12 +60,14 @@ def sweep(
     strict: bool = False,
     found: Callable[[list[bytes]], None],
     expected: int,
-) -> Steps:
-    """Find extra members, give them to `found`, and take them out unless `take_out` is off.
+    swept_before: int = 0,
+) -> Generator[Progress, None, bool]:
+    """Find extra members, give them to `found`, and take them out unless `take_out` is off; whether it took out all of them.
 
     A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. `redis` must be a
     client of `stores.connect_for_passes`; `bucket_filter` is what the table has, if that is known; `expected` is about how many
-    members the set has, for the progress. `strict` is for a run that says that the set is right, whatever was in it: a member
+    members the set has, for the progress; `swept_before` is how many members sweeps had taken out before the filter was filled.
+    `strict` is for a run that says that the set is right, whatever was in it: a member
     without a row that it could not take out, because its mark was gone, may be still there.
     Raises CounterWasLost, steps.SetChanged (where strict), psycopg2.Error, redis.RedisError.
     """
@@ -73,18 +76,20 @@ def sweep(
     token = token_hex(8)
     forget_marks(counter, redis)
     marked: list[bytes] = []
-    for progress, suspected in find_suspects(counter, replica, redis, bucket_filter, expected):
+    all_gone = True
+    for progress, suspected in find_suspects(counter, replica, redis, bucket_filter, expected, swept_before):
         for some in steps.chunks(suspected):
             redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
         marked += suspected
         # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
         yield progress
         if len(marked) >= ROUND_MEMBERS:
-            yield from sweep_round(
+            gone = yield from sweep_round(
                 counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found
             )
-            marked = []
-    yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found)
+            all_gone, marked = all_gone and gone, []
+    gone = yield from sweep_round(counter, token, marked, replica, redis, take_out=take_out, strict=strict, found=found)
+    return all_gone and gone
 
 
 def sweep_round(
@@ -97,28 +102,40 @@ def sweep_round(
     take_out: bool,
     strict: bool,
     found: Callable[[list[bytes]], None],
-) -> Steps:
-    """Fence and sweep for members that have been marked."""
+) -> Generator[Progress, None, bool]:
+    """Fence and sweep for members that have been marked; whether all that had no row were taken out."""
     suspects = keys.of_counter(counter.name).suspects
     state = states.read_state(redis, counter.name)
+    all_gone = True
     for chunk in steps.chunks(marked, CHUNK_ASKED):
-        while True:
-            with replica.snapshot(counter) as snapshot:
-                reason = fence(snapshot, state)
-                if reason is None:
-                    extra = rowless(counter, list(chunk), snapshot)
-                    break
-            yield Progress("fence", waiting=reason)
+        extra = yield from ask_behind_fence(counter, state, list(chunk), replica)
         if take_out:
             gone = steps.sweep(redis, counter.name, token, extra)
             found(gone)
-            if strict and len(gone) < len(extra):
+            all_gone = all_gone and len(gone) == len(extra)
+            if strict and not all_gone:
                 raise steps.SetChanged(f"members of {counter.name} came back, or another run took their marks off")
         else:
             found(still_marked(redis, suspects, token, extra))
         for some in steps.chunks(chunk):
             redis.hdel(suspects, *some)
         yield Progress("sweep")
+    return all_gone
+
+
+def ask_behind_fence(
+    counter: Counter, state: State, members: list[bytes], replica: Replica
+) -> Generator[Progress, None, list[bytes]]:
+    """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on.
+
+    Says why it waits, step by step. Raises CounterWasLost.
+    """
+    while True:
+        with replica.snapshot(counter) as snapshot:
+            reason = fence(snapshot, state)
+            if reason is None:
+                return rowless(counter, members, snapshot)
+        yield Progress("fence", waiting=reason)
 
 
 def forget_marks(counter: Counter, redis: Redis) -> None:
@@ -127,7 +144,12 @@ def forget_marks(counter: Counter, redis: Redis) -> None:
 
 
 def find_suspects(
-    counter: Counter, replica: Replica, redis: Redis, bucket_filter: BucketFilter | None, expected: int
+    counter: Counter,
+    replica: Replica,
+    redis: Redis,
+    bucket_filter: BucketFilter | None,
+    expected: int,
+    swept_before: int,
 ) -> Iterator[tuple[Progress, list[bytes]]]:
     """Look at every member of the set; at each step, those of the members just asked about that have no row on the replica."""
     at = keys.of_counter(counter.name)
@@ -138,7 +160,11 @@ def find_suspects(
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
-        if bucket_filter.even:
+        # What departures took out meanwhile lies in the filter as if it were in the set, and would hide as many extra members:
+        # unless the filter was told of each, every member is asked about.
+        if states.read_state(redis, counter.name).swept != swept_before + bucket_filter.swept:
+            bucket_filter = None
+        elif bucket_filter.even:
             return
     asked: list[bytes] = []
     for members in scan(redis, at.members, step):

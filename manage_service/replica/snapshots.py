@@ -168,6 +168,23 @@ class Snapshot:
         arrays = map(list, zip(*values, strict=True))
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
+    def has_departures(self) -> bool:
+        """Whether there is a table of departures that may be read."""
+        return ask(self._connection, sql.HAS_DEPARTURES) == [(True,)]
+
+    def departed(self, counter: Counter, since: int, below: int) -> tuple[int, list[Values] | None]:
+        """The members of a batch of departures with since <= xact, and the xact that the batch ends before; `below` at most.
+
+        None instead of members is "all". One transaction is never cut in two.
+        """
+        key = f"{counter.name}:{counter.definition}"
+        cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES))
+        until = max(cut[0][0], since + 1) if cut else below
+        found = ask(self._connection, sql.DEPARTED, (key, since, until, sql.MOST_DEPARTED + 1))
+        if len(found) > sql.MOST_DEPARTED or (None,) in found:
+            return until, None
+        return until, [tuple(element) for (element,) in found]
+
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter; None where it has never been analyzed."""
         if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:

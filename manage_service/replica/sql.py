@@ -105,6 +105,25 @@ WITH_ROW_BELOW = """
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND t.xact < %s)
 """
 
+# Whether there are departures, and this role may read them: see shared_models.triggers.
+HAS_DEPARTURES = """
+    SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
+"""
+# The index on (counter, xact): where a batch ends, and its members.
+DEPARTED_END = """
+    SELECT xact FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
+    ORDER BY xact OFFSET %s LIMIT 1
+"""
+DEPARTED = """
+    SELECT DISTINCT element FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s LIMIT %s
+"""
+# About how many departures one batch has: a second's worth of questions to the table.
+BATCH_DEPARTURES = 20_000
+# More members than this in one batch, that is of one transaction: a reconcile is quicker.
+MOST_DEPARTED = 200_000
+
 
 def standpoint(*, by_function: bool) -> str:
     """STANDPOINT, for a role that may ask the function, or for one that reads the statistics itself."""

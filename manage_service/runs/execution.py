@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from manage_service.leases import Lease
+from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
@@ -50,7 +51,14 @@ class Cancelled(Exception):
     """Somebody asked the run to stop."""
 
 
-def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) -> Steps:
+def execute(
+    run: Run,
+    replica: Replica,
+    redis: Redis,
+    *,
+    wait_seconds: float,
+    filters: dict[str, BucketFilter] | None = None,
+) -> Steps:
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
     A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same; at its end the
@@ -70,7 +78,7 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
             if findings.verified_at is not None or findings.failure:
                 continue
             try:
-                yield from one_counter(run, name, findings, replica, redis, wait_seconds)
+                yield from one_counter(run, name, findings, replica, redis, wait_seconds, filters)
             except (TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
                 findings.failure = str(error)
             except WaitedTooLong as error:
@@ -88,7 +96,15 @@ def execute(run: Run, replica: Replica, redis: Redis, *, wait_seconds: float) ->
     log.info("run.ended", run=run.id, status=run.status, detail=run.detail, drift=found)
 
 
-def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis: Redis, wait_seconds: float) -> Steps:
+def one_counter(
+    run: Run,
+    name: str,
+    findings: Findings,
+    replica: Replica,
+    redis: Redis,
+    wait_seconds: float,
+    filters: dict[str, BucketFilter] | None,
+) -> Steps:
     """Reconcile one counter of a run: the record after each step, the limits between two."""
     lease = Lease(redis, f"reconcile:{name}")
     waiting_since: float | None = None
@@ -96,7 +112,7 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
         while not lease.acquire():
             check_cancelled(redis, run)
             yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
-        for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR):
+        for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR, filters=filters):
             lease.renew()  # before the record: whoever was stopped for so long that another has ended the run writes nothing
             yield noted(run, name, redis, progress)
             check_cancelled(redis, run)
@@ -113,14 +129,22 @@ def one_counter(run: Run, name: str, findings: Findings, replica: Replica, redis
             pass  # it runs out by itself
 
 
-def persistent(name: str, findings: Findings, replica: Replica, redis: Redis, *, repair: bool) -> Steps:
+def persistent(
+    name: str,
+    findings: Findings,
+    replica: Replica,
+    redis: Redis,
+    *,
+    repair: bool,
+    filters: dict[str, BucketFilter] | None,
+) -> Steps:
     """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
     snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and
     again."""
     timeouts, read_before = 0, -1
     while True:
         try:
-            return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair))
+            return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair, filters=filters))
         except REFUSALS:
             raise
         except QueryCanceled as error:

@@ -4,8 +4,6 @@
 -- one, and where it is missing, what was acknowledged before is forgotten with it. Then it stays missing, and keeps sweeps from
 -- going on, until the keeper has set it anew.
 local function raise_watermark(intake, xact, source, first)
-  -- 64-bit numbers as text: Lua's own numbers are exact to 2^53 only.
-  local function below(a, b) return #a < #b or (#a == #b and a < b) end
   local function split(s) return string.match(s, '^(%d+)/(%d+)$') end
   local water, water_source = unpack(redis.call('HMGET', intake, 'watermark', 'watermark_source'))
   local known = water and water_source and #water <= 19 and string.match(water, '^%d+$') and split(water_source)

@@ -1,26 +1,40 @@
 -- Add members to a counter, clear them of suspicion, and raise the watermark: the one way in for a member.
 --
--- KEYS[1] members   KEYS[2] suspects   KEYS[3] intake
+-- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] state
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
 --         to claim; decimal text, "" for none
--- ARGV[2] source of that xact, "system identifier/timeline"; "" with an empty xact
--- ARGV[3…] members, a chunk at most
--- Returns how many of them were not in the set before.
+-- ARGV[2] source of the xacts, "system identifier/timeline"; "" where there are none
+-- ARGV[3] xact below which nothing is known of what has been deleted since: the one that stored the rows, or the horizon of
+--         the snapshot that showed them; "" for none
+-- ARGV[4…] members, a chunk at most
+-- Returns how many of them were not in the set before; or -1 where they come too late: catch-up has passed that xact. They have
+-- been counted, or they have left again; nothing is added, and not all of them are in the set. (0 where all are.)
 --
 -- Atomic because a sweep between "add" and "off the suspects" would take out a member that has just been
 -- acknowledged, a fence that reads the watermark between "add" and "raise" would not wait for its row, and a reader
--- between "add" and "size" would take the set for damaged.
+-- between "add" and "size" would take the set for damaged. And a cursor that moved between the look at it and "add" would let a
+-- member in whose departure has been resolved.
 --
--- Redis does not roll a script back. So everything that can fail comes before the first member is added: the intake is
+-- Redis does not roll a script back. So everything that can fail comes before the first member is added: the hashes are
 -- read, and a mark that is lost is always safe.
-local members, suspects, intake = KEYS[1], KEYS[2], KEYS[3]
-local xact, source = ARGV[1], ARGV[2]
+local members, suspects, departing, intake = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local xact, source, known = ARGV[1], ARGV[2], ARGV[3]
 local size, build = unpack(redis.call('HMGET', intake, 'size', 'build'))
+local cursor, cursor_source = unpack(redis.call('HMGET', KEYS[5], 'cursor', 'source'))
 
-if redis.call('EXISTS', suspects) == 1 then
-  redis.call('HDEL', suspects, unpack(ARGV, 3))
+if cursor and cursor_source == source and known ~= '' and below(known, cursor) then
+  for _, present in ipairs(redis.call('SMISMEMBER', members, unpack(ARGV, 4))) do
+    if present == 0 then return -1 end
+  end
+  return 0
 end
-local added = redis.call('SADD', members, unpack(ARGV, 3))
+if redis.call('EXISTS', suspects) == 1 then
+  redis.call('HDEL', suspects, unpack(ARGV, 4))
+end
+if redis.call('EXISTS', departing) == 1 then
+  redis.call('HDEL', departing, unpack(ARGV, 4))
+end
+local added = redis.call('SADD', members, unpack(ARGV, 4))
 -- A size that is no number stays as it is: the counter is not live then, and the keeper builds it.
 if added > 0 and (not size or is_size(size)) then
   redis.call('HINCRBY', intake, 'size', added)

@@ -1,12 +1,14 @@
--- Take out those suspects that are still suspected by this sweep.
+-- Take out those members that are still marked by this sweep.
 --
--- KEYS[1] members   KEYS[2] suspects   KEYS[3] intake
--- ARGV[1] token of the sweep   ARGV[2…] suspects without a row, a chunk at most
+-- KEYS[1] members   KEYS[2] suspects, or departing   KEYS[3] intake   KEYS[4] state
+-- ARGV[1] token of the sweep   ARGV[2…] members without a row, a chunk at most
 -- Returns those that were taken out.
 --
--- Atomic because a member that is recorded after the look at its mark must stay, and the size goes with the members.
--- Redis does not roll a script back: the intake is read first, so that nothing that can fail comes after the first SREM.
+-- Atomic because a member that is recorded after the look at its mark must stay, and the size goes with the members; and so
+-- does `swept`, by which a run sees that another sweep has taken out members that it had counted on.
+-- Redis does not roll a script back: the hashes are read first, so that nothing that can fail comes after the first SREM.
 local size = redis.call('HMGET', KEYS[3], 'size')[1]
+local swept = redis.call('HMGET', KEYS[4], 'swept')[1]
 local gone, removed = {}, 0
 for i = 2, #ARGV do
   if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
@@ -17,5 +19,8 @@ for i = 2, #ARGV do
 end
 if removed > 0 and is_size(size) then
   redis.call('HINCRBY', KEYS[3], 'size', -removed)
+end
+if #gone > 0 then
+  redis.call('HSET', KEYS[4], 'swept', string.format('%d', (is_size(swept) and tonumber(swept) or 0) + #gone))
 end
 return gone

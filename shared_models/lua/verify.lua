@@ -4,6 +4,7 @@
 -- ARGV[1] build of the counter when the run began   ARGV[2] gap between set and size when it began
 -- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has mended what it found, 0: it has only looked
 -- ARGV[7] token: the counter's build from now on, where the run has settled a gap
+-- ARGV[8] cursor when the run began: what has left below it is resolved; "" where the run could not take out all of it
 -- Returns 1; 0 where the counter has been lost or built anew since; -1 where something else has changed the set since
 -- (nothing is changed in either case).
 --
@@ -11,12 +12,16 @@
 -- is changed by hand in between must not be made right by it. A gap that was settled makes another build of the counter: a second
 -- run that began with the same gap, and finds the same again after another change by hand, has proved nothing about that one.
 local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
+local left = redis.call('HMGET', KEYS[3], 'left_through')[1]
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
 if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not is_size(size) then return 0 end
 local count = redis.call('SCARD', KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])
 if ARGV[6] == '1' then
+  if ARGV[8] ~= '' and (not left or below(left, ARGV[8])) then
+    redis.call('HSET', KEYS[3], 'left_through', ARGV[8])
+  end
   redis.call('HSET', KEYS[2], 'size', string.format('%d', count))
   if tonumber(ARGV[2]) ~= 0 then
     redis.call('HSET', KEYS[2], 'build', ARGV[7])

@@ -6,6 +6,7 @@ cold counters, which get built.
 
     rollcall:2:{users}:members    SET     the members; absent while the count is zero
     rollcall:2:{users}:suspects   HASH    member -> token of the sweep that suspects it of having no row
+    rollcall:2:{users}:departing  HASH    member -> token of the batch of departures that it is in
     rollcall:2:{users}:intake     HASH    what ingest writes, too:
                                           size              members that the protocol has put into the set, less those that
                                                             it has taken out: another number than the set's own means that
@@ -25,6 +26,10 @@ cold counters, which get built.
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
                                           repaired          … and 1 where it has mended that
+                                          left_through      departures with a lower xact are resolved; absent means that a
+                                                            reconcile has to resolve them
+                                          leaving           token of the batch of departures that is being resolved
+                                          swept             how many members sweeps have taken out
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
     rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
@@ -42,7 +47,8 @@ cold counters, which get built.
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest the first three of a counter; manage everything; query nothing; ingest and manage their own rates.
+Who writes: ingest the first four of a counter, and reads the state; manage everything; query nothing; ingest and manage
+their own rates.
 What ingest writes is not believed blindly: see `shared_models.protocol.states`. compose/redis/users.acl gives each exactly that.
 """
 
@@ -60,6 +66,7 @@ class CounterKeys:
 
     members: str
     suspects: str
+    departing: str
     intake: str
     state: str
     fill: str

@@ -54,6 +54,8 @@ class State:
     drift: Drift | None = None
     repaired: bool = False  # the reconcile that found the drift has mended it
     filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
+    left_through: int | None = None  # departures with a lower xact are resolved
+    swept: int = 0  # members that sweeps have taken out
     refused: str = ""  # why the keeper cannot build it
     disbelieved: tuple[str, ...] = ()  # fields that are there, and cannot be
     unreadable: str = ""  # what Redis says where it cannot read the counter at all
@@ -138,7 +140,7 @@ class _Reader:
 
 _STATE = (
     "cursor", "source", "build", "complete_through", "verified_at", "missing", "extra", "repaired", "refused",
-    "watermark_reset_at",
+    "watermark_reset_at", "left_through", "swept",
 )  # fmt: skip
 _INTAKE = ("size", "build", "watermark", "watermark_source")
 _FILL = ("token", "read", "expected")
@@ -195,6 +197,8 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         drift=Drift(missing, extra) if proved else None,  # type: ignore[arg-type]
         repaired=state.text("repaired") == "1",
         filled=filled,
+        left_through=state.number("left_through", XACT_LIMIT),
+        swept=state.number("swept", SIZE_LIMIT) or 0,
         refused=state.text("refused"),
         disbelieved=tuple(intake.disbelieved + state.disbelieved + fill.disbelieved),
     )
@@ -229,7 +233,14 @@ def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
     Nothing of Rollcall has written them, and nothing can be counted while they are there.
     """
     at = keys.of_counter(name)
-    expected = {at.members: "set", at.suspects: "hash", at.intake: "hash", at.state: "hash", at.fill: "hash"}
+    expected = {
+        at.members: "set",
+        at.suspects: "hash",
+        at.departing: "hash",
+        at.intake: "hash",
+        at.state: "hash",
+        at.fill: "hash",
+    }
     found = {key: cast("bytes", client.type(key)).decode() for key in expected}
     misfits = {key: kind for key, kind in found.items() if kind not in ("none", expected[key])}
     if misfits:

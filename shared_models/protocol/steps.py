@@ -57,14 +57,30 @@ def _text(name: str) -> str:
 
 def _script(name: str) -> Script:
     text = _text(name)
-    used = (shared for shared in ("is_size", "raise_watermark") if f"{shared}(" in text)
-    return Script("".join([*map(_text, used), text]))
+    for shared in ("raise_watermark", "below", "is_size"):
+        if f"{shared}(" in text:
+            text = _text(shared) + text
+    return Script(text)
 
 
-RECORD, ADVANCE, BEGIN, FILL, PROMOTE, SWEEP, VERIFY, MAKE_COLD, RESET_WATERMARK = SCRIPTS = tuple(
-    map(
-        _script,
-        ("record", "advance", "begin", "fill", "promote", "sweep", "verify", "make_cold", "reset_watermark"),
+RECORD, ADVANCE, BEGIN, FILL, PROMOTE, SWEEP, VERIFY, MAKE_COLD, RESET_WATERMARK, MARK_DEPARTING, RESOLVE = SCRIPTS = (
+    tuple(
+        map(
+            _script,
+            (
+                "record",
+                "advance",
+                "begin",
+                "fill",
+                "promote",
+                "sweep",
+                "verify",
+                "make_cold",
+                "reset_watermark",
+                "mark_departing",
+                "resolve",
+            ),
+        )
     )
 )
 
@@ -111,21 +127,35 @@ def _seen(xact: int | None) -> int | str:
     return "" if xact is None else xact
 
 
+class TooLate(Exception):
+    """Catch-up has passed the members that were to be added. They have been counted, or they have left again."""
+
+
 def record(
-    client: Redis, members_by_counter: Mapping[str, Sequence[bytes]], xact: int | None = None, source: str = ""
+    client: Redis,
+    members_by_counter: Mapping[str, Sequence[bytes]],
+    xact: int | None = None,
+    source: str = "",
+    *,
+    horizon: int | None = None,
 ) -> int:
     """Add members to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
-    to claim. Raises redis.RedisError; any part may have been done then, which is harmless: every member has a committed
-    row.
+    to claim. `horizon` is of the snapshot that showed the members; None where they were stored by `xact` itself. Raises
+    TooLate where some of them were not added, and redis.RedisError; any part may have been done then, which is harmless:
+    every member has a committed row.
     """
     calls: list[Call] = []
     for name, members in members_by_counter.items():
         at = keys.of_counter(name)
-        on = (at.members, at.suspects, at.intake)
-        calls += [(on, (_seen(xact), source, *chunk)) for chunk in chunks(members)]
-    return sum(_execute(client, RECORD, calls)) if calls else 0
+        on = (at.members, at.suspects, at.departing, at.intake, at.state)
+        known = _seen(xact if horizon is None else horizon)
+        calls += [(on, (_seen(xact), source, known, *chunk)) for chunk in chunks(members)]
+    added = _execute(client, RECORD, calls) if calls else []
+    if -1 in added:
+        raise TooLate("catch-up has passed these rows: their members were counted, or have left again")
+    return sum(added)
 
 
 def advance(client: Redis, name: str, was: State, cursor: int, complete_through: datetime | None) -> bool:
@@ -160,7 +190,7 @@ def fill(client: Redis, name: str, token: str, position: bytes, members: Sequenc
     at = keys.of_counter(name)
     calls: list[Call] = []
     for chunk in chunks(members):
-        calls.append(((at.members, at.suspects, at.intake, at.fill), (token, position, *chunk)))
+        calls.append(((at.members, at.suspects, at.departing, at.intake, at.fill), (token, position, *chunk)))
         position = position_after(chunk[-1])
     return None if -1 in _execute(client, FILL, calls) else position
 
@@ -176,29 +206,73 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
     return bool(_execute_one(client, PROMOTE, [at.members, at.intake, at.state, at.fill], token, position))
 
 
-def sweep(client: Redis, name: str, token: str, members: Sequence[bytes]) -> list[bytes]:
-    """Take out the members that this sweep still suspects, and give them back."""
+def sweep(client: Redis, name: str, token: str, members: Sequence[bytes], *, departing: bool = False) -> list[bytes]:
+    """Take out the members that this sweep, or this batch of departures, still has marked, and give them back."""
     at = keys.of_counter(name)
-    calls: list[Call] = [((at.members, at.suspects, at.intake), (token, *chunk)) for chunk in chunks(members)]
+    on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
+    calls: list[Call] = [(on, (token, *chunk)) for chunk in chunks(members)]
     return [member for gone in _execute(client, SWEEP, calls) for member in gone]
+
+
+def begin_departing(client: Redis, name: str, token: str) -> None:
+    """Begin a batch of departures: one that was begun before can make no marks any more, and resolves nothing."""
+    at = keys.of_counter(name)
+    pipe = client.pipeline(transaction=True)
+    pipe.hset(at.state, "leaving", token)
+    pipe.unlink(at.departing)
+    pipe.execute()
+
+
+def mark_departing(client: Redis, name: str, token: str, members: Sequence[bytes]) -> bool:
+    """Mark the members of a batch; False where another batch has begun."""
+    at = keys.of_counter(name)
+    calls: list[Call] = [((at.state, at.departing), (token, *chunk)) for chunk in chunks(members)]
+    return 0 not in _execute(client, MARK_DEPARTING, calls)
+
+
+def resolve(client: Redis, name: str, was: State, token: str, left_through: int | None) -> bool:
+    """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile has to do it."""
+    at = keys.of_counter(name)
+    on = (at.state, at.departing)
+    return bool(_execute_one(client, RESOLVE, on, _seen(was.left_through), was.build, token, _seen(left_through)))
 
 
 class SetChanged(Exception):
     """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
 
 
-def verify(client: Redis, name: str, build: str, gap: int, at: datetime, drift: Drift, *, repaired: bool) -> bool:
+def verify(
+    client: Redis,
+    name: str,
+    build: str,
+    gap: int,
+    at: datetime,
+    drift: Drift,
+    *,
+    repaired: bool,
+    left_through: int | None = None,
+) -> bool:
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
     `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
-    set is as large as it has to be, and the counter has another build. Raises SetChanged where the gap is another one now.
+    set is as large as it has to be, and the counter has another build.
+    All departures below `left_through` are resolved. Raises SetChanged where the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(
         client,
         VERIFY,
         [on.members, on.intake, on.state],
-        *(build, gap, to_microseconds(at), drift.missing, drift.extra, int(repaired), token_hex(8)),
+        *(
+            build,
+            gap,
+            to_microseconds(at),
+            drift.missing,
+            drift.extra,
+            int(repaired),
+            token_hex(8),
+            _seen(left_through),
+        ),
     )
     if done == -1:
         raise SetChanged(f"something other than Rollcall has changed the set of {name} during the run")

@@ -140,6 +140,10 @@ class World:
     def steps(self, run: Run, wait_seconds: float = 20.0) -> Steps:
         return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
 
+    def steps_in(self, filters: dict[str, Any]) -> Steps:
+        """A run of users, which leaves its filter there."""
+        return execute(self.ask("users"), self.replica, self.passes(), wait_seconds=20.0, filters=filters)
+
     def reconcile(self, *names: str, mode: Mode = Mode.REPAIR, wait_seconds: float = 20.0) -> Run:
         """A run from beginning to end."""
         run = self.ask(*names, mode=mode)

@@ -12,14 +12,15 @@ from typing import Any
 from tests.protocol.postgres import Postgres, commit
 from tests.protocol.rules import Rules
 from tests.protocol.scripts import Scripts
-from tests.protocol.state import DONE, START, Actor, Redis, Seen, State, View, put
+from tests.protocol.state import DONE, FOREIGN, START, Actor, Redis, Saw, Seen, State, View, put
 
 
 class Actors:
-    """`settling`: the set may differ from its size, so that runs look for what is missing, and verify."""
+    """`verifying`: runs look for what is missing, too, and verify. It matters where the set may differ from its size, or where
+    departures are read."""
 
-    def __init__(self, rules: Rules, postgres: Postgres, scripts: Scripts, *, settling: bool) -> None:
-        self.on, self.postgres, self.scripts, self.settling = rules.on, postgres, scripts, settling
+    def __init__(self, rules: Rules, postgres: Postgres, scripts: Scripts, *, verifying: bool) -> None:
+        self.on, self.postgres, self.scripts, self.verifying = rules.on, postgres, scripts, verifying
 
     def nexts(self, s: State) -> Iterator[State]:
         views = self.postgres.views(s)
@@ -32,6 +33,11 @@ class Actors:
         for i, catching_up in each(s.passes):
             for redis, actor in self.catch_up(s.redis, catching_up, views):
                 yield s._replace(redis=redis, passes=put(s.passes, i, actor))
+        for i, departer in enumerate(s.departers):
+            for redis, actor in self.resolve(s.redis, departer, i, views):
+                yield s._replace(redis=redis, departers=put(s.departers, i, actor))
+            if departer != START:  # it may die at any time
+                yield s._replace(departers=put(s.departers, i, START))
         yield from self.build(s, views)
         if s.left.others:
             yield from self.ingest_another(s)
@@ -58,8 +64,11 @@ class Actors:
             log = (*s.histories[timeline], ("insert", xact, writer))
             yield s._replace(histories=put(s.histories, timeline, log)), ("committed", xact, source)
         elif at == "committed" and self.postgres.is_committed(s, writer):
-            redis = self.scripts.raise_watermark(self.scripts.record(s.redis), *facts)
-            yield s._replace(redis=redis), ("counted",)
+            if self.scripts.late(s.redis, *facts) and self.on("late records"):
+                yield s, ("counted",) if s.redis.member or not self.on("late is not counted") else DONE
+            else:
+                redis = self.scripts.raise_watermark(self.scripts.record(s.redis), *facts)
+                yield s._replace(redis=redis), ("counted",)
             yield s, DONE  # Redis was away
 
     # Reconcile
@@ -67,24 +76,28 @@ class Actors:
     def reconcile(self, redis: Redis, run: Actor, index: int, views: list[View]) -> Iterator[tuple[Redis, Actor]]:
         """A repair: look for what is missing; mark, fence, sweep; verify. Only the middle where there is nothing to settle.
 
-        `about` is the build and the gap that it began with.
+        `about` is the build, the gap and the cursor that it began with.
         """
         at, *facts = run
         token = index if self.on("token") else 0
         if at == "start" and not self.scripts.lost(redis):
-            about = (redis.build, redis.gap) if self.settling else (0, 0)
+            about = (redis.build, redis.gap, redis.cursor) if self.verifying else (0, 0, 0)
             noted = redis._replace(mark=None)  # begins by forgetting older marks
-            yield noted, ("looking", about, seen_of(redis)) if self.settling else ("looked", about)
+            yield noted, ("looking", about, seen_of(redis)) if self.verifying else ("looked", about)
         elif at == "looking":
             about, was = facts
             shows = self.fence if about[1] != 0 and self.on("settle fence") else self.covers
             for view in views:
                 if shows(view, was):
-                    yield redis, ("seen", about, bool(view.rows))
+                    yield redis, ("seen", about, was, sees(view), view.horizon, view.source)
         elif at == "seen":
-            yield self.scripts.fill(redis, saw=facts[1]), ("looked", facts[0])
+            about, was, saw, *shown = facts
+            if saw and self.scripts.late(redis, *shown) and self.on("late repairs"):
+                yield redis, ("looking", about, was)
+            else:
+                yield self.scripts.fill(redis, saw=saw), ("looked", about)
         elif at == "looked":
-            rowless = [view for view in views if not view.rows]
+            rowless = [view for view in views if not self.has_row(view)]
             if redis.member and rowless:
                 yield redis._replace(mark=token), ("marked", *facts)
             if not redis.member:
@@ -95,24 +108,29 @@ class Actors:
             yield redis, ("fencing", *facts, seen_of(redis))
         elif at == "fencing":
             about, was = facts
-            for here in {bool(view.rows) for view in views if self.fence(view, was, cursor=self.on("cursor fence"))}:
+            for here in {self.has_row(view) for view in views if self.fence(view, was, cursor=self.on("cursor fence"))}:
                 if here:
                     yield redis._replace(mark=None, by_hand=False), self.then_verify(about)
                 else:
                     yield redis, ("asked", about)
         elif at == "asked":
-            ((build, gap),) = facts
+            (about,) = facts
             if redis.mark == token:
-                yield self.scripts.sweep(redis), self.then_verify((build, gap))
+                yield self.scripts.sweep(redis)._replace(mark=None), self.then_verify(about)
             else:
-                strict = gap != 0 and self.on("verify swept")
-                yield redis._replace(mark=None), DONE if strict else self.then_verify((build, gap))
+                strict = about[1] != 0 and self.on("verify swept")
+                if self.on("all taken out"):
+                    about = (*about[:2], None)
+                yield redis._replace(mark=None), DONE if strict else self.then_verify(about)
         elif at == "looked through":
-            ((build, gap),) = facts
-            yield self.scripts.verify(redis, build, gap, token=-2 - index), DONE
+            (about,) = facts
+            yield self.scripts.verify(redis, *about, token=-2 - index), DONE
 
     def then_verify(self, about: tuple[Any, ...]) -> Actor:
-        return ("looked through", about) if self.settling else DONE
+        return ("looked through", about) if self.verifying else DONE
+
+    def has_row(self, view: View) -> bool:
+        return any(xact < view.xmax or self.on("foreign rows") for xact, _ in view.rows)
 
     def covers(self, view: View, was: Seen, *, cursor: bool = True) -> bool:
         return view.source == was.source and (view.horizon >= was.cursor or not cursor)
@@ -142,9 +160,12 @@ class Actors:
                 # Rows above the horizon are added, too, but for those that an earlier pass has added.
                 saw = any(redis.cursor <= xact < view.horizon for xact, _ in view.rows)
                 claim = (view.xmax - 1, view.source) if saw else None
-                yield redis, ("read", was, view.horizon, view.history, claim)
+                yield redis, ("read", was, view.horizon, view.history, view.source, claim)
         elif at == "read":
-            *about, claim = facts
+            *about, source, claim = facts
+            if claim is not None and self.scripts.late(redis, about[1], source) and self.on("late passes"):
+                yield redis, DONE
+                return
             if claim is not None:
                 mark = redis.mark
                 redis = self.scripts.record(redis)
@@ -155,6 +176,55 @@ class Actors:
             yield redis, ("added", *about)
         elif at == "added":
             yield self.scripts.advance(redis, *facts), DONE
+
+    # Departures
+
+    def resolve(self, redis: Redis, actor: Actor, index: int, views: list[View]) -> Iterator[tuple[Redis, Actor]]:
+        """Read departures below the cursor; mark their members, fence, sweep; then they are resolved.
+
+        `about` is left_through and the build that it began with, and how far it has read.
+        """
+        at, *facts = actor
+        leave = self.scripts.leave
+        if at == "start" and not self.scripts.lost(redis) and redis.left is not None:
+            was = redis.left, redis.build
+            for view in views:
+                if not self.covers(view, seen_of(redis)):
+                    continue
+                until = redis.cursor if self.on("below the cursor") else view.horizon
+                found = {is_all for xact, is_all in view.departures if redis.left <= xact < until}
+                if True in found and self.on("all"):
+                    yield leave(redis, was, None, None), START
+                elif False not in found or self.has_row(view):
+                    if redis.left != until:
+                        yield leave(redis, was, until, None), START
+                else:
+                    noted = redis._replace(leaving=index, leaving_mark=None)
+                    if not self.on("left after"):
+                        noted = noted._replace(left=until)
+                        was = until, redis.build
+                    yield noted, ("marking", (was, until), seen_of(redis))
+        elif at == "marking":
+            about, before = facts
+            if redis.leaving == index or not self.on("mark compare"):
+                yield redis._replace(leaving_mark=index), ("marked", about, before)
+            else:
+                yield redis, START
+        elif at == "marked":
+            about, before = facts
+            yield redis, ("fencing", about, seen_of(redis) if self.on("fence after marks") else before)
+        elif at == "fencing":
+            about, was = facts
+            shows = self.fence if self.on("departure fence") else self.covers
+            for here in {self.has_row(view) for view in views if shows(view, was)}:
+                yield redis, ("resolved" if here else "asked", about)
+        elif at == "asked":
+            if redis.leaving_mark == index:
+                redis = self.scripts.sweep(redis)._replace(leaving_mark=None)
+            yield redis, ("resolved", *facts)
+        elif at == "resolved":
+            ((was, until),) = facts
+            yield leave(redis, was, until, index), START
 
     # Build
 
@@ -172,7 +242,7 @@ class Actors:
                 if view.source != fill.source and self.on("source of a fill"):
                     yield from self.begin(s, view)
                 elif view.lsn >= fill.lsn or not self.on("fill lsn"):
-                    yield s._replace(builder=("read", fill.token, bool(view.rows)))
+                    yield s._replace(builder=("read", fill.token, sees(view)))
         elif at == "filling":
             yield s._replace(builder=START if fill is None else ("filled", fill.token))
         elif at == "late":
@@ -206,6 +276,12 @@ def each(actors: tuple[Actor, ...]) -> Iterator[tuple[int, Actor]]:
         yield index, actor
         if actor == START:
             return
+
+
+def sees(view: View) -> Saw:
+    if any(writer == FOREIGN for _, writer in view.rows):
+        return "foreign row"
+    return "row" if view.rows else ""
 
 
 def seen_of(redis: Redis) -> Seen:

@@ -37,7 +37,7 @@ class Damage:
         lost = forgive(s)._replace(left=s.left._replace(losses=s.left.losses - 1))
         if self.on("one connection"):
             runs, passes = (tuple(a if a == START else DONE for a in actors) for actors in (s.runs, s.passes))
-            lost = lost._replace(runs=runs, passes=passes)
+            lost = lost._replace(runs=runs, passes=passes, departers=(START,) * len(s.departers))
         yield lost._replace(redis=Redis())
         if s.save is not None:
             yield lost._replace(redis=s.save)

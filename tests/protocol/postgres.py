@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.protocol.rules import Rules
-from tests.protocol.state import DONE, Entry, Left, Replica, State, View, put, rows
+from tests.protocol.state import DONE, ERASES, Departure, Entry, Left, Replica, State, View, genuine, put, rows
 
 REWRITES = ("alter", "reload")
 
@@ -20,7 +20,8 @@ class Postgres:
 
     def views(self, s: State) -> list[View]:
         """The snapshots that the replicas may give now."""
-        unended = tuple(xact for at, xact, *_ in (a for a in s.ingests if a[0] == "begun")) if self.is_primary else ()
+        begun = (actor for actor in s.ingests + s.deleters if actor[0] == "begun")
+        unended = tuple(xact for _, xact, *_ in begun) if self.is_primary else ()
         key = s.histories, s.replicas, unended, s.next_xact if self.is_primary else 0
         if key not in self._views:
             self._views[key] = [view for replica in s.replicas for view in self.look(s, replica, unended)]
@@ -31,15 +32,15 @@ class Postgres:
         if self.is_primary:
             # With the rule a snapshot waits until all that it shows is on the disk.
             if replica.shown == len(log) or not self.on("flushed"):
-                yield view(replica, log, min([*unended, s.next_xact]), s.next_xact)
+                yield self.view(replica, log, min([*unended, s.next_xact]), s.next_xact)
             return
         shown = log[: replica.shown]
-        yield view(replica, shown, *self.horizon(shown))
+        yield self.view(replica, shown, *self.horizon(shown))
         if not self.on("lock"):
             # Snapshots from before a rewrite, which read the table after it: it looks empty.
             for lsn in range(replica.shown):
                 if any(kind in REWRITES for kind, _, _ in shown[lsn:]):
-                    old = view(replica._replace(shown=lsn), shown[:lsn], *self.horizon(shown[:lsn]))
+                    old = self.view(replica._replace(shown=lsn), shown[:lsn], *self.horizon(shown[:lsn]))
                     yield old._replace(rows=frozenset())
 
     def horizon(self, shown: tuple[Entry, ...]) -> tuple[int, int]:
@@ -49,6 +50,25 @@ class Postgres:
         if not self.on("horizon"):
             return xmax, xmax
         return min([xact for xact in range(1, xmax) if xact not in ended] + [xmax]), xmax
+
+    def view(self, replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int) -> View:
+        departures = self.departures(shown)
+        return View(replica.named, replica.history, replica.shown, horizon, xmax, rows(shown), departures)
+
+    def departures(self, log: tuple[Entry, ...]) -> frozenset[Departure]:
+        """What the triggers have written down, less what was pruned."""
+        found: frozenset[Departure] = frozenset()
+        for at, (kind, xact, _) in enumerate(log):
+            if kind == "prune":
+                last = max((departed for departed, _ in found), default=0)
+                found = frozenset({(last, True)} if found and self.on("pruned") else ())
+            elif kind == "empty" or (kind == "leave" and rows(log[:at])):
+                if self.on("later of both"):
+                    xact = max(xact, genuine(log[:at]))
+                if not self.on("of this history"):
+                    xact = max([xact, *(stamped for stamped, _ in rows(log[:at]))])
+                found |= {(xact, kind == "empty")}
+        return found
 
     def is_committed(self, s: State, writer: int) -> bool:
         """Whether a commit has returned: on a primary that can crash it waits for the disk."""
@@ -61,6 +81,14 @@ class Postgres:
         left = s.left
         if left.erases:
             yield commit(s, "erase", left._replace(erases=left.erases - 1))
+        if left.departures or any(deleter != DONE for deleter in s.deleters):
+            yield from delete(s)
+        if left.empties:
+            yield commit(s, "empty", left._replace(empties=left.empties - 1))
+        if left.prunes:
+            yield commit(s, "prune", left._replace(prunes=left.prunes - 1))
+        if left.loads:
+            yield commit(s, "load", left._replace(loads=left.loads - 1))
         if left.rewrites:
             for kind in REWRITES:
                 yield commit(s, kind, left._replace(rewrites=left.rewrites - 1))
@@ -91,13 +119,23 @@ class Postgres:
             yield replica._replace(named=1), s.left
 
 
-def view(replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int) -> View:
-    return View(replica.named, replica.history, replica.shown, horizon, xmax, rows(shown))
-
-
 def commit(s: State, kind: str, left: Left) -> State:
     log = (*s.histories[-1], (kind, s.next_xact, -1))
-    return s._replace(histories=(*s.histories[:-1], log), next_xact=s.next_xact + 1, left=left)
+    redis = s.redis._replace(foreign=False) if kind in ERASES else s.redis
+    return s._replace(histories=(*s.histories[:-1], log), next_xact=s.next_xact + 1, left=left, redis=redis)
+
+
+def delete(s: State) -> Iterator[State]:
+    """The member's rows are deleted by a transaction that may have got its xact before theirs."""
+    for i, (at, *facts) in enumerate(s.deleters):
+        if at == "start":
+            yield s._replace(next_xact=s.next_xact + 1, deleters=put(s.deleters, i, ("begun", s.next_xact)))
+        elif at == "begun":
+            log = (*s.histories[-1], ("leave", facts[0], -1))
+            redis = s.redis._replace(foreign=False)
+            yield s._replace(histories=(*s.histories[:-1], log), redis=redis, deleters=put(s.deleters, i, DONE))
+    if s.left.departures:
+        yield commit(s, "leave", s.left._replace(departures=s.left.departures - 1))
 
 
 def crash(s: State) -> State:

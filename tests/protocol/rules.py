@@ -43,6 +43,27 @@ RULES = {
     # A watermark that is missing, or cannot be
     "reset waits": "after a watermark was set anew, sweeps wait until the replica shows what was committed before",
     "reset by a fill": "... as they do after a fill of a counter whose intake was deleted, or may have been",
+    # Departures
+    "left after": "departures are resolved when their members have been swept, not before",
+    "left compare": "... by the keeper that made the marks: another one may have made its own meanwhile",
+    "mark compare": "... and a keeper makes no marks once another has begun: it would take the other's away",
+    "below the cursor": "departures are read below the cursor only: of what is above it, ingest may still record something",
+    "departure fence": "a departure is settled behind a fence, like any sweep",
+    "fence after marks": "... which is read after the marks were made",
+    "unmark departing": "recording takes the marks of departures off, too",
+    "late records": "a record whose xact is below the cursor adds nothing: catch-up has it, or it has left again",
+    "late passes": "... nor does a pass with a horizon below the cursor: another pass has moved it meanwhile",
+    "late repairs": "... nor a run: it reads the chunk again",
+    "late is not counted": "... and is acknowledged only where the member is in the set",
+    "all": "a departure that means all is resolved by a reconcile",
+    "pruned": "what is pruned leaves one that means all",
+    "later of both": "a departure has the xact of the deletion, or of the rows, whichever is later",
+    "of this history": "... but for rows whose xact this history has not given out yet",
+    "promote forgets": "a fill says nothing of what has left before: the reconcile after it does",
+    "reconciled from": "a run resolves the departures below the cursor that it began with, not those below the one at its end",
+    "all taken out": "... where it took out all that had no row: no other run has taken its marks away",
+    "foreign rows": "a row is a row, whatever its xact: one of another history keeps the member in the set",
+    # A watermark once more
     "missing stays missing": "recording sets no watermark where that of a complete counter is missing",
 }
 

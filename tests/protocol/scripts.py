@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.protocol.rules import Rules
-from tests.protocol.state import Fill, Redis, View
+from tests.protocol.state import Fill, Redis, Saw, View
 
 
 class Scripts:
-    """`has_rest`: there are other members, with old rows."""
+    """`has_rest`: there are other members, with old rows. `has_departures`: triggers write down what is deleted."""
 
-    def __init__(self, rules: Rules, *, has_rest: bool) -> None:
-        self.on, self.has_rest = rules.on, has_rest
+    def __init__(self, rules: Rules, *, has_rest: bool, has_departures: bool) -> None:
+        self.on, self.has_rest, self.has_departures = rules.on, has_rest, has_departures
 
     def lost(self, redis: Redis) -> bool:
         if redis.cursor is None or redis.size is None:
@@ -21,7 +21,13 @@ class Scripts:
         """Whether query answers with the number of members."""
         return not self.lost(redis) and (redis.gap == 0 or not self.on("size"))
 
+    def late(self, redis: Redis, xact: int, source: int) -> bool:
+        """Whether catch-up has passed this xact: what comes with it is in the set, or has left again."""
+        return redis.cursor is not None and xact < redis.cursor and source == redis.source
+
     def record(self, redis: Redis) -> Redis:
+        leaving_mark = None if self.on("unmark departing") else redis.leaving_mark
+        redis = redis._replace(leaving_mark=leaving_mark)
         mark = None if self.on("unmark") else redis.mark
         size = redis.size if redis.member else (redis.size or 0) + 1
         return redis._replace(member=True, by_hand=False, mark=mark, size=size)
@@ -60,7 +66,9 @@ class Scripts:
             redis = self.raise_watermark(redis, max(fill.horizon - 1, 0), fill.source)
         return redis
 
-    def fill(self, redis: Redis, *, saw: bool) -> Redis:
+    def fill(self, redis: Redis, *, saw: Saw) -> Redis:
+        if saw == "foreign row":
+            redis = redis._replace(foreign=True)
         return self.record_rest(self.record(redis) if saw else redis)
 
     def intact(self, redis: Redis, fill: Fill) -> bool:
@@ -77,6 +85,8 @@ class Scripts:
             intake_fill=None,
             size=redis.size or 0,
             fill=None,
+            left=None if self.on("promote forgets") else fill.horizon,
+            leaving=None,
         )
 
     def advance(self, redis: Redis, was: tuple[int, int, int], cursor: int, history: int) -> Redis:
@@ -87,9 +97,15 @@ class Scripts:
 
     def sweep(self, redis: Redis) -> Redis:
         size = redis.size if redis.size is None or not redis.member else redis.size - 1
-        return redis._replace(member=False, by_hand=False, mark=None, size=size)
+        return redis._replace(member=False, by_hand=False, size=size)
 
-    def verify(self, redis: Redis, build: int, gap: int, token: int) -> Redis:
+    def leave(self, redis: Redis, was: tuple[int, int], left: int | None, token: int | None) -> Redis:
+        """Departures are resolved up to there; None: a reconcile has to resolve them."""
+        if self.on("left compare") and ((redis.left, redis.build) != was or token not in (None, redis.leaving)):
+            return redis
+        return redis._replace(left=left, leaving=None if token is not None else redis.leaving)
+
+    def verify(self, redis: Redis, build: int, gap: int, cursor: int | None, token: int) -> Redis:
         if redis.cursor is None or redis.size is None:
             return redis
         if self.on("verify build") and not redis.build == redis.intake_build == build:
@@ -98,4 +114,7 @@ class Scripts:
             return redis
         if gap != 0 and self.on("settled once"):
             redis = redis._replace(build=token, intake_build=token)
+        if self.has_departures and cursor is not None:
+            left = cursor if self.on("reconciled from") else redis.cursor
+            redis = redis._replace(left=max(left, redis.left or 0))
         return redis._replace(size=redis.held)

@@ -2,9 +2,12 @@
 
     ingests         xact taken at begin, commits in any order, the Redis step may fail
     Postgres        an eraser; rewrites (ALTER TABLE … TYPE, TRUNCATE with a reload); xacts without a row; a crash of a
-                    primary that is read itself; a promotion with part of the log, and a second replica that follows
+                    primary that is read itself; a promotion with part of the log, and a second replica that follows;
+                    deletions that a trigger writes down, by transactions that may be older than the rows; TRUNCATE;
+                    pruning; a row with an xact of another history
     the replicas    replay; come back earlier than they were
-    the keeper      catch-up passes, runs that repair, a build that may die and be gone on with
+    the keeper      catch-up passes, runs that repair, a build that may die and be gone on with; departures are resolved by
+                    one keeper or two, which may die at any time
     Redis           loses everything, or goes back to an older save; somebody deletes the set, the intake or both, adds the
                     member or removes it by hand, writes a watermark that cannot be, or removes it
 
@@ -14,6 +17,10 @@ In every state in which query would answer (`Scripts.live`) these must hold:
     read your write   acknowledged as counted, not erased since; the row was not lost with a primary, and Redis has not lost
                       the member since, by itself or by hand  =>  the member is in the set
     soundness         the member was put there by hand, and nobody has seen a row of it since  =>  it is not in the set
+    departure         the last deletion of the member's rows was written down, with an xact below left_through, and no row has
+                      come since; none was lost with a primary  =>  the member is not in the set
+    foreign row       a fill or a run has seen a row with an xact of another history, not erased since  =>  the member is
+                      in the set
 
 Each rule of the protocol has a name (`rules`); `search(..., without={"fence"})` leaves it out and finds what breaks.
 
@@ -21,8 +28,9 @@ What is covered is one member of one counter; beside it stands the rest of the s
 a set can be deleted as a whole or be changed by one. Not covered:
 
     - two changes by hand that outweigh each other: a member added for one that was removed leaves the size right
-    - the bucket filter of a reconcile (two members in one bucket), slices of a pass, the chunks and rounds of a sweep or a fill:
-      for one member each is one step
+    - the bucket filter of a reconcile (two members in one bucket), slices of a pass, the chunks and rounds of a sweep or a fill,
+      batches of departures: for one member each is one step
+    - a foreign xact that this history reaches later, or has passed before: it is one that is never reached
     - a script that fails in the middle; a watermark that somebody has lowered; a size or a cursor that somebody writes
     - `complete_through`, and all that is about time: leases, how long something is waited for, whether it ever ends
     - more than one promotion; a promotion of a primary that is read itself; two builders at once
@@ -43,7 +51,7 @@ from tests.protocol.damage import Damage
 from tests.protocol.postgres import Postgres
 from tests.protocol.rules import Rules
 from tests.protocol.scripts import Scripts
-from tests.protocol.state import START, Left, Redis, Replica, State, rows
+from tests.protocol.state import ERASES, FOREIGN, START, Left, Redis, Replica, State, genuine, rows
 
 
 class Result(NamedTuple):
@@ -58,6 +66,8 @@ def search(
     ingests: int = 1,
     runs: int = 0,
     passes: int = 0,
+    departers: int = 0,
+    deleters: int = 0,
     replicas: int = 1,
     *,
     warm: bool = True,
@@ -73,13 +83,15 @@ def search(
     by_hand = bool(outside.damages or outside.poisons)
     rules = Rules(frozenset(without))
     postgres = Postgres(rules, is_primary=is_primary)
-    scripts = Scripts(rules, has_rest=by_hand)
-    actors = Actors(rules, postgres, scripts, settling=by_hand)
+    scripts = Scripts(rules, has_rest=by_hand, has_departures=bool(departers))
+    actors = Actors(rules, postgres, scripts, verifying=bool(by_hand or departers))
     damage = Damage(rules, postgres, scripts)
 
     redis = Redis()
     if warm:
         redis = Redis(rest=by_hand, size=int(by_hand), cursor=1, build=-1, intake_build=-1, water=0)
+        if departers:
+            redis = redis._replace(left=1)
     start = State(
         histories=((),),
         fork=0,
@@ -91,6 +103,8 @@ def search(
         runs=(START,) * runs,
         passes=(START,) * passes,
         builder=START,
+        deleters=(START,) * deleters,
+        departers=(START,) * departers,
         left=outside,
     )
     came_from: dict[State, State | None] = {start: None}
@@ -117,16 +131,36 @@ def broken_promise(s: State, scripts: Scripts) -> str | None:
     if scripts.has_rest and not redis.rest:
         return "completeness"
     if redis.member:
-        return "soundness" if redis.by_hand else None
+        if redis.by_hand:
+            return "soundness"
+        return "departure" if has_left(s) else None
+    if redis.foreign and any(writer == FOREIGN for _, writer in rows(s.histories[-1])):
+        return "foreign row"
     # A cursor of an earlier history says nothing of the rows that are only in the later one.
     claimed = s.histories[-1] if redis.history == len(s.histories) - 1 else s.histories[-1][: s.fork]
     writers = {writer for _, _, writer in claimed}
     for xact, writer in rows(s.histories[-1]):
+        if writer == FOREIGN:
+            continue
         if s.ingests[writer] == ("counted",):
             return "read your write"
         if xact < redis.cursor and writer in writers:
             return "completeness"
     return None
+
+
+def has_left(s: State) -> bool:
+    """Whether the member has no row, and the departure of the last one is said to be resolved."""
+    log = s.histories[-1]
+    if s.redis.left is None or s.redis.history != len(s.histories) - 1 or rows(log):
+        return False
+    if len(s.histories) > 1 and any(kind == "insert" for kind, _, _ in s.histories[0][s.fork :]):
+        return False  # a row that was lost with its primary has no departure: the next reconcile takes its member out
+    for at in range(len(log) - 1, -1, -1):
+        kind, xact, _ = log[at]
+        if kind in ERASES and (kind == "empty" or rows(log[:at])):
+            return kind != "erase" and max(xact, genuine(log[:at])) < s.redis.left
+    return False
 
 
 def path_to(state: State | None, came_from: dict[State, State | None]) -> Iterator[State]:

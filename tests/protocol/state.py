@@ -8,10 +8,20 @@ T = TypeVar("T")
 
 Entry = tuple[str, int, int]  # kind, xact, which ingest wrote it
 Row = tuple[int, int]  # xact, which ingest wrote it
+Departure = tuple[int, bool]  # xact, whether it means "all": reconcile this counter
+Saw = str  # what a chunk of the table shows of the member: "row", "foreign row", or nothing
 Actor = tuple[Any, ...]  # where it is, and what it has noted
 
 START: Actor = ("start",)
 DONE: Actor = ("done",)
+
+# The writer of a row that came with a dump, or from a copied cluster, and its xact: one of another history.
+FOREIGN = -2
+FOREIGN_XACT = 50
+
+
+# What leaves the member without a row: triggers bypassed, or not.
+ERASES = ("erase", "leave", "empty")
 
 
 class Fill(NamedTuple):
@@ -42,10 +52,14 @@ class Redis(NamedTuple):
     build: int | None = None
     reset: int = 0  # how much had been committed when the watermark was set anew
     fill: Fill | None = None
+    left: int | None = None  # departures below are resolved
+    leaving: int | None = None  # token of the batch of departures that is being resolved …
+    leaving_mark: int | None = None  # … and of the one that the member is marked by
     # Not in Redis, but facts: the member was put there by hand, and nobody has seen a row of it since; the history that the
-    # cursor stands for, whatever the replica called it.
+    # cursor stands for, whatever the replica called it; a foreign row of the member has been seen, and is there.
     by_hand: bool = False
     history: int = 0
+    foreign: bool = False
 
     @property
     def held(self) -> int:
@@ -76,6 +90,7 @@ class View(NamedTuple):
     horizon: int
     xmax: int
     rows: frozenset[Row]
+    departures: frozenset[Departure] = frozenset()
 
 
 class Seen(NamedTuple):
@@ -102,6 +117,10 @@ class Left(NamedTuple):
     burns: int = 0  # a transaction takes an xact and stores no row
     crashes: int = 0  # of the primary
     promotions: int = 0  # of the first replica
+    departures: int = 0  # the member's rows are deleted, and a trigger writes that down
+    empties: int = 0  # TRUNCATE, and a trigger writes that down
+    prunes: int = 0  # departures that are old are removed
+    loads: int = 0  # a row with an xact of another history is stored
 
 
 class State(NamedTuple):
@@ -117,6 +136,8 @@ class State(NamedTuple):
     runs: tuple[Actor, ...]
     passes: tuple[Actor, ...]
     builder: Actor
+    deleters: tuple[Actor, ...]
+    departers: tuple[Actor, ...]
     left: Left
 
 
@@ -131,8 +152,15 @@ def rows(log: tuple[Entry, ...]) -> frozenset[Row]:
     for kind, xact, writer in log:
         if kind == "insert":
             found |= {(xact, writer)}
-        elif kind == "erase":
+        elif kind == "load":
+            found |= {(FOREIGN_XACT, FOREIGN)}
+        elif kind in ERASES:
             found = frozenset()
         elif kind == "reload":
-            found = frozenset((xact, by) for _, by in found)
+            found = frozenset((FOREIGN_XACT if by == FOREIGN else xact, by) for _, by in found)
     return found
+
+
+def genuine(log: tuple[Entry, ...]) -> int:
+    """The highest xact of the member's rows after these entries that this history has given out."""
+    return max((xact for xact, by in rows(log) if by != FOREIGN), default=0)

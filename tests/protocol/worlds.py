@@ -9,6 +9,8 @@ World = dict[str, Any]  # what `search` is called with
 _COLD: World = {"ingests": 1, "warm": False}
 _DAMAGED: World = {"ingests": 1, "runs": 1, "damages": 1, "fills": 1}
 _UNDER_A_PASS: World = {"ingests": 1, "runs": 1, "passes": 1, "damages": 1, "backs": 1, "fills": 0}
+_DEPARTURE: World = {"ingests": 1, "passes": 1, "departers": 1, "departures": 1}
+_RECONCILED: World = {"ingests": 1, "runs": 1, "passes": 1, "departers": 1}
 _PRIMARY: World = {"passes": 1, "is_primary": True, "crashes": 1}
 _SECOND_REPLICA: World = {"ingests": 1, "runs": 1, "promotions": 1, "replicas": 2, "fills": 1}
 _SECOND_REPLICA_AHEAD: World = {**_COLD, "passes": 1, "promotions": 1, "replicas": 2, "others": 1, "fills": 1}
@@ -37,6 +39,21 @@ WORLDS: dict[str, World] = {
     "the primary is read, and crashes": {**_PRIMARY, "ingests": 2, "runs": 1, "burns": 1},
     "the primary is read, and takes a deletion back": {**_PRIMARY, "ingests": 1, "runs": 1, "erases": 1},
     "the primary is read, and other rows come": {**_PRIMARY, "ingests": 1, "runs": 1, "burns": 1, "others": 1},
+    "departures of old transactions": {"ingests": 2, "passes": 1, "departers": 1, "deleters": 1},
+    "departures, two passes and two keepers": {"ingests": 1, "passes": 2, "departers": 2, "departures": 1},
+    "departures, and two runs": {**_DEPARTURE, "runs": 2},
+    "departures, and all stores go back": {**_DEPARTURE, "backs": 1, "losses": 1},
+    "departures under a build": {**_DEPARTURE, "warm": False, "fills": 1, "runs": 1},
+    "departures, and a promotion": {**_DEPARTURE, "promotions": 1, "fills": 1},
+    "departures, and keys changed": {**_DEPARTURE, "damages": 1, "fills": 1},
+    "departures under a run, and keys changed": {**_DEPARTURE, "passes": 0, "runs": 1, "damages": 1, "fills": 0},
+    "departures, and rewrites": {**_DEPARTURE, "rewrites": 1},
+    "departures, and the primary is read, and crashes": {**_DEPARTURE, **_PRIMARY},
+    "departures, and bypassed triggers": {**_DEPARTURE, "erases": 1},
+    "departures are pruned": {**_DEPARTURE, "passes": 0, "runs": 1, "prunes": 1},
+    "TRUNCATE": {**_RECONCILED, "empties": 1},
+    "a row of another history": {**_RECONCILED, "passes": 0, "deleters": 1, "loads": 1},
+    "a row of another history under a build": {**_COLD, "runs": 1, "departers": 1, "loads": 1, "fills": 1},
     "a promotion": {"ingests": 2, "runs": 1, "passes": 1, "promotions": 1},
     "a promotion, and other rows come": {**_SECOND_REPLICA, "others": 1},
     "a promotion, and a second replica": {**_SECOND_REPLICA, "ingests": 2},
@@ -85,6 +102,25 @@ NEEDED: dict[str, World] = {
     "source anew": _SECOND_REPLICA,
     "not before the fork": _SECOND_REPLICA,
     "not after the fork": _SECOND_REPLICA_AHEAD,
+    "left after": _DEPARTURE,
+    "left compare": {**_DEPARTURE, "departers": 2},
+    "mark compare": {**_DEPARTURE, "departers": 2},
+    "below the cursor": _DEPARTURE,
+    "departure fence": {**_DEPARTURE, "ingests": 2},
+    "fence after marks": {**_DEPARTURE, "ingests": 2},
+    "unmark departing": {**_DEPARTURE, "ingests": 2},
+    "late records": _DEPARTURE,
+    "late passes": {**_DEPARTURE, "passes": 2},
+    "late repairs": {**_DEPARTURE, "runs": 1},
+    "late is not counted": {"ingests": 1, "passes": 1, "damages": 1, "fills": 1, "backs": 1},
+    "all": {"ingests": 1, "passes": 1, "departers": 1, "empties": 1},
+    "pruned": {**_DEPARTURE, "prunes": 1},
+    "later of both": {**_DEPARTURE, "passes": 2, "departures": 0, "deleters": 2},
+    "of this history": {**_DEPARTURE, "loads": 1},
+    "promote forgets": {**_COLD, "departers": 1, "departures": 1, "fills": 1},
+    "reconciled from": {**_DEPARTURE, "runs": 1},
+    "foreign rows": {"ingests": 0, "runs": 1, "departers": 1, "loads": 1},
+    "all taken out": {**_DEPARTURE, "runs": 2},
     "reset waits": {"ingests": 1, "runs": 1, "poisons": 1},
     "reset by a fill": _DAMAGED,
     "missing stays missing": {"ingests": 1, "runs": 1, "poisons": 1, "promotions": 1},

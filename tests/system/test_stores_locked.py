@@ -153,7 +153,7 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 
 
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
-RECORDED = (USERS.members, USERS.suspects, USERS.intake)
+RECORDED = (USERS.members, USERS.suspects, USERS.departing, USERS.intake, USERS.state)
 Commands: TypeAlias = list[tuple[str | int, ...]]
 READS: Commands = [
     ("SCARD", USERS.members),
@@ -164,8 +164,9 @@ READS: Commands = [
 ALLOWED: dict[str, Commands] = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
-        ("EVALSHA", steps.RECORD.sha, 3, *RECORDED, "", "", "door"),
+        ("EVALSHA", steps.RECORD.sha, 5, *RECORDED, "", "", "", "door"),
         ("SMISMEMBER", USERS.members, "x"),
+        ("HMGET", USERS.state, "cursor"),
         ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
         ("EXPIRE", keys.of_rate("ingest", "door", 0), 5),
     ],
@@ -210,7 +211,7 @@ REFUSED: dict[str, Commands] = {
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
         ("EVAL", "return 1", 0),
-        ("EVALSHA", steps.RECORD.sha, 3, *RECORDED, "", "", "mallory"),
+        ("EVALSHA", steps.RECORD.sha, 5, *RECORDED, "", "", "", "mallory"),
         ("SCRIPT", "LOAD", "return 1"),
         ("HMGET", USERS.suspects, "x"),
         ("HMGET", keys.KEEPER, "job"),
@@ -225,16 +226,19 @@ REFUSED: dict[str, Commands] = {
         ("DEL", USERS.members),
         ("UNLINK", USERS.state),
         ("SSCAN", USERS.members, 0),
-        ("EVAL", steps.RECORD.text, 3, *RECORDED, "", "", "door"),
+        ("EVAL", steps.RECORD.text, 5, *RECORDED, "", "", "", "door"),
         ("SCRIPT", "LOAD", "while true do end"),
         ("SCRIPT", "EXISTS", steps.RECORD.sha),
-        ("EVALSHA", steps.MAKE_COLD.sha, 1, USERS.state, "1", ""),
+        ("EVALSHA", steps.SWEEP.sha, 4, USERS.members, USERS.suspects, USERS.intake, USERS.state, "token", "door"),
+        ("EVALSHA", steps.MARK_DEPARTING.sha, 2, USERS.state, USERS.departing, "token", "door"),
         ("HSET", USERS.fill, "token", "x"),
         ("HGET", USERS.fill, "token"),
         ("DEL", USERS.fill),
         ("DEL", USERS.state),
         ("HSET", USERS.state, "cursor", "x"),
-        ("HMGET", USERS.state, "cursor"),
+        ("HINCRBY", USERS.state, "cursor", 1),
+        ("HDEL", USERS.state, "cursor"),
+        ("HSET", USERS.departing, "x", "y"),
         ("HDEL", USERS.intake, "size"),
         ("DEL", USERS.intake),
         ("HSET", keys.of_run("x"), "document", "{}"),

@@ -1,0 +1,46 @@
+"""Pruning of departures: what triggers note of deleted rows (`shared_models.triggers`), and the keeper has long read.
+
+What is removed leaves one departure of each counter that means "all", with the highest xact among them, in the same
+transaction. A keeper that had read them does not meet it. One that had not (it was away for a day, or Redis went back to an
+older save) reconciles the counter.
+"""
+
+from __future__ import annotations
+
+from ingest_service.writing.transactions import Transaction
+
+KEEP_HOURS = 24.0
+# As many are kept at most: about 200 MB.
+KEEP_ROWS = 2_000_000
+# As many are removed in one transaction: about 50 ms.
+PRUNE_ROWS = 10_000
+
+# Whether there are departures, and this role may prune them.
+MAY_PRUNE = """
+    SELECT true FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure' AND has_schema_privilege(n.oid, 'USAGE')
+        AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+        AND has_table_privilege(c.oid, 'DELETE')
+"""
+# Two statements on the index on create_time: from where on there are too many, and the oldest of those that may go.
+PRUNE = """
+    WITH gone AS (
+        DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM rollcall_triggers.departure
+            WHERE create_time < now() - %s * interval '1 hour' OR create_time <= (
+                SELECT create_time FROM rollcall_triggers.departure WHERE element IS NOT NULL
+                ORDER BY create_time DESC OFFSET %s LIMIT 1)
+            ORDER BY create_time LIMIT %s FOR UPDATE SKIP LOCKED))
+        RETURNING counter, element, xact),
+    noted AS (
+        INSERT INTO rollcall_triggers.departure (counter, element, xact, create_time)
+        SELECT counter, NULL, max(xact), clock_timestamp() FROM gone GROUP BY counter)
+    SELECT true FROM gone WHERE element IS NOT NULL
+"""
+
+
+def prune(transaction: Transaction) -> int:
+    """Remove some of the departures that are old, or too many, the oldest first; how many."""
+    if not transaction.execute(MAY_PRUNE):
+        return 0
+    return len(transaction.execute(PRUNE, KEEP_HOURS, KEEP_ROWS, PRUNE_ROWS))

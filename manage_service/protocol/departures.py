@@ -1,0 +1,87 @@
+"""Departures: take out the members of rows that were deleted or changed, within seconds.
+
+Triggers note which members a statement may have taken a row away from, with its xact (`rollcall_triggers.departure`). That is
+a hint: before a member leaves, the table is asked. A hint that was lost costs time until the next reconcile, never truth.
+
+Why the order is the proof that what is said to have left, has left, and that a member with a row never leaves:
+
+1. Departures are read below the cursor, in a snapshot that shows everything below it. From then on nobody can add a member
+   for what was known before: a record with an xact below the cursor, and a pass or a run with a horizon below it, add nothing
+   (record.lua). So a member that is not in the set now, or leaves in step 4, comes back for a newer row only, whose own
+   departure comes later.
+2. Members that have a row in this snapshot are done with: when they lose that one, too, it is another departure. The others are
+   marked in `departing`, each mark with the token of this batch. Another keeper that begins a batch takes the token's place.
+3. Fence. The watermark and the cursor are read once, after the last mark (read anew at each try they would run ahead for as
+   long as ingest writes); the table is asked in a snapshot that shows all up to them: see `sweep`.
+4. Those that still have no row, and still carry the mark, are taken out. A mark that is gone was taken off by a record.
+5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its connection,
+   leaves it where it was, and the next one does the batch again, with marks and a fence of its own.
+
+A departure without a member means "all": TRUNCATE, a statement that removed very many, departures that were pruned. Then
+`left_through` goes, and the schedule has the counter reconciled at once, which sets it anew. So does a fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from secrets import token_hex
+
+from redis import Redis
+
+from manage_service.protocol.freshness import CounterWasLost
+from manage_service.protocol.progress import Progress, Steps
+from manage_service.protocol.sweep import CHUNK_ASKED, ask_behind_fence, rowless
+from manage_service.replica.snapshots import Replica
+from shared_models.declarations import Counter
+from shared_models.protocol import states, steps
+from shared_models.protocol.members import encode_all
+
+
+def resolve_departures(
+    counter: Counter, replica: Replica, redis: Redis, swept: Callable[[list[bytes]], None] = lambda members: None
+) -> Steps:
+    """One batch of departures, if there are any. Gives what it takes out to `swept`.
+
+    Nothing waits inside: a step that could not go on says so. `redis` must be a client of `stores.connect_for_passes`. Raises
+    psycopg2.Error, redis.RedisError.
+    """
+    state = states.read_state(redis, counter.name)
+    if state.lost or state.cursor is None or state.left_through is None:
+        return
+    with replica.snapshot(counter) as snapshot:
+        if snapshot.source != state.source or snapshot.horizon < state.cursor or not snapshot.has_departures():
+            return
+        until, elements = snapshot.departed(counter, state.left_through, state.cursor)
+        if elements is None:
+            steps.resolve(redis, counter.name, state, "", None)
+            return
+        leaving = rowless(counter, encode_all(elements, len(counter.fields)), snapshot)
+    token = ""
+    if leaving:
+        token = token_hex(8)
+        steps.begin_departing(redis, counter.name, token)
+        if not steps.mark_departing(redis, counter.name, token, leaving):
+            return
+        yield Progress("mark", len(leaving))
+        try:
+            yield from take_out(counter, token, leaving, replica, redis, swept)
+        except CounterWasLost:
+            return  # it gets built
+    if until != state.left_through:
+        steps.resolve(redis, counter.name, state, token, until)
+
+
+def take_out(
+    counter: Counter,
+    token: str,
+    leaving: list[bytes],
+    replica: Replica,
+    redis: Redis,
+    swept: Callable[[list[bytes]], None],
+) -> Steps:
+    """Fence and sweep for the members that have been marked. Raises CounterWasLost."""
+    fence_state = states.read_state(redis, counter.name)
+    for chunk in steps.chunks(leaving, CHUNK_ASKED):
+        extra = yield from ask_behind_fence(counter, fence_state, list(chunk), replica)
+        swept(steps.sweep(redis, counter.name, token, extra, departing=True))
+        yield Progress("sweep")

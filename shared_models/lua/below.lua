@@ -1,0 +1,4 @@
+-- For the scripts that compare xacts: put in front of them.
+--
+-- Whether one is lower: 64-bit numbers as text, because Lua's own numbers are exact to 2^53 only.
+local function below(a, b) return #a < #b or (#a == #b and a < b) end
