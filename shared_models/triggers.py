@@ -31,6 +31,9 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
+# Every xact that is committed is below it; one of another history (a restored dump) may be anything, and says nothing.
+NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
+LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
 # Triggers fire in the order of their names, and the stamping ones have to see what the others have made of a row.
 PREFIX = "zzz_rollcall_"
 MARK = "Rollcall "  # how the comment of everything begins that is made here
@@ -142,7 +145,7 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
         lines += [
             f"        IF {are_many(f'(SELECT {members_of(counter)}) AS members')} THEN",
             f"            INSERT INTO {DEPARTURE} (counter, element, xact)",
-            f"            SELECT {literal(key(counter))}, NULL, greatest({OWN_XACT}, max(gone.xact)) FROM gone;",
+            f"            SELECT {literal(key(counter))}, NULL, greatest({OWN_XACT}, {LAST_XACT}) FROM gone;",
             "        ELSE",
             *note(counter, "gone", by_statement=True, indent=12),
             "        END IF;",
@@ -182,7 +185,7 @@ def body(lines: Sequence[str]) -> str:
 def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Iterator[str]:
     """The statement that notes the distinct members of these rows, none of whose fields is NULL."""
     texts = ", ".join(f"gone.{quote(field)}::text" for field in counter.fields)
-    last = "max(gone.xact)" if by_statement else "gone.xact"
+    last = LAST_XACT if by_statement else f"CASE WHEN gone.xact < {NEXT_XACT} THEN gone.xact END"
     lines = [
         f"INSERT INTO {DEPARTURE} (counter, element, xact)",
         f"SELECT {literal(key(counter))}, ARRAY[{texts}], greatest({OWN_XACT}, {last})",
