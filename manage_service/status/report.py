@@ -92,6 +92,7 @@ def counter_status(name: str, state: State, replica: ReplicaStatus, history: lis
         reason=state.why_cold,
         count=None if state.cold else state.count,
         cursor=state.cursor,
+        left_through=state.left_through,
         horizon=replica.horizon,
         replica_lag_seconds=replica.lag_seconds,
         watermark=state.watermark or 0,

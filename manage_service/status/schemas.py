@@ -41,6 +41,9 @@ class CounterStatus(msgspec.Struct):
     reason: Annotated[str, Meta(description="why it is cold; empty where it is live")]
     count: int | None
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
+    left_through: Annotated[
+        int | None, Meta(description="what was deleted below this xact has left; null: a reconcile has to say so")
+    ]
     horizon: Annotated[int | None, Meta(description="the replica shows all rows below this xact")]
     replica_lag_seconds: float | None
     watermark: Annotated[int, Meta(description="the highest xact that ingest has acknowledged")]
