@@ -29,7 +29,7 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
     model, table = model_of(counter.table), counter.table
     if model is None:
         yield Error(
-            f"tables.{table.name}: ingest = true, and no model in shared_models.models has the table {table.schema}.{table.relation}",
+            f"tables.{table.name}: ingest = true, and shared_models.models has no model of {table.schema}.{table.relation}",
             hint="set ingest = false: the table is counted all the same, whoever writes it",
             id="rollcall.E002",
         )

@@ -14,8 +14,7 @@ from django.db import models
 from django.http import QueryDict
 
 from shared_models.declarations import Counter
-from shared_models.models import model_of
-from shared_models.models import Countable, Field
+from shared_models.models import Countable, Field, model_of
 
 Rows: TypeAlias = "models.QuerySet[Countable]"
 

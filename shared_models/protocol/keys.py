@@ -2,8 +2,8 @@
 
 The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
 live in one slot, so that its atomic steps may touch several of them. TAG is the counter's name, a dot, and its definition
-(`Counter.definition`): `{users.1f2e3d4c}`. So a counter that is declared otherwise is another one, cold until it is built; a service that
-still has the old file goes on with the old one. The 2 is the layout: a new layout is a set of cold counters, too.
+(`Counter.definition`): `{users.1f2e3d4c}`. So a counter that is declared otherwise is another one, cold until it is built;
+a service that still has the old file goes on with the old one. The 2 is the layout: a new one is a set of cold counters, too.
 
     rollcall:2:{TAG}:members    SET     the members; absent while the count is zero
     rollcall:2:{TAG}:suspects   HASH    member -> token of the sweep that suspects it of having no row
@@ -81,13 +81,13 @@ def of_counter(name: str) -> CounterKeys:
     """The keys of the counter with this name, as it is declared here and now."""
     for counter in declarations.COUNTERS:
         if counter.name == name:
-            return _of_tag(f"{name}.{counter.definition}")
-    return _of_tag(name)  # it was taken out of the file: there is nothing
+            return _of_tag(PREFIX, f"{name}.{counter.definition}")
+    return _of_tag(PREFIX, name)  # it was taken out of the file: there is nothing
 
 
 @lru_cache(maxsize=1_000)
-def _of_tag(tag: str) -> CounterKeys:
-    return CounterKeys(*(f"{PREFIX}{{{tag}}}:{name}" for name in CounterKeys.__slots__))
+def _of_tag(prefix: str, tag: str) -> CounterKeys:
+    return CounterKeys(*(f"{prefix}{{{tag}}}:{name}" for name in CounterKeys.__slots__))
 
 
 def of_run(run_id: str) -> str:

@@ -14,7 +14,7 @@ from django.urls import path
 
 from ingest_service.admin import listing
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Field, Table
 from shared_models.models import Countable
 from tests.admin.conftest import ROWS, primary
 from tests.servers import sql
@@ -176,7 +176,9 @@ def test_a_second_table_has_its_pages_without_a_line(
            INSERT INTO django_content_type (app_label, model) VALUES ('shared_models', 'sighting')""",
     )
     try:
-        declared = (*declarations.COUNTERS, Counter("birds", "Sighting", ("ring", "legs")))
+        fields = (Field("ring", "bigint"), Field("legs", "smallint"))
+        table = Table("sighting", "public", "bird sighting", fields, ingest=True)
+        declared = (*declarations.COUNTERS, Counter("birds", table, ("ring", "legs")))
         monkeypatch.setattr(declarations, "COUNTERS", declared)
         settings_urls()
         page = "/admin/shared_models/sighting/"

@@ -1,10 +1,11 @@
-"""A counter is one line and a table one model: ingest makes endpoints, rules and members of them, knowing no field."""
+"""A counter is a few lines of a file: ingest makes endpoints, rules and members of a table's model, knowing no field."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ from django.db import connection, models
 import ingest_service
 from ingest_service.writing.group_commit import GroupFailed
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Field, Table
 from shared_models.models import Countable, Message
 from tests.ingest.producing import Producer, message, running_loop
 from tests.ingest.test_grouping import gather
 from tests.servers import sql, started_primary
+
+# With columns that no producer sends, and one that there is not.
+MORE = (Field("id", "bigint"), Field("xact", "bigint"), Field("create_time", "timestamptz"), Field("nonsense", "text"))
+MESSAGES = replace(declarations.TABLES[0], fields=(*declarations.TABLES[0].fields, *MORE))
 
 
 @pytest.fixture
@@ -43,7 +48,9 @@ def sighting(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Countable]]:
 
     with connection.schema_editor() as editor:
         editor.create_model(Sighting)
-    declared = (Counter("birds", "Sighting", ("ring",)), Counter("kinds", "Sighting", ("species", "legs")))
+    fields = (Field("ring", "bigint"), Field("legs", "smallint"), Field("species", "text"))
+    table = Table("sighting", "public", "bird sighting", fields, ingest=True)
+    declared = (Counter("birds", table, ("ring",)), Counter("kinds", table, ("species", "legs")))
     monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, *declared))
     yield Sighting
     with connection.schema_editor() as editor:
@@ -92,7 +99,7 @@ def test_a_second_model_gets_endpoints_rules_and_counts(producer: Producer, sigh
 def test_a_counter_more_over_an_old_table_is_recorded_at_once(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("states", "Message", ("state",))))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("states", MESSAGES, ("state",))))
     producer.send_batch(message(state="NY"), message(state="CA"), message(state="NY"))
     assert producer.members("states") == {b"NY", b"CA"}
 
@@ -113,7 +120,7 @@ def test_a_check_names_a_field_that_cannot_be_sent(
 def test_a_check_names_a_counter_over_what_producers_do_not_send(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", "Message", fields)))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", MESSAGES, fields)))
     found = run_checks()[0]
     assert found.id == ("rollcall.E004" if "create_time" in fields else "rollcall.E006")
     assert f"counter 'days': field '{fields[-1]}'" in found.msg
@@ -125,7 +132,7 @@ def test_rows_of_which_no_member_can_be_made_are_not_stored(
     producer: Producer, monkeypatch: pytest.MonkeyPatch, fields: tuple[str, ...]
 ) -> None:
     """The check was not run, or not listened to. Nobody is told of a failure after the rows have been stored."""
-    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", "Message", fields)))
+    monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, Counter("days", MESSAGES, fields)))
     assert producer.send(message()).status_code == 500
     assert producer.send(message(), Idempotency_Key="17").status_code == 500
     assert producer.send_batch(message(), message()).status_code == 500

@@ -18,6 +18,7 @@ from ingest_service.writing.group_commit import Committer
 from ingest_service.writing.idempotency import KeyReused, RequestClaim, read_claim
 from ingest_service.writing.recording import Recorded
 from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase
+from shared_models.protocol import keys
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
 from tests.ingest.test_recording import trigger
@@ -220,7 +221,7 @@ def test_keys_in_a_group_mean_what_they_mean_alone(producer: Producer, committer
 
 def test_each_replay_of_a_group_says_what_is_counted_of_its_own_row(producer: Producer, committer: Committer) -> None:
     together(committer, ("ann", "k1"), ("bob", "k2"), ("cat", "k3"))
-    producer.redis.srem("rollcall:2:{users}:members", "bob")
+    producer.redis.srem(keys.of_counter("users").members, "bob")
     came = together(committer, ("ann", "k1"), ("bob", "k2"), ("cat", "k3"))
     assert [(each.replayed, each.counted) for each in came if isinstance(each, Recorded)] == [
         (True, True),

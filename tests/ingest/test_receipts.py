@@ -17,6 +17,7 @@ from ingest_service.writing import counting, transactions
 from ingest_service.writing.idempotency import GROUP_LOCK_MILLISECONDS, KeyReused, RequestClaim, take_all
 from ingest_service.writing.pulse import Pulse
 from ingest_service.writing.transactions import Transaction, transact
+from shared_models.protocol import keys
 from tests.ingest.producing import NDJSON, Producer, Response, message, ndjson
 from tests.servers import sql, started_primary, started_valkey, wait_for
 
@@ -99,7 +100,7 @@ def test_a_replay_says_what_is_counted_now_and_not_what_was(
     assert producer.members("users") == set()
     producer.send_batch(*rows)  # somebody else counts the same members
     assert producer.send_batch(*rows, Idempotency_Key="k1").json()["counted"] is True
-    producer.redis.srem("rollcall:2:{users}:members", "user2099")
+    producer.redis.srem(keys.of_counter("users").members, "user2099")
     replayed = producer.send_batch(*rows, Idempotency_Key="k1")
     assert replayed["Idempotent-Replay"] == "true"
     assert replayed.json()["counted"] is False

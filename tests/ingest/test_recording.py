@@ -19,6 +19,7 @@ from ingest_service import stores
 from ingest_service.catalog import read_collections
 from ingest_service.writing import counting, recording
 from loadtest.chaos.rules import leave_out
+from shared_models.protocol import keys
 from shared_models.protocol.members import encode
 from shared_models.protocol.timeline import SOURCE_SQL
 from tests.ingest.producing import Producer, message
@@ -161,7 +162,7 @@ def test_P1_acknowledged_means_stored_even_if_the_primary_is_killed_at_once(prod
 def test_P2_counted_means_counted_before_the_answer_is_given(producer: Producer) -> None:
     for number in range(50):
         assert producer.send(message(f"user{number}")).json()["counted"] is True
-        assert producer.redis.sismember("rollcall:2:{users}:members", f"user{number}")
+        assert producer.redis.sismember(keys.of_counter("users").members, f"user{number}")
 
 
 def test_P3_redis_may_fail_and_ingest_stores_and_acknowledges(

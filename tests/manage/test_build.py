@@ -246,7 +246,7 @@ def test_a_new_counter_over_an_old_table_is_cold_and_is_built(world, monkeypatch
     world.post("ann", city="Rome")
     world.replay()
     world.build()
-    states = declarations.Counter("states", model="Message", fields=("state",))
+    states = declarations.Counter("states", declarations.TABLES[0], ("state",))
     monkeypatch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, states))
     assert world.state("states").cold
     world.build("states")

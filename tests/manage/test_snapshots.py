@@ -88,7 +88,7 @@ def test_a_table_that_was_never_analyzed_is_not_guessed_about(world):
     servers.sql(world.primary, "CREATE TABLE IF NOT EXISTS fresh AS SELECT 'a'::text AS username, 1::bigint AS xact")
     servers.wait_until_replayed(world.primary, world.replica_server)
     with world.replica.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
-        cursor.execute(sql.ANALYZED, ("fresh",))
+        cursor.execute(sql.ANALYZED, ("public.fresh",))
         assert cursor.fetchone() == (False,)
     servers.sql(world.primary, "DROP TABLE fresh")
 

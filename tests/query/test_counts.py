@@ -350,7 +350,7 @@ class TestHTTP:
 
 def test_a_counter_that_is_declared_is_offered(query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch) -> None:
     rolls.make_all_live()
-    added = (*declarations.COUNTERS, Counter("states", model="Message", fields=("state",)))
+    added = (*declarations.COUNTERS, Counter("states", declarations.TABLES[0], ("state",)))
     monkeypatch.setattr(declarations, "COUNTERS", added)
     assert query.get("/v1/counts/states").json["type"] == "urn:rollcall:counter-cold"
     rolls.make_live("states", [b"NY", b"CA"])

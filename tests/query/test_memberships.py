@@ -9,10 +9,12 @@ import pytest
 from django.conf import settings
 
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Field, Table
 from shared_models.protocol.members import encode
 from tests.query.driving import Query
 from tests.query.rolls_in_redis import Rolls
+
+ORDERS = Table("orders", "public", "orders", (Field("shop", "text"), Field("number", "integer")))
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +149,7 @@ def test_members_of_a_counter_that_there_is_not(query: Query) -> None:
 def test_a_counter_over_a_number_is_asked_by_number_or_text(
     query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    added = (*declarations.COUNTERS, Counter("orders", model="Order", fields=("shop", "number")))
+    added = (*declarations.COUNTERS, Counter("orders", ORDERS, ("shop", "number")))
     monkeypatch.setattr(declarations, "COUNTERS", added)
     rolls.make_live("orders", [encode(("north", 17))])
     assert query.get("/v1/counts/orders/member?shop=north&number=17").json == {"member": True}
