@@ -5,10 +5,10 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo status logs restart down reset test test-fast test-long check audit images lock chaos bench loadtest
+.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long check audit images lock chaos bench loadtest
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
@@ -18,6 +18,9 @@ up: .venv/complete ## Start the whole stack in the background, on this machine o
 
 demo: .venv/complete ## up, then 100,000 messages (MESSAGES=…), then the counts beside COUNT(DISTINCT)
 	@$(STACK) demo
+
+demo-adopt: .venv/complete ## up, then a table of an application (ORDERS=300000) is adopted while that works, and its counts shown
+	@$(STACK) demo-adopt
 
 status: .venv/complete ## Each process, its port, its health, and what is wrong; the exit code says whether anything is
 	@$(STACK) status

@@ -1,4 +1,4 @@
-"""`python -m ingest_service <command>`: migrate, load, write_messages, admin_user, check."""
+"""`python -m ingest_service <command>`: migrate, load, write_messages, admin_user, adopt, check."""
 
 import os
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "load": "Store the rows of a file, and count them; --resume goes on with a load that was interrupted.",
     "write_messages": "Write messages of a generator, as many and as fast as is said.",
     "admin_user": "Let somebody sign in to the admin, or no longer. Run by the owner of the tables.",
+    "adopt": "Make a table of your own countable, or no longer (--undo): print the SQL, or run it (--apply). Run by its owner.",
     "check": "Look whether settings, tables and counters can work, without touching a store.",
 }
 

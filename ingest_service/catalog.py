@@ -1,4 +1,4 @@
-"""What producers may send: a collection for each model that a counter names. Everything about its rows is derived here."""
+"""What producers may send: a collection for each table that takes rows through ingest. Everything about its rows is derived here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.db import connection, models
 
 from shared_models import declarations
 from shared_models.declarations import Counter
-from shared_models.models import Countable, Field
+from shared_models.models import Countable, Field, model_of
 
 TEXT_FIELDS = (models.CharField, models.TextField)
 SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
@@ -42,8 +42,9 @@ def read_collections() -> Mapping[str, Collection]:
 
 
 def counted_models() -> tuple[type[Countable], ...]:
-    """The models that counters name, in the order of their first counter."""
-    return tuple(dict.fromkeys(counter.get_model() for counter in declarations.COUNTERS))
+    """The models of the tables that take rows through ingest and are counted, in the order of their first counter."""
+    found = (model_of(counter.table) for counter in declarations.COUNTERS)
+    return tuple(dict.fromkeys(model for model in found if model is not None))
 
 
 def name_of(model: type[models.Model]) -> str:
@@ -73,7 +74,7 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
     return Collection(
         name=name_of(model),
         model=model,
-        counters=tuple(counter for counter in declared if counter.get_model() is model),
+        counters=tuple(counter for counter in declared if model_of(counter.table) is model),
         row=row,
         decoder=msgspec.json.Decoder(row),
         array_decoder=msgspec.json.Decoder(list[row]),  # type: ignore[valid-type]

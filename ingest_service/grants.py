@@ -14,8 +14,9 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from ingest_service import catalog
 from ingest_service.models import Receipt
+from shared_models import triggers
 
-INGEST, MANAGE, ADMIN = "rollcall_ingest", "rollcall_manage", "rollcall_admin"
+OWNER, INGEST, MANAGE, ADMIN = "rollcall_owner", "rollcall_ingest", "rollcall_manage", "rollcall_admin"
 
 # What Django's admin needs of its own tables, which are there where it was migrated. Users are made, and made more than they
 # are, by the owner; nobody takes anything out of the log.
@@ -25,6 +26,13 @@ ADMIN_RIGHTS = {
     "django_content_type": "SELECT",
     "django_session": "SELECT, INSERT, UPDATE, DELETE",
 }
+
+# Manage reads them, and ingest prunes them.
+DEPARTURE_RIGHTS = {MANAGE: "SELECT", INGEST: "SELECT, DELETE"}
+OWN_DEPARTURES = """
+    SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s AND c.relname = 'departure' AND pg_has_role(c.relowner, 'USAGE') AND pg_has_role(n.nspowner, 'USAGE')
+"""
 
 # Another application in the same database may have tables of these names: Django's are everybody's.
 OWN_TABLES = """
@@ -46,6 +54,12 @@ def grant(using: str = "default", **kwargs: object) -> None:
                 quoted = connection.ops.quote_name(table)
                 cursor.execute(f"REVOKE ALL ON {quoted} FROM {role}")
                 cursor.execute(f"GRANT {rights} ON {quoted} TO {role}")
+        cursor.execute(OWN_DEPARTURES, [triggers.SCHEMA])
+        if cursor.fetchall():
+            for role, rights in DEPARTURE_RIGHTS.items():
+                if role in roles:
+                    cursor.execute(f"GRANT USAGE ON SCHEMA {triggers.SCHEMA} TO {role}")
+                    cursor.execute(f"GRANT {rights} ON {triggers.DEPARTURE} TO {role}")
 
 
 def wanted() -> Iterator[tuple[str, str, str]]:

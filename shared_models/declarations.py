@@ -1,68 +1,228 @@
-"""The counters: declared here, once. Everything that the three services do with a counter follows from its line.
+"""The counters: declared in a file, once. Everything that the three services do with a counter follows from its lines.
 
-Importing this module imports no model, so that query, which has no database, can read the declarations too:
-a model is named, the way a foreign key names one, and `Counter.get_model` looks it up.
+The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE names:
+
+    [tables.orders]
+    name = "shop.orders"                    # schema and table
+    fields = {email = "text", shop = "uuid"}  # the columns that make members, and their types (TYPES)
+    ingest = false                          # true: rows come in through ingest, too; needs a model in shared_models.models
+
+    [counters.customers]
+    table = "orders"
+    member = ["email"]                      # a NULL in any of them is no member
+    where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
+    example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
+
+It is read when this module is imported, which needs neither a database nor Django: query has no database. A service that was
+started with another file counts other counters: see `Counter.definition`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from shared_models.models import Countable
+import msgspec
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
+FILE = Path(__file__).with_name("rollcall.toml")
+NUMBERS = ("smallint", "integer", "bigint")
+# What a member can be made of: types whose text is the same wherever it is made.
+TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
+# They belong to what comes next, and are refused by name rather than overlooked.
+NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
 
 
 class UnknownCounter(LookupError):
     """There is no counter of that name; the message names those that there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """A named question over a table: how many different values do these fields have?
+class BadDeclaration(ValueError):
+    """The file cannot be used; the message names the key, and what is allowed."""
 
-    `name` appears in URLs, metrics and Redis keys. `model` is the name of a model in `shared_models.models`.
-    `fields` make a member, in this order; an index has to begin with them, in this order. `example` is a member that
-    people recognise, for the descriptions of the APIs.
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column that members are made of, and its type: one of TYPES."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose rows are counted. `name` is what the file calls it, `schema` and `relation` are what the database does.
+
+    `ingest`: rows come in through ingest, too. It offers nothing for the tables of others.
     """
 
     name: str
-    model: str
+    schema: str
+    relation: str
+    fields: tuple[Field, ...]
+    ingest: bool = False
+
+    def type_of(self, field: str) -> str:
+        """The declared type of a column."""
+        return next(each.type for each in self.fields if each.name == field)
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A named question over a table: how many different values do these fields have, in the rows for which `where` is true?
+
+    `name` appears in URLs, metrics and Redis keys. `fields` make a member, in this order; an index has to begin with them,
+    in this order. `example` is a member that people recognise.
+    """
+
+    name: str
+    table: Table
     fields: tuple[str, ...]
+    where: str = ""
     example: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
-            raise ValueError(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
+            raise BadDeclaration(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
         if not self.fields:
-            raise ValueError(f"counter {self.name!r}: name at least one field")
+            raise BadDeclaration(f"counter {self.name!r}: name at least one field")
         if self.example and len(self.example) != len(self.fields):
-            raise ValueError(f"counter {self.name!r}: the example needs one value for each field")
+            raise BadDeclaration(f"counter {self.name!r}: the example needs one value for each field")
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of its fields."""
+        return tuple(map(self.table.type_of, self.fields))
 
     @property
     def definition(self) -> str:
-        """What it counts, in 8 hex digits."""
-        return hashlib.sha256(repr((self.model, self.fields)).encode()).hexdigest()[:8]
+        """What it counts, in 8 hex digits. It is part of the counter's keys: whoever edits the file gets a cold counter, and
+        never a live one with the old meaning, however long other services go on with the old file."""
+        return _definition(self.table.schema, self.table.relation, self.fields, self.types, self.where)
 
     def example_member(self) -> dict[str, str | int]:
         """A member, field by field; made of the fields' names where the declaration gives none."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
-    def get_model(self) -> type[Countable]:
-        """The model class. Needs Django's app registry, with `shared_models` installed."""
-        from django.apps import apps
 
-        return cast("type[Countable]", apps.get_model("shared_models", self.model))
+@lru_cache(maxsize=1_000)
+def _definition(*meaning: object) -> str:
+    return hashlib.sha256(repr(meaning).encode()).hexdigest()[:8]
 
 
-COUNTERS: tuple[Counter, ...] = (
-    Counter("cities", model="Message", fields=("state", "city"), example=("NY", "Ithaca")),
-    Counter("users", model="Message", fields=("username",), example=("ann",)),
-)
+class TableLines(msgspec.Struct, forbid_unknown_fields=True):
+    """[tables.NAME]"""
+
+    name: str
+    fields: dict[str, str]
+    ingest: bool = False
+
+
+class CounterLines(msgspec.Struct, forbid_unknown_fields=True):
+    """[counters.NAME]"""
+
+    table: str
+    member: list[str]
+    where: str = ""
+    example: list[str | int] = []
+
+
+class Lines(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    tables: dict[str, dict[str, Any]] = {}
+    counters: dict[str, dict[str, Any]] = {}
+
+
+def read_file(path: Path) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
+    """The tables and the counters that the file declares. Raises BadDeclaration, which names the file and the key."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadDeclaration(f"ROLLCALL_FILE={path} cannot be read: {error}") from error
+    except (BadDeclaration, tomllib.TOMLDecodeError) as error:
+        raise BadDeclaration(f"{path}: {error}") from error
+
+
+def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
+    """What the text of a file declares. Raises BadDeclaration, tomllib.TOMLDecodeError."""
+    lines = convert(tomllib.loads(text), Lines, "")
+    tables = {name: read_table(name, found) for name, found in lines.tables.items()}
+    places: dict[tuple[str, str], str] = {}
+    for table in tables.values():
+        other = places.setdefault((table.schema, table.relation), table.name)
+        if other != table.name:
+            raise BadDeclaration(f"tables.{table.name}: tables.{other} is the same table; declare it once")
+    counters = tuple(read_counter(name, found, tables) for name, found in lines.counters.items())
+    if not counters:
+        raise BadDeclaration("there is no [counters.NAME]: nothing is to be counted")
+    return tuple(tables.values()), counters
+
+
+def read_table(name: str, found: dict[str, Any]) -> Table:
+    """One table."""
+    key = f"tables.{name}"
+    if not NAME.match(name):
+        raise BadDeclaration(f"{key}: use lower-case letters, digits and _ for the name, 63 at most")
+    lines = convert(found, TableLines, key)
+    schema, dot, relation = lines.name.partition(".")
+    if not dot:
+        schema, relation = "public", lines.name
+    if not schema or not relation:
+        raise BadDeclaration(f'{key}.name: write "schema.table", and not {lines.name!r}')
+    for field, type_ in lines.fields.items():
+        if type_ not in (*TYPES, "timestamptz"):
+            raise BadDeclaration(f"{key}.fields.{field}: {type_!r} is none of {', '.join(TYPES)}")
+    return Table(name, schema, relation, tuple(Field(*each) for each in lines.fields.items()), lines.ingest)
+
+
+def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> Counter:
+    """One counter."""
+    key = f"counters.{name}"
+    for word in NOT_YET:
+        if word in found:
+            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; take it out")
+    lines = convert(found, CounterLines, key)
+    table = tables.get(lines.table)
+    if table is None:
+        raise BadDeclaration(f"{key}.table: there is no [tables.{lines.table}]; there are: {', '.join(tables)}")
+    known = {field.name: field.type for field in table.fields}
+    for field in lines.member:
+        if field not in known:
+            raise BadDeclaration(
+                f"{key}.member: tables.{table.name}.fields does not have {field!r}; it has {', '.join(known)}"
+            )
+        if known[field] not in TYPES:
+            raise BadDeclaration(f"{key}.member: {field} is {known[field]}, and a member is made of {', '.join(TYPES)}")
+    if len(set(lines.member)) < len(lines.member):
+        raise BadDeclaration(f"{key}.member: a field stands there twice")
+    if lines.where and table.ingest:
+        raise BadDeclaration(
+            f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres could say "
+            "whether the condition holds: leave it out, or set ingest = false"
+        )
+    if ";" in lines.where or "--" in lines.where:
+        raise BadDeclaration(f"{key}.where: one SQL condition, without ; and --")
+    return Counter(name, table, tuple(lines.member), lines.where.strip(), tuple(lines.example))
+
+
+def convert(found: dict[str, Any], to: type[T], key: str) -> T:
+    """Typed. Raises BadDeclaration, which names the key."""
+    try:
+        return msgspec.convert(found, to)
+    except msgspec.ValidationError as error:
+        raise BadDeclaration(f"{key}: {error}" if key else str(error)) from error
+
+
+TABLES, COUNTERS = read_file(Path(os.environ.get("ROLLCALL_FILE") or FILE))
 
 
 def get_counter(name: str) -> Counter:

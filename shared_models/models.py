@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from django.apps import apps
 from django.db import models
 from django.db.models.functions import Cast
+
+from shared_models.declarations import Table
 
 Field: TypeAlias = "models.Field[Any, Any]"
 
@@ -37,6 +40,13 @@ class Countable(models.Model):
         """What a producer sends: every field that the database does not write itself."""
         own = {field.name for field in Countable._meta.get_fields()}
         return tuple(field for field in cls._meta.concrete_fields if field.name not in own)
+
+
+def model_of(table: Table) -> type[Countable] | None:
+    """The model through which ingest writes to this table; None for a table of others."""
+    found = [model for model in apps.get_app_config("shared_models").get_models() if issubclass(model, Countable)]
+    places = {model._meta.db_table: model for model in found}
+    return places.get(table.relation) if table.ingest and table.schema == "public" else None
 
 
 class Message(Countable):

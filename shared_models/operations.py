@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import RunSQL
+from django.db.migrations.operations.base import Operation
+from django.db.migrations.state import ProjectState
+
+from shared_models import declarations, triggers
 
 
 class StampXactOnUpdate(RunSQL):
@@ -46,3 +53,71 @@ class CountCombinations(RunSQL):
 
     def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
         return (self.__class__.__qualname__, [self.table, *self.columns], {})
+
+
+class NoteDepartures(Operation):
+    """Let a table of Rollcall's own note the members that its rows leave: see `triggers`.
+
+    For the counters that are declared when it is run. Where those change, `adopt` brings the triggers up to date.
+    """
+
+    reduces_to_sql = False  # what it does depends on what is there
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
+        return (self.__class__.__qualname__, [self.table], {})
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """No model changes."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        with schema_editor.connection.cursor() as cursor:
+            has_schema, has_table = read_schema(cursor)
+        if not has_schema:
+            schema_editor.execute(triggers.MAKE_SCHEMA)
+        if not has_table:
+            for statement in triggers.MAKE_DEPARTURE:
+                schema_editor.execute(statement)
+        for piece in self.pieces(schema_editor):
+            for statement in piece.statements():
+                schema_editor.execute(statement)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        for piece in reversed(self.pieces(schema_editor)):
+            schema_editor.execute(piece.drop())
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute("SELECT FROM pg_trigger WHERE starts_with(tgname, %s)", [triggers.PREFIX])
+            if not cursor.fetchall():  # else a table that was adopted needs it
+                schema_editor.execute(f"DROP TABLE IF EXISTS {triggers.DEPARTURE}")
+
+    def pieces(self, schema_editor: BaseDatabaseSchemaEditor) -> list[triggers.Piece]:
+        """The function and the triggers; none where nothing of the table is counted."""
+        counters = [each for each in declarations.COUNTERS if each.table.ingest and each.table.relation == self.table]
+        if not counters:
+            return []
+        with schema_editor.connection.cursor() as cursor:
+            columns = [
+                column.name
+                for column in schema_editor.connection.introspection.get_table_description(cursor, self.table)
+            ]
+        # Which columns are in a condition is not looked for: with one, a change of any of them is looked at.
+        watched = {each.name: columns if each.where else each.fields for each in counters}
+        return triggers.triggers(counters[0].table, counters, watched, stamps=False)
+
+
+def read_schema(cursor: Any) -> tuple[bool, bool]:
+    """Whether there are the schema of the departures, and their table. A role without rights there may ask, too."""
+    cursor.execute(
+        """SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s),
+                  EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                          WHERE n.nspname = %s AND c.relname = 'departure')""",
+        [triggers.SCHEMA, triggers.SCHEMA],
+    )
+    ((has_schema, has_table),) = cursor.fetchall()
+    return bool(has_schema), bool(has_table)

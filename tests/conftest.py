@@ -14,7 +14,7 @@ pytest_plugins = ["tests.servers"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SERVICES = {"admin", "ingest", "manage", "query"}
+SERVICES = {"admin", "adopt", "ingest", "manage", "query"}
 _seen: set[str] = set()
 
 

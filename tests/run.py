@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The longest first, so that the processors end together.
 FOLDERS = (
     *("manage", "system", "browser", "failures", "local", "ingest", "protocol"),
-    *("edge", "deploy", "admin", "query", "hostile", "contract", "unit"),
+    *("edge", "adopt", "deploy", "admin", "query", "hostile", "contract", "unit"),
 )
 
 # Parts that two processors end at about the same time.

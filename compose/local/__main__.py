@@ -1,4 +1,4 @@
-"""`python -m compose.local up|demo|status|logs|restart|down|reset`: the local stack. The Makefile's targets call this."""
+"""`python -m compose.local up|demo|demo-adopt|status|logs|restart|down|reset`: what the Makefile's targets call."""
 
 from __future__ import annotations
 
@@ -145,6 +145,15 @@ def demo(folder: Path) -> int:
     return demonstration.run(stack)
 
 
+def demo_adopt(folder: Path) -> int:
+    """Up, then a table of an application that goes on working is adopted, and its counts move beside COUNT(DISTINCT)."""
+    stack, _ = bring_up(folder)
+    from compose.local import demo_adopt as demonstration
+
+    with alone(folder):
+        return demonstration.run(stack)
+
+
 def variables(folder: Path, service: str) -> int:
     """The environment of a service of this stack, for a shell: eval "$(python -m compose.local variables manage)".
 
@@ -174,8 +183,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m compose.local", description="The local stack.")
     parser.add_argument("--folder", type=Path, default=CHECKOUT / ".local", help="where its state lies")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for simple in (up, demo, status, down, reset):
-        commands.add_parser(simple.__name__, help=simple.__doc__).set_defaults(command=simple)
+    for simple in (up, demo, demo_adopt, status, down, reset):
+        commands.add_parser(simple.__name__.replace("_", "-"), help=simple.__doc__).set_defaults(command=simple)
     for choosing in (logs, restart):
         command = commands.add_parser(choosing.__name__, help=choosing.__doc__)
         command.add_argument("service", nargs="?", metavar="SERVICE", help="one process only")

@@ -197,16 +197,7 @@ def count_distinct(connection: psycopg2.extensions.connection, counter: Counter)
 
 def table_of(counter: Counter) -> tuple[str, list[str]]:
     """The table and the columns of a counter."""
-    import django
-    from django.apps import apps
-    from django.conf import settings
-
-    if not apps.ready:
-        settings.configure(INSTALLED_APPS=["shared_models"])
-        django.setup()
-    options = counter.get_model()._meta
-    columns = {field.name: str(field.column) for field in options.concrete_fields}
-    return options.db_table, [columns[name] for name in counter.fields]
+    return counter.table.relation, list(counter.fields)
 
 
 def timed(times: int, ask: Callable[P, T], *args: P.args, **options: P.kwargs) -> tuple[T, float]:

@@ -219,8 +219,11 @@ class Process:
         # HOME: libpq looks for certificates there and fails where the user may not look (root's home, after become).
         return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
 
-    def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> None:
-        """Run a command that ends by itself, as the user and in the environment of the process, with these variables."""
+    def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> str:
+        """Run a command that ends by itself, as the user and in the environment of the process, with these variables.
+
+        What it printed.
+        """
         user = ordinary_user()
         done = subprocess.run(
             command,
@@ -235,6 +238,7 @@ class Process:
         if done.returncode != 0:
             said = "\n".join("    " + line for line in done.stdout.strip().splitlines()[-10:])
             raise DoesNotStart(f"{self.name}: {Path(command[0]).name} ended with status {done.returncode}:\n{said}")
+        return str(done.stdout)
 
     def _launch(self) -> None:
         user, starter, pid_file = ordinary_user(), os.getpid(), self.folder / "pid"

@@ -134,12 +134,15 @@ class Ingest(Web):
         make_secret(self.admin_password_path)
         make_secret(self.secret_key_path)
 
-    def run_command(self, *words: str, variables: Mapping[str, str]) -> None:
-        """Run one of ingest's commands, with its own folder for metrics: a gunicorn that is ending removes the service's."""
+    def run_command(self, *words: str, variables: Mapping[str, str]) -> str:
+        """Run one of ingest's commands, with its own folder for metrics: a gunicorn that is ending removes the service's.
+
+        What it printed.
+        """
         metrics = self.folder / "metrics-of-commands"
         make_folder(metrics)
         own_folder = {"PROMETHEUS_MULTIPROC_DIR": str(metrics)}
-        self.run([sys.executable, "-m", "ingest_service", *words], {**variables, **own_folder})
+        return self.run([sys.executable, "-m", "ingest_service", *words], {**variables, **own_folder})
 
     def make_first_user(self, owner: Mapping[str, str], database: str) -> None:
         """Let the first user sign in, unless that was done in this database (its identity)."""

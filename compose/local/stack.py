@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compose.local import ports as ports_of_stack
-from compose.local.ordinary_user import own
+from compose.local.ordinary_user import CHECKOUT, own
 from compose.local.processes import Process, StackError, make_folder
 from compose.local.servers import Primary, Replica, Valkey
 from compose.local.services import Ingest, Keeper, Manage, Rotator, Service, Web
@@ -47,16 +47,17 @@ class Stack:
         # Each has a role of its own in each store, and what it needs to know and nothing else.
         def of_ingest() -> dict[str, str]:
             stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.valkey.url_of("ingest")}
-            return stores | self.admin_variables() | self.ingest.tokens_variable()
+            return stores | self.admin_variables() | self.ingest.tokens_variable() | self.file_variable()
 
         def of_manage() -> dict[str, str]:
             return of_keeper() | self.manage.tokens_variable()
 
         def of_keeper() -> dict[str, str]:
-            return {"DATABASE_URL": self.replica.url_of("manage"), "REDIS_URL": self.valkey.url_of("manage")}
+            stores = {"DATABASE_URL": self.replica.url_of("manage"), "REDIS_URL": self.valkey.url_of("manage")}
+            return stores | self.file_variable()
 
         def of_query() -> dict[str, str]:
-            return {"REDIS_URL": self.valkey.url_of("query")}
+            return {"REDIS_URL": self.valkey.url_of("query")} | self.file_variable()
 
         port = ports["INGEST_PORT"]
         self.ingest = Ingest(
@@ -140,6 +141,7 @@ class Stack:
         for process in self.processes:
             shutil.rmtree(process.folder, ignore_errors=True)
         shutil.rmtree(self.folder / "log", ignore_errors=True)
+        self.declarations_path.unlink(missing_ok=True)
 
     def standing(self) -> list[Standing]:
         """Each process, in the order of their start."""
@@ -152,7 +154,23 @@ class Stack:
     def owner_variables(self) -> dict[str, str]:
         """For what ingest itself may not do: migrate, and empty a table."""
         stores = {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
-        return stores | self.admin_variables()
+        return stores | self.admin_variables() | self.file_variable()
+
+    @property
+    def declarations_path(self) -> Path:
+        """The declarations of this stack, where it has others than the packaged ones."""
+        return self.folder / "rollcall.toml"
+
+    def declare(self, lines: str) -> None:
+        """Add these lines to the declarations; services see them at their next start."""
+        packaged = CHECKOUT / "shared_models" / "rollcall.toml"
+        before = self.declarations_path if self.declarations_path.exists() else packaged
+        self.declarations_path.write_text(f"{before.read_text().rstrip()}\n\n{lines.strip()}\n")
+        own(self.declarations_path)
+
+    def file_variable(self) -> dict[str, str]:
+        """What tells the services which declarations are theirs."""
+        return {"ROLLCALL_FILE": str(self.declarations_path)} if self.declarations_path.exists() else {}
 
     def admin_variables(self) -> dict[str, str]:
         """What turns ingest's admin pages on."""

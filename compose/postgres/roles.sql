@@ -101,16 +101,26 @@ BEGIN
     END IF;
 END $$;
 
+-- What the triggers on counted tables write lies in a schema of its own, which migrations could not make: the owner may make things
+-- in "public" only. Where somebody has adopted a table before, it is there, and stays with whom it belongs to.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'rollcall_triggers') THEN
+        CREATE SCHEMA rollcall_triggers AUTHORIZATION rollcall_owner;
+    END IF;
+END $$;
+
 DO $$
 DECLARE
     owner CONSTANT oid := 'rollcall_owner'::regrole;
     stamp CONSTANT oid := to_regprocedure('public.rollcall_stamp_xact()');
     own oid[];
+    functions oid[];
     others text[];
     made record;
 BEGIN
     -- Rollcall's tables. The names are common ones: a table that is counted is known by its trigger, the receipts by their columns,
-    -- and Django's are Rollcall's where those are.
+    -- and Django's are Rollcall's where those are. A table that was adopted has other triggers, and stays whose it is.
     SELECT coalesce(array_agg(c.oid), '{}') INTO own FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND t.tgfoid = stamp;
     IF own <> '{}' THEN
@@ -121,6 +131,12 @@ BEGIN
                               'auth_user_user_permissions')
                 OR c.relname = 'receipt' AND ARRAY['key', 'fingerprint', 'answer', 'create_time']::name[] <@ ARRAY(
                     SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)));
+        functions := stamp || ARRAY(
+            SELECT DISTINCT p.oid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+            WHERE t.tgrelid = ANY (own) AND t.tgname ~ '^zzz_rollcall_' AND p.pronamespace = 'public'::regnamespace);
+        own := own || ARRAY(
+            SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure' AND c.relkind = 'r');
     END IF;
 
     -- Whatever else somebody has made here, but for what belongs to an extension.
@@ -133,11 +149,12 @@ BEGIN
             SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = pg_class.oid
                                           AND d.deptype IN ('a', 'i'))
         UNION ALL
-        SELECT 'pg_proc'::regclass, oid, pronamespace, proowner FROM pg_proc WHERE oid <> stamp OR own = '{}'
+        SELECT 'pg_proc'::regclass, oid, pronamespace, proowner FROM pg_proc WHERE own = '{}' OR oid <> ALL (functions)
         UNION ALL
         SELECT 'pg_type'::regclass, oid, typnamespace, typowner FROM pg_type WHERE typrelid = 0 AND typcategory <> 'A'
         UNION ALL
-        SELECT 'pg_namespace'::regclass, oid, oid, nspowner FROM pg_namespace WHERE nspname <> 'public'
+        SELECT 'pg_namespace'::regclass, oid, oid, nspowner FROM pg_namespace
+        WHERE nspname <> 'public' AND (nspname <> 'rollcall_triggers' OR own = '{}')
         UNION ALL
         SELECT 'pg_largeobject'::regclass, oid, 0, lomowner FROM pg_largeobject_metadata
         UNION ALL
@@ -165,12 +182,13 @@ BEGIN
     END IF;
 
     -- From before there were roles: the owner gets them.
-    FOR made IN SELECT relname FROM pg_class WHERE oid = ANY (own) AND relowner <> owner LOOP
-        EXECUTE format('ALTER TABLE public.%I OWNER TO rollcall_owner', made.relname);
+    ALTER SCHEMA rollcall_triggers OWNER TO rollcall_owner;
+    FOR made IN SELECT oid::regclass::text AS name FROM pg_class WHERE oid = ANY (own) AND relowner <> owner LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO rollcall_owner', made.name);
     END LOOP;
-    IF own <> '{}' THEN
-        ALTER FUNCTION public.rollcall_stamp_xact() OWNER TO rollcall_owner;
-    END IF;
+    FOR made IN SELECT oid::regprocedure::text AS name FROM pg_proc WHERE oid = ANY (functions) AND proowner <> owner LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO rollcall_owner', made.name);
+    END LOOP;
     FOR made IN
         SELECT stxname FROM pg_statistic_ext
         WHERE stxrelid = ANY (own) AND stxnamespace = 'public'::regnamespace AND stxowner <> owner

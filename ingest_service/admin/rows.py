@@ -17,7 +17,7 @@ from ingest_service.admin.routing import ALIAS
 from ingest_service.admin.searching import Rows
 from shared_models import declarations
 from shared_models.declarations import Counter
-from shared_models.models import Countable
+from shared_models.models import Countable, model_of
 
 log = structlog.get_logger()
 
@@ -89,7 +89,7 @@ class RowAdmin(LookedAt):
 
     def __init__(self, model: type[Countable], site: AdminSite) -> None:
         super().__init__(model, site)
-        self.counters = tuple(counter for counter in declarations.COUNTERS if counter.get_model() is model)
+        self.counters = tuple(counter for counter in declarations.COUNTERS if model_of(counter.table) is model)
         counted = dict.fromkeys(name for counter in self.counters for name in counter.fields)
         own = [field.name for field in Countable._meta.get_fields()]
         self.list_display = (own[0], *counted, *own[1:])

@@ -14,6 +14,7 @@ from django.db import models
 from django.http import QueryDict
 
 from shared_models.declarations import Counter
+from shared_models.models import model_of
 from shared_models.models import Countable, Field
 
 Rows: TypeAlias = "models.QuerySet[Countable]"
@@ -28,7 +29,8 @@ class Search(forms.Form):
         self.counter = counter
         asked = any(value for name, value in data.items() if name.startswith(f"{counter.name}-"))
         super().__init__(data if asked else None, prefix=counter.name)
-        columns = {column.name: column for column in counter.get_model()._meta.concrete_fields}
+        model = model_of(counter.table)
+        columns = {column.name: column for column in model._meta.concrete_fields} if model else {}
         self.columns = {name: columns[name] for name in counter.fields}
         for name, column in self.columns.items():
             self.fields[name] = input_of(column)

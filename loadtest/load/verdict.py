@@ -20,7 +20,7 @@ from shared_models.protocol import keys, steps
 from shared_models.protocol.members import encode
 
 # What this load sends, and hence what it can count.
-COUNTED = [counter for counter in COUNTERS if counter.model == "Message"]
+COUNTED = [counter for counter in COUNTERS if counter.table.relation == "message"]
 SHOWN = 3
 
 UNKNOWN, ACKNOWLEDGED, STORED = 1, 2, 4

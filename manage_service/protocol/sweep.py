@@ -26,10 +26,10 @@ from datetime import timedelta
 from secrets import token_hex
 from typing import cast
 
-from django.db import models
 from redis import Redis
 
 from manage_service.protocol.bucket_filter import BucketFilter
+from manage_service.protocol.canonical import IS_CANONICAL
 from manage_service.protocol.freshness import why_stale
 from manage_service.protocol.progress import Progress
 from manage_service.replica.snapshots import Replica, Snapshot
@@ -44,7 +44,6 @@ CHUNK_ASKED = 5_000
 ROUND_MEMBERS = 50_000
 # How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
 CHUNK_FILTERED = 25_000
-BIGINT = range(-(2**63), 2**63)
 # The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. This is more than two
 # clocks differ that somebody looks after.
 RESET_SLACK = timedelta(seconds=10)
@@ -218,29 +217,19 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
 
 
 def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
-    """Those of these members that no row has. What could never be in a row is among them."""
-    options, fields = counter.get_model()._meta, len(counter.fields)
-    numbers = [at for at, name in enumerate(counter.fields) if isinstance(options.get_field(name), models.IntegerField)]
+    """Those of these members that no row has. What could never be in a row is among them: Postgres cannot be asked for it."""
+    checks = [IS_CANONICAL[type_] for type_ in counter.types]
     asked: list[Values] = []
     junk = []
     for member in members:
-        values = decode(member, fields)
-        # Postgres can be asked for neither: U+0000 in a text, and a number that is none.
-        if values is None or any("\0" in text for text in values) or not all(is_number(values[at]) for at in numbers):
+        values = decode(member, len(checks))
+        if values is None or not all(check(text) for check, text in zip(checks, values, strict=True)):
             junk.append(member)
         else:
             asked.append(values)
     if not asked:
         return junk
     return junk + [encode(values) for values in snapshot.without_row(counter, asked)]
-
-
-def is_number(text: str) -> bool:
-    """Whether this is how a 64-bit number is written in a member."""
-    try:
-        return str(int(text)) == text and int(text) in BIGINT
-    except ValueError:
-        return False
 
 
 def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:

@@ -57,6 +57,10 @@ OPTIONS = " ".join(
         "lock_timeout": "200ms",  # who cannot have a table waits for that table alone, and not here
         # A table that hides rows is an error, and not a table with fewer rows: a sweep would take out the hidden members.
         "row_security": "off",
+        # The texts of dates, and what a counter's condition means, do not depend on a role's settings.
+        "DateStyle": "ISO",
+        "TimeZone": "UTC",
+        "search_path": "pg_catalog,pg_temp",
         "idle_in_transaction_session_timeout": "60s",  # a keeper that hangs must not hold back vacuum
         "enable_seqscan": "off",
         "enable_bitmapscan": "off",
@@ -320,7 +324,8 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
 def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
-        cursor.execute(statement, parameters)
+        # psycopg2 reads %% as % only where there are parameters.
+        cursor.execute(statement, parameters or {"none": None})
         return cursor.fetchall() if cursor.description else []
 
 

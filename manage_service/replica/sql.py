@@ -5,12 +5,11 @@ Each is made for one index. What a snapshot proves by them stands in `snapshots`
 
 from __future__ import annotations
 
-from typing import Any, cast
+from operator import add
 
-from django.db import models
-from psycopg2.sql import SQL, Composable, Composed, Identifier
+from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
-from shared_models.declarations import Counter
+from shared_models.declarations import NUMBERS, Counter
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
 # One statement reads at most this many index entries: about 10 ms where the index is in memory.
@@ -20,6 +19,15 @@ CHUNK_JUMPS = 5_000
 # From so many rows a member on, jumping from one value to the next beats reading every row's index entry.
 # Measured on 2 million rows: a jump costs what 30 to 40 entries of an index-only scan cost.
 JUMP_FROM_ROWS_PER_MEMBER = 40
+
+PLAIN = ("text", "varchar", *NUMBERS)
+# As what an array of values of a field is sent, where that is not the type itself.
+ARRAYS = dict.fromkeys(NUMBERS, "bigint") | {"varchar": "text", "enum": "text"}
+# A label as the enum that the column has, whatever its name is; NULL where it has no such label.
+LABEL = """CASE WHEN EXISTS (
+    SELECT FROM pg_enum AS e JOIN pg_attribute AS a ON a.atttypid = e.enumtypid
+    WHERE a.attrelid = {regclass}::regclass AND a.attname = {name} AND e.enumlabel = {value}
+) THEN (jsonb_populate_record(NULL::{table}, jsonb_build_object({name}, {value}))).{column} END"""
 
 STANDPOINT = f"""
     SELECT {SOURCE_SQL},
@@ -60,32 +68,37 @@ FLUSHED = """
     FROM (SELECT pg_current_wal_flush_lsn() AS flushed, %s::pg_lsn AS shown) AS log
 """
 
-# From here on `fill_in` puts the fields and the table of a counter in: {fields} f, g · {table} · {marks} %s, %s ·
-# {joined} t.f = v.f AND t.g = v.g · {walked} w.f, w.g · {unnest} unnest(%s::text[], %s::text[])
+# From here on `fill_in` puts the fields and the table of a counter in: {fields} f, g · {texts} f, g::text · {table} ·
+# {counts} f IS NOT NULL AND g IS NOT NULL AND (the counter's condition) · {marks} %s, %s · {walked} w.f, w.g ·
+# {unnest} unnest(%s::text[], %s::uuid[]) · {values} v.f, v.g::text · {joined} t.f = v.f AND t.g = v.g AND (the condition)
+#
+# A row counts if none of its fields is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
 
 # Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries.
 SCAN = """
-    SELECT DISTINCT {fields} FROM
-        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk
+    SELECT {texts} FROM
+        (SELECT DISTINCT {fields} FROM
+            (SELECT {fields} FROM {table} WHERE {counts} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk) AS members
     ORDER BY {fields}
 """
 # Loose index scan: one descent of the counter's index a member.
 JUMP = """
     WITH RECURSIVE walk AS (
-        (SELECT {fields} FROM {table} {behind} ORDER BY {fields} LIMIT 1)
+        (SELECT {fields} FROM {table} WHERE {counts} {behind} ORDER BY {fields} LIMIT 1)
         UNION ALL
         SELECT next.* FROM walk AS w CROSS JOIN LATERAL
-            (SELECT {fields} FROM {table} WHERE ({fields}) > ({walked}) ORDER BY {fields} LIMIT 1) AS next
+            (SELECT {fields} FROM {table} WHERE {counts} AND ({fields}) > ({walked}) ORDER BY {fields} LIMIT 1) AS next
     )
-    SELECT {fields} FROM walk LIMIT {limit}
+    SELECT {texts} FROM walk LIMIT {limit}
 """
-BEHIND = "WHERE ({fields}) > ({marks})"
+BEHIND = "AND ({fields}) > ({marks})"
 # The planner's own guess from the table's statistics: two numbers of a plan that is not run.
-ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table}"
+ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table} WHERE {counts}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
-# The index on xact: where the slice of at most so many rows ends, and its rows.
-SLICE_END = "SELECT xact FROM {table} WHERE xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
-RECENT = "SELECT {fields} FROM {table} WHERE xact >= %s {narrowed}"
+# The index on xact, which may leave out the rows from before there was the column (xact = 0): where the slice of at most so many
+# rows ends, and its rows.
+SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
+RECENT = "SELECT {texts} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}"
 # Xacts that have not ended: of those in a list, and of a range.
 OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
@@ -132,28 +145,45 @@ def standpoint(*, by_function: bool) -> str:
 
 def quoted_table(counter: Counter) -> str:
     """The counter's table, as Postgres wants to read it in a regclass."""
-    return '"' + counter.get_model()._meta.db_table.replace('"', '""') + '"'
+    return ".".join('"' + name.replace('"', '""') + '"' for name in (counter.table.schema, counter.table.relation))
+
+
+def label_of(counter: Counter, name: str, value: Composable) -> Composed:
+    """A text as the enum that this column has."""
+    return SQL(LABEL).format(
+        regclass=Literal(quoted_table(counter)),
+        name=Literal(name),
+        value=value,
+        table=Identifier(counter.table.schema, counter.table.relation),
+        column=Identifier(name),
+    )
 
 
 def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     """One of the statements above, for this counter."""
-    options = counter.get_model()._meta
-    fields = [cast("models.Field[Any, Any]", options.get_field(name)) for name in counter.fields]
-    columns = [Identifier(cast("str", field.column)) for field in fields]
     comma, conjunction = SQL(", "), SQL(" AND ")
+    columns = [Identifier(name) for name in counter.fields]
+    # Texts and numbers come from psycopg2 as what `members.encode` writes down; of the others Postgres makes the text.
+    as_text = [SQL("" if type_ in PLAIN else "::text") for type_ in counter.types]
 
     def of(table: str) -> list[Composed]:
         return [SQL("{}.{}").format(SQL(table), column) for column in columns]
 
-    arrays = [SQL("%s::bigint[]" if isinstance(f, models.IntegerField) else "%s::text[]") for f in fields]
-    equal = [SQL("{} = {}").format(t, v) for t, v in zip(of("t"), of("v"), strict=True)]
+    condition = [SQL(f"({counter.where})".replace("%", "%%"))] if counter.where else []
+    arrays = [SQL(f"%s::{ARRAYS.get(type_, type_)}[]") for type_ in counter.types]
+    equal = [
+        SQL("{} = {}").format(t, label_of(counter, name, v) if type_ == "enum" else v)
+        for t, v, name, type_ in zip(of("t"), of("v"), counter.fields, counter.types, strict=True)
+    ]
     known = {
         "fields": comma.join(columns),
-        "table": Identifier(options.db_table),
+        "texts": comma.join(map(add, columns, as_text)),
+        "table": Identifier(counter.table.schema, counter.table.relation),
+        "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(column) for column in columns), *condition]),
         "marks": comma.join([SQL("%s")] * len(columns)),
         "walked": comma.join(of("w")),
-        "values": comma.join(of("v")),
+        "values": comma.join(map(add, of("v"), as_text)),
         "unnest": SQL("unnest({})").format(comma.join(arrays)),
-        "joined": conjunction.join(equal),
+        "joined": conjunction.join([*equal, *condition]),
     }
     return SQL(statement).format(**known, **more)

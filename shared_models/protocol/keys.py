@@ -1,13 +1,14 @@
 """Every key that Rollcall has in Redis. No key string stands anywhere else.
 
 The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
-live in one slot, so that its atomic steps may touch several of them. The 2 is the layout: a new layout is a set of
-cold counters, which get built.
+live in one slot, so that its atomic steps may touch several of them. TAG is the counter's name, a dot, and its definition
+(`Counter.definition`): `{users.1f2e3d4c}`. So a counter that is declared otherwise is another one, cold until it is built; a service that
+still has the old file goes on with the old one. The 2 is the layout: a new layout is a set of cold counters, too.
 
-    rollcall:2:{users}:members    SET     the members; absent while the count is zero
-    rollcall:2:{users}:suspects   HASH    member -> token of the sweep that suspects it of having no row
-    rollcall:2:{users}:departing  HASH    member -> token of the batch of departures that it is in
-    rollcall:2:{users}:intake     HASH    what ingest writes, too:
+    rollcall:2:{TAG}:members    SET     the members; absent while the count is zero
+    rollcall:2:{TAG}:suspects   HASH    member -> token of the sweep that suspects it of having no row
+    rollcall:2:{TAG}:departing  HASH    member -> token of the batch of departures that it is in
+    rollcall:2:{TAG}:intake     HASH    what ingest writes, too:
                                           size              members that the protocol has put into the set, less those that
                                                             it has taken out: another number than the set's own means that
                                                             something else has changed it, and the counter is not live
@@ -17,7 +18,7 @@ cold counters, which get built.
                                           watermark         highest xact acknowledged into it by ingest, or relied on
                                                             by a pass: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
-    rollcall:2:{users}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
+    rollcall:2:{TAG}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted
                                           source            "system identifier/timeline" that the cursor belongs to
@@ -32,10 +33,10 @@ cold counters, which get built.
                                           swept             how many members sweeps have taken out
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
-    rollcall:2:{users}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
+    rollcall:2:{TAG}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
                                           jumping, gap, read, expected, position ("=" and the last member read; absent at
                                           the start)
-    rollcall:2:{users}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
+    rollcall:2:{TAG}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
     rollcall:2:run:{ID}           HASH    one run: see manage_service.runs.registry
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
@@ -55,6 +56,9 @@ What ingest writes is not believed blindly: see `shared_models.protocol.states`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+from shared_models import declarations
 
 LAYOUT = 2
 PREFIX = f"rollcall:{LAYOUT}:"
@@ -74,9 +78,16 @@ class CounterKeys:
 
 
 def of_counter(name: str) -> CounterKeys:
-    """The keys of the counter with this name."""
-    start = f"{PREFIX}{{{name}}}:"
-    return CounterKeys(*(start + name for name in CounterKeys.__slots__))
+    """The keys of the counter with this name, as it is declared here and now."""
+    for counter in declarations.COUNTERS:
+        if counter.name == name:
+            return _of_tag(f"{name}.{counter.definition}")
+    return _of_tag(name)  # it was taken out of the file: there is nothing
+
+
+@lru_cache(maxsize=1_000)
+def _of_tag(tag: str) -> CounterKeys:
+    return CounterKeys(*(f"{PREFIX}{{{tag}}}:{name}" for name in CounterKeys.__slots__))
 
 
 def of_run(run_id: str) -> str:

@@ -74,7 +74,8 @@ EFFECTIVE = """
         SELECT 'database ' || may, has_database_privilege(r.oid, current_database(), may)
             FROM unnest(ARRAY['CONNECT', 'TEMP', 'CREATE']) AS may
         UNION ALL SELECT 'schema ' || nspname || may, has_schema_privilege(r.oid, n.oid, may)
-            FROM pg_namespace AS n, unnest(ARRAY['USAGE', 'CREATE']) AS may WHERE nspname <> 'rollcall_internal'
+            FROM pg_namespace AS n, unnest(ARRAY['USAGE', 'CREATE']) AS may
+            WHERE nspname NOT IN ('rollcall_internal', 'rollcall_triggers')
         UNION ALL SELECT 'function ' || p.oid::regprocedure, has_function_privilege(r.oid, p.oid, 'EXECUTE')
             FROM pg_proc AS p WHERE pronamespace::regnamespace::text <> 'rollcall_internal'
         UNION ALL SELECT 'table ' || c.oid::regclass || may, has_table_privilege(r.oid, c.oid, may)
@@ -132,6 +133,11 @@ def make_roles(url: str, *options: str) -> str:
 
 def migrate(url: str, server: Primary, *command: str) -> subprocess.CompletedProcess[str]:
     """With the admin's tables."""
+    return manage(url, server, "migrate", "--verbosity=0", "--skip-checks", *command)
+
+
+def manage(url: str, server: Primary, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command of ingest, in this database."""
     variables = {
         "DATABASE_URL": url,
         "ADMIN_DATABASE_URL": server.url_of("admin"),
@@ -141,7 +147,7 @@ def migrate(url: str, server: Primary, *command: str) -> subprocess.CompletedPro
         "DJANGO_SETTINGS_MODULE": "ingest_service.settings",
     }
     return subprocess.run(
-        [sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0", "--skip-checks", *command],
+        [sys.executable, "-m", "ingest_service", *command],
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -209,6 +215,8 @@ def test_what_was_made_before_there_were_roles_is_given_to_the_owner(server: Pri
             SELECT relowner FROM pg_class WHERE relnamespace = 'public'::regnamespace
             UNION ALL SELECT proowner FROM pg_proc WHERE pronamespace = 'public'::regnamespace
             UNION ALL SELECT stxowner FROM pg_statistic_ext
+            UNION ALL SELECT relowner FROM pg_class WHERE relnamespace = 'rollcall_triggers'::regnamespace
+            UNION ALL SELECT nspowner FROM pg_namespace WHERE nspname = 'rollcall_triggers'
         ) AS things (holder)
     """
     run(url, "CREATE TABLE orders (id int)")
@@ -220,6 +228,29 @@ def test_what_was_made_before_there_were_roles_is_given_to_the_owner(server: Pri
     for command in (("shared_models", "zero"), ()):
         done = migrate(owner, server, *command)
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("adopter", ["shop", "rollcall"])
+def test_a_table_that_was_adopted_stays_whose_it_is(server: Primary, adopter: str) -> None:
+    run(server.url, "CREATE DATABASE adopted")
+    url = url_in(server, "adopted")
+    run(url, FOREIGN)
+    run(url, "GRANT CREATE ON DATABASE adopted TO shop")
+    as_adopter = url_in(server, "adopted", "shop", "shop") if adopter == "shop" else url
+    done = manage(as_adopter, server, "adopt", "public.orders", "--counter", "mails=email", "--apply")
+    assert done.returncode == 0, done.stdout
+    before, in_effect = privileges(url), run(url, EFFECTIVE)
+    assert any("rollcall_triggers.departure" in row[0] for row in before)
+    for _ in range(2):
+        assert "is not Rollcall's alone" in make_roles(url, "-1")
+        assert privileges(url) == before and run(url, EFFECTIVE) == in_effect
+    done = manage(as_adopter, server, "adopt", "public.orders", "--counter", "mails=email", "--apply")
+    assert done.returncode == 0, done.stdout
+    reading = url_in(server, "adopted", "rollcall_manage", server.password_of("manage"))
+    run(reading, "BEGIN; LOCK TABLE orders IN ACCESS SHARE MODE; COMMIT")
+    assert run(reading, "SELECT count(*)::int FROM rollcall_triggers.departure") == [(0,)]
+    run(url_in(server, "adopted", "shop", "shop"), "INSERT INTO orders (email) VALUES ('a'); DELETE FROM orders")
+    assert run(reading, "SELECT element FROM rollcall_triggers.departure") == [(["a"],)]
 
 
 def test_migrate_grants_nothing_on_tables_of_others(server: Primary) -> None:

@@ -154,10 +154,11 @@ class World:
     # -- what is true, and what is counted
 
     def table(self, counter: Counter) -> set[bytes]:
-        options = counter.get_model()._meta
-        fields = ", ".join(counter.fields)
+        texts = ", ".join(f'"{field}"::text' for field in counter.fields)
+        counts = " AND ".join([f'"{field}" IS NOT NULL' for field in counter.fields] + [counter.where or "true"])
+        place = f'"{counter.table.schema}"."{counter.table.relation}"'
         return set(
-            encode_all(self.ask_primary(f'SELECT DISTINCT {fields} FROM "{options.db_table}"'), len(counter.fields))
+            encode_all(self.ask_primary(f"SELECT DISTINCT {texts} FROM {place} WHERE {counts}"), len(counter.fields))
         )
 
     def set(self, name: str = "users") -> set[bytes]:

@@ -1,0 +1,354 @@
+"""What is missing, as SQL: the difference between what a declared table needs and what the database has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from psycopg2.extensions import cursor as Cursor
+
+from ingest_service.adoption import catalog, fitness
+from ingest_service.adoption.catalog import Relation
+from ingest_service.grants import DEPARTURE_RIGHTS, INGEST, MANAGE, OWNER
+from shared_models import triggers
+from shared_models.declarations import Counter, Table
+from shared_models.triggers import Piece, quote
+
+# How a trigger is enabled, by what its statement says: as pg_trigger has it.
+ENABLED = {"": "O", "ALWAYS": "A", "REPLICA": "R"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`together`: in one transaction, which locks the table for a moment. `apart`: each by itself, and none blocks a write."""
+
+    table: Table
+    together: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    apart_first: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.together or self.apart)
+
+
+def to_adopt(cursor: Cursor, table: Table, counters: Sequence[Counter]) -> Plan:
+    """What makes the table countable by these counters; CannotAdopt where it cannot be."""
+    relation = relation_of(cursor, table)
+    watched = fitness.check(cursor, relation, table, counters)
+    together = [
+        *missing_departure(cursor),
+        *(() if "xact" in relation.columns else triggers.column(table)),
+        *missing_triggers(cursor, relation, table, counters, watched),
+        *missing_statistics(cursor, relation, table, counters),
+        *missing_grants(cursor, relation, table),
+    ]
+    return Plan(
+        table,
+        tuple(together),
+        tuple(missing_indexes(cursor, relation, table, counters)),
+        tuple(worth_knowing(cursor, relation)),
+    )
+
+
+def relation_of(cursor: Cursor, table: Table) -> Relation:
+    """The declared table in the database."""
+    oid = catalog.find(cursor, triggers.relation(table))
+    if oid is None:
+        cursor.execute("SELECT current_database()")
+        ((database,),) = cursor.fetchall()
+        raise fitness.CannotAdopt(f"there is no table {table.schema}.{table.relation} in the database {database}")
+    return catalog.read_relation(cursor, oid)
+
+
+def missing_departure(cursor: Cursor) -> Iterator[str]:
+    """The schema and the table of the departures."""
+    has_schema, departure = fitness.read_departure(cursor)
+    if not has_schema:
+        yield triggers.MAKE_SCHEMA
+    if departure is None:
+        yield from triggers.MAKE_DEPARTURE
+
+
+def missing_triggers(
+    cursor: Cursor,
+    relation: Relation,
+    table: Table,
+    counters: Sequence[Counter],
+    watched: dict[str, tuple[str, ...]],
+) -> Iterator[str]:
+    """The function and the triggers: those that are not there, were made from something else, or do not fire."""
+    partitions = [(schema, name) for schema, name, _ in relation.partitions]
+    cursor.execute(catalog.TRIGGERS, [triggers.PREFIX, relation.oid, relation.oid])
+    marks: dict[str, str] = {}
+    states: dict[str, set[str]] = {}
+    for name, schema, on, comment, enabled, is_clone in cursor.fetchall():
+        identity = f"{name} ON {triggers.relation(table) if is_clone else f'{quote(schema)}.{quote(on)}'}"
+        # A clone is enabled by its parent's statement.
+        states.setdefault(identity, set()).add(enabled)
+        if not is_clone:
+            marks[identity] = comment
+    for piece in triggers.triggers(table, counters, watched, partitions, stamps=not table.ingest):
+        if piece.kind == "FUNCTION":
+            yield from missing_function(cursor, relation, table, piece)
+        elif marks.get(piece.identity) != piece.mark or states[piece.identity] != {enabled_by(piece)}:
+            yield from piece.statements()
+
+
+def enabled_by(piece: Piece) -> str:
+    """When this trigger fires, as pg_trigger has it."""
+    return next(
+        state for word, state in reversed(ENABLED.items()) if f"ENABLE {word} TRIGGER" in piece.then or not word
+    )
+
+
+def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Piece) -> Iterator[str]:
+    """The function of the triggers, which belongs to the table's owner, who may write departures."""
+    cursor.execute(catalog.FUNCTION, [table.schema, piece.name])
+    found = cursor.fetchall()
+    cursor.execute("SELECT current_user")
+    ((user,),) = cursor.fetchall()
+    comment, owner = found[0] if found else ("", user)
+    if comment != piece.mark:
+        yield from piece.statements()
+    if owner != relation.owner:
+        yield f"ALTER FUNCTION {piece.identity} OWNER TO {quote(relation.owner)}"
+    _, departure = fitness.read_departure(cursor)
+    if not fitness.may_note(cursor, relation.owner) if departure is not None else user != relation.owner:
+        yield f"GRANT USAGE ON SCHEMA {triggers.SCHEMA} TO {quote(relation.owner)}"
+        yield f"GRANT INSERT ON {triggers.DEPARTURE} TO {quote(relation.owner)}"
+
+
+def missing_statistics(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
+    """Extended statistics of the counters of several fields; those of the same columns serve, whoever made them."""
+    cursor.execute(catalog.STATISTICS, [relation.oid])
+    there = {tuple(columns) for _, _, _, columns in cursor.fetchall()}
+    for counter in counters:
+        if tuple(sorted(counter.fields)) not in there:
+            for piece in triggers.statistics(table, [counter]):
+                there.add(tuple(sorted(counter.fields)))
+                yield from piece.statements()
+
+
+def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator[str]:
+    """What manage needs to read, and ingest to prune, where these roles are there."""
+    cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s)", [MANAGE, INGEST])
+    roles = {name for (name,) in cursor.fetchall()}
+    _, departure = fitness.read_departure(cursor)
+    schema, place = quote(table.schema), triggers.relation(table)
+    text = triggers.literal(table.schema).replace("%", "%%")
+    asked = [
+        (
+            MANAGE,
+            f"SCHEMA {schema}",
+            "USAGE",
+            f"has_schema_privilege(%s, {text}, 'USAGE')",
+        ),
+        (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
+    ]
+    if departure is not None and not fitness.may_grant_on(cursor, departure):
+        roles_of_departures: tuple[
+            tuple[str, str], ...
+        ] = ()  # its owner has granted, or is asked to: see `worth_knowing`
+    else:
+        roles_of_departures = tuple(DEPARTURE_RIGHTS.items())
+    for role, rights in roles_of_departures:
+        has = " AND ".join(f"has_table_privilege(%s, {departure}, '{right}')" for right in rights.split(", "))
+        usage = f"has_schema_privilege(%s, '{triggers.SCHEMA}', 'USAGE')"
+        asked.append((role, f"SCHEMA {triggers.SCHEMA}", "USAGE", usage if departure else "false"))
+        asked.append((role, triggers.DEPARTURE, rights, has if departure else "false"))
+    for role, on, rights, has in asked:
+        if role in roles:
+            cursor.execute(f"SELECT {has}", [role] * has.count("%s") or None)
+            if cursor.fetchall() != [(True,)]:
+                yield f"GRANT {rights} ON {on} TO {role}"
+
+
+def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
+    """The indexes, each made without blocking a write. What is left of an interrupted attempt is removed."""
+    there = read_indexes(cursor, relation.oid)
+    for piece, columns, is_full in wanted_indexes(table, counters):
+        if any(
+            index.is_valid
+            and (index.name == piece.name or (is_full and index.is_full and index.columns[: len(columns)] == columns))
+            for index in there
+        ):
+            continue
+        if relation.kind == "p":
+            yield from partitioned_index(cursor, relation, piece, columns)
+            continue
+        if any(index.name == piece.name for index in there):
+            yield f"DROP INDEX CONCURRENTLY IF EXISTS {piece.identity}"
+        yield concurrently(piece)
+        yield piece.statements()[-1]
+
+
+def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[str, ...], bool]]:
+    """Each index, its columns, and whether one over all rows serves as well: not where a condition is to be answered by it."""
+    conditions = {("xact",): "xact > 0"}
+    yield triggers.index(table.schema, table.relation, ("xact",), conditions["xact",]), ("xact",), True
+    for counter in {(c.fields, c.where): c for c in counters}.values():
+        yield (
+            triggers.index(table.schema, table.relation, counter.fields, counter.where),
+            counter.fields,
+            not counter.where,
+        )
+
+
+def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, columns: tuple[str, ...]) -> Iterator[str]:
+    """An index of a partitioned table: an empty frame on each level that has partitions, then one on each leaf, attached.
+
+    CREATE INDEX CONCURRENTLY knows no partitioned tables. The frame is valid when the last leaf is in it.
+    """
+    _, _, where = piece.create.partition(" WHERE ")
+    frames = {(relation.schema, relation.name): relation.oid}
+    cursor.execute(
+        """SELECT n.nspname, c.relname, c.relkind, c.oid::int8, pn.nspname, p.relname
+           FROM pg_partition_tree(%s) AS t JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+           JOIN pg_class AS p ON p.oid = t.parentrelid JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+           WHERE t.level > 0 ORDER BY t.level, 1, 2""",
+        [relation.oid],
+    )
+    below = cursor.fetchall()
+    frames |= {(schema, name): oid for schema, name, kind, oid, *_ in below if kind == "p"}
+    leaves = {(schema, name): oid for schema, name, kind, oid, *_ in below if kind != "p"}
+    parents = {(schema, name): (of_schema, of) for schema, name, _, _, of_schema, of in below}
+
+    def of(place: tuple[str, str]) -> Piece:
+        return triggers.index(*place, columns, where)
+
+    attached = attached_indexes(cursor)
+    for place, oid in (*frames.items(), *leaves.items()):
+        made, there = of(place), {index.name: index for index in read_indexes(cursor, oid)}
+        if place in frames:
+            if made.name not in there:
+                yield made.create.replace(f"{quote(made.name)} ON ", f"{quote(made.name)} ON ONLY ", 1)
+                yield made.statements()[-1]
+        elif made.name not in there or not there[made.name].is_valid:
+            if made.name in there:
+                yield f"DROP INDEX CONCURRENTLY IF EXISTS {made.identity}"
+            yield concurrently(made)
+            yield made.statements()[-1]
+        if place in parents and made.identity not in attached:
+            yield f"ALTER INDEX {of(parents[place]).identity} ATTACH PARTITION {made.identity}"
+
+
+def attached_indexes(cursor: Cursor) -> set[str]:
+    """The indexes that are part of a partitioned one, as Piece.identity has them."""
+    cursor.execute(
+        """SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+           WHERE c.relkind IN ('i', 'I') AND c.relispartition"""
+    )
+    return {f"{quote(schema)}.{quote(name)}" for schema, name in cursor.fetchall()}
+
+
+def concurrently(piece: Piece) -> str:
+    """The statement that makes an index while the application writes."""
+    return piece.create.replace("CREATE INDEX", "CREATE INDEX CONCURRENTLY", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A btree of a table."""
+
+    schema: str
+    name: str
+    is_valid: bool
+    is_full: bool
+    comment: str
+    columns: tuple[str | None, ...]
+
+
+def read_indexes(cursor: Cursor, oid: int) -> list[Index]:
+    """The btrees of a table, also those that are not complete."""
+    cursor.execute(catalog.INDEXES, [oid])
+    return [Index(*(*about, tuple(columns))) for *about, columns in cursor.fetchall()]
+
+
+def worth_knowing(cursor: Cursor, relation: Relation) -> Iterator[str]:
+    """What adopting does not change, and somebody should know."""
+    who = f"{relation.schema}.{relation.name}"
+    if relation.has_row_security:
+        yield f"{who} has row security: {MANAGE} sees all of its rows only with BYPASSRLS or a policy that lets it"
+    if relation.kind == "p":
+        yield (
+            f"{who} is partitioned: run this again when it has got a partition. Until then a DELETE or TRUNCATE that names the "
+            "new partition leaves the counts by the next reconcile"
+        )
+
+
+def to_release(cursor: Cursor, table: Table) -> Plan:
+    """What takes all of it off again: of Rollcall's making, and nothing else."""
+    relation = relation_of(cursor, table)
+    fitness.check_relation(cursor, relation)
+    place = triggers.relation(table)
+    apart = []
+    attached = attached_indexes(cursor)
+    for schema, name, kind in (*relation.partitions, (relation.schema, relation.name, relation.kind)):
+        oid = catalog.find(cursor, f"{quote(schema)}.{quote(name)}")
+        for index in read_indexes(cursor, oid) if oid else ():
+            identity = f"{quote(index.schema)}.{quote(index.name)}"
+            is_ours = index.comment.startswith(triggers.MARK) or (
+                not index.is_valid and index.name.startswith("rollcall_")
+            )
+            if is_ours and identity not in attached:  # those that are go with what they are attached to
+                how = "" if kind == "p" else "CONCURRENTLY "
+                apart.append(f"DROP INDEX {how}IF EXISTS {identity}")
+    cursor.execute(catalog.TRIGGERS, [triggers.PREFIX, relation.oid, relation.oid])
+    together = [
+        f"DROP TRIGGER IF EXISTS {name} ON {quote(schema)}.{quote(on)}"
+        for name, schema, on, _, _, is_clone in cursor.fetchall()
+        if not is_clone
+    ]
+    cursor.execute(catalog.FUNCTION, [table.schema, triggers.function_text(table)])
+    if cursor.fetchall():
+        together.append(f"DROP FUNCTION IF EXISTS {triggers.function_name(table)}()")
+    cursor.execute(catalog.STATISTICS, [relation.oid])
+    together += [
+        f"DROP STATISTICS IF EXISTS {quote(schema)}.{quote(name)}"
+        for schema, name, comment, _ in cursor.fetchall()
+        if comment.startswith(triggers.MARK)
+    ]
+    if "xact" in relation.columns:
+        together.append(f"ALTER TABLE {place} DROP COLUMN xact")
+    together += [*revoked(cursor, relation, table), *superfluous_departure(cursor, relation)]
+    return Plan(table, tuple(together), tuple(apart), apart_first=True)
+
+
+def revoked(cursor: Cursor, relation: Relation, table: Table) -> Iterator[str]:
+    """The right to read the table, and to use its schema where manage reads nothing else in it."""
+    cursor.execute(
+        """SELECT EXISTS (SELECT FROM pg_class AS c, aclexplode(c.relacl) AS a, pg_roles AS r
+                          WHERE c.oid = %s AND r.oid = a.grantee AND r.rolname = %s),
+                  EXISTS (SELECT FROM pg_namespace AS n, aclexplode(n.nspacl) AS a, pg_roles AS r
+                          WHERE n.nspname = %s AND r.oid = a.grantee AND r.rolname = %s)
+                  AND NOT EXISTS (SELECT FROM pg_class AS c, aclexplode(c.relacl) AS a, pg_roles AS r, pg_namespace AS n
+                                  WHERE c.oid <> %s AND n.oid = c.relnamespace AND n.nspname = %s
+                                    AND r.oid = a.grantee AND r.rolname = %s)""",
+        [relation.oid, MANAGE, table.schema, MANAGE, relation.oid, table.schema, MANAGE],
+    )
+    ((reads, uses),) = cursor.fetchall()
+    if reads:
+        yield f"REVOKE SELECT ON {triggers.relation(table)} FROM {MANAGE}"
+    if uses and table.schema != "public":
+        yield f"REVOKE USAGE ON SCHEMA {quote(table.schema)} FROM {MANAGE}"
+
+
+def superfluous_departure(cursor: Cursor, relation: Relation) -> Iterator[str]:
+    """The departures go with the last table that makes them, if they are ours to drop."""
+    _, departure = fitness.read_departure(cursor)
+    if departure is None or not fitness.may_grant_on(cursor, departure):
+        return
+    cursor.execute(
+        """SELECT EXISTS (SELECT FROM pg_trigger WHERE starts_with(tgname, %s) AND tgrelid NOT IN
+                          (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid)),
+                  -- The one of rollcall_owner was made by roles.sql, and is there for the next one.
+                  (SELECT pg_has_role(nspowner, 'USAGE') AND pg_get_userbyid(nspowner) <> %s FROM pg_namespace
+                   WHERE nspname = %s)""",
+        [triggers.PREFIX, relation.oid, relation.oid, OWNER, triggers.SCHEMA],
+    )
+    ((are_used, is_our_schema),) = cursor.fetchall()
+    if not are_used:
+        yield f"DROP TABLE {triggers.DEPARTURE}"
+        if is_our_schema:
+            yield f"DROP SCHEMA {triggers.SCHEMA}"

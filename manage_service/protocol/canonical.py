@@ -1,0 +1,56 @@
+"""Which texts a value of each type has: one, as Postgres writes it. A member with another one was never in a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import date
+
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)( BC)?")
+BIGINT = range(-(2**63), 2**63)
+LAST_YEAR, LAST_YEAR_BC = 5_874_897, 4_713  # of Postgres' dates
+
+
+def is_text(text: str) -> bool:
+    """Postgres has no U+0000."""
+    return "\0" not in text
+
+
+def is_number(text: str) -> bool:
+    """A 64-bit number."""
+    try:
+        return str(int(text)) == text and int(text) in BIGINT
+    except ValueError:
+        return False
+
+
+def is_date(text: str) -> bool:
+    """A date of Postgres, in ISO's style."""
+    found = DATE.fullmatch(text)
+    if found is None:
+        return text in ("infinity", "-infinity")
+    year, is_bc = int(found[1]), found[4] is not None
+    if (len(found[1]) > 4 and found[1][0] == "0") or not 0 < year <= (LAST_YEAR_BC if is_bc else LAST_YEAR):
+        return False
+    if year == LAST_YEAR or (is_bc and year == LAST_YEAR_BC):
+        return False  # only a part of these years; nobody's rows
+    try:
+        date((1 - year if is_bc else year) % 400 + 2000, int(found[2]), int(found[3]))  # the calendar repeats
+    except ValueError:
+        return False
+    return True
+
+
+# By the type of a field. An enum's labels Postgres is asked for, with the rows.
+IS_CANONICAL: Mapping[str, Callable[[str], bool]] = {
+    "text": is_text,
+    "varchar": is_text,
+    "smallint": is_number,
+    "integer": is_number,
+    "bigint": is_number,
+    "uuid": lambda text: UUID.fullmatch(text) is not None,
+    "boolean": lambda text: text in ("true", "false"),
+    "date": is_date,
+    "enum": is_text,
+}

@@ -1,0 +1,290 @@
+"""The SQL that makes a table countable: the column xact, the triggers that keep it and note departures, and the indexes.
+
+Pure functions of a declared table and its counters. `adopt` runs what they give, and a migration does so for `message`.
+
+Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's owner, and is
+SECURITY DEFINER: only that owner needs to write `rollcall_triggers.departure`, and no application does. What it does:
+
+- INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): it stamps the row.
+- UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
+  Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
+- DELETE: it notes the distinct members of the deleted rows, once a statement. Where logical replication applies changes, no
+  statement's triggers fire; a row trigger that fires in a replica's session only does it there, row by row.
+- TRUNCATE: it notes "all".
+
+(Not in a schema "rollcall": of a user of this name, it would come before "public".)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_models.declarations import Counter, Table
+
+SCHEMA = "rollcall_triggers"
+DEPARTURE = f"{SCHEMA}.departure"
+# A statement that removes more members than this from a counter notes "all".
+MAX_MEMBERS = 100_000
+
+OWN_XACT = "pg_current_xact_id()::text::bigint"
+# Every xact that is committed is below it; one of another history (a restored dump) may be anything, and says nothing.
+NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
+LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
+# Triggers fire in the order of their names, and the stamping ones have to see what the others have made of a row.
+PREFIX = "zzz_rollcall_"
+MARK = "Rollcall "  # how the comment of everything begins that is made here
+NAME_BYTES = 63
+
+# element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
+# counter: "name:definition". No unique key: what several transactions note, they need not wait for each other.
+MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
+MAKE_DEPARTURE = (
+    f"""CREATE TABLE {DEPARTURE} (
+    counter text NOT NULL,
+    element text[],
+    xact bigint NOT NULL,
+    create_time timestamptz NOT NULL DEFAULT now()
+)""",
+    f"CREATE INDEX departure_counter_xact ON {DEPARTURE} (counter, xact)",
+    f"CREATE INDEX departure_create_time ON {DEPARTURE} (create_time)",
+    f"COMMENT ON TABLE {DEPARTURE} IS '{MARK}: members that rows may have left, for the keeper to look at'",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One thing that is made in the database. Its comment says by a hash what it was made from."""
+
+    kind: str  # FUNCTION, TRIGGER, INDEX, STATISTICS
+    name: str  # as it stands in the catalog
+    identity: str  # as COMMENT ON and DROP want to read it
+    create: str
+    then: str = ""  # a statement that belongs to it
+
+    @property
+    def mark(self) -> str:
+        """The comment."""
+        return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
+
+    def statements(self) -> tuple[str, ...]:
+        """What makes it, or makes it anew. (An index or statistics have to be dropped before.)"""
+        made = (self.create, self.then) if self.then else (self.create,)
+        return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
+
+    def drop(self) -> str:
+        """What takes it away."""
+        return f"DROP {self.kind} IF EXISTS {self.identity}"
+
+
+def column(table: Table) -> tuple[str, ...]:
+    """The column xact, without a rewrite: rows that are there keep 0. Both statements belong in one transaction."""
+    name = relation(table)
+    return (
+        f"ALTER TABLE {name} ADD COLUMN xact bigint NOT NULL DEFAULT 0",
+        f"ALTER TABLE {name} ALTER COLUMN xact SET DEFAULT {OWN_XACT}",
+    )
+
+
+def triggers(
+    table: Table,
+    counters: Sequence[Counter],
+    watched: Mapping[str, Sequence[str]],
+    partitions: Sequence[tuple[str, str]] = (),
+    *,
+    stamps: bool = True,
+) -> list[Piece]:
+    """The function of the table, then its triggers.
+
+    `watched`: for each counter the columns that decide whether a row counts and as which member; generated columns stand
+    there as the columns that they are made of. `partitions`: schema and name of each, on each level; a DELETE that names a
+    partition fires none of its parent's statement triggers. `stamps`: not for a table whose rows are stamped by a trigger of
+    its first migration, and whose xact nobody may send: an INSERT calls no trigger then.
+    """
+    # By image, and not by "=": equal means equal bytes, for every type, and NULL needs no rule of its own.
+    names = sorted({name for counter in counters for name in watched[counter.name]})
+    changed = differs([*names, "xact"] if stamps else names)
+    pieces = [function(table, counters, watched)]
+
+    def trigger(what: str, when: str, enabled: str, on: tuple[str, str] = (table.schema, table.relation)) -> Piece:
+        name, place = PREFIX + what, f"{quote(on[0])}.{quote(on[1])}"
+        enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
+        create = f"CREATE OR REPLACE TRIGGER {name} {when.format(place)} EXECUTE FUNCTION {function_name(table)}()"
+        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable)
+
+    if stamps:
+        foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT}"
+        pieces.append(trigger("insert", f"BEFORE INSERT ON {{}} FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
+    pieces.append(trigger("update", f"BEFORE UPDATE ON {{}} FOR EACH ROW WHEN ({changed})", "ALWAYS"))
+    pieces.append(trigger("delete_applied", "AFTER DELETE ON {} FOR EACH ROW", "REPLICA"))
+    for each in ((table.schema, table.relation), *partitions):
+        of_statement = "AFTER DELETE ON {} REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
+        pieces.append(trigger("delete", of_statement, "", each))
+        pieces.append(trigger("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT", "ALWAYS", each))
+    return pieces
+
+
+def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Sequence[str]]) -> Piece:
+    """The function that all triggers of the table run."""
+    name = f"{function_name(table)}()"
+    # A column may be named like a variable of PL/pgSQL.
+    lines = ["#variable_conflict use_column", "BEGIN"]
+    lines += ["IF TG_OP = 'UPDATE' THEN"]
+    for counter in counters:
+        lines += [
+            f"    IF {differs(watched[counter.name])} THEN",
+            *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
+            "    END IF;",
+        ]
+    # The rows are quicker to count than their members, and mostly few.
+    lines += ["ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'STATEMENT' THEN", f"    IF {are_many('gone')} THEN"]
+    for counter in counters:
+        lines += [
+            f"        IF {are_many(f'(SELECT {members_of(counter)}) AS members')} THEN",
+            f"            INSERT INTO {DEPARTURE} (counter, element, xact)",
+            f"            SELECT {literal(key(counter))}, NULL, greatest({OWN_XACT}, {LAST_XACT}) FROM gone;",
+            "        ELSE",
+            *note(counter, "gone", by_statement=True, indent=12),
+            "        END IF;",
+        ]
+    lines += ["    ELSE"]
+    for counter in counters:
+        lines += note(counter, "gone", by_statement=True, indent=8)
+    lines += ["    END IF;", "    RETURN NULL;", "ELSIF TG_OP = 'DELETE' THEN"]
+    for counter in counters:
+        lines += note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=4)
+    lines += ["    RETURN NULL;", "ELSIF TG_OP = 'TRUNCATE' THEN"]
+    for counter in counters:
+        lines += [f"    INSERT INTO {DEPARTURE} (counter, xact) VALUES ({literal(key(counter))}, {OWN_XACT});"]
+    lines += ["    RETURN NULL;", "END IF;", f"NEW.xact := {OWN_XACT};", "RETURN NEW;", "END"]
+    settings = "SET search_path = pg_catalog, pg_temp"
+    if any(declared.type in ("date", "timestamptz") for declared in table.fields):
+        # Canonical texts, however the session writes its dates.
+        settings += " SET datestyle = 'ISO, YMD' SET timezone = 'UTC'"
+    create = "\n".join(
+        [
+            f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger",
+            f"LANGUAGE plpgsql SECURITY DEFINER {settings} AS {body(lines)}",
+        ]
+    )
+    return Piece("FUNCTION", function_text(table), name, create, f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
+
+
+def body(lines: Sequence[str]) -> str:
+    """The source of a function, quoted so that it can be read."""
+    text = "\n".join(["", *lines, ""])
+    tag = "$rollcall$"
+    while tag in text:
+        tag = f"${tag[1:-1]}_$"
+    return tag + text + tag
+
+
+def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Iterator[str]:
+    """The statement that notes the distinct members of these rows, none of whose fields is NULL."""
+    texts = ", ".join(f"gone.{quote(field)}::text" for field in counter.fields)
+    last = LAST_XACT if by_statement else f"CASE WHEN gone.xact < {NEXT_XACT} THEN gone.xact END"
+    lines = [
+        f"INSERT INTO {DEPARTURE} (counter, element, xact)",
+        f"SELECT {literal(key(counter))}, ARRAY[{texts}], greatest({OWN_XACT}, {last})",
+        f"FROM {rows} WHERE {counts(counter)}",
+    ]
+    if by_statement:
+        lines.append("GROUP BY " + ", ".join(f"gone.{quote(field)}" for field in counter.fields))
+    lines[-1] += ";"
+    return (" " * indent + line for line in lines)
+
+
+def members_of(counter: Counter) -> str:
+    """What follows SELECT to have a row for each of the deleted members, or so many that there is nothing more to know."""
+    fields = ", ".join(f"gone.{quote(field)}" for field in counter.fields)
+    return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
+
+
+def are_many(rows: str) -> str:
+    """Whether these are more than the members that are noted one by one."""
+    return f"(SELECT count(*) > {MAX_MEMBERS} FROM {rows})"
+
+
+def counts(counter: Counter) -> str:
+    """Whether a row counts."""
+    filled = [f"gone.{quote(field)} IS NOT NULL" for field in counter.fields]
+    return " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
+
+
+def differs(columns: Sequence[str]) -> str:
+    """Whether OLD and NEW differ in a byte of these columns.
+
+    The function and not its operator, which pg_dump writes in a way that cannot be read again.
+    """
+    old, new = ("ROW(" + ", ".join(f"{row}.{quote(name)}" for name in columns) + ")" for row in ("OLD", "NEW"))
+    return f"pg_catalog.record_image_ne({old}, {new})"
+
+
+def indexes(table: Table, counters: Sequence[Counter]) -> list[Piece]:
+    """The index of catch-up, and one for each counter: every row that counts is in it.
+
+    An index that the table has already may serve instead; and on a large table they are made CONCURRENTLY: see `adopt`.
+    """
+    made = [index(table.schema, table.relation, ("xact",), "xact > 0")]
+    made += [index(table.schema, table.relation, counter.fields, counter.where) for counter in counters]
+    return list({piece.name: piece for piece in made}.values())
+
+
+def index(schema: str, of: str, columns: Sequence[str], where: str = "") -> Piece:
+    """One index. Its name says what it is made of, so that it is found again."""
+    listed = ", ".join(quote(name) for name in columns)
+    name = shorten("rollcall_" + "_".join((of, *columns)), f"{schema}.{of} ({listed}) {where}")
+    condition = f" WHERE {where}" if where else ""
+    create = f"CREATE INDEX {quote(name)} ON {quote(schema)}.{quote(of)} ({listed}){condition}"
+    return Piece("INDEX", name, f"{quote(schema)}.{quote(name)}", create)
+
+
+def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
+    """For counters of several fields: how many combinations these have. See `operations.CountCombinations`."""
+    pieces = []
+    for fields in dict.fromkeys(counter.fields for counter in counters if len(counter.fields) > 1):
+        listed = ", ".join(quote(field) for field in sorted(fields))
+        name = shorten("rollcall_" + "_".join((table.relation, *fields)), f"{relation(table)} ({listed})")
+        identity = f"{quote(table.schema)}.{quote(name)}"
+        create = f"CREATE STATISTICS {identity} (ndistinct) ON {listed} FROM {relation(table)}"
+        pieces.append(Piece("STATISTICS", name, identity, create))
+    return pieces
+
+
+def key(counter: Counter) -> str:
+    """How departures name a counter."""
+    return f"{counter.name}:{counter.definition}"
+
+
+def relation(table: Table) -> str:
+    """The table, quoted."""
+    return f"{quote(table.schema)}.{quote(table.relation)}"
+
+
+def function_text(table: Table) -> str:
+    """The name of the table's function, as it stands in the catalog."""
+    return shorten(f"rollcall_{table.relation}", f"{table.schema}.{table.relation}")
+
+
+def function_name(table: Table) -> str:
+    """The table's function, quoted."""
+    return f"{quote(table.schema)}.{quote(function_text(table))}"
+
+
+def shorten(name: str, of: str) -> str:
+    """A name that Postgres does not cut, and that nothing else has."""
+    hashed = hashlib.sha256(of.encode()).hexdigest()[:8]
+    return name.encode()[: NAME_BYTES - 9].decode(errors="ignore") + "_" + hashed
+
+
+def quote(name: str) -> str:
+    """An identifier in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text in SQL."""
+    return ("E" if "\\" in text else "") + "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -1,0 +1,64 @@
+"""A table of somebody else, made countable by the SQL of shared_models/triggers.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared_models import triggers
+from shared_models.declarations import Counter, Field, Table
+from tests.servers import sql, started_primary
+
+ORDERS = """
+    CREATE TABLE shop.orders (
+        id bigserial, email text, country text, sku text, deleted_at timestamptz, note text, PRIMARY KEY (id)
+    )
+"""
+PARTITIONED = """
+    CREATE TABLE shop.orders (
+        id bigserial, email text, country text, sku text, deleted_at timestamptz, note text
+    ) PARTITION BY LIST (country);
+    CREATE TABLE shop.nl PARTITION OF shop.orders FOR VALUES IN ('NL');
+    CREATE TABLE shop.rest PARTITION OF shop.orders DEFAULT PARTITION BY LIST (sku);
+    CREATE TABLE shop.rest_a PARTITION OF shop.rest FOR VALUES IN ('a');
+    CREATE TABLE shop.rest_b PARTITION OF shop.rest DEFAULT;
+    INSERT INTO shop.orders (email, country, sku) VALUES ('ann', 'NL', 'a'), ('bob', 'BE', 'a'), ('cat', 'FR', 'b')
+"""
+TABLE = Table("orders", "shop", "orders", (Field("email", "text"), Field("country", "text"), Field("sku", "text")))
+CUSTOMERS = Counter("customers", TABLE, ("email",), where="deleted_at IS NULL")
+PLACES = Counter("places", TABLE, ("country", "sku"))
+COUNTERS = (CUSTOMERS, PLACES)
+WATCHED = {"customers": ("email", "deleted_at"), "places": ("country", "sku")}
+
+
+def make_shop(statement: str = ORDERS) -> None:
+    """The schema `shop` with this table, and nothing else."""
+    run("DROP SCHEMA IF EXISTS shop CASCADE")
+    run(f"DROP SCHEMA IF EXISTS {triggers.SCHEMA} CASCADE")
+    run("CREATE SCHEMA shop")
+    run(statement)
+
+
+def make_countable(
+    table: Table = TABLE,
+    counters: tuple[Counter, ...] = COUNTERS,
+    watched: Mapping[str, tuple[str, ...]] = WATCHED,
+    partitions: tuple[tuple[str, str], ...] = (),
+) -> None:
+    """What `adopt` does, without its care."""
+    for statement in (triggers.MAKE_SCHEMA, *triggers.MAKE_DEPARTURE, *triggers.column(table)):
+        run(statement)
+    for piece in triggers.triggers(table, counters, watched, partitions):
+        for statement in piece.statements():
+            run(statement)
+
+
+def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    return sql(started_primary(), statement, *parameters)
+
+
+def departed(counter: Counter = CUSTOMERS) -> list[Any]:
+    """What has been noted for this counter since the last time, ordered: elements, or "all"."""
+    found = run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter = %s ORDER BY element", triggers.key(counter))
+    run(f"DELETE FROM {triggers.DEPARTURE} WHERE counter = %s", triggers.key(counter))
+    return ["all" if element is None else element[0] if len(element) == 1 else tuple(element) for (element,) in found]

@@ -1,0 +1,89 @@
+"""What the migration of `message` makes: deletes and updates are noted, and an INSERT calls no trigger."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from shared_models import declarations, triggers
+from tests.servers import sql, started_primary
+
+INSERT = "INSERT INTO message (state, city, username, message) VALUES ('NY', 'Ithaca', 'ann', ''), ('NY', 'Utica', 'bob', '')"
+
+
+def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    return sql(started_primary(), statement, *parameters)
+
+
+def departed(name: str) -> list[tuple[str, ...] | None]:
+    counter = declarations.get_counter(name)
+    found = run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter = %s ORDER BY 1", triggers.key(counter))
+    run(f"DELETE FROM {triggers.DEPARTURE} WHERE counter = %s", triggers.key(counter))
+    return [element and tuple(element) for (element,) in found]
+
+
+def migrate(to: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "ingest_service", "migrate", "--verbosity=0", "shared_models", to], check=True
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_rows() -> None:
+    run(f"TRUNCATE message; TRUNCATE {triggers.DEPARTURE}")
+
+
+def test_deletes_updates_and_truncate() -> None:
+    run(INSERT)
+    assert departed("users") == departed("cities") == []
+    run("UPDATE message SET message = 'x'")
+    assert departed("users") == departed("cities") == []
+    run("UPDATE message SET city = 'Albany' WHERE username = 'ann'")
+    assert (departed("users"), departed("cities")) == ([], [("NY", "Ithaca")])
+    run("DELETE FROM message")
+    assert departed("users") == [("ann",), ("bob",)] and departed("cities") == [("NY", "Albany"), ("NY", "Utica")]
+    run("TRUNCATE message")
+    assert departed("users") == departed("cities") == [None]
+
+
+def test_no_trigger_is_called_by_an_insert() -> None:
+    on_insert = (
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = 'message'::regclass AND NOT tgisinternal AND tgtype & 4 = 4"
+    )
+    assert run(on_insert) == []
+
+
+def test_an_existing_table_is_migrated_without_a_rewrite_and_back() -> None:
+    file = "SELECT relfilenode FROM pg_class WHERE oid = 'message'::regclass"
+    before = run(file)
+    ours = "SELECT count(*) FROM pg_trigger WHERE starts_with(tgname, %s)"
+    try:
+        migrate("0002")
+        assert run(ours, triggers.PREFIX) == [(0,)] and run("SELECT to_regclass(%s)", triggers.DEPARTURE) == [(None,)]
+        run(INSERT)
+    finally:
+        migrate("0003")
+    assert run(file) == before and run(ours, triggers.PREFIX) == [(4,)]
+    run("DELETE FROM message WHERE username = 'ann'")
+    assert departed("users") == [("ann",)]
+
+
+def test_each_role_may_do_what_it_needs() -> None:
+    def may(role: str) -> set[str]:
+        rights = "unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS may"
+        asked = f"SELECT may FROM {rights} WHERE has_table_privilege(%s, '{triggers.DEPARTURE}', may)"
+        return {right for (right,) in run(asked, role)}
+
+    assert may("rollcall_manage") == {"SELECT"} and may("rollcall_ingest") == {"SELECT", "DELETE"}
+    assert may("rollcall_admin") == set()
+
+
+def test_adopt_finds_nothing_to_do() -> None:
+    command = [sys.executable, "-m", "ingest_service", "adopt", "message"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (done.stdout, "all is there already" in done.stderr) == ("", True)
+    undone = subprocess.run([*command, "--undo"], check=False, capture_output=True, text=True)
+    assert "is Rollcall's own: its migrations make it" in undone.stderr
