@@ -17,6 +17,7 @@ from manage_service.protocol import catch_up
 from manage_service.protocol.build import build
 from shared_models.declarations import get_counter
 from shared_models.protocol import steps
+from tests.manage import test_build, test_catch_up, test_plausibility, test_reconcile, test_rewritten_tables
 from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
 from tests.manage.world import sweep_of
@@ -81,6 +82,29 @@ def a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it(world, monkeypatch):
     except RedisError:
         list(build(USERS, world.replica, world.passes()))  # another keeper goes on
     assert world.exact(["users"])
+
+
+CAUGHT_BY = {
+    "token": test_reconcile.test_a_member_marked_anew_by_another_sweep_is_left_to_that_one,
+    "fence": test_reconcile.test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused,
+    "claim of a fill": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
+    "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
+    "filter present": test_reconcile.test_members_that_share_a_bucket_do_not_make_up_for_each_other,
+    "unmark": test_reconcile.test_a_member_recorded_between_the_check_and_the_sweep_stays,
+    "unmark in catch-up": test_reconcile.test_a_member_caught_up_between_the_check_and_the_sweep_stays,
+    "compare": test_catch_up.test_a_cursor_is_not_set_on_a_counter_that_was_lost_during_the_pass,
+    "one connection": test_catch_up.test_a_pass_over_a_lost_connection_is_void,
+    "horizon": test_catch_up.test_the_cursor_stays_below_a_transaction_that_is_still_open_while_later_ones_commit,
+    "fill lsn": test_build.test_a_replica_that_came_back_earlier_is_waited_for,
+    "fill position": a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it,
+    "promote last": test_build.test_a_table_that_was_there_before_the_counter_is_counted_whole,
+    "gap": test_plausibility.test_a_set_that_is_changed_during_every_attempt_fails_the_run_with_the_reason,
+    "row security": test_rewritten_tables.test_a_table_that_hides_rows_is_an_error_and_not_a_table_with_fewer_rows,
+    "complete through": test_catch_up.test_complete_through_is_never_later_than_a_row_that_is_not_counted,
+}
+# Those that are not manage's: the chaos run fails without them (tests/failures/test_chaos.py), or ingest's own test
+# (tests/ingest/test_recording.py). Two of manage's need servers of their own (test_rewritten_tables.py, test_one_database.py).
+ELSEWHERE = {"cold", "one key", "size", "source asked anew", "lock first", "on the disk"}
 
 
 def run(scenario, request):
