@@ -66,13 +66,6 @@ def claim(patch: Patch) -> None:
     patch(catch_up, "steps", module_with(steps, record=record))
 
 
-def forget_marks(patch: Patch) -> None:
-    """A run fills its bucket filter while an earlier sweep's marks still stand."""
-    from manage_service.protocol import reconcile
-
-    patch(reconcile, "forget_marks", lambda counter, redis: None)
-
-
 def filter_present(patch: Patch) -> None:
     """A check puts members of the table that are not in the set into its bucket filter."""
     from manage_service.protocol import reconcile
@@ -267,7 +260,6 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "fence": fence,
     "claim of a fill": claim_of_a_fill,
     "claim": claim,
-    "forget marks": forget_marks,
     "filter present": filter_present,
     "unmark": unmark,
     "unmark in catch-up": unmark_in_catch_up,

@@ -146,12 +146,11 @@ class Snapshot:
 
         Above the horizon those that `shown` has are left out.
         """
-        narrowed = ""
-        bounds: list[int | list[int]] = [since]
-        if below is not None:
-            narrowed, bounds = "AND xact < %s", [since, below]
-        elif shown is not None:
-            narrowed = "AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
+        narrowed = "AND xact < %s"
+        # From xmax on are rows with an xact of another history: a build and a reconcile read them, once.
+        bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
+        if below is None and shown is not None:
+            narrowed += " AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
             bounds += [self.horizon, shown.xmax, list(shown.unended)]
         statement = sql.fill_in(sql.RECENT, counter, narrowed=SQL(narrowed))
         # The server hands out a chunk at a time; each FETCH is a short statement of its own.
@@ -165,8 +164,8 @@ class Snapshot:
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
     def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
-        """Those of these members that have a row with a lower xact."""
-        return self._filter(sql.WITH_ROW_BELOW, counter, values, xact)
+        """Those of these members that have a row with a lower xact, or one that no pass reads: of another history."""
+        return self._filter(sql.WITH_ROW_BELOW, counter, values, xact, self.xmax)
 
     def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: int) -> set[Values]:
         arrays = map(list, zip(*values, strict=True))

@@ -115,7 +115,7 @@ WITHOUT_ROW = """
 # The same, and then the heap for its xact, until a row below is found: mostly the first.
 WITH_ROW_BELOW = """
     SELECT {values} FROM {unnest} AS v({fields})
-    WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND t.xact < %s)
+    WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
 # Whether there are departures, and this role may read them: see shared_models.triggers.

@@ -45,6 +45,11 @@ def resolve(world, name="users"):
         assert not progress.waiting, progress
 
 
+def erase_unnoted(world, username):
+    """As where triggers are bypassed: nothing is noted."""
+    world.ask_primary("DELETE FROM message WHERE username = %s; DELETE FROM rollcall_triggers.departure", username)
+
+
 def runs(world):
     return registry.latest(world.redis, 100)
 
@@ -204,7 +209,7 @@ def test_everything_may_leave_at_once(noted, statement, monkeypatch):
 
 
 def test_bypassed_triggers_are_mended_by_the_reconcile(noted):
-    noted.ask_primary("SET session_replication_role = replica; DELETE FROM message WHERE username = 'ann'; RESET ALL")
+    erase_unnoted(noted, "ann")
     resolve(noted)
     assert noted.set() - noted.table(get_counter("users")) == {b"ann"}
     noted.reconcile("users")
@@ -242,7 +247,7 @@ def test_a_transaction_left_open_delays_departures_and_nothing_else(noted):
 def test_departures_beside_a_run_hide_no_extra_member(noted, told, monkeypatch):
     """In the filter the one that left would make room for one that has no row: here all fall into one bucket."""
     monkeypatch.setattr(bucket_filter, "MASK", 0)
-    noted.ask_primary("SET session_replication_role = replica; DELETE FROM message WHERE username = 'eve'; RESET ALL")
+    erase_unnoted(noted, "eve")
     noted.replay()
     noted.catch_up()
     filters: dict[str, bucket_filter.BucketFilter] = {}
@@ -265,7 +270,7 @@ def test_departures_beside_a_run_hide_no_extra_member(noted, told, monkeypatch):
 
 def test_departures_beside_a_run_void_its_shortcut(noted):
     """As many members before as after, and as many in the table: but another one has left, and another one has come."""
-    noted.ask_primary("SET session_replication_role = replica; DELETE FROM message WHERE username = 'eve'; RESET ALL")
+    erase_unnoted(noted, "eve")
     noted.replay()
     noted.catch_up()
     run = noted.steps_in({})
@@ -337,3 +342,11 @@ def test_a_keeper_that_is_killed_between_mark_and_sweep_goes_on_exactly(noted):
     with keeper_at_work(reconcile_seconds=HOUR) as keeper:
         tick_until(keeper, lambda: noted.exact() and noted.state().left_through == noted.state().cursor, "exact")
     assert not noted.redis.exists(USERS.departing)
+
+
+def test_a_row_with_an_xact_of_another_history_leaves_like_any_other(noted):
+    noted.ask_primary("UPDATE message SET xact = 1000000000000")
+    noted.erase("ann")
+    noted.ask_primary("UPDATE message SET username = 'zoe' WHERE username = 'bob'")
+    resolve(noted)
+    assert noted.set() == {b"eve", b"zoe"}

@@ -13,10 +13,10 @@ from redis.exceptions import RedisError
 
 from loadtest.chaos.rules import RULES, leave_out
 from manage_service import stores
-from manage_service.protocol import bucket_filter, catch_up
+from manage_service.protocol import catch_up
 from manage_service.protocol.build import build
 from shared_models.declarations import get_counter
-from shared_models.protocol import keys, steps
+from shared_models.protocol import steps
 from tests.manage import test_build, test_catch_up, test_plausibility, test_reconcile, test_rewritten_tables
 from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
@@ -84,34 +84,11 @@ def a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it(world, monkeypatch):
     assert world.exact(["users"])
 
 
-def a_sweep_that_was_stopped_takes_nothing_from_the_filter_of_the_next_run(world, monkeypatch):
-    """It marked a member; then its row came. If it took it out after the next run has seen both, a ghost would stand in."""
-    monkeypatch.setattr(bucket_filter, "MASK", 0)  # whatever shares a bucket
-    world.build("users")
-    world.redis.sadd(keys.of_counter("users").members, "ann", "ghost")
-    stopped = sweep_of(world)
-    while next(stopped).phase != "mark":
-        pass
-    world.redis.hdel(keys.of_counter("users").suspects, "ghost")  # recorded meanwhile, say; its row is gone since
-    world.store("ann")  # not counted yet
-    world.replay()
-    run = world.ask("users")
-    steps = world.steps(run)
-    while next(steps).phase == "missing" and not run.findings["users"].table_read:
-        pass
-    world.erase("ann")
-    world.replay()
-    list(stopped)
-    list(steps)
-    assert world.exact(["users"])
-
-
 CAUGHT_BY = {
     "token": test_reconcile.test_a_member_marked_anew_by_another_sweep_is_left_to_that_one,
     "fence": test_reconcile.test_a_member_recorded_before_its_mark_is_not_swept_while_replay_is_paused,
     "claim of a fill": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
     "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
-    "forget marks": a_sweep_that_was_stopped_takes_nothing_from_the_filter_of_the_next_run,
     "filter present": test_reconcile.test_members_that_share_a_bucket_do_not_make_up_for_each_other,
     "unmark": test_reconcile.test_a_member_recorded_between_the_check_and_the_sweep_stays,
     "unmark in catch-up": test_reconcile.test_a_member_caught_up_between_the_check_and_the_sweep_stays,

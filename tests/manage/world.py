@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from compose.local.servers import Primary, Replica, Valkey
 from manage_service import stores
 from manage_service.protocol.build import build
 from manage_service.protocol.catch_up import Pass, catch_up
-from manage_service.protocol.progress import Steps
+from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import sweep
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
@@ -174,7 +174,7 @@ class World:
         )
 
 
-def sweep_of(world: World) -> Steps:
+def sweep_of(world: World) -> Generator[Progress, None, bool]:
     """A sweep of users, by itself."""
     return sweep(
         get_counter("users"), world.replica, world.passes(), take_out=True, found=lambda members: None, expected=1
@@ -182,7 +182,7 @@ def sweep_of(world: World) -> Steps:
 
 
 @contextmanager
-def held_between_steps(steps: Steps, phase: str) -> Iterator[None]:
+def held_between_steps(steps: Generator[Progress, None, Any], phase: str) -> Iterator[None]:
     """Run a job up to its first step in this phase; the block happens there; then run it to its end."""
     for progress in steps:
         if progress.phase == phase:

@@ -124,7 +124,8 @@ class Actors:
                 yield redis._replace(mark=None), DONE if strict else self.then_verify(about)
         elif at == "looked through":
             (about,) = facts
-            yield self.scripts.verify(redis, *about, token=-2 - index), DONE
+            build, gap, cursor = about
+            yield self.scripts.verify(redis, build, gap, cursor, token=-2 - index), DONE
 
     def then_verify(self, about: tuple[Any, ...]) -> Actor:
         return ("looked through", about) if self.verifying else DONE
@@ -187,12 +188,13 @@ class Actors:
         at, *facts = actor
         leave = self.scripts.leave
         if at == "start" and not self.scripts.lost(redis) and redis.left is not None:
-            was = redis.left, redis.build
+            assert redis.cursor is not None
+            left, was = redis.left, (redis.left, redis.build)
             for view in views:
                 if not self.covers(view, seen_of(redis)):
                     continue
                 until = redis.cursor if self.on("below the cursor") else view.horizon
-                found = {is_all for xact, is_all in view.departures if redis.left <= xact < until}
+                found = {is_all for xact, is_all in view.departures if left <= xact < until}
                 if True in found and self.on("all"):
                     yield leave(redis, was, None, None), START
                 elif False not in found or self.has_row(view):

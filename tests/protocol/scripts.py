@@ -99,7 +99,7 @@ class Scripts:
         size = redis.size if redis.size is None or not redis.member else redis.size - 1
         return redis._replace(member=False, by_hand=False, size=size)
 
-    def leave(self, redis: Redis, was: tuple[int, int], left: int | None, token: int | None) -> Redis:
+    def leave(self, redis: Redis, was: tuple[int | None, int | None], left: int | None, token: int | None) -> Redis:
         """Departures are resolved up to there; None: a reconcile has to resolve them."""
         if self.on("left compare") and ((redis.left, redis.build) != was or token not in (None, redis.leaving)):
             return redis
@@ -115,6 +115,6 @@ class Scripts:
         if gap != 0 and self.on("settled once"):
             redis = redis._replace(build=token, intake_build=token)
         if self.has_departures and cursor is not None:
-            left = cursor if self.on("reconciled from") else redis.cursor
+            left = cursor if self.on("reconciled from") else redis.cursor or 0
             redis = redis._replace(left=max(left, redis.left or 0))
         return redis._replace(size=redis.held)

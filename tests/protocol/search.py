@@ -28,8 +28,8 @@ What is covered is one member of one counter; beside it stands the rest of the s
 a set can be deleted as a whole or be changed by one. Not covered:
 
     - two changes by hand that outweigh each other: a member added for one that was removed leaves the size right
-    - the bucket filter of a reconcile, beside departures (`test_bucket_filter` looks at three members in one bucket), slices of a
-      pass, the chunks and rounds of a sweep or a fill, batches of departures: for one member each is one step
+    - the bucket filter of a reconcile (beside departures, `test_bucket_filter` looks at three members in one bucket)
+    - slices of a pass, the chunks and rounds of a sweep or a fill, batches of departures: for one member each is one step
     - a foreign xact that this history reaches later, or has passed before: it is one that is never reached
     - a script that fails in the middle; a watermark that somebody has lowered; a size or a cursor that somebody writes
     - `complete_through`, and all that is about time: leases, how long something is waited for, whether it ever ends

@@ -8,8 +8,13 @@ from tests.protocol.rules import RULES
 from tests.protocol.search import search
 from tests.protocol.worlds import NEEDED, NOT_FLUSHED, WITHOUT_THE_LOCK
 
+# They take seconds: two runs, and two passes.
+SLOW = {"all taken out", "later of both"}
 
-@pytest.mark.parametrize("rule", RULES)
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(rule, marks=[pytest.mark.deep] if rule in SLOW else []) for rule in RULES]
+)
 def test_without_this_rule_some_interleaving_breaks_it(rule):
     world = dict(NEEDED[rule])
     others = world.pop("without", set())

@@ -15,13 +15,13 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.search import search
-from tests.protocol.worlds import WORLDS, World, once
+from tests.protocol.worlds import LARGE, WORLDS, World, once
 
 
 def sizes(name: str, world: World):
     """The world as it is written, and the smaller one where it is another."""
     if once(world) == world:
-        return [pytest.param(world, id=name)]
+        return [pytest.param(world, id=name, marks=[pytest.mark.deep] if name in LARGE else [])]
     return [pytest.param(once(world), id=f"{name}, once"), pytest.param(world, id=name, marks=pytest.mark.deep)]
 
 

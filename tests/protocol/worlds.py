@@ -62,6 +62,10 @@ WORLDS: dict[str, World] = {
 }
 
 
+# Large also where each thing in them happens once.
+LARGE = {"departures, and keys changed", "departures, and all stores go back", "departures, and a promotion"}
+
+
 def once(world: World) -> World:
     """The same world, with each thing in it happening once at the most; a second replica stays."""
     return {name: number if name == "replicas" else min(number, type(number)(1)) for name, number in world.items()}
