@@ -37,6 +37,8 @@ FILE = Path(__file__).with_name("rollcall.toml")
 NUMBERS = ("smallint", "integer", "bigint")
 # What a member can be made of: types whose text is the same wherever it is made.
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
+# What Postgres calls those of its own (pg_type.typname), where that is another name.
+TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
 # They belong to what comes next, and are refused by name rather than overlooked.
 NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
 

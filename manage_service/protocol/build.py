@@ -112,6 +112,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
     """Note a new fill from this snapshot on; one that was in progress is superseded."""
+    snapshot.check(counter)
     estimate = snapshot.estimate(counter)
     fill = Fill(
         token=token_hex(8),

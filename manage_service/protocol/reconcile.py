@@ -83,6 +83,7 @@ def reconcile_once(
 ) -> Steps:
     """`reconcile`, but for its next attempt where the set was changed by hand."""
     with replica.snapshot(counter) as snapshot:
+        snapshot.check(counter)
         source, estimate = snapshot.source, snapshot.estimate(counter)
     state = states.read_state(redis, counter.name)
     if needs_building(state, source):

@@ -32,6 +32,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -40,7 +41,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackErro
 from psycopg2.extensions import connection as Connection
 from psycopg2.sql import SQL, Composable, Literal
 
-from manage_service.replica import sql
+from manage_service.replica import catalog, sql
 from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
@@ -170,6 +171,10 @@ class Snapshot:
     def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: int) -> set[Values]:
         arrays = map(list, zip(*values, strict=True))
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
+
+    def check(self, counter: Counter) -> None:
+        """Compare the counter's declaration with its table. Raises catalog.DoesNotFit."""
+        catalog.check(counter, partial(ask, self._connection))
 
     def has_departures(self) -> bool:
         """Whether there is a table of departures that may be read."""
@@ -323,8 +328,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
 def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
-        # psycopg2 reads %% as % only where there are parameters.
-        cursor.execute(statement, parameters or {"none": None})
+        cursor.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
 
 

@@ -118,6 +118,29 @@ WITH_ROW_BELOW = """
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
+# What the catalog says of a table, for `catalog`.
+COLUMNS = """
+    SELECT a.attname::text, t.typname::text, t.typtype, t.typnamespace = 'pg_catalog'::regnamespace, a.attgenerated,
+           coalesce(o.collisdeterministic, true)
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
+    WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+"""
+# The columns of each index in order, NULL where it is an expression, or is not in the order in which a counter is read.
+INDEXES = """
+    SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
+                        THEN a.attname::text END
+                 FROM generate_series(0, i.indnkeyatts - 1) AS k
+                 LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
+                 LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k),
+           pg_get_expr(i.indpred, i.indrelid)
+    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
+    WHERE i.indrelid = %s::regclass AND m.amname = 'btree' AND i.indisvalid AND i.indislive
+"""
+# Rollcall's triggers before an update of a row (bits of tgtype: 1 row, 2 before, 16 update), and whether they are enabled.
+STAMPS = """
+    SELECT tgenabled FROM pg_trigger WHERE tgrelid = %s::regclass AND NOT tgisinternal AND tgtype & 19 = 19
+        AND (tgname = 'rollcall_stamp_xact' OR starts_with(tgname, 'zzz_rollcall_'))
+"""
 # Whether there are departures, and this role may read them: see shared_models.triggers.
 HAS_DEPARTURES = """
     SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')

@@ -73,7 +73,9 @@ def test_a_counter_that_postgres_refuses_stops_no_check_of_the_others(world, bro
     assert ended.value.code == 2
     run = json.loads(capsys.readouterr().out)
     assert run["status"] == "failed"
-    assert run["detail"] == ('gone: relation "public.gone" does not exist; countries: column "country" does not exist')
+    assert run["detail"] == (
+        'gone: relation "public.gone" does not exist; countries: public.message has no column country'
+    )
     assert run["drift"]["gone"]["failure"] == 'relation "public.gone" does not exist'
     assert run["drift"]["users"]["extra"] == 1 and run["drift"]["users"]["failure"] == ""
     assert run["drift"]["cities"]["verified_at"] and not run["drift"]["countries"]["verified_at"]

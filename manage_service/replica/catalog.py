@@ -1,0 +1,67 @@
+"""A counter's declaration beside what the database says of its table: before it is built, and at each reconcile.
+
+What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own words; the
+rest it would carry out, and the count would be another one than was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import psycopg2
+
+from manage_service.replica import sql
+from shared_models.declarations import TYPE_NAMES, Counter
+
+Ask: TypeAlias = Callable[[str, Sequence[object]], list[Any]]
+
+
+class DoesNotFit(psycopg2.ProgrammingError):
+    """The database has something else than is declared. A refusal like Postgres' own."""
+
+
+def check(counter: Counter, ask: Ask) -> None:
+    """Raises DoesNotFit, with all that is wrong. `ask` runs a statement in a snapshot in which the table is locked."""
+    wrong = "; ".join(misfits(counter, ask))
+    if wrong:
+        raise DoesNotFit(wrong)
+
+
+def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
+    """What does not fit, one after the other."""
+    place, regclass = f"{counter.table.schema}.{counter.table.relation}", sql.quoted_table(counter)
+    adopt = f"python -m ingest_service adopt {counter.table.name}"
+    columns = {name: rest for name, *rest in ask(sql.COLUMNS, [regclass])}
+    for field, declared in zip(counter.fields, counter.types, strict=True):
+        if field not in columns:
+            yield f"{place} has no column {field}"
+            continue
+        type_, kind, of_postgres, generated, deterministic = columns[field]
+        found = "enum" if kind == "e" else TYPE_NAMES.get(type_, type_) if of_postgres else type_
+        if found != declared:
+            yield f"{place}.{field} is {found}, and declared as {declared}"
+        if not deterministic:
+            yield f"the collation of {place}.{field} is nondeterministic: equal has to mean equal bytes"
+        if generated == "v":
+            yield f"{place}.{field} is generated when it is read, and no index has it: make it STORED"
+    if "xact" not in columns:
+        yield f"{place} has no column xact: run {adopt}"
+        return
+    if columns["xact"][0] != "int8":
+        yield f"{place}.xact is {columns['xact'][0]}, and has to be bigint: it is not Rollcall's"
+    indexes = [(tuple(names), condition) for names, condition in ask(sql.INDEXES, [regclass])]
+    if not any(names[:1] == ("xact",) and condition in (None, "(xact > 0)") for names, condition in indexes):
+        yield f"{place} has no index on xact: run {adopt}"
+    listed, wanted = ", ".join(counter.fields), len(counter.fields)
+    # Whether an index's own condition goes with the counter's, Postgres finds out.
+    are_there = all(field in columns for field in counter.fields)
+    if are_there and not any(
+        names[:wanted] == counter.fields and (not cond or counter.where) for names, cond in indexes
+    ):
+        yield f"no index of {place} begins with ({listed}), ascending and in the columns' collations: run {adopt}"
+    enabled = [state for (state,) in ask(sql.STAMPS, [regclass])]
+    if not enabled:
+        yield f"{place} has no trigger that stamps updated rows: run {adopt}"
+    elif set(enabled) == {"D"}:
+        yield f"the trigger of {place} that stamps updated rows is disabled: run {adopt}"

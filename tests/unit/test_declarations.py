@@ -1,0 +1,121 @@
+"""rollcall.toml: what may stand in it, and what is said of what may not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared_models import declarations
+from shared_models.declarations import BadDeclaration, Field, parse, read_file
+
+ORDERS = """
+    [tables.orders]
+    name = "shop.orders"
+    fields = {email = "text", shop = "uuid", seen_at = "timestamptz"}
+"""
+CUSTOMERS = ORDERS + '[counters.customers]\ntable = "orders"\nmember = ["email"]\n'
+
+
+def test_a_table_of_others_and_a_counter_over_it() -> None:
+    ((table,), (customers, pairs)) = parse(
+        CUSTOMERS
+        + """
+        where = "deleted_at IS NULL"
+        [counters.pairs]
+        table = "orders"
+        member = ["shop", "email"]
+        example = ["c0ffee00-0000-4000-8000-000000000000", "ann"]
+        """
+    )
+    assert (table.schema, table.relation, table.ingest) == ("shop", "orders", False)
+    assert table.fields[1] == Field("shop", "uuid")
+    assert (customers.fields, customers.where) == (("email",), "deleted_at IS NULL")
+    assert pairs.types == ("uuid", "text") and pairs.example_member()["email"] == "ann"
+
+
+@pytest.mark.parametrize(
+    "lines, said",
+    [
+        ("", "there is no [counters.NAME]"),
+        ("[counter.x]", "Object contains unknown field `counter`"),
+        (ORDERS.replace("fields", "felds"), "tables.orders: Object"),
+        (ORDERS.replace('"text"', '"txt"'), "tables.orders.fields.email: 'txt' is none of text, varchar"),
+        (ORDERS.replace("tables.orders", "tables.Orders"), "tables.Orders: use lower-case letters"),
+        (ORDERS + '[tables.again]\nname = "shop.orders"\nfields = {}', "tables.again: tables.orders is the same table"),
+        (CUSTOMERS.replace('table = "orders"', 'table = "order"'), "there is no [tables.order]; there are: orders"),
+        (
+            CUSTOMERS.replace('["email"]', '["mail"]'),
+            "counters.customers.member: tables.orders.fields does not have 'mail'",
+        ),
+        (CUSTOMERS.replace('["email"]', '["seen_at"]'), "seen_at is timestamptz, and a member is made of"),
+        (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field stands there twice"),
+        (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
+        (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),
+        (CUSTOMERS + 'by = ["shop"]', "counters.customers.by: this version does not know it yet"),
+        (CUSTOMERS + 'where = "true; DROP TABLE x"', "counters.customers.where: one SQL condition"),
+        (CUSTOMERS + "example = [1, 2]", "the example needs one value for each field"),
+        (CUSTOMERS.replace("[counters", "ingest = true\n[counters") + 'where = "true"', "come in through ingest"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(lines: str, said: str) -> None:
+    with pytest.raises(BadDeclaration) as raised:
+        parse(lines)
+    assert said in str(raised.value)
+
+
+def test_a_counter_that_is_declared_otherwise_is_another_one() -> None:
+    def definition(lines: str) -> str:
+        (counter,) = parse(lines)[1]
+        return counter.definition
+
+    same = definition(CUSTOMERS)
+    assert definition(CUSTOMERS + 'example = ["ann"]') == same
+    others = [
+        CUSTOMERS + 'where = "true"',
+        CUSTOMERS.replace("shop.orders", "orders"),
+        CUSTOMERS.replace('email = "text"', 'email = "varchar"'),
+        CUSTOMERS.replace('["email"]', '["email", "shop"]'),
+    ]
+    assert len({same, *map(definition, others)}) == 5
+
+
+@pytest.mark.parametrize("service", ["ingest_service", "manage_service", "query_service"])
+def test_each_service_reads_the_file_that_the_variable_names(tmp_path: Path, service: str) -> None:
+    file = tmp_path / "shop.toml"
+    file.write_text(CUSTOMERS)
+    stores = {
+        "DATABASE_URL": "postgres://types/only",
+        "REPLICA_URL": "postgres://types/only",
+        "REDIS_URL": "redis://x/0",
+    }
+    settings = {"DJANGO_SETTINGS_MODULE": f"{service}.settings", "AUTH": "off", "ROLLCALL_FILE": str(file)}
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import django; django.setup(); from shared_models import declarations as d; print(d.COUNTERS)",
+        ],
+        env=os.environ | stores | settings,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Counter(name='customers'" in told.stdout and "users" not in told.stdout
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadDeclaration, match=r"ROLLCALL_FILE=.*none\.toml cannot be read"):
+        read_file(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[tables")
+    with pytest.raises(BadDeclaration, match=r"bad\.toml: Expected"):
+        read_file(tmp_path / "bad.toml")
+
+
+def test_the_packaged_file_declares_the_message() -> None:
+    tables, counters = read_file(declarations.FILE)
+    assert [table.name for table in tables] == ["message"] and tables[0].ingest
+    assert [counter.name for counter in counters] == ["cities", "users"]
