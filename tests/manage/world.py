@@ -155,7 +155,9 @@ class World:
 
     def table(self, counter: Counter) -> set[bytes]:
         texts = ", ".join(f'"{field}"::text' for field in counter.fields)
-        counts = " AND ".join([f'"{field}" IS NOT NULL' for field in counter.fields] + [counter.where.replace("%", "%%") or "true"])
+        counts = " AND ".join(
+            [f'"{field}" IS NOT NULL' for field in counter.fields] + [counter.where.replace("%", "%%") or "true"]
+        )
         place = f'"{counter.table.schema}"."{counter.table.relation}"'
         return set(
             encode_all(self.ask_primary(f"SELECT DISTINCT {texts} FROM {place} WHERE {counts}"), len(counter.fields))
