@@ -63,5 +63,5 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     enabled = [state for (state,) in ask(sql.STAMPS, [regclass])]
     if not enabled:
         yield f"{place} has no trigger that stamps updated rows: run {adopt}"
-    elif set(enabled) == {"D"}:
+    elif not set(enabled) & {"O", "A"}:
         yield f"the trigger of {place} that stamps updated rows is disabled: run {adopt}"
