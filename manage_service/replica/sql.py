@@ -70,16 +70,18 @@ FLUSHED = """
 
 # From here on `fill_in` puts the fields and the table of a counter in: {fields} f, g · {texts} f, g::text · {table} ·
 # {counts} f IS NOT NULL AND g IS NOT NULL AND (the counter's condition) · {marks} %s, %s · {walked} w.f, w.g ·
-# {unnest} unnest(%s::text[], %s::uuid[]) · {values} v.f, v.g::text · {joined} t.f = v.f AND t.g = v.g AND (the condition)
+# {ordered} members.f, members.g · {unnest} unnest(%s::text[], %s::uuid[]) · {values} v.f, v.g::text ·
+# {joined} t.f = v.f AND t.g = v.g AND (the condition)
 #
 # A row counts if none of its fields is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
 
-# Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries.
+# Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries. Sorted by the values, and not by
+# their texts, which have the same names: the last member is where the next chunk begins.
 SCAN = """
     SELECT {texts} FROM
         (SELECT DISTINCT {fields} FROM
             (SELECT {fields} FROM {table} WHERE {counts} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk) AS members
-    ORDER BY {fields}
+    ORDER BY {ordered}
 """
 # Loose index scan: one descent of the counter's index a member.
 JUMP = """
@@ -205,6 +207,7 @@ def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
         "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(column) for column in columns), *condition]),
         "marks": comma.join([SQL("%s")] * len(columns)),
         "walked": comma.join(of("w")),
+        "ordered": comma.join(of("members")),
         "values": comma.join(map(add, of("v"), as_text)),
         "unnest": SQL("unnest({})").format(comma.join(arrays)),
         "joined": conjunction.join([*equal, *condition]),
