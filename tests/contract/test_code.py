@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared_models.protocol import keys
+from tests.run import FOLDERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERVICES = ("ingest_service", "manage_service", "query_service")
@@ -290,3 +291,10 @@ def test_every_module_says_what_it_is_for() -> None:
         for path in files(*PACKAGES)
         if path.read_text().strip() and "migrations" not in path.parts and ast.get_docstring(parse(path)) is None
     )
+
+
+def test_every_test_belongs_to_one_part_of_the_run() -> None:
+    """`make test` runs the parts that are listed there: a folder that is forgotten would never be run."""
+    parts = [set(ROOT.glob(f"tests/{part}/test_*.py")) | set(ROOT.glob(f"tests/{part}")) for part in FOLDERS]
+    files = {path for path in (ROOT / "tests").rglob("test_*.py") if not path.name.startswith(".")}
+    assert {path: sum(path in part for part in parts) for path in files} == dict.fromkeys(files, 1)
