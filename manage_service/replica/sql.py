@@ -27,7 +27,7 @@ ARRAYS = dict.fromkeys(NUMBERS, "bigint") | {"varchar": "text", "enum": "text"}
 LABEL = """CASE WHEN EXISTS (
     SELECT FROM pg_enum AS e JOIN pg_attribute AS a ON a.atttypid = e.enumtypid
     WHERE a.attrelid = {regclass}::regclass AND a.attname = {name} AND e.enumlabel = {value}
-) THEN (jsonb_populate_record(NULL::{table}, jsonb_build_object({name}, {value}))).{column} END"""
+) THEN (jsonb_populate_record(NULL::{row}, jsonb_build_object({name}, {value}))).{column} END"""
 
 STANDPOINT = f"""
     SELECT {SOURCE_SQL},
@@ -177,7 +177,7 @@ def label_of(counter: Counter, name: str, value: Composable) -> Composed:
         regclass=Literal(quoted_table(counter)),
         name=Literal(name),
         value=value,
-        table=Identifier(counter.table.schema, counter.table.relation),
+        row=Identifier(counter.table.schema, counter.table.relation),
         column=Identifier(name),
     )
 
