@@ -48,7 +48,8 @@ def test_every_variable_is_named(service):
 
 
 def test_every_named_variable_is_read():
-    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py", "shared_models/web/gunicorn_hooks.py")
+    places = ("shared_models/web/gunicorn_hooks.py", "shared_models/declarations.py")
+    settings = source("*_service/settings.py", "*_service/gunicorn.conf.py", *places)
     named = set(re.findall(r"`([A-Z][A-Z_]+)`", section("## Configuration")))
     assert {name for name in named if name not in settings} == set()
     ports = set(re.findall(r"`([A-Z_]+_(?:PORT|OFFSET))", section("## Start")))
