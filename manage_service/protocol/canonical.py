@@ -9,7 +9,8 @@ from datetime import date
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)( BC)?")
 BIGINT = range(-(2**63), 2**63)
-LAST_YEAR, LAST_YEAR_BC = 5_874_897, 4_713  # of Postgres' dates
+# Postgres' dates: from 24 November 4714 BC to the end of this year.
+LAST_YEAR, FIRST_YEAR_BC, FIRST_DAY = 5_874_897, 4_714, (11, 24)
 
 
 def is_text(text: str) -> bool:
@@ -30,13 +31,13 @@ def is_date(text: str) -> bool:
     found = DATE.fullmatch(text)
     if found is None:
         return text in ("infinity", "-infinity")
-    year, is_bc = int(found[1]), found[4] is not None
-    if (len(found[1]) > 4 and found[1][0] == "0") or not 0 < year <= (LAST_YEAR_BC if is_bc else LAST_YEAR):
+    year, month, day, is_bc = int(found[1]), int(found[2]), int(found[3]), found[4] is not None
+    if (len(found[1]) > 4 and found[1][0] == "0") or not 0 < year <= (FIRST_YEAR_BC if is_bc else LAST_YEAR):
         return False
-    if year == LAST_YEAR or (is_bc and year == LAST_YEAR_BC):
-        return False  # only a part of these years; nobody's rows
+    if is_bc and year == FIRST_YEAR_BC and (month, day) < FIRST_DAY:
+        return False
     try:
-        date((1 - year if is_bc else year) % 400 + 2000, int(found[2]), int(found[3]))  # the calendar repeats
+        date((1 - year if is_bc else year) % 400 + 2000, month, day)  # the calendar repeats
     except ValueError:
         return False
     return True
