@@ -176,18 +176,21 @@ def count_distinct(connection: psycopg2.extensions.connection) -> dict[str, int]
     return {"customers": customers, "products": products}
 
 
+def shown(count: int | None) -> str:
+    """A count for people."""
+    return "cold" if count is None else f"{count:,}"
+
+
 def look_on(query: Api, database: Postgres, application: Application, seconds: int, console: Console) -> None:
     """A line a second: what query serves, and what the table gives a moment later."""
     table = Table("second", "statements", box=box.SIMPLE_HEAD)
     for name in COUNTERS:
         table.add_column(name, justify="right")
-        table.add_column("COUNT(DISTINCT)", justify="right")
+        table.add_column("DISTINCT", justify="right")
     with closing(psycopg2.connect(database.url)) as connection, Live(table, console=console, refresh_per_second=4):
         for second in range(1, seconds + 1):
             served, in_table = read_counts(query), count_distinct(connection)
-            numbers = [
-                f"{number:,}" if number is not None else "cold" for n in COUNTERS for number in (served[n], in_table[n])
-            ]
+            numbers = [shown(number) for name in COUNTERS for number in (served[name], in_table[name])]
             table.add_row(str(second), f"{application.statements:,}", *numbers)
             time.sleep(1)
     console.print(
@@ -204,7 +207,7 @@ def compare_at_rest(query: Api, database: Postgres, console: Console) -> bool:
         time.sleep(0.05)
     for name, count in in_table.items():
         sign = "=" if served[name] == count else "≠"
-        console.print(f"{name}: {served[name]:,} {sign} COUNT(DISTINCT) {count:,}")
+        console.print(f"{name}: {shown(served[name])} {sign} COUNT(DISTINCT) {shown(count)}")
     console.print(
         f"The application rests; the counts were equal after {time.monotonic() - began:.1f} s."
         if served == in_table
