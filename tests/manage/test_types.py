@@ -102,7 +102,7 @@ def test_enums_dates_and_uuids_are_built_caught_up_left_and_reconciled(things: W
     with keeper_at_work(reconcile_seconds=HOUR) as keeper:
         tick_until(keeper, lambda: all(not things.state(name).cold for name in NAMES), "all to be built")
         assert things.exact(NAMES)
-        assert things.set("days") == {b"2024-02-29", b"-infinity", "0044-03-15 BC".encode(), b"1999-12-31"}
+        assert things.set("days") == {b"2024-02-29", b"-infinity", b"0044-03-15 BC", b"1999-12-31"}
         assert things.set("moods") == {b"zesty", b"", b"so-so", 'Ångström "x"'.encode()}
 
         things.ask_primary(MORE)
