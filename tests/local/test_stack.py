@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -250,6 +251,17 @@ def test_down_leaves_no_process_and_keeps_the_data(checkout: Checkout) -> None:
     assert checkout.processes() == []
     assert checkout.run("status")[0] == 1
     assert (checkout.folder / "primary" / "complete").exists()
+
+
+def test_the_adoption_demo_ends_with_equal_counts_and_can_be_run_again(checkout: Checkout) -> None:
+    """It leaves declarations of its own in the folder; the reset below removes them."""
+    for adopted in (False, True):
+        assert (checkout.folder / "rollcall.toml").exists() is adopted
+        status, output = checkout.run("demo-adopt", **checkout.ports, ORDERS="3000", SECONDS="1")
+        assert status == 0, output
+        counted = re.findall(r"^(customers|products): ([\d,]+) = COUNT\(DISTINCT\) \2$", output, re.MULTILINE)
+        assert [name for name, _ in counted] == ["customers", "products"], output
+        assert "0" not in dict(counted).values()
 
 
 def test_reset_keeps_the_ports_and_nothing_else(checkout: Checkout) -> None:
