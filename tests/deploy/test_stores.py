@@ -337,7 +337,8 @@ def told(service: str, primary: DeployedPrimary, server: DeployedRedis) -> dict[
         moved = secret(primary.secrets, name).replace("@primary:5432", f"@{HOST}:{primary.port}")
         (folder / name).write_text(moved.replace("@redis:6379", f"@{HOST}:{server.port}"))
     variables = SERVICES[service]["environment"] | ADMIN[service]["environment"]
-    variables = {name: value for name, value in variables.items() if name != "PROMETHEUS_MULTIPROC_DIR"}  # a mount
+    mounted = ("PROMETHEUS_MULTIPROC_DIR", "ROLLCALL_FILE")
+    variables = {name: value for name, value in variables.items() if name not in mounted}
     return {
         name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value).replace("/run/secrets", str(folder))
         for name, value in variables.items()
