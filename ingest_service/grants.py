@@ -27,8 +27,8 @@ ADMIN_RIGHTS = {
     "django_session": "SELECT, INSERT, UPDATE, DELETE",
 }
 
-# Manage reads them, and ingest prunes them.
-DEPARTURE_RIGHTS = {MANAGE: "SELECT", INGEST: "SELECT, DELETE"}
+# Manage reads them. Ingest prunes them, and notes for each counter that it has.
+DEPARTURE_RIGHTS = {MANAGE: "SELECT", INGEST: "SELECT, INSERT, DELETE"}
 OWN_DEPARTURES = """
     SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relname = 'departure' AND pg_has_role(c.relowner, 'USAGE') AND pg_has_role(n.nspowner, 'USAGE')

@@ -22,7 +22,8 @@ MAY_PRUNE = """
         AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
         AND has_table_privilege(c.oid, 'DELETE')
 """
-# Two statements on the index on create_time: from where on there are too many, and the oldest of those that may go.
+# Two statements on the index on create_time: from where on there are too many, and the oldest of those that may go. Two workers
+# at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would need one more right.)
 PRUNE = """
     WITH gone AS (
         DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(
@@ -30,7 +31,7 @@ PRUNE = """
             WHERE create_time < now() - %s * interval '1 hour' OR create_time <= (
                 SELECT create_time FROM rollcall_triggers.departure WHERE element IS NOT NULL
                 ORDER BY create_time DESC OFFSET %s LIMIT 1)
-            ORDER BY create_time LIMIT %s FOR UPDATE SKIP LOCKED))
+            ORDER BY create_time LIMIT %s))
         RETURNING counter, element, xact),
     noted AS (
         INSERT INTO rollcall_triggers.departure (counter, element, xact, create_time)

@@ -46,6 +46,7 @@ ROLES = """
            (SELECT array_agg(roleid::regrole::text) FROM pg_auth_members WHERE member = r.oid)
     FROM pg_roles AS r WHERE rolname !~ '^rollcall_' ORDER BY 1
 """
+PULSE = "from ingest_service.writing.pulse import Pulse; assert Pulse(pulse_seconds=1, keep_hours=48).one_tick() is not None"
 FOREIGN = """
     CREATE ROLE shop LOGIN PASSWORD 'shop';
     CREATE ROLE report LOGIN PASSWORD 'report';
@@ -251,6 +252,12 @@ def test_a_table_that_was_adopted_stays_whose_it_is(server: Primary, adopter: st
     assert run(reading, "SELECT count(*)::int FROM rollcall_triggers.departure") == [(0,)]
     run(url_in(server, "adopted", "shop", "shop"), "INSERT INTO orders (email) VALUES ('a'); DELETE FROM orders")
     assert run(reading, "SELECT element FROM rollcall_triggers.departure") == [(["a"],)]
+    # Ingest prunes with the rights that adopt has given it, in a database in which it has no table of its own.
+    run(url, "UPDATE rollcall_triggers.departure SET create_time = now() - interval '2 days'")
+    pruning = url_in(server, "adopted", "rollcall_ingest", server.password_of("ingest"))
+    done = manage(pruning, server, "shell", "--no-imports", "-c", PULSE)
+    assert done.returncode == 0, done.stdout
+    assert run(reading, "SELECT element FROM rollcall_triggers.departure") == [(None,)]
 
 
 def test_migrate_grants_nothing_on_tables_of_others(server: Primary) -> None:
