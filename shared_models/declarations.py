@@ -23,8 +23,7 @@ import hashlib
 import os
 import re
 import tomllib
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,9 +71,9 @@ class Table:
     fields: tuple[Field, ...]
     ingest: bool = False
 
-    def type_of(self, field: str) -> str:
+    def type_of(self, name: str) -> str:
         """The declared type of a column."""
-        return next(each.type for each in self.fields if each.name == field)
+        return next(each.type for each in self.fields if each.name == name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,9 @@ class Counter:
     fields: tuple[str, ...]
     where: str = ""
     example: tuple[str | int, ...] = ()
+    # What it counts, in 8 hex digits. It is part of the counter's keys: whoever edits the file gets a cold counter, and never a
+    # live one with the old meaning, however long other services go on with the old file.
+    definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
@@ -98,26 +100,17 @@ class Counter:
             raise BadDeclaration(f"counter {self.name!r}: name at least one field")
         if self.example and len(self.example) != len(self.fields):
             raise BadDeclaration(f"counter {self.name!r}: the example needs one value for each field")
+        meaning = (self.table.schema, self.table.relation, self.fields, self.types, self.where)
+        object.__setattr__(self, "definition", hashlib.sha256(repr(meaning).encode()).hexdigest()[:8])
 
     @property
     def types(self) -> tuple[str, ...]:
         """The types of its fields."""
         return tuple(map(self.table.type_of, self.fields))
 
-    @property
-    def definition(self) -> str:
-        """What it counts, in 8 hex digits. It is part of the counter's keys: whoever edits the file gets a cold counter, and
-        never a live one with the old meaning, however long other services go on with the old file."""
-        return _definition(self.table.schema, self.table.relation, self.fields, self.types, self.where)
-
     def example_member(self) -> dict[str, str | int]:
         """A member, field by field; made of the fields' names where the declaration gives none."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
-
-
-@lru_cache(maxsize=1_000)
-def _definition(*meaning: object) -> str:
-    return hashlib.sha256(repr(meaning).encode()).hexdigest()[:8]
 
 
 class TableLines(msgspec.Struct, forbid_unknown_fields=True):
@@ -180,9 +173,9 @@ def read_table(name: str, found: dict[str, Any]) -> Table:
         schema, relation = "public", lines.name
     if not schema or not relation:
         raise BadDeclaration(f'{key}.name: write "schema.table", and not {lines.name!r}')
-    for field, type_ in lines.fields.items():
+    for column, type_ in lines.fields.items():
         if type_ not in (*TYPES, "timestamptz"):
-            raise BadDeclaration(f"{key}.fields.{field}: {type_!r} is none of {', '.join(TYPES)}")
+            raise BadDeclaration(f"{key}.fields.{column}: {type_!r} is none of {', '.join(TYPES)}")
     return Table(name, schema, relation, tuple(Field(*each) for each in lines.fields.items()), lines.ingest)
 
 
@@ -196,14 +189,16 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     table = tables.get(lines.table)
     if table is None:
         raise BadDeclaration(f"{key}.table: there is no [tables.{lines.table}]; there are: {', '.join(tables)}")
-    known = {field.name: field.type for field in table.fields}
-    for field in lines.member:
-        if field not in known:
+    known = {each.name: each.type for each in table.fields}
+    for column in lines.member:
+        if column not in known:
             raise BadDeclaration(
-                f"{key}.member: tables.{table.name}.fields does not have {field!r}; it has {', '.join(known)}"
+                f"{key}.member: tables.{table.name}.fields does not have {column!r}; it has {', '.join(known)}"
             )
-        if known[field] not in TYPES:
-            raise BadDeclaration(f"{key}.member: {field} is {known[field]}, and a member is made of {', '.join(TYPES)}")
+        if known[column] not in TYPES:
+            raise BadDeclaration(
+                f"{key}.member: {column} is {known[column]}, and a member is made of {', '.join(TYPES)}"
+            )
     if len(set(lines.member)) < len(lines.member):
         raise BadDeclaration(f"{key}.member: a field stands there twice")
     if lines.where and table.ingest:

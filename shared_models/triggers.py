@@ -223,18 +223,8 @@ def differs(columns: Sequence[str]) -> str:
     return f"pg_catalog.record_image_ne({old}, {new})"
 
 
-def indexes(table: Table, counters: Sequence[Counter]) -> list[Piece]:
-    """The index of catch-up, and one for each counter: every row that counts is in it.
-
-    An index that the table has already may serve instead; and on a large table they are made CONCURRENTLY: see `adopt`.
-    """
-    made = [index(table.schema, table.relation, ("xact",), "xact > 0")]
-    made += [index(table.schema, table.relation, counter.fields, counter.where) for counter in counters]
-    return list({piece.name: piece for piece in made}.values())
-
-
 def index(schema: str, of: str, columns: Sequence[str], where: str = "") -> Piece:
-    """One index. Its name says what it is made of, so that it is found again."""
+    """An index that has every row that counts. Its name says what it is made of, so that it is found again."""
     listed = ", ".join(quote(name) for name in columns)
     name = shorten("rollcall_" + "_".join((of, *columns)), f"{schema}.{of} ({listed}) {where}")
     condition = f" WHERE {where}" if where else ""

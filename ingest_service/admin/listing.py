@@ -26,7 +26,7 @@ class RowList(ChangeList):
     clear_all_filters_qs = ""
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: list[str | None] | None = None) -> Rows:
-        self.searches = [Search(counter, request.GET) for counter in self.model_admin.counters]  # type: ignore[attr-defined]
+        self.searches = [Search(counter, self.model, request.GET) for counter in self.model_admin.counters]  # type: ignore[attr-defined]
         self.search = next((search for search in self.searches if search.is_bound), None)
         shown = [field.name for field in self.opts.concrete_fields if field.name in self.list_display]
         rows = self.root_queryset.only(*shown)

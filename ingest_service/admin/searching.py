@@ -14,7 +14,7 @@ from django.db import models
 from django.http import QueryDict
 
 from shared_models.declarations import Counter
-from shared_models.models import Countable, Field, model_of
+from shared_models.models import Countable, Field
 
 Rows: TypeAlias = "models.QuerySet[Countable]"
 
@@ -24,12 +24,11 @@ EXACTLY = "exactly"
 class Search(forms.Form):
     """A search by one counter. Bound where the request says anything of it."""
 
-    def __init__(self, counter: Counter, data: QueryDict) -> None:
+    def __init__(self, counter: Counter, model: type[models.Model], data: QueryDict) -> None:
         self.counter = counter
         asked = any(value for name, value in data.items() if name.startswith(f"{counter.name}-"))
         super().__init__(data if asked else None, prefix=counter.name)
-        model = model_of(counter.table)
-        columns = {column.name: column for column in model._meta.concrete_fields} if model else {}
+        columns = {column.name: column for column in model._meta.concrete_fields}
         self.columns = {name: columns[name] for name in counter.fields}
         for name, column in self.columns.items():
             self.fields[name] = input_of(column)

@@ -8,20 +8,10 @@ from dataclasses import dataclass
 from psycopg2.extensions import cursor as Cursor
 
 from shared_models import triggers
-from shared_models.declarations import Counter
+from shared_models.declarations import TYPE_NAMES, Counter
 
 # The types of Postgres that a member can be made of, under their names in rollcall.toml.
-TYPES = {
-    "text": "text",
-    "varchar": "varchar",
-    "uuid": "uuid",
-    "bool": "boolean",
-    "date": "date",
-    "int2": "smallint",
-    "int4": "integer",
-    "int8": "bigint",
-    "timestamptz": "timestamptz",
-}
+TYPES = {name: name for name in ("text", "varchar", "uuid", "date", "timestamptz")} | TYPE_NAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,13 +146,9 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
         ),
         (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
     ]
-    if departure is not None and not fitness.may_grant_on(cursor, departure):
-        roles_of_departures: tuple[
-            tuple[str, str], ...
-        ] = ()  # its owner has granted, or is asked to: see `worth_knowing`
-    else:
-        roles_of_departures = tuple(DEPARTURE_RIGHTS.items())
-    for role, rights in roles_of_departures:
+    # Of departures that are another owner's, that one has granted.
+    may_grant = departure is None or fitness.may_grant_on(cursor, departure)
+    for role, rights in DEPARTURE_RIGHTS.items() if may_grant else ():
         has = " AND ".join(f"has_table_privilege(%s, {departure}, '{right}')" for right in rights.split(", "))
         usage = f"has_schema_privilege(%s, '{triggers.SCHEMA}', 'USAGE')"
         asked.append((role, f"SCHEMA {triggers.SCHEMA}", "USAGE", usage if departure else "false"))
@@ -185,8 +181,7 @@ def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: 
 
 def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[str, ...], bool]]:
     """Each index, its columns, and whether one over all rows serves as well: not where a condition is to be answered by it."""
-    conditions = {("xact",): "xact > 0"}
-    yield triggers.index(table.schema, table.relation, ("xact",), conditions["xact",]), ("xact",), True
+    yield triggers.index(table.schema, table.relation, ("xact",), "xact > 0"), ("xact",), True
     for counter in {(c.fields, c.where): c for c in counters}.values():
         yield (
             triggers.index(table.schema, table.relation, counter.fields, counter.where),

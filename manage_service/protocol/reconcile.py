@@ -51,7 +51,7 @@ def reconcile(
     redis: Redis,
     *,
     repair: bool,
-    filters: dict[str, BucketFilter] | None = None,
+    filters: dict[str, BucketFilter],
 ) -> Steps:
     """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
 
@@ -61,11 +61,7 @@ def reconcile(
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return (
-                yield from reconcile_once(
-                    counter, findings, replica, redis, repair=repair, filters={} if filters is None else filters
-                )
-            )
+            return (yield from reconcile_once(counter, findings, replica, redis, repair=repair, filters=filters))
         except steps.SetChanged:
             if attempt == ATTEMPTS:
                 raise

@@ -65,12 +65,14 @@ def execute(
     run has failed, and says so in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`, and once it has
     waited in vain, for a tenth of that at each other counter; it does not wait for one that refuses (no such table, no right to
     read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run
-    open: whoever takes its lease next goes on. `redis` must be a client of `stores.connect_for_passes`.
+    open: whoever takes its lease next goes on. `filters` is for who resolves departures in this process: see `reconcile`.
+    `redis` must be a client of `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
         registry.save(redis, run)
         log.info("run.started", run=run.id, counters=run.counters, mode=run.mode, asked_by=run.asked_by)
+    filters = {} if filters is None else filters
     try:
         for name in run.counters:
             check_cancelled(redis, run)
@@ -103,7 +105,7 @@ def one_counter(
     replica: Replica,
     redis: Redis,
     wait_seconds: float,
-    filters: dict[str, BucketFilter] | None,
+    filters: dict[str, BucketFilter],
 ) -> Steps:
     """Reconcile one counter of a run: the record after each step, the limits between two."""
     lease = Lease(redis, f"reconcile:{name}")
@@ -136,7 +138,7 @@ def persistent(
     redis: Redis,
     *,
     repair: bool,
-    filters: dict[str, BucketFilter] | None,
+    filters: dict[str, BucketFilter],
 ) -> Steps:
     """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
     snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and

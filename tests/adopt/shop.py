@@ -53,6 +53,12 @@ def make_countable(
             run(statement)
 
 
+def indexes(table: Table, *counters: Counter) -> list[triggers.Piece]:
+    """Those that `adopt` makes, by then CONCURRENTLY."""
+    wanted = [(("xact",), "xact > 0"), *((counter.fields, counter.where) for counter in counters)]
+    return [triggers.index(table.schema, table.relation, columns, where) for columns, where in wanted]
+
+
 def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     return sql(started_primary(), statement, *parameters)
 

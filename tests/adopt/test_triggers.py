@@ -24,6 +24,7 @@ from tests.adopt.shop import (
     TABLE,
     WATCHED,
     departed,
+    indexes,
     make_countable,
     make_shop,
     run,
@@ -274,7 +275,7 @@ def test_columns_named_like_anything(shop) -> None:
     table = Table("odd", "shop", 'Odd "names"', tuple(Field(name, "text") for name in names))
     counter = Counter("odd", table, tuple(names), where="found <> 'it''s $rollcall$ \\'")
     make_countable(table, (counter,), {"odd": tuple(names)})
-    for piece in (*triggers.indexes(table, (counter,)), *triggers.statistics(table, (counter,))):
+    for piece in (*indexes(table, counter), *triggers.statistics(table, (counter,))):
         for statement in piece.statements():
             run(statement)
     values = tuple(f"v{number}" for number in range(len(names)))
@@ -454,7 +455,7 @@ def test_what_logical_replication_applies() -> None:
 
 
 def test_every_row_that_counts_is_in_the_indexes(shop) -> None:
-    for piece in (*triggers.indexes(TABLE, COUNTERS), *triggers.statistics(TABLE, COUNTERS)):
+    for piece in (*indexes(TABLE, *COUNTERS), *triggers.statistics(TABLE, COUNTERS)):
         for statement in piece.statements():
             run(statement)
     run("ANALYZE shop.orders")
