@@ -77,7 +77,7 @@ def test_each_role_may_do_what_it_needs() -> None:
         asked = f"SELECT may FROM {rights} WHERE has_table_privilege(%s, '{triggers.DEPARTURE}', may)"
         return {right for (right,) in run(asked, role)}
 
-    assert may("rollcall_manage") == {"SELECT"} and may("rollcall_ingest") == {"SELECT", "DELETE"}
+    assert may("rollcall_manage") == {"SELECT"} and may("rollcall_ingest") == {"SELECT", "INSERT", "DELETE"}
     assert may("rollcall_admin") == set()
 
 
