@@ -143,6 +143,7 @@ def test_a_body_that_makes_no_sense_is_refused_with_a_reason_by_all(live: Stack,
         status, answer = ask(service, "POST", path, BODIES[name])
         assert 400 <= status < 500, (service.name, status, answer)
         assert answer["type"].startswith("urn:rollcall:") and answer["detail"]
+        assert len(json.dumps(answer)) < 5_000, "nobody reads more"
     assert sql(live.primary, "SELECT count(*) FROM message") == before
 
 
