@@ -17,8 +17,8 @@ from tests.browser.conftest import SCREENSHOTS
     ("name", "path", "status"),
     [
         ("ingest", "/v1/messages/batch", "200"),
-        ("manage", "/v1/runs", "202"),
-        ("query", "/v1/counts/{counter}/members", "200"),
+        pytest.param("manage", "/v1/runs", "202", marks=pytest.mark.long),
+        pytest.param("query", "/v1/counts/{counter}/members", "200", marks=pytest.mark.long),
     ],
 )
 def test_an_example_is_tried_out_as_it_stands(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -20,6 +20,12 @@ from tests.servers import free_port, replay_paused, wait_for
 from tests.system.asking import ask, mend
 
 USERS = keys.of_counter("users").members
+# A colour scheme and a size, by name.
+LOOKS: dict[str, tuple[Literal["light", "dark"], tuple[int, int]]] = {
+    "light": ("light", WIDE),
+    "dark": ("dark", WIDE),
+    "narrow": ("light", NARROW),
+}
 # What chromium writes to the console by itself when an answer is a refusal.
 REFUSED = "Failed to load resource: the server responded with a status of 401"
 
@@ -50,6 +56,16 @@ def log_in(page: Page, stack: Stack) -> None:
     page.get_by_label("Token", exact=True).fill(read_secret(stack.manage.token_path))
     page.keyboard.press("Enter")
     expect(page.locator("[data-part=connection]")).to_have_text("Live")
+
+
+def reads_well(page: Page, look: str, picture: str) -> None:
+    """The page as it stands keeps nobody out, and nothing of it lies beside the window."""
+    scheme, (width, height) = LOOKS[look]
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": height})
+    assert barriers(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
+    screenshot(page, picture)
 
 
 def counter(page: Page, name: str = "users") -> Locator:
@@ -229,11 +245,7 @@ def test_a_run_moves_on_the_page_and_another_one_is_cancelled(live: Stack, page:
     assert [run["status"] for run in runs(live)[:2]] == ["cancelled", "done"]
 
 
-@pytest.mark.parametrize("name", ["light", "dark", "narrow"])
-def test_what_is_wrong_is_said_with_why_a_counter_is_cold(
-    live: Stack, open_page: Callable[..., Page], redis: Redis, name: str
-) -> None:
-    page = open_page(dark=name == "dark", size=NARROW if name == "narrow" else WIDE)
+def test_what_is_wrong_is_said_with_why_a_counter_is_cold(live: Stack, page: Page, redis: Redis) -> None:
     live.keeper.stop()
     try:
         redis.sadd(USERS, "console-by-hand")
@@ -244,9 +256,8 @@ def test_what_is_wrong_is_said_with_why_a_counter_is_cold(
         )
         expect(page.locator("[data-part=findings] li")).to_have_count(2)
         expect(page.locator("[data-part=findings]")).to_contain_text("no keeper is at work")
-        assert barriers(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
-        screenshot(page, f"manage-wrong-{name}")
+        for look in LOOKS:
+            reads_well(page, look, f"manage-wrong-{look}")
     finally:
         live.keeper.start()
     expect(page.locator("[data-part=all-is-well]")).to_be_visible()
@@ -263,14 +274,11 @@ def test_what_is_away_is_said_and_comes_back(live: Stack, open_page: Callable[..
     expect(page.locator("[data-part=connection]")).to_have_text("Live")
 
 
-@pytest.mark.parametrize("name", ["dark", "narrow"])
-def test_it_reads_well_in_the_dark_and_on_a_telephone(live: Stack, open_page: Callable[..., Page], name: str) -> None:
-    page = open_page(dark=True) if name == "dark" else open_page(size=NARROW)
+def test_it_reads_well_in_the_dark_and_on_a_telephone(live: Stack, page: Page) -> None:
     log_in(page, live)
     expect(newest_run(page)).to_be_visible()
-    assert barriers(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the window"
-    screenshot(page, f"manage-{name}")
+    for look in ("dark", "narrow"):
+        reads_well(page, look, f"manage-{look}")
 
 
 def test_the_keyboard_reaches_everything(live: Stack, page: Page) -> None:
