@@ -18,9 +18,10 @@ import pytest
 
 from compose.local.logs import LOG_BYTES, Follower, aside, rotate
 from compose.local.ordinary_user import own
-from compose.local.ports import DEFAULTS
+from compose.local.ports import DEFAULTS, remember
 from compose.local.processes import Process, kill
 from compose.local.servers import Primary, Replica, Valkey
+from compose.local.stack import Stack, alone
 from shared_models.declarations import COUNTERS
 from tests.servers import FAST, free_port, sql, wait_for
 
@@ -32,7 +33,9 @@ class Checkout:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = {variable: str(free_port()) for variable in DEFAULTS}
+        self.chosen = {variable: free_port() for variable in DEFAULTS}
+        self.ports = {variable: str(port) for variable, port in self.chosen.items()}
+        self.stack = Stack(folder, self.chosen)
 
     def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -50,15 +53,18 @@ class Checkout:
         return process.returncode, output
 
     def up(self) -> None:
-        """The ports are named every time, as they may be: only the first time decides."""
-        status, output = self.run("up", **self.ports)
-        assert status == 0, output
+        """What the command does, here: a test that is about something else saves a Python of its own."""
+        with alone(self.folder):
+            remember(self.folder, self.chosen)
+            self.stack.up()
 
     def pids(self) -> dict[str, int]:
-        """Process ids by name, as `status` tells them."""
-        _, output = self.run("status")
-        rows = [line.split() for line in output.splitlines()]
-        return {row[0]: int(row[2]) for row in rows if row[0] in NAMES and row[2] != "-"}
+        """Process ids by name."""
+        return {process.name: process.pid for process in self.stack.processes if process.pid is not None}
+
+    def is_well(self) -> bool:
+        """All that runs is ready, and manage finds nothing wrong: the counters are built and verified."""
+        return all(each.ok for each in self.stack.standing()) and not self.stack.findings()
 
     def processes(self) -> list[psutil.Process]:
         """Everything on this machine that belongs to this stack, whether or not it has a pid file."""
@@ -94,9 +100,11 @@ def checkout() -> Iterator[Checkout]:
 
 
 def test_up_starts_everything_and_status_shows_it(checkout: Checkout) -> None:
-    checkout.up()
-    # The counters have to be built and verified first.
-    _, output = wait_for(lambda: (said := checkout.run("status"))[0] == 0 and said, "all to be well", seconds=60)
+    status, output = checkout.run("up", **checkout.ports)
+    assert status == 0, output
+    wait_for(checkout.is_well, "all to be well", seconds=60)
+    status, output = checkout.run("status")
+    assert status == 0
     assert [line.split()[0] for line in output.splitlines()] == NAMES
     assert all(line.endswith(" ok") for line in output.splitlines())
     ports = [line.split()[4] for line in output.splitlines()]
@@ -111,7 +119,8 @@ def test_no_process_of_the_stack_is_root(checkout: Checkout) -> None:
 def test_up_again_leaves_what_runs_alone(checkout: Checkout) -> None:
     checkout.up()
     before = checkout.pids()
-    checkout.up()
+    status, output = checkout.run("up", **checkout.ports)
+    assert status == 0 and "Everything was running already." in output
     assert checkout.pids() == before
 
 
@@ -180,15 +189,14 @@ def test_restart_replaces_the_services_and_leaves_the_stores_or_one_process(chec
 
 def test_status_says_what_is_late_and_its_exit_code_says_so_too(checkout: Checkout) -> None:
     checkout.up()
-    wait_for(lambda: checkout.run("status")[0] == 0, "all to be well", seconds=60)
+    wait_for(checkout.is_well, "all to be well", seconds=60)
     kill(psutil.Process(checkout.pids()["keeper"]))
     # The other processes are fine; the finding is manage's.
-    status, output = wait_for(
-        lambda: "Wrong: no keeper" in (said := checkout.run("status"))[1] and said,
-        "the keeper to be missed",
-        seconds=60,
+    wait_for(
+        lambda: any("no keeper" in each for each in checkout.stack.findings()), "the keeper to be missed", seconds=60
     )
-    assert status == 1 and "start one" in output
+    status, output = checkout.run("status")
+    assert status == 1 and "Wrong: no keeper" in output and "start one" in output
 
 
 def test_logs_are_followed_with_the_name_of_the_process_and_end_at_ctrl_c(checkout: Checkout) -> None:
