@@ -9,6 +9,7 @@ marked so, and no others.
 
 from __future__ import annotations
 
+import compileall
 import os
 import subprocess
 import sys
@@ -32,8 +33,11 @@ FOLDERS = (
 # Parts that two processors end at about the same time.
 FAST: tuple[str, ...] = ("protocol/test_worlds.py", "protocol/test_rules.py", "contract", "unit")
 
+# What the tests start, hundreds of times.
+PROGRAMS = ("ingest_service", "manage_service", "query_service", "shared_models", "compose")
+
 # Those with tests that are marked as long.
-LONG = ("failures",)
+LONG = ("failures", "protocol", "manage/test_stateful.py", "browser/test_docs.py")
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 
@@ -52,6 +56,10 @@ def main() -> int:
             chromium.provide()
         except chromium.NoChromium as error:
             print(error, flush=True)  # and the tests that want it fail
+    for program in PROGRAMS:
+        # Once, here: services run as an ordinary user, who cannot write what it has compiled, and some people have told
+        # Python not to write any (PYTHONDONTWRITEBYTECODE).
+        compileall.compile_dir(ROOT / program, quiet=2)
     tally: Counter[str] = Counter()
     failed: list[str] = []
     with (

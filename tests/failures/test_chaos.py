@@ -428,6 +428,7 @@ def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: st
     assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log"}
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing_behind(temporary: Path):
     with chaos(temporary, "--seed", "3", "--seconds", "60", "--rounds", "1", "--kind", "stop") as run:
         output = run.stdout

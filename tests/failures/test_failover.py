@@ -127,7 +127,8 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("WORKERS", "1")  # a second one takes another second to start
     folder = Path(tempfile.mkdtemp(prefix="rollcall-failover-")).resolve()
     own(folder)
     stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
@@ -156,6 +157,7 @@ def cut_off(stack: Stack) -> None:
     wait_for(is_cut, "the replica to be cut off")
 
 
+@pytest.mark.long
 def test_a_failover_that_loses_nothing_is_followed_by_exact_counters_and_no_wrong_number(site: Site) -> None:
     stack = site.stack
     site.post("ann", "bob")
@@ -211,6 +213,7 @@ def test_after_a_failover_that_loses_rows_their_members_leave_by_themselves(site
     assert site.members() == {"ann", "bob", "cid", "not counted by ingest"}
 
 
+@pytest.mark.long
 def test_after_a_switchover_manage_reads_the_old_primary_as_a_replica(site: Site) -> None:
     """Both are stopped in order, the replica is promoted, and the old primary follows it."""
     stack = site.stack

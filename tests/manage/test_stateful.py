@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -216,7 +217,10 @@ class Everything(RuleBasedStateMachine):
             assert {user.encode() for user in self.acknowledged} <= self.world.set("users")
 
 
-def test_below_the_cursor_nothing_is_missing_whatever_happens_in_whatever_order(world, second_valkey, monkeypatch):
+@pytest.mark.parametrize("stories", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_below_the_cursor_nothing_is_missing_whatever_happens_in_whatever_order(
+    world, second_valkey, monkeypatch, stories
+):
     monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())  # all clocks are this machine's
     # A Redis of its own: it writes saves to disk, which the others need not wait for.
     world.valkey = second_valkey(appendonly="no", save="")
@@ -229,7 +233,7 @@ def test_below_the_cursor_nothing_is_missing_whatever_happens_in_whatever_order(
     run_state_machine_as_test(
         Here,
         settings=settings(
-            max_examples=60,
+            max_examples=stories,
             stateful_step_count=30,
             deadline=None,
             database=None,

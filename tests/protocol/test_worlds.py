@@ -2,7 +2,8 @@
 
 Each world is looked at twice. Once as deep as it is written: two messages, two runs, a set that is damaged twice, 1.25 million
 states in all, half of them in one world. And once with each thing in it happening once at the most (`once`): 0.25 million
-states, in a fifth of the time. `make test-fast` leaves the deep ones out; `make test` looks at all.
+states, in a fifth of the time. `make test-fast` leaves the deep ones out, `make test` that one world, which `make test-long`
+looks at: whoever changes a rule runs both.
 
 What the fast tier still has: every actor, every kind of damage and every event from outside, in every order, against each other
 as before; and every world of `test_rules.py`, where leaving a rule out must break a promise. So a rule that is forgotten or
@@ -15,14 +16,15 @@ from __future__ import annotations
 import pytest
 
 from tests.protocol.search import search
-from tests.protocol.worlds import LARGE, WORLDS, World, once
+from tests.protocol.worlds import LARGE, VERY_LARGE, WORLDS, World, once
 
 
 def sizes(name: str, world: World):
     """The world as it is written, and the smaller one where it is another."""
     if once(world) == world:
         return [pytest.param(world, id=name, marks=[pytest.mark.deep] if name in LARGE else [])]
-    return [pytest.param(once(world), id=f"{name}, once"), pytest.param(world, id=name, marks=pytest.mark.deep)]
+    depth = pytest.mark.long if name in VERY_LARGE else pytest.mark.deep
+    return [pytest.param(once(world), id=f"{name}, once"), pytest.param(world, id=name, marks=depth)]
 
 
 @pytest.mark.parametrize("world", [size for name, world in WORLDS.items() for size in sizes(name, world)])

@@ -65,6 +65,9 @@ WORLDS: dict[str, World] = {
 # Large also where each thing in them happens once.
 LARGE = {"departures, and keys changed", "departures, and all stores go back", "departures, and a promotion"}
 
+# As large as all others together.
+VERY_LARGE = {"keys changed twice, two runs"}
+
 
 def once(world: World) -> World:
     """The same world, with each thing in it happening once at the most; a second replica stays."""

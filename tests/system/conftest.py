@@ -26,6 +26,9 @@ def stack() -> Iterator[Stack]:
     with pytest.MonkeyPatch.context() as environment:
         # Also the names under which an edge in front of it is reached.
         environment.setenv("ALLOWED_HOSTS", "localhost,127.0.0.1,.test")
+        environment.setenv(
+            "WORKERS", "1"
+        )  # a second one takes another second to start; tests/ingest and tests/query have two
         try:
             stack.up()
             yield stack

@@ -15,7 +15,7 @@ from compose.local.stack import Stack
 from tests.system.asking import ask
 
 # Made up for each operation; those that the description suggests come on top.
-CASES = 20
+CASES = 8
 # What the server refuses before the service sees it, whatever is asked.
 BY_THE_SERVER = {"414": {"description": "The address is too long."}, "431": {"description": "The head is too large."}}
 CONFIGURATION = """
