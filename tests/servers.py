@@ -118,10 +118,13 @@ def second_valkey(request: pytest.FixtureRequest) -> Iterator[Callable[..., Valk
 def wait_for(condition: Callable[[], Any], what: str = "the condition", seconds: float = DEADLINE_SECONDS) -> Any:
     """The first true answer of `condition`; the test fails where there is none within the deadline."""
     deadline = time.monotonic() + seconds
+    pause_seconds = 0.005
     while not (answer := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s for {what}")
-        time.sleep(0.01)
+        time.sleep(pause_seconds)
+        # What takes seconds is not asked for a hundred times a second: to ask takes the processors what is waited for.
+        pause_seconds = min(1.5 * pause_seconds, 0.05)
     return answer
 
 

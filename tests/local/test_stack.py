@@ -161,7 +161,12 @@ def test_what_was_told_to_end_a_moment_ago_is_waited_for_and_comes_back(checkout
     checkout.up()
     before = checkout.pids()
     os.kill(before[name], signal.SIGTERM)
-    checkout.up()
+
+    def is_back() -> bool:
+        checkout.up()  # to the first one a keeper may still look ready
+        return checkout.pids()[name] != before[name]
+
+    wait_for(is_back, f"{name} to come back")
     after = checkout.pids()
     assert {each for each in NAMES if after.get(each) != before[each]} == {name}
     assert len(after) == len(NAMES)
