@@ -86,5 +86,6 @@ lock: ## Write the lock files anew from pyproject.toml (needs uv; UV=/path/to/uv
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "$(PYTHON) comes without its venv module: install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Making .venv from requirements.lock …"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --only-binary :all: --require-hashes -r requirements.lock
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib  # on all processors; pip takes one
 	@touch $@
