@@ -91,10 +91,20 @@ EFFECTIVE = """
 """
 
 
+@pytest.fixture(scope="module")
+def untouched() -> Primary:
+    """A primary with Rollcall's roles in its own database; it does not run."""
+    made = Primary(servers_folder() / "untouched", free_port(), settings=FAST, dies_with_parent=True)
+    made.start()
+    made.stop()
+    return made
+
+
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[Primary]:
-    """A primary of its own, with Rollcall's roles in its own database."""
+def server(untouched: Primary) -> Iterator[Primary]:
+    """A primary of its own, to be spoilt: a copy of the untouched one, which takes a tenth of what initdb takes."""
     made = Primary(servers_folder() / f"roles-{time.monotonic_ns()}", free_port(), settings=FAST, dies_with_parent=True)
+    subprocess.run(["cp", "-a", untouched.folder, made.folder], check=True)
     made.start()
     yield made
     made.stop()
