@@ -7,6 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from loadtest.chaos import checker
 from loadtest.chaos.rounds import Result
 
 
@@ -38,6 +39,9 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
     yield f"| **rows lost or stored twice** (P1) | **{sum(verdict.broken('P1') for verdict in verdicts)}** |"
     for service in ("ingest", "query"):
         yield f"| slowest answer of {service} | {slowest(results, service):.1f} s |"
+    counters = sum(len(checker.COUNTERS) for result in results if result.converged_seconds is not None)
+    alone = sum(len(result.unreconciled) for result in results)
+    yield f"| counters that became exact without a reconcile after the last write (P6) | {alone} of {counters} |"
     never = len(results) - len(times)
     if times:
         worst = f"{max(times):.1f} s" if not never else f"never, in {never} rounds"

@@ -80,9 +80,12 @@ KINDS = (
     Kind("table locked", ("primary",), 0.5, 2.5),
     Kind("writes refused", ("valkey",), 0.5, 2.5, weight=1.5),
     Kind("transaction left open", ("a transaction",), 1.0, 6.0, ("commit", "roll back")),
+    Kind("deletes left open", ("a transaction of deletes",), 1.0, 6.0, ("commit", "roll back")),
+    Kind("triggers disabled", ("orders",), 0.5, 2.0, weight=0.4),
+    Kind("departures pruned", ("keeper",), 0.5, 2.0, weight=0.7),
     Kind("wrong clock", ("ingest",), 1.0, 4.0, ("-3600", "+3600"), 0.7),
-    Kind("changed by hand", ("users", "cities"), 0.1, 0.1, CHANGES, 2.5),
-    Kind("poison", ("users", "cities"), 0.1, 0.1, POISONS, 2.0),
+    Kind("changed by hand", ("users", "cities", "customers", "branches"), 0.1, 0.1, CHANGES, 2.5),
+    Kind("poison", ("users", "cities", "customers", "branches"), 0.1, 0.1, POISONS, 2.0),
     Kind("table rewritten", ("table",), 0.5, 2.0, REWRITES, beside=("manage-replica",)),
     Kind("row level security", ("table",), 0.5, 3.0, ("all rows", "some rows"), 0.7),
     Kind("kill backend", ("primary",), 0.5, 0.5, weight=0.7),
@@ -122,6 +125,7 @@ class Options:
     producers: int
     erasers: int
     readers: int
+    applications: int
     # Names that are erased and come back; few of them meet more often.
     recycled_names: int
     batch_rows: int
@@ -147,6 +151,7 @@ def expand(
         producers=random.randint(4, 8),
         erasers=random.randint(1, 2),
         readers=random.randint(2, 3),
+        applications=random.randint(1, 2),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),
         faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single))),
