@@ -119,7 +119,7 @@ def make_clients(
         Eraser: options.erasers,
         Application: options.applications,
         Reader: options.readers,
-        Operator: 1,
+        Operator: options.operators,
     }
     for kind, number in numbers.items():
         for which in range(number):

@@ -32,7 +32,16 @@ class Kind:
 # are not among them: a watermark that is a little too low, say, is known to nobody but him who has written it.
 POISONED = {
     "intake": ("size", "build", "fill", "watermark", "watermark_source"),
-    "state": ("cursor", "source", "build", "complete_through", "verified_at", "missing", "watermark_reset_at"),
+    "state": (
+        "cursor",
+        "source",
+        "build",
+        "complete_through",
+        "verified_at",
+        "missing",
+        "watermark_reset_at",
+        "left_through",
+    ),
 }
 NONSENSE = (
     "9" * 25,
@@ -126,6 +135,8 @@ class Options:
     erasers: int
     readers: int
     applications: int
+    # Where there is one, the runs that he has asked for come to their end after the round, and hide what departures do.
+    operators: int
     # Names that are erased and come back; few of them meet more often.
     recycled_names: int
     batch_rows: int
@@ -152,6 +163,7 @@ def expand(
         erasers=random.randint(1, 2),
         readers=random.randint(2, 3),
         applications=random.randint(1, 2),
+        operators=random.randint(0, 1),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),
         faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single))),
