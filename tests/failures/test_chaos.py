@@ -479,7 +479,7 @@ def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: st
     assert run.returncode == 1, output
     assert re.search(f"{promise}: ", output)
     (kept,) = temporary.iterdir()
-    assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log"}
+    assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log", "rollcall.toml"}
 
 
 def test_ctrl_c_leaves_nothing_behind(temporary: Path):
