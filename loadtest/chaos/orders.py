@@ -26,7 +26,7 @@ CHANGE = """
     FROM unnest(%s::text[], %s::text[], %s::text[], %s::uuid[], %s::boolean[]) AS n (old, token, email, branch, deleted)
     WHERE o.token = n.old
 """
-Order = list[Any]  # [token, email, branch, deleted], as the journal writes it
+Fields = list[Any]  # [token, email, branch, deleted], as the journal writes an order
 
 
 class Application(Client):
@@ -97,7 +97,7 @@ class Application(Client):
         self.carry_out(cursor, lambda: cursor.execute("TRUNCATE shop.orders"), where={})
 
     def carry_out(
-        self, cursor: Any, statement: Callable[[], object], *, rows: list[Order] | None = None, where: Any = None
+        self, cursor: Any, statement: Callable[[], object], *, rows: list[Fields] | None = None, where: Any = None
     ) -> None:
         """The last statement of a transaction, and its end. `rows` come by it, and those that `where` matches go."""
         numbers = []
@@ -117,7 +117,7 @@ class Application(Client):
         if rows:
             self.sent.emails.extend(row[1] for row in rows if row[1] is not None)
 
-    def make_row(self) -> Order:
+    def make_row(self) -> Fields:
         """Half of them of customers who come back; some of nobody, and some that do not count."""
         self._made += 1
         token = f"{self.name}-{self._made}"
