@@ -115,9 +115,11 @@ def facts(now: Round, counter: str) -> list[Fact]:
 
 
 def gone_at(now: Round, row: Row, sent: float) -> float:
-    """See the head of this module."""
-    met = (e.began for e in now.erases if not e.refused and e.ended > sent and e.matches(row))
-    return min(met, default=inf)
+    """See the head of this module. `sent`: when the row was, which is once in a round."""
+    if row.token not in now.gone:
+        met = (e.began for e in now.erases if not e.refused and e.ended > sent and e.matches(row))
+        now.gone[row.token] = min(met, default=inf)
+    return now.gone[row.token]
 
 
 def judge_counts(counter: str, counts: list[Count], known: list[Fact], now: Round) -> Iterable[Violation]:

@@ -76,20 +76,20 @@ class Request:
 
 @dataclass
 class Erase:
-    """Rows of a table that were removed, or were to be: those with these values, or with one of the values of a list; all
-    of them where none are given. `ended` is inf where the outcome is unknown."""
+    """Rows of a table that were removed, or were to be: those with one of these values in each of these fields, hence all of
+    them where no field is named. `ended` is inf where the outcome is unknown."""
 
     table: str
-    where: dict[str, str | list[str]]
+    where: dict[str, set[str]]
     began: float
     ended: float = inf
     refused: bool = False
     done: bool = False
 
     def matches(self, row: Row) -> bool:
-        return isinstance(row, ROWS[self.table]) and all(
-            getattr(row, name) in (value if isinstance(value, list) else [value]) for name, value in self.where.items()
-        )
+        if not isinstance(row, ROWS[self.table]):
+            return False
+        return all(getattr(row, name) in values for name, values in self.where.items())
 
 
 @dataclass
@@ -154,6 +154,8 @@ class Round:
     losses: list[Loss] = field(default_factory=list)
     stops: list[tuple[str, float, float]] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    # By token: when an erase may first have met the row. Found when it is asked for the first time, by the checker.
+    gone: dict[str, float] = field(default_factory=dict)
     # What the primary held in the end; None while the round goes on.
     final: list[Row] | None = None
 
@@ -206,7 +208,8 @@ def begin(now: Round, event: dict[str, Any]) -> None:
         )
         request.attempts += 1
     elif event["op"] == "erase":
-        now.erases.append(Erase(event.get("table", "message"), event["where"], event["t"]))
+        where = {name: set(said if isinstance(said, list) else [said]) for name, said in event["where"].items()}
+        now.erases.append(Erase(event.get("table", "message"), where, event["t"]))
         event["erase"] = now.erases[-1]
 
 
