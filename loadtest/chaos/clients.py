@@ -204,13 +204,15 @@ class Reader(Client):
             self.journal.complete(n, "refused", status=status)
             return
         self.journal.complete(n, "ok", counters=said.get("counters") or {said["counter"]: said})
-        for counter, recent in (("users", list(self.sent.usernames)), ("customers", list(self.sent.emails))):
-            names = self.random.sample(recent, min(20, len(recent)))
-            names += [f"again-{self.random.randrange(self.options.recycled_names)}", f"ghost-{n}"]
-            self.ask_members(counter, [[name] for name in names] + [list(self.random.choice(NOBODIES[counter]))])
-        if self.random.random() < 0.3:
+        counter, sent = self.random.choice((("users", self.sent.usernames), ("customers", self.sent.emails)))
+        recent = list(sent)
+        names = self.random.sample(recent, min(20, len(recent)))
+        names += [f"again-{self.random.randrange(self.options.recycled_names)}", f"ghost-{n}"]
+        self.ask_members(counter, [[name] for name in names] + [list(self.random.choice(NOBODIES[counter]))])
+        if self.random.random() < 0.15:
             cities = [*self.random.sample(CITIES, 10), self.random.choice(NOBODIES["cities"])]
             self.ask_members("cities", [list(city) for city in cities])
+        elif self.random.random() < 0.15:
             branches = [*BRANCHES, *self.random.choice(NOBODIES["branches"])]
             self.ask_members("branches", [[branch] for branch in branches])
 

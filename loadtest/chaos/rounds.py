@@ -199,7 +199,7 @@ def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple
                     return seconds, None
         except FAILURES as error:
             why = repr(error)
-        time.sleep(0.25)
+        time.sleep(0.5)
     return None, why
 
 

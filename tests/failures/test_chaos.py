@@ -454,7 +454,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
-    with chaos(temporary, "--seed", "3", "--seconds", "15", "--rounds", "1") as run:
+    with chaos(temporary, "--seed", "3", "--seconds", "12", "--rounds", "1") as run:
         output, _ = run.communicate()
     assert run.returncode == 0, output
     assert "| **wrong answers** (P2, P4, P7) | **0** |" in output
