@@ -105,7 +105,7 @@ def standing(stack: ChaosStack) -> Iterator[ChaosStack]:
 
 def show(number: int, rounds: int, result: Result) -> None:
     """A line for each round; what is wrong, if anything is."""
-    verdict, seconds = result.verdict, result.converged_seconds
+    verdict, seconds = result.verdict, result.rest.exact_seconds
     print(
         f"Round {number} of {rounds}: {len(result.faults)} faults, {len(result.history.requests)} requests, "
         f"{verdict.counts} counts and {verdict.memberships} memberships judged, {len(verdict.violations)} wrong; "

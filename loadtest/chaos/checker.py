@@ -22,7 +22,7 @@ from math import inf
 
 from loadtest.chaos.history import Count, Member, Membership, Request, Round, Row
 
-COUNTERS = ("cities", "users")
+COUNTERS = ("cities", "users", "customers", "branches")
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,12 @@ def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
 
 
 def facts(now: Round, counter: str) -> list[Fact]:
-    """What is known of every acknowledged row, and of its loss from this counter.
+    """What is known of every acknowledged row that counts here, and of its loss from this counter.
 
     Those of the base were acknowledged when the table was read.
     """
-    found = [Fact(row, now.base_wall, gone_at(now, row, -inf), inf, inf) for row in now.base]
+    base = (row for row in now.base if row.member(counter) is not None)
+    found = [Fact(row, now.base_wall, gone_at(now, row, -inf), inf, inf) for row in base]
     for request in now.requests.values():
         if request.acknowledged < inf:
             lost = (loss.began for loss in now.losses if loss.ended >= request.counted_began and loss.concerns(counter))
@@ -108,14 +109,17 @@ def facts(now: Round, counter: str) -> list[Fact]:
             found += [
                 Fact(row, request.acknowledged_wall, gone_at(now, row, request.began), request.counted, lost_at)
                 for row in request.rows
+                if row.member(counter) is not None
             ]
     return found
 
 
 def gone_at(now: Round, row: Row, sent: float) -> float:
-    """See the head of this module."""
-    met = (e.began for e in now.erases if not e.refused and e.ended > sent and e.matches(row))
-    return min(met, default=inf)
+    """See the head of this module. `sent`: when the row was, which is once in a round."""
+    if row.token not in now.gone:
+        met = (e.began for e in now.erases if not e.refused and e.ended > sent and e.matches(row))
+        now.gone[row.token] = min(met, default=inf)
+    return now.gone[row.token]
 
 
 def judge_counts(counter: str, counts: list[Count], known: list[Fact], now: Round) -> Iterable[Violation]:
@@ -125,12 +129,12 @@ def judge_counts(counter: str, counts: list[Count], known: list[Fact], now: Roun
     moving = [(f, member) for f in known if (member := f.row.member(counter)) not in constant]
     # What may be counted: the set was equal to the base, and only what was sent since can have come; what was refused by
     # every attempt cannot. Sorted, so that "before this answer" is a search.
-    base = {row.member(counter) for row in now.base}
+    base = {row.member(counter) for row in now.base} - {None}
     came: dict[Member, float] = {}
     for request in now.requests.values():
         for row in request.rows if not request.surely_not_stored else ():
-            member = row.member(counter)
-            came[member] = min(came.get(member, inf), request.began)
+            if (member := row.member(counter)) is not None:
+                came[member] = min(came.get(member, inf), request.began)
     came_at = sorted(began for member, began in came.items() if member not in base)
     for answer in counts:
         through = answer.complete_through_wall
@@ -156,10 +160,10 @@ def judge_memberships(
     counter: str, answers: list[Membership], counts: list[Count], known: list[Fact], now: Round
 ) -> Iterable[Violation]:
     """P2, P7, P4, member by member. A "no" is judged by what was said before it was asked; a "yes" by what was sent."""
-    by_member: dict[Member, list[Fact]] = {}
+    by_member: dict[Member | None, list[Fact]] = {}
     for fact in known:
         by_member.setdefault(fact.row.member(counter), []).append(fact)
-    sent: dict[Member, float] = {row.member(counter): -inf for row in now.base}
+    sent: dict[Member | None, float] = {row.member(counter): -inf for row in now.base}
     for request in now.requests.values():
         for row in request.rows:
             sent.setdefault(row.member(counter), request.began)

@@ -6,9 +6,9 @@ import http.client
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
 from random import Random
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import psycopg2
 
@@ -16,14 +16,18 @@ from compose.local.servers import HOST
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Options
 from loadtest.chaos.stack import ChaosStack, connected
+from shared_models.declarations import get_counter
 
 # Longer than any limit that the services keep: what takes longer is a finding.
 PATIENCE_SECONDS = 25.0
 CITIES = [(state, f"City {n}") for state in ("NY", "CA", "TX") for n in range(15)]
+BRANCHES = [str(uuid5(NAMESPACE_URL, f"branch {number}")) for number in range(12)]
 # Members that nobody sends, and that are put into the sets by hand (`tampering`): they must never be counted.
 NOBODIES: dict[str, list[tuple[str, ...]]] = {
     "users": [(f"nobody-{number}",) for number in range(3)],
     "cities": [("ZZ", f"Nowhere {number}") for number in range(3)],
+    "customers": [(f"nobody-{number}",) for number in range(3)],
+    "branches": [(str(uuid5(NAMESPACE_URL, f"nowhere {number}")),) for number in range(3)],
 }
 # The problem of which ingest says that nothing was stored. Others leave it open.
 NOT_STORED = "urn:rollcall:primary-unavailable"
@@ -31,10 +35,11 @@ ATTEMPTS = 6
 
 
 class Sent:
-    """What the clients know of each other: names that were acknowledged a moment ago."""
+    """What the clients know of each other: members that were acknowledged a moment ago."""
 
     def __init__(self) -> None:
         self.usernames: deque[str] = deque(maxlen=400)
+        self.emails: deque[str] = deque(maxlen=400)
 
 
 class Client(threading.Thread):
@@ -80,7 +85,7 @@ class Client(threading.Thread):
 
     def ask_members(self, counter: str, members: list[list[str]]) -> None:
         """Ask whether these are counted."""
-        fields = ("username",) if counter == "users" else ("state", "city")
+        fields = get_counter(counter).fields
         n = self.journal.invoke(self.name, "members", service="query", counter=counter, asked=members)
         try:
             body = {"members": [dict(zip(fields, member, strict=True)) for member in members]}
@@ -187,7 +192,7 @@ class Reader(Client):
 
     def act(self) -> None:
         fresh = self.random.random() < 0.6
-        path = self.random.choice(("/v1/counts", "/v1/counts/users", "/v1/counts/cities"))
+        path = self.random.choice(("/v1/counts", "/v1/counts/users", "/v1/counts/cities", "/v1/counts/customers"))
         n = self.journal.invoke(self.name, "counts", service="query", fresh=fresh)
         try:
             headers = {"Cache_Control": "no-cache"} if fresh else {}
@@ -199,13 +204,17 @@ class Reader(Client):
             self.journal.complete(n, "refused", status=status)
             return
         self.journal.complete(n, "ok", counters=said.get("counters") or {said["counter"]: said})
-        recent = list(self.sent.usernames)
+        counter, sent = self.random.choice((("users", self.sent.usernames), ("customers", self.sent.emails)))
+        recent = list(sent)
         names = self.random.sample(recent, min(20, len(recent)))
         names += [f"again-{self.random.randrange(self.options.recycled_names)}", f"ghost-{n}"]
-        self.ask_members("users", [[name] for name in names] + [list(self.random.choice(NOBODIES["users"]))])
-        if self.random.random() < 0.3:
+        self.ask_members(counter, [[name] for name in names] + [list(self.random.choice(NOBODIES[counter]))])
+        if self.random.random() < 0.15:
             cities = [*self.random.sample(CITIES, 10), self.random.choice(NOBODIES["cities"])]
             self.ask_members("cities", [list(city) for city in cities])
+        elif self.random.random() < 0.15:
+            branches = [*BRANCHES, *self.random.choice(NOBODIES["branches"])]
+            self.ask_members("branches", [[branch] for branch in branches])
 
 
 class Operator(Client):
@@ -216,7 +225,7 @@ class Operator(Client):
     def act(self) -> None:
         asked = {
             "mode": self.random.choice(("repair", "repair", "check")),
-            "counters": self.random.choice((["users"], ["cities"], ["users", "cities"])),
+            "counters": self.random.sample(sorted(NOBODIES), self.random.randint(1, len(NOBODIES))),
         }
         n = self.journal.invoke(self.name, "run", asked=asked)
         try:
@@ -227,15 +236,3 @@ class Operator(Client):
             self.journal.complete(n, "unknown", why=repr(error))
         else:
             self.journal.complete(n, "ok", status=status)
-
-
-def make_clients(
-    round_number: int, seed: str, stack: ChaosStack, journal: Journal, options: Options
-) -> Iterator[Client]:
-    """The clients of one round. Their names are their own in the whole run: tokens of rows are made of them."""
-    sent = Sent()
-    numbers = {Producer: options.producers, Eraser: options.erasers, Reader: options.readers, Operator: 1}
-    for kind, number in numbers.items():
-        for which in range(number):
-            name = f"{kind.__name__.lower()}-{round_number}-{which}"
-            yield kind(name, seed, stack, journal, options, sent)

@@ -1,6 +1,7 @@
 """How each kind of fault is done, and undone. A kind is the method of that name.
 
-Here are those of processes, servers and wires; `tampering` has those of data, `switching` has the promotion.
+Here are those of processes, servers and wires; `tampering` has those of data, `departing` those of departures, `switching` has
+the promotion.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import psutil
 import psycopg2
 
 from compose.local.processes import Process, kill
+from loadtest.chaos.departing import Departing
 from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import STATEMENT_SECONDS, connected, family, run_sql
@@ -30,7 +32,7 @@ ROWS_AFTER_CRASH = 100
 BURN = "DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
 
 
-class Faults(Tampering, Switching):
+class Faults(Tampering, Departing, Switching):
     """What can be done to a stack."""
 
     def do(self, fault: Fault) -> Undo:
@@ -187,31 +189,6 @@ class Faults(Tampering, Switching):
             self.journal.complete(n, outcome, counted=False, answer=None)
 
         return rows, ended
-
-    def hold_open(
-        self,
-        fault: Fault,
-        statement: str,
-        *parameters: str,
-        end: str,
-        ended: Callable[[str], None] = lambda outcome: None,
-    ) -> Undo:
-        """Run a statement in a transaction, which ends when the fault does."""
-
-        def hold(over: threading.Event) -> None:
-            outcome = "refused"
-            try:
-                with connected(self.stack.primary, fault.seconds + STATEMENT_SECONDS) as cursor:
-                    cursor.execute(f"BEGIN; {statement}", parameters or None)
-                    over.wait(fault.seconds)
-                    outcome = "unknown" if end == "COMMIT" else "refused"
-                    cursor.execute(end)
-                    # A transaction that has failed answers COMMIT with ROLLBACK, and no error.
-                    outcome = "ok" if cursor.statusmessage == "COMMIT" else "refused"
-            finally:
-                ended(outcome)
-
-        return self.in_the_background(fault, hold)
 
     def burn_xids(self, fault: Fault) -> Undo:
         """Transactions that write nothing but take an id; then a crash: nobody waited for their log, so it may be lost, and

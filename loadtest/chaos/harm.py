@@ -9,7 +9,7 @@ import psycopg2
 
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Fault
-from loadtest.chaos.stack import ChaosStack
+from loadtest.chaos.stack import STATEMENT_SECONDS, ChaosStack, connected
 
 Undo = Callable[[], None]
 
@@ -45,6 +45,31 @@ class Harm:
             thread.join()
 
         return finish
+
+    def hold_open(
+        self,
+        fault: Fault,
+        statement: str,
+        *parameters: str,
+        end: str,
+        ended: Callable[[str], None] = lambda outcome: None,
+    ) -> Undo:
+        """Run a statement in a transaction, which ends when the fault does."""
+
+        def hold(over: threading.Event) -> None:
+            outcome = "refused"
+            try:
+                with connected(self.stack.primary, fault.seconds + STATEMENT_SECONDS) as cursor:
+                    cursor.execute(f"BEGIN; {statement}", parameters or None)
+                    over.wait(fault.seconds)
+                    outcome = "unknown" if end == "COMMIT" else "refused"
+                    cursor.execute(end)
+                    # A transaction that has failed answers COMMIT with ROLLBACK, and no error.
+                    outcome = "ok" if cursor.statusmessage == "COMMIT" else "refused"
+            finally:
+                ended(outcome)
+
+        return self.in_the_background(fault, hold)
 
 
 def nothing() -> None:

@@ -15,16 +15,42 @@ Member = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One row. Its token, which is its message, tells it from every other."""
+    """One row of a table. Its token tells it from every other."""
 
     token: str
+
+    def member(self, counter: str) -> Member | None:
+        """What it stands behind; None where it does not count."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Message(Row):
+    """A row that came in through ingest, or beside it. Its message is the token."""
+
     username: str
     state: str
     city: str
 
-    def member(self, counter: str) -> Member:
-        """What it stands behind."""
-        return (self.username,) if counter == "users" else (self.state, self.city)
+    def member(self, counter: str) -> Member | None:
+        return {"users": (self.username,), "cities": (self.state, self.city)}.get(counter)
+
+
+@dataclass(frozen=True)
+class Order(Row):
+    """A row of the application's table, as it is until it is changed: a change makes another row of it, with another token."""
+
+    email: str | None
+    branch: str
+    deleted: bool
+
+    def member(self, counter: str) -> Member | None:
+        if counter == "customers":
+            return None if self.email is None or self.deleted else (self.email,)
+        return (self.branch,) if counter == "branches" else None
+
+
+ROWS: dict[str, type[Row]] = {"message": Message, "orders": Order}
 
 
 @dataclass
@@ -50,16 +76,20 @@ class Request:
 
 @dataclass
 class Erase:
-    """Rows that were removed, or were to be: those with these values. `ended` is inf where the outcome is unknown."""
+    """Rows of a table that were removed, or were to be: those with one of these values in each of these fields, hence all of
+    them where no field is named. `ended` is inf where the outcome is unknown."""
 
-    where: dict[str, str]
+    table: str
+    where: dict[str, set[str]]
     began: float
     ended: float = inf
     refused: bool = False
     done: bool = False
 
     def matches(self, row: Row) -> bool:
-        return all(getattr(row, name) == value for name, value in self.where.items())
+        if not isinstance(row, ROWS[self.table]):
+            return False
+        return all(getattr(row, name) in values for name, values in self.where.items())
 
 
 @dataclass
@@ -124,6 +154,8 @@ class Round:
     losses: list[Loss] = field(default_factory=list)
     stops: list[tuple[str, float, float]] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    # By token: when an erase may first have met the row. Found when it is asked for the first time, by the checker.
+    gone: dict[str, float] = field(default_factory=dict)
     # What the primary held in the end; None while the round goes on.
     final: list[Row] | None = None
 
@@ -156,20 +188,28 @@ def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
             # What is killed or stopped itself is not waiting for a store.
             now.stops.append((fault["target"].split()[0], fault["t"], event["t"]))
         elif kind == "table":
-            now.final = [Row(*row) for row in event["rows"]]
+            now.final = [row for table, rows in event["rows"].items() for row in read_rows(table, rows)]
             yield now
             now = Round(base=now.final, base_wall=event["wall"])
     if now.requests or now.counts or now.memberships:
         yield now
 
 
+def read_rows(table: str, rows: list[list[Any]]) -> list[Row]:
+    """Rows as the journal writes them."""
+    return [ROWS[table](*row) for row in rows]
+
+
 def begin(now: Round, event: dict[str, Any]) -> None:
     """What an invocation alone says: from here on it may take place."""
     if event["op"] == "post":
-        request = now.requests.setdefault(event["request"], Request([Row(*row) for row in event["rows"]], event["t"]))
+        request = now.requests.setdefault(
+            event["request"], Request(read_rows(event.get("table", "message"), event["rows"]), event["t"])
+        )
         request.attempts += 1
     elif event["op"] == "erase":
-        now.erases.append(Erase(event["where"], event["t"]))
+        where = {name: set(said if isinstance(said, list) else [said]) for name, said in event["where"].items()}
+        now.erases.append(Erase(event.get("table", "message"), where, event["t"]))
         event["erase"] = now.erases[-1]
 
 

@@ -5,15 +5,16 @@ clock is the same machine's). An operation is an `invoke` and, with the same `n`
 between, or, where its outcome is unknown, later or never.
 
     invoke    service: who is asked over HTTP, if anybody
-              op = post     request, rows = [[token, username, state, city], …]
-              op = erase    where = {field: value}
+              op = post     request, table (message where it is left out), rows: [[token, username, state, city], …] of
+                            message, [[token, email, branch, deleted], …] of orders
+              op = erase    table (the same), where = {field: value, or a list of values}; {} is all rows
               op = counts   fresh: whether the answer has to be read from Redis after the question
               op = members  counter, asked = [[value, …], …]
     complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and what was answered
     loss      Valkey was killed between `from` and `t`; or somebody has deleted the set of the `counter` that it names
     fault     number, kind, target, how: what is being done to the stack …
     mended    number: … and that it is over (`skipped`: that it could not be done)
-    table     what the primary holds when nothing moves: rows = [[token, username, state, city], …]
+    table     what the primary holds when nothing moves: rows = {table: [[token, …], …]}
 """
 
 from __future__ import annotations

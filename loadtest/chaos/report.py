@@ -7,6 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from loadtest.chaos import checker
 from loadtest.chaos.rounds import Result
 
 
@@ -16,7 +17,9 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
     requests = [request for result in results for request in result.history.requests.values()]
     acknowledged = [request for request in requests if request.acknowledged < inf]
     verdicts = [result.verdict for result in results]
-    times = [result.converged_seconds for result in results if result.converged_seconds is not None]
+    rests = [result.rest for result in results]
+    times = [rest.exact_seconds for rest in rests if rest.exact_seconds is not None]
+    left = [rest.left_seconds for rest in rests if rest.left_seconds is not None]
     yield "| fault | times |"
     yield "|---|---:|"
     for kind in dict.fromkeys(kind for kind, _ in sorted(faults)):
@@ -44,6 +47,11 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
         yield f"| exact after the faults: median, worst of {len(results)} rounds | {statistics.median(times):.1f} s, {worst} |"
     else:
         yield f"| exact after the faults, in {len(results)} rounds | never |"
+    if left:
+        seconds = f"{statistics.median(left):.1f} s, {max(left):.1f} s"
+        yield f"| … and after deletes at rest (P6): median, worst | {seconds} |"
+        alone, counters = sum(rest.unreconciled for rest in rests), len(left) * len(checker.COUNTERS)
+        yield f"| counters that these left without a reconcile | {alone} of {counters} |"
 
 
 def unknown(request: object) -> bool:

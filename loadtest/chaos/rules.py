@@ -87,6 +87,19 @@ def filter_present(patch: Patch) -> None:
     patch(reconcile, "sweep", sweep)
 
 
+def departures(patch: Patch) -> None:
+    """Departures are said to be resolved, and the table is not asked whether their members have a row."""
+    from manage_service.protocol import departures
+
+    patch(departures, "rowless", lambda counter, members, snapshot: [])
+
+
+def late_records(patch: Patch) -> None:
+    """A record adds its members also where catch-up has passed it, and they may have left again."""
+    too_late = "cursor and cursor_source == source and known ~= '' and below(known, cursor)"
+    patch(steps, "RECORD", cut_out(steps.RECORD, too_late, "false"))
+
+
 UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 4))"
 
 
@@ -261,6 +274,8 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "claim of a fill": claim_of_a_fill,
     "claim": claim,
     "filter present": filter_present,
+    "departures": departures,
+    "late records": late_records,
     "unmark": unmark,
     "unmark in catch-up": unmark_in_catch_up,
     "compare": compare,

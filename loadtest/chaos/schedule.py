@@ -32,7 +32,16 @@ class Kind:
 # are not among them: a watermark that is a little too low, say, is known to nobody but him who has written it.
 POISONED = {
     "intake": ("size", "build", "fill", "watermark", "watermark_source"),
-    "state": ("cursor", "source", "build", "complete_through", "verified_at", "missing", "watermark_reset_at"),
+    "state": (
+        "cursor",
+        "source",
+        "build",
+        "complete_through",
+        "verified_at",
+        "missing",
+        "watermark_reset_at",
+        "left_through",
+    ),
 }
 NONSENSE = (
     "9" * 25,
@@ -80,9 +89,12 @@ KINDS = (
     Kind("table locked", ("primary",), 0.5, 2.5),
     Kind("writes refused", ("valkey",), 0.5, 2.5, weight=1.5),
     Kind("transaction left open", ("a transaction",), 1.0, 6.0, ("commit", "roll back")),
+    Kind("deletes left open", ("a transaction of deletes",), 1.0, 6.0, ("commit", "roll back")),
+    Kind("triggers disabled", ("orders",), 0.5, 2.0, weight=0.4),
+    Kind("departures pruned", ("keeper",), 0.5, 2.0, weight=0.7),
     Kind("wrong clock", ("ingest",), 1.0, 4.0, ("-3600", "+3600"), 0.7),
-    Kind("changed by hand", ("users", "cities"), 0.1, 0.1, CHANGES, 2.5),
-    Kind("poison", ("users", "cities"), 0.1, 0.1, POISONS, 2.0),
+    Kind("changed by hand", ("users", "cities", "customers", "branches"), 0.1, 0.1, CHANGES, 2.5),
+    Kind("poison", ("users", "cities", "customers", "branches"), 0.1, 0.1, POISONS, 2.0),
     Kind("table rewritten", ("table",), 0.5, 2.0, REWRITES, beside=("manage-replica",)),
     Kind("row level security", ("table",), 0.5, 3.0, ("all rows", "some rows"), 0.7),
     Kind("kill backend", ("primary",), 0.5, 0.5, weight=0.7),
@@ -122,6 +134,9 @@ class Options:
     producers: int
     erasers: int
     readers: int
+    applications: int
+    # Where there is one, the runs that he has asked for come to their end after the round, and hide what departures do.
+    operators: int
     # Names that are erased and come back; few of them meet more often.
     recycled_names: int
     batch_rows: int
@@ -147,6 +162,8 @@ def expand(
         producers=random.randint(4, 8),
         erasers=random.randint(1, 2),
         readers=random.randint(2, 3),
+        applications=random.randint(1, 2),
+        operators=random.randint(0, 1),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),
         faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single))),

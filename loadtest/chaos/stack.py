@@ -16,12 +16,13 @@ from typing import Any
 import psutil
 import psycopg2
 
-from compose.local.ordinary_user import CHECKOUT
+from compose.local.ordinary_user import CHECKOUT, own
 from compose.local.processes import Process, has_ended
 from compose.local.servers import HOST, Postgres, Primary, Replica, Valkey, postgres_program
 from compose.local.services import Keeper, Service, Web
 from loadtest.chaos.schedule import WIRES
 from loadtest.chaos.wires import Wire, serve
+from shared_models import declarations
 from shared_models.deadlines import cut_after
 
 # Read by patched/sitecustomize.py, in the children, and by nothing of the product.
@@ -29,6 +30,33 @@ CLOCK, DOUBT, WITHOUT = "CHAOS_CLOCK_SECONDS", "CHAOS_DOUBT_SECONDS", "CHAOS_WIT
 # How long a mark above everything that the replica knows is believed, and a build that Postgres has refused is left alone: the
 # product's minutes are longer than a round.
 DOUBT_SECONDS = 3
+
+# A table of somebody else, as its application has it: `orders.Application` writes it.
+MAKE_ORDERS = """
+    CREATE ROLE shop;
+    CREATE SCHEMA shop AUTHORIZATION shop;
+    SET ROLE shop;
+    CREATE TABLE shop.orders (
+        token text PRIMARY KEY,
+        email text,
+        branch uuid NOT NULL,
+        deleted_at timestamptz
+    );
+"""
+DECLARE_ORDERS = """
+[tables.orders]
+name = "shop.orders"
+fields = {email = "text", branch = "uuid"}
+
+[counters.customers]
+table = "orders"
+member = ["email"]
+where = "deleted_at IS NULL"
+
+[counters.branches]
+table = "orders"
+member = ["branch"]
+"""
 
 # fsync stays on, which is the default: what is killed has to come back with everything that it acknowledged.
 POSTGRES = {
@@ -50,7 +78,8 @@ INGEST = {
     "DATABASE_ANSWER_SECONDS": "3",
     "PULSE_SECONDS": "0.5",
 }
-MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "2", "FENCE_SECONDS": "5"}
+# No reconcile comes by itself before the end, but for those that a counter needs: what has left has to go without.
+MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "3600", "FENCE_SECONDS": "5"}
 
 # What nobody may wait longer for while only the stores fail: the limits on the longest way through a request, and some more
 # for a machine that is busy. Ingest: two connections and two transactions on the primary, then Redis, 14 s. Query: two reads
@@ -58,6 +87,8 @@ MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "2", "
 LONGEST_SECONDS = {"ingest": 20.0, "query": 8.0}
 
 STATEMENT_SECONDS = 3.0  # for the statements of the run itself
+# Whoever waits for an exclusive lock keeps everybody else out meanwhile.
+LOCK_MILLISECONDS = 400
 
 
 SLOT = "replica"  # of whichever of the two is the replica
@@ -93,6 +124,7 @@ class ChaosStack:
     def __init__(self, folder: Path, without: str = "", *, single: bool = False) -> None:
         self.folder, self.without, self.single = folder, without, single
         self.clock_seconds = 0  # how wrong the clock of ingest is
+        self.adopted = False  # whether the application's table is
         ports = free_ports(6 + len(WIRES))
         primary = FirstPrimary(folder / "primary", ports[0], settings=POSTGRES, **self._options("primary"))
         self.primary: Postgres = primary
@@ -144,6 +176,7 @@ class ChaosStack:
             "AUTH": "off",
             "REDIS_URL": over(self.valkey.url, f"{name}-valkey"),
             "PYTHONPATH": f"{CHECKOUT / 'loadtest' / 'chaos' / 'patched'}{os.pathsep}{CHECKOUT}",
+            "ROLLCALL_FILE": str(self.declarations_path),
             WITHOUT: self.without,
             CLOCK: str(self.clock_seconds if name == "ingest" else 0),
         }
@@ -158,15 +191,32 @@ class ChaosStack:
 
     def up(self) -> None:
         """Start everything, and wait until it is ready."""
+        self.declare()
         serve(self.wires.values())
         for server in self.servers:
             server.start()
         self.ingest.create()
         self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
+        run_sql(self.primary, MAKE_ORDERS)
         for service in self.services:
             service.begin()
         for service in self.services:
             service.wait_until_ready()
+
+    @property
+    def declarations_path(self) -> Path:
+        return self.folder / "rollcall.toml"
+
+    def declare(self) -> None:
+        """Declare both tables, for the services and for this process."""
+        self.declarations_path.write_text(declarations.FILE.read_text() + DECLARE_ORDERS)
+        own(self.declarations_path)
+        declarations.TABLES, declarations.COUNTERS = declarations.read_file(self.declarations_path)
+
+    def adopt(self) -> None:
+        """Adopt the application's table, as docs/adopt.md has it, whatever the application does meanwhile."""
+        self.ingest.run([sys.executable, "-m", "ingest_service", "adopt", "orders", "--apply"])
+        self.adopted = True
 
     def down(self) -> None:
         """End everything, also what is stopped. Postgres is told, so that it gives its shared memory back."""

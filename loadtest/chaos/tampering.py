@@ -11,7 +11,7 @@ import psycopg2.errors
 from loadtest.chaos.clients import NOBODIES
 from loadtest.chaos.harm import Harm, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
-from loadtest.chaos.stack import connected, run_sql
+from loadtest.chaos.stack import LOCK_MILLISECONDS, connected, run_sql
 from shared_models.protocol import keys
 from shared_models.protocol.members import encode
 
@@ -60,8 +60,6 @@ REWRITES = {
 # Between two rewrites of one fault: one alone seldom meets the moment between a snapshot and its first read.
 PAUSE_SECONDS = 0.05
 SLOW_SECONDS = 0.02
-# Whoever waits for an exclusive lock keeps everybody else out meanwhile.
-LOCK_MILLISECONDS = 400
 
 
 class Tampering(Harm):

@@ -14,7 +14,7 @@ from manage_service.runs.registry import Mode
 from shared_models.protocol.states import State
 
 # A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew since, or changed by something else.
+# unless the counter has been built anew or verified since, or changed by something else.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -23,8 +23,8 @@ class Schedule:
 
     def __init__(self, reconcile_seconds: float) -> None:
         self.reconcile_seconds = reconcile_seconds
-        # The build and the gap of a counter for which a run was asked for, and when to ask again.
-        self._asked: dict[str, tuple[tuple[str, int], float]] = {}
+        # For which counters a run was asked for, as they were then, and when to ask again.
+        self._asked: dict[str, tuple[object, float]] = {}
 
     def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
         """A run for each counter that is due and for which none is open, but for those that cannot be built (`refused`).
@@ -38,8 +38,9 @@ class Schedule:
             return
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
-            seen = found[name].build, found[name].gap
-            asked_for, again_at = self._asked.get(name, (("", 0), 0.0))
+            # One that was verified meanwhile is due for a new reason: it was emptied during the run, say.
+            seen = found[name].build, found[name].gap, found[name].verified_at
+            asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
                 self._asked[name] = seen, time.monotonic() + min(RETRY_RUN_SECONDS, self.reconcile_seconds)
                 with suppress(registry.TooManyRuns):

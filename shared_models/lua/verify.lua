@@ -19,7 +19,9 @@ local count = redis.call('SCARD', KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])
 if ARGV[6] == '1' then
-  if ARGV[8] ~= '' and (not left or below(left, ARGV[8])) then
+  -- One that cannot be, as in `states.parse_state`, gives way.
+  local stands = left and string.match(left, '^%d+$') and not below(cursor, left) and not below(left, ARGV[8])
+  if ARGV[8] ~= '' and not stands then
     redis.call('HSET', KEYS[3], 'left_through', ARGV[8])
   end
   redis.call('HSET', KEYS[2], 'size', string.format('%d', count))

@@ -182,10 +182,15 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
     filled = None
     if fill.text("token"):
         filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
+    cursor, left_through = state.number("cursor", XACT_LIMIT), state.number("left_through", XACT_LIMIT)
+    if cursor is not None and left_through is not None and left_through > cursor:
+        # Departures are read below the cursor only. What claims more would hide those that come until then.
+        state.disbelieved.append("left_through")
+        left_through = None
     return State(
         count=count,
         size=intake.number("size", SIZE_LIMIT, low=-SIZE_LIMIT),
-        cursor=state.number("cursor", XACT_LIMIT),
+        cursor=cursor,
         source=state.text("source"),
         build=state.text("build"),
         intake_build=intake.text("build"),
@@ -197,7 +202,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         drift=Drift(missing, extra) if proved else None,  # type: ignore[arg-type]
         repaired=state.text("repaired") == "1",
         filled=filled,
-        left_through=state.number("left_through", XACT_LIMIT),
+        left_through=left_through,
         swept=state.number("swept", SIZE_LIMIT) or 0,
         refused=state.text("refused"),
         disbelieved=tuple(intake.disbelieved + state.disbelieved + fill.disbelieved),

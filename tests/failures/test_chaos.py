@@ -31,6 +31,9 @@ from tests.servers import wait_for
 WALL = 1_700_000_000.0
 ANN = ["t1", "ann", "NY", "Rome"]
 BOB = ["t2", "bob", "NY", "Troy"]
+# Orders: a customer, a branch, and whether it was deleted.
+CAT = ["t3", "cat", "north", False]
+NOBODYS, GONE = ["t4", None, "north", False], ["t5", "dan", "north", True]
 
 
 class Hand:
@@ -53,23 +56,27 @@ class Hand:
         asked = {"op": "post", "service": "ingest", "request": request or rows[0][0], "rows": list(rows)}
         self.operation(began, ended, asked, {"outcome": outcome, "counted": counted, "answer": answer})
 
-    def erase(self, began, ended, outcome="ok", **where):
-        self.operation(began, ended, {"op": "erase", "where": where}, {"outcome": outcome})
+    def order(self, began, ended, *rows, outcome="ok"):
+        asked = {"op": "post", "table": "orders", "request": rows[0][0], "rows": list(rows)}
+        self.operation(began, ended, asked, {"outcome": outcome, "counted": False, "answer": None})
 
-    def users(self, began, ended, count, *, through, fresh=True, state="live"):
+    def erase(self, began, ended, outcome="ok", table="message", **where):
+        self.operation(began, ended, {"op": "erase", "table": table, "where": where}, {"outcome": outcome})
+
+    def users(self, began, ended, count, *, through, fresh=True, state="live", counter="users"):
         moment = None if through is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(WALL + through))
-        said = {"users": {"count": count, "state": state, "complete_through": moment}}
+        said = {counter: {"count": count, "state": state, "complete_through": moment}}
         self.operation(began, ended, {"op": "counts", "fresh": fresh}, {"outcome": "ok", "counters": said})
 
-    def is_member(self, began, ended, username, found):
-        asked = {"op": "members", "counter": "users", "asked": [[username]]}
+    def is_member(self, began, ended, member, found, counter="users"):
+        asked = {"op": "members", "counter": counter, "asked": [[member]]}
         self.operation(began, ended, asked, {"outcome": "ok", "found": [found]})
 
     def lose(self, began, ended, **what):
         self.add("loss", ended, **{"from": began}, **what)
 
-    def table(self, t, *rows):
-        self.add("table", t, rows=list(rows))
+    def table(self, t, *rows, orders=()):
+        self.add("table", t, rows={"message": list(rows), "orders": list(orders)})
 
     def broken(self) -> list[str]:
         """The promises that the last round breaks."""
@@ -109,9 +116,9 @@ def test_a_row_of_unknown_outcome_may_be_there_or_not_but_once(hand):
     hand.post(1, 2, ANN, outcome="unknown")
     hand.table(20)
     assert hand.broken() == []
-    hand.events[-1]["rows"] = [ANN]
+    hand.events[-1]["rows"] = {"message": [ANN]}
     assert hand.broken() == []
-    hand.events[-1]["rows"] = [ANN, ANN]
+    hand.events[-1]["rows"] = {"message": [ANN, ANN]}
     assert hand.broken() == ["P1"]
 
 
@@ -285,6 +292,52 @@ def test_a_member_may_be_counted_before_its_producer_hears_of_it(hand):
     assert hand.broken() == []
 
 
+# -- orders
+
+
+def test_orders_that_do_not_count_and_those_of_nobody_are_no_customers(hand):
+    hand.order(1, 2, CAT, NOBODYS, GONE)
+    hand.users(3, 4, 1, through=2.5, counter="customers")
+    hand.users(3, 4, 1, through=2.5, counter="branches")
+    hand.users(3, 4, 0, through=2.5)
+    hand.table(20, orders=[CAT, NOBODYS, GONE])
+    assert hand.broken() == []
+    hand.events[-1]["rows"]["orders"].pop()
+    assert hand.broken() == ["P1"]
+
+
+def test_a_customer_of_a_deleted_order_only_is_never_counted(hand):
+    hand.order(1, 2, GONE)
+    hand.users(3, 4, 1, through=0, counter="customers")
+    hand.is_member(5, 6, "dan", True, "customers")
+    assert hand.broken() == ["P4", "P4"]
+
+
+def test_a_change_of_an_order_takes_its_row_and_brings_another_one(hand):
+    hand.order(1, 2, CAT)
+    changed = ["t3b", "eve", "north", False]
+    hand.erase(5, 6, table="orders", token=["t3"])
+    hand.order(5, 6, changed)
+    hand.table(20, orders=[changed])
+    for count in (1, 2):  # the old customer may be there still
+        hand.users(10, 11, count, through=8, counter="customers")
+    assert hand.broken() == []
+    hand.is_member(12, 13, "cat", False, "customers")
+    assert hand.broken() == []
+    hand.is_member(12, 13, "eve", False, "customers")
+    assert hand.broken() == ["P7"]
+
+
+def test_a_table_that_was_emptied_loses_its_own_rows_only(hand):
+    hand.post(1, 2, ANN)
+    hand.order(1, 2, CAT)
+    hand.erase(3, 4, table="orders")
+    hand.table(20, ANN)
+    assert hand.broken() == []
+    hand.events[-1]["rows"] = {"message": [], "orders": [CAT]}
+    assert sorted(hand.broken()) == ["P1", "P1"]
+
+
 # -- limits
 
 
@@ -401,7 +454,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
-    with chaos(temporary, "--seed", "3", "--seconds", "15", "--rounds", "1") as run:
+    with chaos(temporary, "--seed", "3", "--seconds", "12", "--rounds", "1") as run:
         output, _ = run.communicate()
     assert run.returncode == 0, output
     assert "| **wrong answers** (P2, P4, P7) | **0** |" in output
@@ -415,6 +468,7 @@ def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
         ("cold", "kill valkey", "P[47]"),
         ("one key", "reset during COMMIT", "P1"),
         ("size", "changed by hand", "P[247]"),
+        ("departures", "deletes left open", "P6"),
     ],
 )
 def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: str, kind: str, promise: str):
@@ -425,7 +479,7 @@ def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: st
     assert run.returncode == 1, output
     assert re.search(f"{promise}: ", output)
     (kept,) = temporary.iterdir()
-    assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log"}
+    assert {path.name for path in kept.iterdir()} == {"journal.jsonl", "log", "rollcall.toml"}
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from dataclasses import replace
 
 import psycopg2
 import pytest
@@ -13,6 +14,7 @@ from redis import Redis
 
 from manage_service import leases, stores
 from manage_service.keeper import loop as keeping
+from manage_service.keeper.schedule import Schedule
 from manage_service.protocol import build as building
 from manage_service.protocol import reconcile
 from manage_service.protocol.catch_up import catch_up
@@ -50,6 +52,17 @@ def test_a_counter_is_reconciled_again_when_its_interval_is_over(world):
         world.redis.sadd(keys.of_counter("users").members, "ghost")
         tick_until(keeper, lambda: world.state().verified_at > first and world.set() == set())
     assert any(run.drifted for run in registry.latest(world.redis, 10))
+
+
+def test_a_counter_that_needs_a_run_right_after_another_one_is_not_taken_for_one_whose_run_has_failed(world):
+    world.build("users")
+    schedule = Schedule(3600.0)
+    for _ in range(2):
+        emptied = replace(world.state(), left_through=None)  # by a TRUNCATE, at any moment
+        schedule.ask_for_what_is_due({"users": emptied}, (), world.redis)
+        schedule.ask_for_what_is_due({"users": emptied}, (), world.redis)
+        (run,) = registry.still_open(world.redis)
+        list(world.steps(run))
 
 
 def test_an_operators_run_is_executed_and_stands_in_the_history(world):

@@ -73,7 +73,7 @@ def test_a_counter_that_was_changed_by_hand_is_not_live_until_the_keeper_has_men
     assert live.exact() and live.state("cities").verified_at == before, "the other counter has nothing to do with it"
 
 
-@pytest.mark.parametrize("field", ["verified_at", "complete_through", "missing"])
+@pytest.mark.parametrize("field", ["verified_at", "complete_through", "missing", "left_through"])
 @pytest.mark.parametrize("value", ["soon", "250246368000000000", "9" * 25], ids=["text", "year 9900", "25 digits"])
 def test_a_proof_that_cannot_be_is_made_anew(live, keeper, field, value):
     live.redis.hset(USERS.state, field, value)
@@ -84,6 +84,8 @@ def test_a_proof_that_cannot_be_is_made_anew(live, keeper, field, value):
         keeper, lambda: live.state().verified_at and live.state().complete_through and not live.state().disbelieved
     )
     assert live.state().complete_through <= datetime.now(UTC) and live.exact()
+    if field == "left_through":
+        tick_until(keeper, lambda: live.state().left_through == live.state().cursor)
 
 
 @pytest.mark.parametrize("field", ["watermark", "watermark_source"])

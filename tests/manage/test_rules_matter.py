@@ -17,8 +17,16 @@ from manage_service.protocol import catch_up
 from manage_service.protocol.build import build
 from shared_models.declarations import get_counter
 from shared_models.protocol import steps
-from tests.manage import test_build, test_catch_up, test_plausibility, test_reconcile, test_rewritten_tables
+from tests.manage import (
+    test_build,
+    test_catch_up,
+    test_departures,
+    test_plausibility,
+    test_reconcile,
+    test_rewritten_tables,
+)
 from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
+from tests.manage.test_departures import noted  # noqa: F401  (a fixture)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
 from tests.manage.world import sweep_of
 
@@ -90,6 +98,8 @@ CAUGHT_BY = {
     "claim of a fill": a_member_built_from_a_replica_that_came_back_earlier_is_not_swept,
     "claim": a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlier,
     "filter present": test_reconcile.test_members_that_share_a_bucket_do_not_make_up_for_each_other,
+    "departures": test_departures.test_a_deleted_member_leaves_without_a_reconcile,
+    "late records": test_departures.test_a_record_that_comes_after_its_departure_adds_nothing,
     "unmark": test_reconcile.test_a_member_recorded_between_the_check_and_the_sweep_stays,
     "unmark in catch-up": test_reconcile.test_a_member_caught_up_between_the_check_and_the_sweep_stays,
     "compare": test_catch_up.test_a_cursor_is_not_set_on_a_counter_that_was_lost_during_the_pass,

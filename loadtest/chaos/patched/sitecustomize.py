@@ -17,12 +17,13 @@ _doubt_seconds = os.environ.get("CHAOS_DOUBT_SECONDS")
 if _doubt_seconds:
     from datetime import timedelta
 
-    from manage_service.keeper import loop
+    from manage_service.keeper import loop, schedule
     from manage_service.protocol import plausibility, sweep
 
     # Too early is harmless, which a run may prove: what is mended for no reason is right as well.
     plausibility.IMPOSSIBLE_AFTER = timedelta(seconds=float(_doubt_seconds))
     sweep.RESET_SLACK = timedelta(seconds=0)  # all clocks but ingest's are the same
+    schedule.RETRY_RUN_SECONDS = float(_doubt_seconds)  # a run that has failed because of a fault
     loop.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # what Postgres refuses, while rows are hidden, it soon does not
 
 if os.environ.get("CHAOS_WITHOUT_RULE"):
