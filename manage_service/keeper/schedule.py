@@ -23,8 +23,8 @@ class Schedule:
 
     def __init__(self, reconcile_seconds: float) -> None:
         self.reconcile_seconds = reconcile_seconds
-        # The build and the gap of a counter for which a run was asked for, and when to ask again.
-        self._asked: dict[str, tuple[tuple[str, int], float]] = {}
+        # The build, the gap and the table of a counter for which a run was asked for, and when to ask again.
+        self._asked: dict[str, tuple[tuple[str, int, str], float]] = {}
 
     def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
         """A run for each counter that is due and for which none is open, but for those that cannot be built (`refused`).
@@ -38,16 +38,21 @@ class Schedule:
             return
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
-            seen = found[name].build, found[name].gap
-            asked_for, again_at = self._asked.get(name, (("", 0), 0.0))
+            seen = found[name].build, found[name].gap, found[name].changed_at
+            asked_for, again_at = self._asked.get(name, (("", 0, ""), 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
                 self._asked[name] = seen, time.monotonic() + min(RETRY_RUN_SECONDS, self.reconcile_seconds)
                 with suppress(registry.TooManyRuns):
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def is_due(self, state: State) -> bool:
-        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, or departures
-        alone do not say what has left."""
-        if state.gap != 0 or state.verified_at is None or state.left_through is None:
+        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, its table has
+        changed, or departures alone do not say what has left."""
+        if (
+            state.gap != 0
+            or state.verified_at is None
+            or state.left_through is None
+            or state.changed_at != state.settled
+        ):
             return True
         return (datetime.now(UTC) - state.verified_at).total_seconds() >= self.reconcile_seconds
