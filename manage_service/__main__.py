@@ -1,4 +1,4 @@
-"""`python -m manage_service <command>`: keeper, reconcile, status, check."""
+"""`python -m manage_service <command>`: keeper, reconcile, status, orphans, check."""
 
 from shared_models.commands import run
 
@@ -6,7 +6,8 @@ COMMANDS = {
     "keeper": "Build cold counters, catch up, and reconcile on schedule and when asked, until SIGTERM.",
     "reconcile": "Make counters equal the table, here and now, and report the drift; --check only looks.",
     "status": "Show how each counter, the replica and the keeper stand.",
-    "check": "Look whether settings and counters can work, without touching a store.",
+    "orphans": "List the keys in Redis of counters that are not declared any more, or otherwise; --remove removes them.",
+    "check": "Look whether settings and counters can work; with --database default, whether the counters fit the database.",
 }
 
 if __name__ == "__main__":

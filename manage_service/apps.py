@@ -5,3 +5,6 @@ from django.apps import AppConfig
 
 class ManageServiceConfig(AppConfig):
     name = "manage_service"
+
+    def ready(self) -> None:
+        from manage_service import checks  # noqa: F401  (importing registers them)

@@ -51,6 +51,7 @@ def claim_of_a_fill(patch: Patch) -> None:
     from manage_service.protocol import sweep
 
     patch(steps, "BEGIN", cut_out(steps.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
+    patch(steps, "NOTE_TABLE", cut_out(steps.NOTE_TABLE, "raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)"))
 
     whole = sweep.fence
     patch(sweep, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
@@ -126,7 +127,7 @@ def unmark_in_catch_up(patch: Patch) -> None:
 
 def compare(patch: Patch) -> None:
     """A pass sets the cursor wherever it is by now."""
-    compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] then return 0 end"
+    compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] or (have[4] or '') ~= ARGV[6] then return 0 end"
     patch(steps, "ADVANCE", cut_out(steps.ADVANCE, compare))
 
 

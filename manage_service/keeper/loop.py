@@ -91,7 +91,8 @@ class Keeper:
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
         self.plausibility = Plausibility()
-        # The batches of departures under way, by counter, and the filters of the run under way.
+        # Whether there are departures; the batches of them under way, by counter, and the filters of the run under way.
+        self.has_departures = False
         self.departures: dict[str, Steps] = {}
         self.filters: dict[str, BucketFilter] = {}
         # What passes over this connection to Redis have added above the cursors.
@@ -150,7 +151,7 @@ class Keeper:
     def begin_departures(self) -> None:
         """A batch of departures for each counter that has none under way."""
         for counter in declarations.COUNTERS:
-            if counter.name not in self.departures:
+            if self.has_departures and counter.name not in self.departures:
                 swept = partial(self.tell_filter, counter.name)
                 self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
 
@@ -210,6 +211,7 @@ class Keeper:
         found = read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
         with self.replica.snapshot() as snapshot:
             self.source = snapshot.source
+            self.has_departures = snapshot.has_departures()
             shown = self.describe(snapshot)
             for name, state in found.items():
                 self.plausibility.mend(name, state, snapshot, self.redis)

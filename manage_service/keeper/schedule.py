@@ -14,7 +14,7 @@ from manage_service.runs.registry import Mode
 from shared_models.protocol.states import State
 
 # A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew or verified since, or changed by something else.
+# unless the counter has been built anew or verified since, or changed by something else; or its table has changed.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -39,7 +39,7 @@ class Schedule:
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
             # One that was verified meanwhile is due for a new reason: it was emptied during the run, say.
-            seen = found[name].build, found[name].gap, found[name].verified_at
+            seen = found[name].build, found[name].gap, found[name].verified_at, found[name].changed_at
             asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
                 self._asked[name] = seen, time.monotonic() + min(RETRY_RUN_SECONDS, self.reconcile_seconds)
@@ -47,8 +47,13 @@ class Schedule:
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def is_due(self, state: State) -> bool:
-        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, or departures
-        alone do not say what has left."""
-        if state.gap != 0 or state.verified_at is None or state.left_through is None:
+        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, its table has
+        changed, or departures alone do not say what has left."""
+        if (
+            state.gap != 0
+            or state.verified_at is None
+            or state.left_through is None
+            or state.changed_at != state.settled
+        ):
             return True
         return (datetime.now(UTC) - state.verified_at).total_seconds() >= self.reconcile_seconds

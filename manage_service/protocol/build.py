@@ -6,7 +6,8 @@ Why the order is the proof:
    counter's `fill`. In the same step the watermark is raised to what the fill is about to claim, as a pass does it: a sweep
    on a replica that is earlier has to wait.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
-   that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier).
+   that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier), of the same
+   table (its fingerprint is the same: a part that is not there while its chunk is read may come back). Else the fill begins anew.
    A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
 3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both: after a crash of the
    keeper, or a restart of Redis from an older save, the fill goes on from the position that is there.
@@ -49,6 +50,7 @@ class Fill:
     token: str
     source: str
     lsn: int
+    fingerprint: str
     position: bytes
     read: int
     expected: int
@@ -83,12 +85,12 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
     position, read = fill.position, fill.read
     while True:
         with replica.snapshot(counter) as snapshot:
-            if snapshot.source != fill.source:
-                fill = begin_fill(counter, snapshot, redis)
-                position, read = fill.position, fill.read
-                continue
-            behind = snapshot.lsn < fill.lsn
+            behind = snapshot.source == fill.source and snapshot.lsn < fill.lsn
             if not behind:
+                if (snapshot.source, snapshot.fingerprint) != (fill.source, fill.fingerprint):
+                    fill = begin_fill(counter, snapshot, redis)
+                    position, read = fill.position, fill.read
+                    continue
                 chunk = snapshot.read_members(counter, values_at(counter, position), jumping=fill.jumping)
         if behind:
             yield Progress(
@@ -118,11 +120,13 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         token=token_hex(8),
         source=snapshot.source,
         lsn=snapshot.lsn,
+        fingerprint=snapshot.fingerprint,
         position=b"",
         read=0,
         expected=0 if estimate is None else estimate.members,
         jumping=estimate is not None and estimate.jumping_pays,
     )
+    changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
     steps.begin(
         redis,
         counter.name,
@@ -131,6 +135,8 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         fill.source,
         {
             "lsn": fill.lsn,
+            "fingerprint": fill.fingerprint,
+            "changed_at": changed_at,
             "complete_through": to_microseconds(snapshot.committed_through),
             "expected": fill.expected,
             "jumping": int(fill.jumping),
@@ -141,9 +147,9 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
 
 def read_fill(counter: Counter, redis: Redis) -> Fill | None:
     """The fill that is in progress in Redis; None where there is none, or what is there is none."""
-    names = ("token", "source", "lsn", "position", "read", "expected", "jumping")
+    names = ("token", "source", "lsn", "fingerprint", "position", "read", "expected", "jumping")
     fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
-    token, source, lsn, position, read, expected, jumping = fields
+    token, source, lsn, fingerprint, position, read, expected, jumping = fields
     if token is None or source is None or lsn is None or expected is None:
         return None
     try:
@@ -151,6 +157,7 @@ def read_fill(counter: Counter, redis: Redis) -> Fill | None:
             token=token.decode(),
             source=source.decode(),
             lsn=int(lsn),
+            fingerprint=(fingerprint or b"").decode(),
             position=position or b"",
             read=int(read or 0),
             expected=int(expected),

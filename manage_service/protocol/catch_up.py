@@ -7,6 +7,10 @@ Why the order is the proof:
    to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
 3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
    is set. Redis cannot have lost the members of step 2 by then without the cursor's having gone, or the connection.
+4. Rows come and go without an xact where the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE,
+   labels of an enum). A pass that sees another fingerprint notes that; from then on `complete_through` stands still until a
+   reconcile, or a fill, which began after it, has ended. What changed back before a pass has seen it has changed nothing:
+   the cursor has not moved meanwhile, and nobody takes out what was asked of a table that is not noted (`sweep`).
 
 A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats.
 Two passes at once do the same work twice, and one of them moves the cursor.
@@ -17,7 +21,7 @@ Never ids or times instead of the horizon: an id is taken before its commit, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg2.errors import LockNotAvailable
 from redis import Redis
@@ -102,6 +106,9 @@ def pass_over(
     if state.count == 0 and state.gap < 0 and steps.make_cold(redis, counter.name, state):
         # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
         return Pass(behind="its set was deleted: the counter is cold, and gets built")
+    if snapshot.fingerprint != state.fingerprint:
+        changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
+        state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
     # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
     cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
     cursor = snapshot.horizon if cut is None else cut
@@ -120,7 +127,7 @@ def pass_over(
             return Pass(behind="the counter was changed meanwhile")
         between()
     through = None
-    if cut is None:
+    if cut is None and state.changed_at == state.settled:
         # A replica that came back earlier knows less, but what was counted stays counted.
         through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
     advanced = steps.advance(redis, counter.name, state, cursor, through)
@@ -128,6 +135,6 @@ def pass_over(
         read,
         added,
         finished=cut is None,
-        behind="" if advanced else "the counter was changed meanwhile",
+        behind=state.withheld if advanced else "the counter was changed meanwhile",
         memory=Memory(state.build, state.source, showing) if showing and cut is None and advanced else None,
     )

@@ -14,6 +14,7 @@ Why the order is the proof that what is said to have left, has left, and that a 
 3. Fence. The watermark and the cursor are read once, after the last mark (read anew at each try they would run ahead for as
    long as ingest writes); the table is asked in a snapshot that shows all up to them: see `sweep`.
 4. Those that still have no row, and still carry the mark, are taken out. A mark that is gone was taken off by a record.
+   The table is the one that is noted on the counter, all the time (see `sweep`): else the batch begins anew at another tick.
 5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its connection,
    leaves it where it was, and the next one does the batch again, with marks and a fence of its own.
 
@@ -42,15 +43,17 @@ def resolve_departures(
 ) -> Steps:
     """One batch of departures, if there are any. Gives what it takes out to `swept`.
 
-    Nothing waits inside: a step that could not go on says so. `redis` must be a client of `stores.connect_for_passes`. Raises
-    psycopg2.Error, redis.RedisError.
+    There has to be a table of departures (`Snapshot.has_departures`). Nothing waits inside: a step that could not go on says
+    so. `redis` must be a client of `stores.connect_for_passes`. Raises psycopg2.Error, redis.RedisError.
     """
     state = states.read_state(redis, counter.name)
     if state.lost or state.cursor is None or state.left_through is None:
         return
     with replica.snapshot(counter) as snapshot:
-        if snapshot.source != state.source or snapshot.horizon < state.cursor or not snapshot.has_departures():
+        if snapshot.source != state.source or snapshot.horizon < state.cursor:
             return
+        if snapshot.fingerprint != state.fingerprint:
+            return  # the next pass notes it
         until, elements = snapshot.departed(counter, state.left_through, state.cursor)
         if elements is None:
             steps.resolve(redis, counter.name, state, "", None)
@@ -65,8 +68,8 @@ def resolve_departures(
         yield Progress("mark", len(leaving))
         try:
             yield from take_out(counter, token, leaving, replica, redis, swept)
-        except CounterWasLost:
-            return  # it gets built
+        except (CounterWasLost, steps.TableChanged):
+            return  # it gets built, or the batch begins anew
     if until != state.left_through:
         steps.resolve(redis, counter.name, state, token, until)
 
@@ -79,9 +82,9 @@ def take_out(
     redis: Redis,
     swept: Callable[[list[bytes]], None],
 ) -> Steps:
-    """Fence and sweep for the members that have been marked. Raises CounterWasLost."""
+    """Fence and sweep for the members that have been marked. Raises CounterWasLost, steps.TableChanged."""
     fence_state = states.read_state(redis, counter.name)
     for chunk in steps.chunks(leaving, CHUNK_ASKED):
         extra = yield from ask_behind_fence(counter, fence_state, list(chunk), replica)
-        swept(steps.sweep(redis, counter.name, token, extra, departing=True))
+        swept(steps.sweep(redis, counter.name, token, extra, fence_state.changed_at, departing=True))
         yield Progress("sweep")

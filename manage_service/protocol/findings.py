@@ -18,6 +18,7 @@ class Findings(msgspec.Struct):
 
     build: str = ""  # of the counter that it looks at
     gap: int = 0  # between its set and its size, before the first look
+    changed_at: str = ""  # which table it is compared with: see shared_models.protocol.keys
     position: bytes = b""
     read: int = 0
     table_read: bool = False

@@ -16,6 +16,8 @@
    set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
    been looked at by now. All that left below the cursor that the run began with has been taken out, too, and
    `left_through` says so. What is changed by hand during the run shows as another gap between the two; the run starts again.
+   So it does where a snapshot shows another table than the first one: a part that is away while its chunk is read, and comes
+   back, would be missing. A change of the table that was noted before the run began is settled by it, if none was noted since.
 
 A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
 position lies in the Redis that holds the members, so what is lost is lost together. It has no filter of what it read
@@ -81,14 +83,20 @@ def reconcile_once(
     with replica.snapshot(counter) as snapshot:
         snapshot.check(counter)
         source, estimate = snapshot.source, snapshot.estimate(counter)
+        fingerprint, xact = snapshot.fingerprint, snapshot.xmax - 1
     state = states.read_state(redis, counter.name)
     if needs_building(state, source):
         yield from build(counter, replica, redis)
         state = states.read_state(redis, counter.name)
+    elif state.source == source and state.fingerprint != fingerprint:
+        steps.note_table(redis, counter.name, fingerprint, xact, source)
+        state = states.read_state(redis, counter.name)
     if findings.build not in ("", state.build):
         findings.start_over()
+    elif findings.build and findings.changed_at != state.changed_at:
+        findings.look_again(repaired=repair)
     if not findings.build:
-        findings.build, findings.gap = state.build, state.gap
+        findings.build, findings.gap, findings.changed_at = state.build, state.gap, state.changed_at
     # None where this goes on from the middle: another run may have been at work in between.
     count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
     filters.pop(counter.name, None)
@@ -103,6 +111,8 @@ def reconcile_once(
             # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
             behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
+                if snapshot.fingerprint != state.fingerprint:
+                    raise steps.TableChanged(counter.name)
                 try:
                     more = compare_chunk(
                         counter, findings, snapshot, redis, bucket_filter, jumping=jumping, repair=repair
@@ -136,7 +146,15 @@ def reconcile_once(
     drift = Drift(findings.missing, findings.extra)
     left_through = state.cursor if repair and all_gone else None
     if not steps.verify(
-        redis, counter.name, findings.build, findings.gap, now, drift, repaired=repair, left_through=left_through
+        redis,
+        counter.name,
+        findings.build,
+        findings.gap,
+        now,
+        drift,
+        repaired=repair,
+        left_through=left_through,
+        changed_at=findings.changed_at,
     ):
         raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
     findings.verified_at = now

@@ -11,6 +11,8 @@ Why the order is the proof that a member with a row never leaves:
    that was recorded before its mark now shows its row, if it still has one. The cursor, and what passes add to the
    watermark, count because of a replica that came back earlier than it was: they relied on rows that it may not show.
 4. Take out those that still have no row, each only if it still carries this token (one atomic step).
+5. The table that is asked in step 3 is the one that is noted on the counter, and in step 4 nobody has seen another one since the
+   fence was read. Else a member whose row is in a part that was away for a moment would leave, and nobody would know.
 
 A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes on in
 the same scan of the set: what is there for the whole time is given at least once, also where other members leave.
@@ -68,7 +70,7 @@ def sweep(
     members the set has, for the progress; `swept_before` is how many members sweeps had taken out before the filter was filled.
     `strict` is for a run that says that the set is right, whatever was in it: a member
     without a row that it could not take out, because its mark was gone, may be still there.
-    Raises CounterWasLost, steps.SetChanged (where strict), psycopg2.Error, redis.RedisError.
+    Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where strict), psycopg2.Error, redis.RedisError.
     """
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
     # longer than its lease, must not sweep on each other's marks.
@@ -109,7 +111,7 @@ def sweep_round(
     for chunk in steps.chunks(marked, CHUNK_ASKED):
         extra = yield from ask_behind_fence(counter, state, list(chunk), replica)
         if take_out:
-            gone = steps.sweep(redis, counter.name, token, extra)
+            gone = steps.sweep(redis, counter.name, token, extra, state.changed_at)
             found(gone)
             all_gone = all_gone and len(gone) == len(extra)
             if strict and not all_gone:
@@ -127,12 +129,14 @@ def ask_behind_fence(
 ) -> Generator[Progress, None, list[bytes]]:
     """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on.
 
-    Says why it waits, step by step. Raises CounterWasLost.
+    Says why it waits, step by step. Raises CounterWasLost, steps.TableChanged.
     """
     while True:
         with replica.snapshot(counter) as snapshot:
             reason = fence(snapshot, state)
             if reason is None:
+                if snapshot.fingerprint != state.fingerprint:
+                    raise steps.TableChanged(counter.name)
                 return rowless(counter, members, snapshot)
         yield Progress("fence", waiting=reason)
 

@@ -37,12 +37,22 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
         if field not in columns:
             yield f"{place} has no column {field}"
             continue
-        type_, kind, of_postgres, generated, deterministic = columns[field]
+        type_, kind, of_postgres, generated, deterministic, recorded, actual, of_database, collation = columns[field]
         found = "enum" if kind == "e" else TYPE_NAMES.get(type_, type_) if of_postgres else type_
         if found != declared:
             yield f"{place}.{field} is {found}, and declared as {declared}"
         if not deterministic:
             yield f"the collation of {place}.{field} is nondeterministic: equal has to mean equal bytes"
+        if recorded and actual and recorded != actual:
+            name = "the database" if of_database else collation
+            refresh = (
+                "DATABASE … REFRESH COLLATION VERSION" if of_database else f"COLLATION {collation} REFRESH VERSION"
+            )
+            yield (
+                f"the collation of {place}.{field}, that of {name}, has version {actual} on this server, and its indexes were "
+                f"made with {recorded}, which sorts otherwise: give the replica the primary's libraries; or, where the primary "
+                f"has {actual} too, REINDEX TABLE {place} there, then ALTER {refresh}"
+            )
         if generated == "v":
             yield f"{place}.{field} is generated when it is read, and no index has it: make it STORED"
     if "xact" not in columns:

@@ -10,6 +10,11 @@ Every read happens in a `Snapshot`: one repeatable-read transaction, short, whic
     held               a transaction is open at the horizon: others that came later may have ended
     behind_bytes       log that the replica had received and not replayed
 
+and, where it is one of a table,
+
+    fingerprint        which table that is: another one after ATTACH, DETACH, TRUNCATE, ALTER TYPE and the like
+    misordered         its indexes may be in another order than that of this server's collations
+
 Why it can be believed, where it is one of a table:
 
 1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, put a new file in the
@@ -19,6 +24,8 @@ Why it can be believed, where it is one of a table:
    that are not on its disk yet (`synchronous_commit = off`, and whoever took an xact and wrote no row). So its log is
    flushed before anything is read: each ended transaction has left its xact in the log before it could be seen to have ended.
 3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
+4. The fingerprint is read in the snapshot. What takes something away from the table (DETACH, TRUNCATE, a rewrite) waits for the
+   lock; a partition that is attached meanwhile may be read under the fingerprint from before, which claims less than is read.
 
 A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
 combines several of them compares these facts (see `build` and `sweep`).
@@ -114,16 +121,20 @@ class Snapshot:
         xmax: int,
         *,
         behind_bytes: int = 0,
+        fingerprint: str = "",
+        misordered: bool = False,
     ) -> None:
         self._connection = connection
         self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
         self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
+        self.fingerprint, self.misordered = fingerprint, misordered
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
 
-        Empty means that there are none behind it.
+        Empty means that there are none behind it. Raises catalog.DoesNotFit where that order cannot be relied on.
         """
+        self._check_order(counter)
         statement = sql.fill_in(
             sql.JUMP if jumping else sql.SCAN,
             counter,
@@ -161,7 +172,8 @@ class Snapshot:
         ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
-        """Those of these members that no row has."""
+        """Those of these members that no row has. Raises catalog.DoesNotFit where the index's order cannot be relied on."""
+        self._check_order(counter)
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
     def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
@@ -172,9 +184,18 @@ class Snapshot:
         arrays = map(list, zip(*values, strict=True))
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
+    def _check_order(self, counter: Counter) -> None:
+        # An index in another order hides rows: a build would not count them, a sweep would take their members out.
+        if self.misordered:
+            self.check(counter)
+
     def check(self, counter: Counter) -> None:
         """Compare the counter's declaration with its table. Raises catalog.DoesNotFit."""
         catalog.check(counter, partial(ask, self._connection))
+
+    def misfits(self, counter: Counter) -> list[str]:
+        """What of the counter's declaration does not fit its table."""
+        return list(catalog.misfits(counter, partial(ask, self._connection)))
 
     def has_departures(self) -> bool:
         """Whether there is a table of departures that may be read."""
@@ -241,9 +262,22 @@ class Replica:
             if counter is not None:
                 ask(self._connection, sql.fill_in(sql.LOCK, counter))
             ((horizon, xmax, unflushed_lsn),) = ask(self._connection, sql.HORIZON)
-            if counter is not None and unflushed_lsn is not None:
-                flush(self._connection, unflushed_lsn)
-            yield Snapshot(self._connection, source, lsn, committed_through, horizon, xmax, behind_bytes=behind_bytes)
+            fingerprint, misordered = "", False
+            if counter is not None:
+                if unflushed_lsn is not None:
+                    flush(self._connection, unflushed_lsn)
+                ((fingerprint, misordered),) = ask(self._connection, sql.TABLE, sql.described_by(counter))
+            yield Snapshot(
+                self._connection,
+                source,
+                lsn,
+                committed_through,
+                horizon,
+                xmax,
+                behind_bytes=behind_bytes,
+                fingerprint=fingerprint,
+                misordered=misordered,
+            )
         except psycopg2.Error:
             self.close()
             raise
@@ -292,6 +326,7 @@ class Replica:
             options=OPTIONS,
         )
         connection.autocommit = True  # transactions are begun by name, above
+        ask(connection, sql.PREPARE_TABLE)
         self._may_ask_timeline = False
         return connection
 

@@ -120,11 +120,42 @@ WITH_ROW_BELOW = """
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
+# The version of a column's collation that its indexes were made with, and that of this server's libraries; NULL where it has none.
+# A column of the database's own collation has that of the database.
+RECORDED = "CASE o.collprovider WHEN 'd' THEN d.datcollversion ELSE o.collversion END"
+ACTUAL = """CASE o.collprovider WHEN 'd' THEN pg_database_collation_actual_version(d.oid)
+                ELSE pg_collation_actual_version(o.oid) END"""
+COLLATED = """LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
+    LEFT JOIN pg_database AS d ON d.datname = current_database()"""
+# The fingerprint of a table, and whether an index on these columns may be in another order than this server's. Other oids and
+# files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other texts. The
+# columns are all of them where the counter has a condition: which ones are in it is not looked for.
+# A few descents of the catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
+PREPARE_TABLE = f"""
+    PREPARE rollcall_table (text, text[], boolean) AS WITH col AS (
+        SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,
+               a.attname = ANY ($2) AND {RECORDED} <> {ACTUAL} AS misordered
+        FROM pg_attribute AS a {COLLATED}
+        WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped
+          AND ($3 OR a.attname = ANY ($2) OR a.attname = 'xact')
+    )
+    SELECT left(encode(sha256(convert_to(concat_ws(E'\\n',
+               (SELECT string_agg(c.oid || '/' || c.relfilenode, ' ' ORDER BY c.oid) FROM pg_class AS c
+                WHERE c.oid = ANY (ARRAY(SELECT relid FROM pg_partition_tree($1) UNION SELECT $1::regclass))),
+               string_agg(described, ' ' ORDER BY attnum),
+               (SELECT string_agg((e.oid, e.enumlabel)::text, ' ' ORDER BY e.oid) FROM pg_enum AS e
+                WHERE e.enumtypid = ANY (ARRAY(SELECT atttypid FROM col)))
+           ), 'UTF8')), 'hex'), 16),
+           coalesce(bool_or(misordered), false)
+    FROM col
+"""
+TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
 # What the catalog says of a table, for `catalog`.
-COLUMNS = """
+COLUMNS = f"""
     SELECT a.attname::text, t.typname::text, t.typtype, t.typnamespace = 'pg_catalog'::regnamespace, a.attgenerated,
-           coalesce(o.collisdeterministic, true)
-    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
+           coalesce(o.collisdeterministic, true), {RECORDED}, {ACTUAL}, o.collprovider = 'd',
+           coalesce(quote_ident(o.collnamespace::regnamespace::text) || '.' || quote_ident(o.collname), '')
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
 # The columns of each index in order, NULL where it is an expression, or is not in the order in which a counter is read.
@@ -166,6 +197,11 @@ MOST_DEPARTED = 200_000
 def standpoint(*, by_function: bool) -> str:
     """STANDPOINT, for a role that may ask the function, or for one that reads the statistics itself."""
     return STANDPOINT.replace(RECEIVED_SQL, RECEIVED_BY_FUNCTION) if by_function else STANDPOINT
+
+
+def described_by(counter: Counter) -> tuple[object, ...]:
+    """The parameters of TABLE for this counter."""
+    return quoted_table(counter), list(counter.fields), bool(counter.where)
 
 
 def quoted_table(counter: Counter) -> str:

@@ -39,7 +39,13 @@ class Facts:
         why = GaugeMetricFamily(
             "rollcall_counter_cold", "1 where the counter cannot be counted, and why", labels=["counter", "reason"]
         )
+        withheld = GaugeMetricFamily(
+            "rollcall_counter_withheld",
+            "1 where complete_through stands still because the table has changed, until it is reconciled",
+            labels=["counter"],
+        )
         for name, state in found.items():
+            withheld.add_metric([name], 1 if state.withheld else 0)
             if state.cold:
                 why.add_metric([name, state.condition], 1)
             live.add_metric([name], 0 if state.cold else 1)
@@ -52,7 +58,7 @@ class Facts:
             if state.drift is not None:
                 drift.add_metric([name, "missing"], state.drift.missing)
                 drift.add_metric([name, "extra"], state.drift.extra)
-        yield from (live, why, count, age, verified, drift)
+        yield from (live, why, count, age, withheld, verified, drift)
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.redis))
         )

@@ -123,13 +123,8 @@ def judge_counter(
         return
     through, verified_at, failed = counter.complete_through, counter.verified_at, last_failure(name, history)
     if through is not None and exceeds(now - through, limits.lag_seconds):
-        yield Finding(
-            name,
-            "incomplete",
-            through,
-            f"{name} is complete only to {span(now - through)} ago: if nothing else is said here, "
-            "look for keeper.behind in the keeper's log",
-        )
+        why = state.withheld or "if nothing else is said here, look for keeper.behind in the keeper's log"
+        yield Finding(name, "incomplete", through, f"{name} is complete only to {span(now - through)} ago: {why}")
     if failed is not None:
         yield Finding(
             name,

@@ -90,6 +90,7 @@ def counter_status(name: str, state: State, replica: ReplicaStatus, history: lis
     return CounterStatus(
         state="cold" if state.cold else "live",
         reason=state.why_cold,
+        withheld=state.withheld,
         count=None if state.cold else state.count,
         cursor=state.cursor,
         left_through=state.left_through,

@@ -39,6 +39,7 @@ class CounterStatus(msgspec.Struct):
 
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty where it is live")]
+    withheld: Annotated[str, Meta(description="why complete_through stands still; empty where nothing keeps it")]
     count: int | None
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[

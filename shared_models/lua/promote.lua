@@ -6,8 +6,8 @@
 --
 -- Atomic because the cursor, the fill's end and the size are one fact. What an earlier build of this counter was verified
 -- to be says nothing about this one, and goes. So does how far departures were resolved: the first reconcile says it anew,
--- because what was in the set before the fill may have left meanwhile.
-local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap', 'horizon', 'complete_through', 'source')
+-- because what was in the set before the fill may have left meanwhile. What the fill has read is the table of its first snapshot.
+local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap', 'horizon', 'complete_through', 'source', 'changed_at')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return 0 end
 local size, token = unpack(redis.call('HMGET', KEYS[2], 'size', 'fill'))
 if token ~= ARGV[1] or (size and not is_size(size))
@@ -16,6 +16,7 @@ if token ~= ARGV[1] or (size and not is_size(size))
   return 0
 end
 redis.call('HSET', KEYS[3], 'cursor', have[4], 'complete_through', have[5], 'source', have[6], 'build', ARGV[1])
+if have[7] then redis.call('HSET', KEYS[3], 'settled', have[7]) end
 redis.call('HDEL', KEYS[3], 'verified_at', 'missing', 'extra', 'repaired', 'refused', 'left_through', 'leaving')
 -- The size also where it is 0: under a cursor a missing size means that the intake was lost.
 redis.call('HSET', KEYS[2], 'size', size or '0', 'build', ARGV[1])

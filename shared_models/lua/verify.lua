@@ -5,6 +5,7 @@
 -- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has mended what it found, 0: it has only looked
 -- ARGV[7] token: the counter's build from now on, where the run has settled a gap
 -- ARGV[8] cursor when the run began: what has left below it is resolved; "" where the run could not take out all of it
+-- ARGV[9] changed_at when the run began: if the table has not changed since, the change is settled
 -- Returns 1; 0 where the counter has been lost or built anew since; -1 where something else has changed the set since
 -- (nothing is changed in either case).
 --
@@ -19,6 +20,9 @@ local count = redis.call('SCARD', KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])
 if ARGV[6] == '1' then
+  if ARGV[9] ~= '' and redis.call('HMGET', KEYS[3], 'changed_at')[1] == ARGV[9] then
+    redis.call('HSET', KEYS[3], 'settled', ARGV[9])
+  end
   -- One that cannot be, as in `states.parse_state`, gives way.
   local stands = left and string.match(left, '^%d+$') and not below(cursor, left) and not below(left, ARGV[8])
   if ARGV[8] ~= '' and not stands then

@@ -31,11 +31,15 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                                             reconcile has to resolve them
                                           leaving           token of the batch of departures that is being resolved
                                           swept             how many members sweeps have taken out
+                                          fingerprint       of the table, as it was seen last: see manage_service.replica.sql
+                                          changed_at        microseconds since 1970: when it was first seen like this …
+                                          settled           … and the change that a fill or a reconcile has settled; while it
+                                                            is another one, complete_through stands still
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
     rollcall:2:{TAG}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
-                                          jumping, gap, read, expected, position ("=" and the last member read; absent at
-                                          the start)
+                                          fingerprint, changed_at, jumping, gap, read, expected, position ("=" and
+                                          the last member read; absent at the start)
     rollcall:2:{TAG}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
     rollcall:2:run:{ID}           HASH    one run: see manage_service.runs.registry
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
@@ -55,6 +59,7 @@ What ingest writes is not believed blindly: see `shared_models.protocol.states`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -90,6 +95,17 @@ def _of_tag(prefix: str, tag: str) -> CounterKeys:
     return CounterKeys(*(f"{prefix}{{{tag}}}:{name}" for name in CounterKeys.__slots__))
 
 
+def tag_of(key: str) -> str | None:
+    """The tag of the counter that a key belongs to; None where it is none of a counter."""
+    found = re.match(re.escape(PREFIX) + r"\{([^}]+)\}:", key)
+    return None if found is None else found[1]
+
+
+def declared_tags() -> set[str]:
+    """The tags of the counters that are declared here and now."""
+    return {f"{counter.name}.{counter.definition}" for counter in declarations.COUNTERS}
+
+
 def of_run(run_id: str) -> str:
     """The record of one run."""
     return f"{PREFIX}run:{run_id}"
@@ -105,6 +121,7 @@ def of_rate(service: str, token: str, second: int) -> str:
     return f"{PREFIX}rate:{service}:{token}:{second}"
 
 
+COUNTERS = f"{PREFIX}{{*}}:*"  # the keys of all counters, as SCAN takes it
 RUNS = f"{PREFIX}runs"
 RUNS_OPEN = f"{PREFIX}runs:open"
 KEEPER = f"{PREFIX}keeper"

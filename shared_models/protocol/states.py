@@ -56,6 +56,9 @@ class State:
     filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
     left_through: int | None = None  # departures with a lower xact are resolved
     swept: int = 0  # members that sweeps have taken out
+    fingerprint: str = ""  # of the table, as it was seen last
+    changed_at: str = ""  # the change that made it this one, named by its moment (microseconds since 1970) …
+    settled: str = ""  # … and the one that a fill or a reconcile has settled
     refused: str = ""  # why the keeper cannot build it
     disbelieved: tuple[str, ...] = ()  # fields that are there, and cannot be
     unreadable: str = ""  # what Redis says where it cannot read the counter at all
@@ -74,6 +77,16 @@ class State:
     def cold(self) -> bool:
         """Not to be counted: lost, or changed by something other than the protocol. A count says how complete it is."""
         return self.lost or self.gap != 0 or self.complete_through is None
+
+    @property
+    def withheld(self) -> str:
+        """Why complete_through stands still, though the counter is live: in a sentence, or empty."""
+        if self.cold or self.changed_at == self.settled:
+            return ""
+        return (
+            "its table has changed (partitions, TRUNCATE, a rewrite, types or labels): "
+            "complete_through stands still until the keeper has reconciled it"
+        )
 
     @property
     def condition(self) -> str:
@@ -140,7 +153,7 @@ class _Reader:
 
 _STATE = (
     "cursor", "source", "build", "complete_through", "verified_at", "missing", "extra", "repaired", "refused",
-    "watermark_reset_at", "left_through", "swept",
+    "watermark_reset_at", "left_through", "swept", "fingerprint", "changed_at", "settled",
 )  # fmt: skip
 _INTAKE = ("size", "build", "watermark", "watermark_source")
 _FILL = ("token", "read", "expected")
@@ -204,6 +217,9 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         filled=filled,
         left_through=left_through,
         swept=state.number("swept", SIZE_LIMIT) or 0,
+        fingerprint=state.text("fingerprint"),
+        changed_at=state.text("changed_at"),
+        settled=state.text("settled"),
         refused=state.text("refused"),
         disbelieved=tuple(intake.disbelieved + state.disbelieved + fill.disbelieved),
     )

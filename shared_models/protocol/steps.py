@@ -63,24 +63,36 @@ def _script(name: str) -> Script:
     return Script(text)
 
 
-RECORD, ADVANCE, BEGIN, FILL, PROMOTE, SWEEP, VERIFY, MAKE_COLD, RESET_WATERMARK, MARK_DEPARTING, RESOLVE = SCRIPTS = (
-    tuple(
-        map(
-            _script,
-            (
-                "record",
-                "advance",
-                "begin",
-                "fill",
-                "promote",
-                "sweep",
-                "verify",
-                "make_cold",
-                "reset_watermark",
-                "mark_departing",
-                "resolve",
-            ),
-        )
+(
+    RECORD,
+    ADVANCE,
+    BEGIN,
+    FILL,
+    PROMOTE,
+    SWEEP,
+    VERIFY,
+    MAKE_COLD,
+    RESET_WATERMARK,
+    MARK_DEPARTING,
+    RESOLVE,
+    NOTE_TABLE,
+) = SCRIPTS = tuple(
+    map(
+        _script,
+        (
+            "record",
+            "advance",
+            "begin",
+            "fill",
+            "promote",
+            "sweep",
+            "verify",
+            "make_cold",
+            "reset_watermark",
+            "mark_departing",
+            "resolve",
+            "note_table",
+        ),
     )
 )
 
@@ -127,6 +139,19 @@ def _seen(xact: int | None) -> int | str:
     return "" if xact is None else xact
 
 
+class SetChanged(Exception):
+    """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
+
+
+class TableChanged(SetChanged):
+    """The table is another one than the one that was asked: what it said is void. Ask again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the table of {name} was changed during the run (partitions, TRUNCATE, a rewrite, types or labels)"
+        )
+
+
 class TooLate(Exception):
     """Catch-up has passed the members that were to be added. They have been counted, or they have left again."""
 
@@ -162,7 +187,17 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
     """Move the cursor, if the counter is still as the pass found it. None: complete_through stays where it was."""
     through = "" if complete_through is None else to_microseconds(complete_through)
     on = [keys.of_counter(name).state]
-    return bool(_execute_one(client, ADVANCE, on, _seen(was.cursor), was.source, cursor, through, was.build))
+    return bool(
+        _execute_one(client, ADVANCE, on, _seen(was.cursor), was.source, cursor, through, was.build, was.changed_at)
+    )
+
+
+def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: str) -> str:
+    """Note which table a snapshot shows, that knows of this xact at most; the change that is noted now."""
+    at = keys.of_counter(name)
+    now = to_microseconds(datetime.now(UTC))
+    changed_at: bytes = _execute_one(client, NOTE_TABLE, [at.intake, at.state], fingerprint, now, xact, source)
+    return changed_at.decode()
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:
@@ -206,12 +241,20 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
     return bool(_execute_one(client, PROMOTE, [at.members, at.intake, at.state, at.fill], token, position))
 
 
-def sweep(client: Redis, name: str, token: str, members: Sequence[bytes], *, departing: bool = False) -> list[bytes]:
-    """Take out the members that this sweep, or this batch of departures, still has marked, and give them back."""
+def sweep(
+    client: Redis, name: str, token: str, members: Sequence[bytes], changed_at: str, *, departing: bool = False
+) -> list[bytes]:
+    """Take out the members that this sweep, or this batch of departures, still has marked, and give them back.
+
+    `changed_at` is of the table that was asked about them. Raises TableChanged where that is another one now.
+    """
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
-    calls: list[Call] = [(on, (token, *chunk)) for chunk in chunks(members)]
-    return [member for gone in _execute(client, SWEEP, calls) for member in gone]
+    calls: list[Call] = [(on, (token, changed_at, *chunk)) for chunk in chunks(members)]
+    swept = _execute(client, SWEEP, calls)
+    if -1 in swept:
+        raise TableChanged(name)
+    return [member for gone in swept for member in gone]
 
 
 def begin_departing(client: Redis, name: str, token: str) -> None:
@@ -237,10 +280,6 @@ def resolve(client: Redis, name: str, was: State, token: str, left_through: int 
     return bool(_execute_one(client, RESOLVE, on, _seen(was.left_through), was.build, token, _seen(left_through)))
 
 
-class SetChanged(Exception):
-    """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
-
-
 def verify(
     client: Redis,
     name: str,
@@ -251,12 +290,14 @@ def verify(
     *,
     repaired: bool,
     left_through: int | None = None,
+    changed_at: str = "",
 ) -> bool:
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
     `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
     set is as large as it has to be, and the counter has another build.
-    All departures below `left_through` are resolved. Raises SetChanged where the gap is another one now.
+    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises SetChanged
+    where the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(
@@ -272,6 +313,7 @@ def verify(
             int(repaired),
             token_hex(8),
             _seen(left_through),
+            changed_at,
         ),
     )
     if done == -1:

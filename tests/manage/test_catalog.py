@@ -124,3 +124,53 @@ def test_what_a_condition_leaves_out_and_NULL_are_no_members_anywhere(world, not
     run = world.reconcile("shown")
     assert world.set("shown") == {b'["ann","1"]'}
     assert (run.findings["shown"].missing, run.findings["shown"].extra) == (1, 3)
+
+
+@pytest.fixture
+def odd(world, notes) -> Iterator[None]:
+    """A collation, as if the indexes over it were made with an older version of the server's libraries."""
+    servers.sql(world.primary, "CREATE COLLATION odd (provider = builtin, locale = 'C.UTF-8')")
+    make(world, f"author text COLLATE odd, size int, {STAMPED}", INDEXES, TRIGGER)
+    yield
+    servers.sql(world.primary, "DROP TABLE notes; DROP COLLATION odd")
+
+
+def test_a_collation_of_another_version_refuses_whatever_relies_on_its_order(world, odd, monkeypatch):
+    """A build and a reconcile. What is caught up by xact goes on."""
+    monkeypatch.setattr(declarations, "COUNTERS", (AUTHORS,))
+    servers.sql(world.primary, "INSERT INTO notes VALUES ('ann')")
+    outdated = "UPDATE pg_collation SET collversion = '0' WHERE collname = 'odd'"
+    servers.sql(world.primary, outdated)
+    world.replay()
+    assert "has version 1 on this server, and its indexes were made with 0" in check(world)
+    assert "ALTER COLLATION public.odd REFRESH VERSION" in check(world)
+    with pytest.raises(DoesNotFit, match="has version 1 on this server"):
+        world.build("authors")
+    servers.sql(world.primary, "ALTER COLLATION odd REFRESH VERSION")
+    world.replay()
+    world.build("authors")
+    servers.sql(world.primary, outdated)
+    servers.sql(world.primary, "INSERT INTO notes VALUES ('bob')")
+    world.replay()
+    world.catch_up("authors")
+    assert world.set("authors") == {b"ann", b"bob"}
+    run = world.reconcile("authors")
+    assert run.status == "failed" and "has version 1 on this server" in run.detail
+    with world.replica.snapshot(AUTHORS) as snapshot, pytest.raises(DoesNotFit):
+        snapshot.without_row(AUTHORS, [("ann",)])
+
+
+def test_a_column_of_the_database_s_own_collation_has_the_version_of_the_database(world, notes):
+    make(world, f"author text, size int, {STAMPED}", INDEXES, TRIGGER)
+    servers.sql(world.primary, "UPDATE pg_database SET datcollversion = '0' WHERE datname = current_database()")
+    try:
+        world.replay()
+        assert "ALTER DATABASE … REFRESH COLLATION VERSION" in check(world)
+    finally:
+        servers.sql(
+            world.primary,
+            "UPDATE pg_database SET datcollversion = pg_database_collation_actual_version(oid)"
+            " WHERE datname = current_database()",
+        )
+        world.replay()
+    assert check(world) == ""

@@ -209,3 +209,34 @@ def test_what_is_interrupted_before_anybody_took_it_is_closed(world):
 def test_help_says_what_the_exit_codes_mean(command):
     said = manage(command, "--help")
     assert said.returncode == 0 and "Exit codes: 0" in said.stdout
+
+
+def test_check_compares_the_declarations_with_the_database_where_one_is_named(world, tmp_path):
+    assert manage("check", "--database", "default").returncode == 0
+    file = tmp_path / "rollcall.toml"
+    file.write_text(
+        '[tables.gone]\nname = "public.gone"\nfields = {a = "text"}\n[counters.gone]\ntable = "gone"\nmember = ["a"]\n'
+        '[tables.message]\nname = "public.message"\nfields = {message = "text"}\n'
+        '[counters.texts]\ntable = "message"\nmember = ["message"]\n'
+    )
+    said = manage("check", "--database", "default", ROLLCALL_FILE=str(file))
+    assert said.returncode == 1 and "counter 'gone': relation \"public.gone\" does not exist" in said.stderr
+    assert "counter 'texts': no index of public.message begins with (message)" in said.stderr
+    assert manage("check", ROLLCALL_FILE=str(file)).returncode == 0, "no store is touched"
+    nowhere = manage("check", "--database", "default", DATABASE_URL=f"postgres://x@127.0.0.1:{servers.free_port()}/x")
+    assert nowhere.returncode == 1 and "the database cannot be read" in nowhere.stderr
+
+
+def test_orphans_are_the_keys_of_counters_that_no_declaration_names_any_more(world):
+    world.post("ann")
+    world.replay()
+    world.build()
+    for old in ("users", "users.0badcafe", "gone.12345678"):
+        world.redis.sadd(f"{keys.PREFIX}{{{old}}}:members", "ann", "bob")
+        world.redis.hset(f"{keys.PREFIX}{{{old}}}:state", "cursor", 1)
+    listed = manage("orphans")
+    assert listed.returncode == 0 and listed.stdout.splitlines() == [
+        f"{old} members=2 keys=2 done=left" for old in ("gone.12345678", "users", "users.0badcafe")
+    ]
+    assert "gone.12345678 members=2 keys=2 done=removed" in manage("orphans", "--remove").stdout
+    assert manage("orphans").stdout == "" and world.exact() and not world.state().cold

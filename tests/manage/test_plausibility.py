@@ -178,7 +178,7 @@ def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatc
     assert steps.record(live.redis, {"users": members}) == len(members)
     live.redis.hset(USERS.suspects, mapping=dict.fromkeys(members, "sweep"))
     monkeypatch.setattr(steps, "_call", forgetful)
-    assert sorted(steps.sweep(live.redis, "users", "sweep", members)) == members
+    assert sorted(steps.sweep(live.redis, "users", "sweep", members, live.state().changed_at)) == members
 
 
 def test_a_sweep_marks_no_more_than_a_round_at_a_time(live, monkeypatch):
@@ -230,9 +230,9 @@ def test_a_run_that_another_one_has_robbed_of_its_marks_proves_nothing(live, mon
     live.redis.sadd(USERS.members, "nobody")
     run, take_out = live.ask("users"), steps.sweep
 
-    def robbed(redis, name, token, members):
+    def robbed(redis, name, token, members, changed_at):
         live.redis.unlink(USERS.suspects)
-        return take_out(redis, name, token, members)
+        return take_out(redis, name, token, members, changed_at)
 
     monkeypatch.setattr(steps, "sweep", robbed)
     for _ in live.steps(run):

@@ -178,10 +178,10 @@ def sweeper_held_before_its_sweep(world, monkeypatch, between):
     """
     take_out = steps.sweep
 
-    def held(redis, name, token, members):
+    def held(redis, name, token, members, changed_at):
         monkeypatch.setattr(steps, "sweep", take_out)
         between(token, members)
-        world.swept = take_out(redis, name, token, members)
+        world.swept = take_out(redis, name, token, members, changed_at)
         return world.swept
 
     monkeypatch.setattr(steps, "sweep", held)

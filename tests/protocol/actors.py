@@ -80,22 +80,27 @@ class Actors:
         """
         at, *facts = run
         token = index if self.on("token") else 0
-        if at == "start" and not self.scripts.lost(redis):
-            about = (redis.build, redis.gap, redis.cursor) if self.verifying else (0, 0, 0)
+        if at == "start" and not self.scripts.lost(redis) and self.scripts.has_parts:
+            for view in views:
+                yield self.scripts.note_table(redis, view), ("noted",)
+        elif at in ("start", "noted") and not self.scripts.lost(redis):
+            about = (redis.build, redis.gap, redis.cursor, redis.change) if self.verifying else (0, 0, 0, 0)
             noted = redis._replace(mark=None)  # begins by forgetting older marks
             yield noted, ("looking", about, seen_of(redis)) if self.verifying else ("looked", about)
         elif at == "looking":
             about, was = facts
             shows = self.fence if about[1] != 0 and self.on("settle fence") else self.covers
             for view in views:
-                if shows(view, was):
+                if view.attached != was.attached and self.on("table of a run"):
+                    yield redis, START  # it looks again
+                elif shows(view, was):
                     yield redis, ("seen", about, was, sees(view), view.horizon, view.source)
         elif at == "seen":
             about, was, saw, *shown = facts
             if saw and self.scripts.late(redis, *shown) and self.on("late repairs"):
                 yield redis, ("looking", about, was)
             else:
-                yield self.scripts.fill(redis, saw=saw), ("looked", about)
+                yield self.scripts.look(redis, saw=saw), ("looked", about)
         elif at == "looked":
             rowless = [view for view in views if not self.has_row(view)]
             if redis.member and rowless:
@@ -108,24 +113,30 @@ class Actors:
             yield redis, ("fencing", *facts, seen_of(redis))
         elif at == "fencing":
             about, was = facts
-            for here in {self.has_row(view) for view in views if self.fence(view, was, cursor=self.on("cursor fence"))}:
+            shown = [view for view in views if self.fence(view, was, cursor=self.on("cursor fence"))]
+            if any(view.attached != was.attached for view in shown) and self.on("noted table"):
+                yield redis, START
+                shown = [view for view in shown if view.attached == was.attached]
+            for here in {self.has_row(view) for view in shown}:
                 if here:
                     yield redis._replace(mark=None, by_hand=False), self.then_verify(about)
                 else:
-                    yield redis, ("asked", about)
+                    yield redis, ("asked", about, was.change)
         elif at == "asked":
-            (about,) = facts
-            if redis.mark == token:
+            about, change = facts
+            if redis.change != change:
+                yield redis, START
+            elif redis.mark == token:
                 yield self.scripts.sweep(redis)._replace(mark=None), self.then_verify(about)
             else:
                 strict = about[1] != 0 and self.on("verify swept")
                 if self.on("all taken out"):
-                    about = (*about[:2], None)
+                    about = (*about[:2], None, about[3])
                 yield redis._replace(mark=None), DONE if strict else self.then_verify(about)
         elif at == "looked through":
             (about,) = facts
-            build, gap, cursor = about
-            yield self.scripts.verify(redis, build, gap, cursor, token=-2 - index), DONE
+            build, gap, cursor, change = about
+            yield self.scripts.verify(redis, build, gap, cursor, change, token=-2 - index), DONE
 
     def then_verify(self, about: tuple[Any, ...]) -> Actor:
         return ("looked through", about) if self.verifying else DONE
@@ -154,14 +165,32 @@ class Actors:
         at, *facts = actor
         if at == "start" and not self.scripts.lost(redis):
             assert redis.cursor is not None
-            was = redis.cursor, redis.source, redis.build
+            was = redis.cursor, redis.source, redis.build, redis.change
+            settled = redis.change == redis.settled or not self.on("changed table")
+            begun = "begun", was, redis.attached, settled
+            if self.scripts.has_parts:
+                yield redis, begun
+            else:  # one step, which makes no difference
+                yield from self.catch_up(redis, begun, views)
+        elif at == "begun":
+            was, attached, settled = facts
+            cursor, source, *_ = was
             for view in views:
-                if view.horizon < redis.cursor or (view.source != redis.source and self.on("source of a pass")):
+                if view.horizon < cursor or (view.source != source and self.on("source of a pass")):
                     continue
                 # Rows above the horizon are added, too, but for those that an earlier pass has added.
-                saw = any(redis.cursor <= xact < view.horizon for xact, _ in view.rows)
+                saw = any(cursor <= xact < view.horizon for xact, _ in view.rows)
                 claim = (view.xmax - 1, view.source) if saw else None
-                yield redis, ("read", was, view.horizon, view.history, view.source, claim)
+                if view.attached != attached:
+                    yield redis, ("noting", was, view, claim)
+                    continue
+                through = view.lsn if settled and self.scripts.has_parts else None
+                yield redis, ("read", was, view.horizon, view.history, through, view.source, claim)
+        elif at == "noting":
+            was, view, claim = facts
+            redis = self.scripts.note_table(redis, view)
+            through = None if self.on("changed table") else view.lsn
+            yield redis, ("read", (*was[:3], redis.change), view.horizon, view.history, through, view.source, claim)
         elif at == "read":
             *about, source, claim = facts
             if claim is not None and self.scripts.late(redis, about[1], source) and self.on("late passes"):
@@ -191,7 +220,7 @@ class Actors:
             assert redis.cursor is not None
             left, was = redis.left, (redis.left, redis.build)
             for view in views:
-                if not self.covers(view, seen_of(redis)):
+                if not self.covers(view, seen_of(redis)) or view.attached != redis.attached:
                     continue
                 until = redis.cursor if self.on("below the cursor") else view.horizon
                 found = {is_all for xact, is_all in view.departures if left <= xact < until}
@@ -218,12 +247,21 @@ class Actors:
         elif at == "fencing":
             about, was = facts
             shows = self.fence if self.on("departure fence") else self.covers
-            for here in {self.has_row(view) for view in views if shows(view, was)}:
-                yield redis, ("resolved" if here else "asked", about)
+            for view in views:
+                if not shows(view, was):
+                    continue
+                if view.attached != was.attached and self.on("noted table"):
+                    yield redis, START
+                else:
+                    yield redis, ("resolved", about) if self.has_row(view) else ("asked", about, was.change)
         elif at == "asked":
+            about, change = facts
+            if redis.change != change:
+                yield redis, START
+                return
             if redis.leaving_mark == index:
                 redis = self.scripts.sweep(redis)._replace(leaving_mark=None)
-            yield redis, ("resolved", *facts)
+            yield redis, ("resolved", about)
         elif at == "resolved":
             ((was, until),) = facts
             yield leave(redis, was, until, index), START
@@ -241,7 +279,9 @@ class Actors:
             return
         if at == "filling" and fill is not None and not fill.done:
             for view in views:
-                if view.source != fill.source and self.on("source of a fill"):
+                another_source = view.source != fill.source and self.on("source of a fill")
+                another_table = view.attached != fill.attached and self.on("table of a fill")
+                if another_source or (another_table and view.lsn >= fill.lsn):
                     yield from self.begin(s, view)
                 elif view.lsn >= fill.lsn or not self.on("fill lsn"):
                     yield s._replace(builder=("read", fill.token, sees(view)))
@@ -287,4 +327,6 @@ def sees(view: View) -> Saw:
 
 
 def seen_of(redis: Redis) -> Seen:
-    return Seen(redis.source, redis.cursor or 0, redis.water, redis.water_source, redis.reset)
+    return Seen(
+        redis.source, redis.cursor or 0, redis.water, redis.water_source, redis.reset, redis.attached, redis.change
+    )

@@ -6,7 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.protocol.rules import Rules
-from tests.protocol.state import DONE, ERASES, Departure, Entry, Left, Replica, State, View, genuine, put, rows
+from tests.protocol.state import (
+    DONE,
+    ERASES,
+    Departure,
+    Entry,
+    Left,
+    Replica,
+    State,
+    View,
+    genuine,
+    has_part,
+    put,
+    rows,
+)
 
 REWRITES = ("alter", "reload")
 
@@ -53,7 +66,9 @@ class Postgres:
 
     def view(self, replica: Replica, shown: tuple[Entry, ...], horizon: int, xmax: int) -> View:
         departures = self.departures(shown)
-        return View(replica.named, replica.history, replica.shown, horizon, xmax, rows(shown), departures)
+        return View(
+            replica.named, replica.history, replica.shown, horizon, xmax, rows(shown), departures, has_part(shown)
+        )
 
     def departures(self, log: tuple[Entry, ...]) -> frozenset[Departure]:
         """What the triggers have written down, less what was pruned."""
@@ -89,6 +104,10 @@ class Postgres:
             yield commit(s, "prune", left._replace(prunes=left.prunes - 1))
         if left.loads:
             yield commit(s, "load", left._replace(loads=left.loads - 1))
+        if left.attaches and not has_part(s.histories[-1]):
+            yield commit(s, "attach", left._replace(attaches=left.attaches - 1))
+        if left.detaches and has_part(s.histories[-1]):
+            yield commit(s, "detach", left._replace(detaches=left.detaches - 1))
         if left.rewrites:
             for kind in REWRITES:
                 yield commit(s, kind, left._replace(rewrites=left.rewrites - 1))

@@ -63,6 +63,14 @@ RULES = {
     "reconciled from": "a run resolves the departures below the cursor that it began with, not those below the one at its end",
     "all taken out": "... where it took out all that had no row: no other run has taken its marks away",
     "foreign rows": "a row is a row, whatever its xact: one of another history keeps the member in the set",
+    # A table that becomes another one without an xact: a part is attached, or detached
+    "changed table": "after another table was seen, passes claim no more moments until a run has settled that",
+    "claim of a change": "... and the watermark is raised to what showed it",
+    "compare change": "... nor does a pass claim one where another table was noted since it began",
+    "settled as begun": "a run settles only the change that was noted when it began",
+    "noted table": "a sweep asks the table that is noted",
+    "table of a run": "a run looks for what is missing in that table only",
+    "table of a fill": "a fill reads one table from its first snapshot on",
     # A watermark once more
     "missing stays missing": "recording sets no watermark where that of a complete counter is missing",
 }

@@ -7,10 +7,12 @@ from tests.protocol.state import Fill, Redis, Saw, View
 
 
 class Scripts:
-    """`has_rest`: there are other members, with old rows. `has_departures`: triggers write down what is deleted."""
+    """`has_rest`: there are other members, with old rows. `has_departures`: triggers write down what is deleted.
+    `has_parts`: a part is attached, and detached."""
 
-    def __init__(self, rules: Rules, *, has_rest: bool, has_departures: bool) -> None:
+    def __init__(self, rules: Rules, *, has_rest: bool, has_departures: bool, has_parts: bool) -> None:
         self.on, self.has_rest, self.has_departures = rules.on, has_rest, has_departures
+        self.has_parts = has_parts
 
     def lost(self, redis: Redis) -> bool:
         if redis.cursor is None or redis.size is None:
@@ -49,7 +51,16 @@ class Scripts:
     def reset_watermark(self, redis: Redis, view: View, committed: int) -> Redis:
         return redis._replace(water=view.xmax - 1, water_source=view.source, reset=committed)
 
+    def note_table(self, redis: Redis, view: View) -> Redis:
+        if redis.attached == view.attached:
+            return redis
+        redis = redis._replace(attached=view.attached, change=redis.change + 1)
+        if self.on("claim of a change"):
+            redis = self.raise_watermark(redis, view.xmax - 1, view.source)
+        return redis
+
     def begin(self, redis: Redis, token: int, view: View, committed: int) -> Redis:
+        redis = self.note_table(redis, view)
         cursor, size, reset = redis.cursor, redis.size, redis.reset
         unlike = size is None or redis.build != redis.intake_build or (redis.held == 0 and size != 0)
         if unlike and self.on("begin makes cold"):
@@ -60,7 +71,7 @@ class Scripts:
         unaccounted = gap != 0 or (redis.held > 0 and redis.water is None)
         if redis.intake_build is None and unaccounted and self.on("reset by a fill"):
             reset = committed
-        fill = Fill(token, view.source, view.history, view.horizon, view.lsn, gap)
+        fill = Fill(token, view.source, view.history, view.horizon, view.lsn, gap, view.attached, redis.change)
         redis = redis._replace(cursor=cursor, size=size, reset=reset, intake_fill=token, fill=fill)
         if self.on("claim of a fill"):
             redis = self.raise_watermark(redis, max(fill.horizon - 1, 0), fill.source)
@@ -70,6 +81,13 @@ class Scripts:
         if saw == "foreign row":
             redis = redis._replace(foreign=True)
         return self.record_rest(self.record(redis) if saw else redis)
+
+    def look(self, redis: Redis, *, saw: Saw) -> Redis:
+        """What a run does with a chunk: members that are there stay as they are, and keep their marks."""
+        if saw and redis.member:
+            foreign = redis.foreign or saw == "foreign row"
+            return self.record_rest(redis._replace(by_hand=False, foreign=foreign))
+        return self.fill(redis, saw=saw)
 
     def intact(self, redis: Redis, fill: Fill) -> bool:
         """Whether what a fill has added is still there."""
@@ -85,14 +103,20 @@ class Scripts:
             intake_fill=None,
             size=redis.size or 0,
             fill=None,
+            settled=fill.change,
+            through=fill.lsn if self.has_parts else 0,
             left=None if self.on("promote forgets") else fill.horizon,
             leaving=None,
         )
 
-    def advance(self, redis: Redis, was: tuple[int, int, int], cursor: int, history: int) -> Redis:
+    def advance(
+        self, redis: Redis, was: tuple[int, int, int, int], cursor: int, history: int, through: int | None
+    ) -> Redis:
+        if redis.change != was[3] and self.on("compare change"):
+            return redis
         same = (redis.cursor, redis.source) == was[:2] or not self.on("compare")
         if same and (redis.build == was[2] or not self.on("compare build")):
-            return redis._replace(cursor=cursor, history=history)
+            return redis._replace(cursor=cursor, history=history, through=max(redis.through, through or 0))
         return redis
 
     def sweep(self, redis: Redis) -> Redis:
@@ -105,7 +129,7 @@ class Scripts:
             return redis
         return redis._replace(left=left, leaving=None if token is not None else redis.leaving)
 
-    def verify(self, redis: Redis, build: int, gap: int, cursor: int | None, token: int) -> Redis:
+    def verify(self, redis: Redis, build: int, gap: int, cursor: int | None, change: int, token: int) -> Redis:
         if redis.cursor is None or redis.size is None:
             return redis
         if self.on("verify build") and not redis.build == redis.intake_build == build:
@@ -117,4 +141,6 @@ class Scripts:
         if self.has_departures and cursor is not None:
             left = cursor if self.on("reconciled from") else redis.cursor or 0
             redis = redis._replace(left=max(left, redis.left or 0))
+        if redis.change == change or not self.on("settled as begun"):
+            redis = redis._replace(settled=redis.change)
         return redis._replace(size=redis.held)

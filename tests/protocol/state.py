@@ -18,7 +18,9 @@ DONE: Actor = ("done",)
 # The writer of a row that came with a dump, or from a copied cluster, and its xact: one of another history.
 FOREIGN = -2
 FOREIGN_XACT = 50
-
+# The writer of the row in the part that is attached and detached, and its xact: below every cursor.
+PART = -3
+PART_XACT = 0
 
 # What leaves the member without a row: triggers bypassed, or not.
 ERASES = ("erase", "leave", "empty")
@@ -33,6 +35,8 @@ class Fill(NamedTuple):
     horizon: int
     lsn: int
     gap: int
+    attached: bool = False
+    change: int = 0
     done: bool = False
 
 
@@ -55,6 +59,10 @@ class Redis(NamedTuple):
     left: int | None = None  # departures below are resolved
     leaving: int | None = None  # token of the batch of departures that is being resolved …
     leaving_mark: int | None = None  # … and of the one that the member is marked by
+    attached: bool = False  # the table that was seen last has the part
+    change: int = 0  # how often it was seen to be another one …
+    settled: int = 0  # … and the change that a fill or a run has settled
+    through: int = 0  # complete_through: how many entries of the history it claims; only where parts are attached
     # Not in Redis, but facts: the member was put there by hand, and nobody has seen a row of it since; the history that the
     # cursor stands for, whatever the replica called it; a foreign row of the member has been seen, and is there.
     by_hand: bool = False
@@ -91,6 +99,7 @@ class View(NamedTuple):
     xmax: int
     rows: frozenset[Row]
     departures: frozenset[Departure] = frozenset()
+    attached: bool = False
 
 
 class Seen(NamedTuple):
@@ -101,6 +110,8 @@ class Seen(NamedTuple):
     water: int | None
     water_source: int
     reset: int
+    attached: bool
+    change: int
 
 
 class Left(NamedTuple):
@@ -121,6 +132,8 @@ class Left(NamedTuple):
     empties: int = 0  # TRUNCATE, and a trigger writes that down
     prunes: int = 0  # departures that are old are removed
     loads: int = 0  # a row with an xact of another history is stored
+    attaches: int = 0  # a part with an old row of the member comes to the table
+    detaches: int = 0  # … and goes
 
 
 class State(NamedTuple):
@@ -149,16 +162,27 @@ def put(actors: tuple[T, ...], index: int, actor: T) -> tuple[T, ...]:
 def rows(log: tuple[Entry, ...]) -> frozenset[Row]:
     """The member's rows after these entries."""
     found: frozenset[Row] = frozenset()
+    part: frozenset[Row] = frozenset({(PART_XACT, PART)})  # what is in the part
     for kind, xact, writer in log:
         if kind == "insert":
             found |= {(xact, writer)}
         elif kind == "load":
             found |= {(FOREIGN_XACT, FOREIGN)}
+        elif kind == "attach":
+            found |= part
+        elif kind == "detach":
+            found -= part
         elif kind in ERASES:
+            part -= found
             found = frozenset()
         elif kind == "reload":
             found = frozenset((FOREIGN_XACT if by == FOREIGN else xact, by) for _, by in found)
     return found
+
+
+def has_part(log: tuple[Entry, ...]) -> bool:
+    """Whether the part is attached after these entries."""
+    return [kind for kind, _, _ in log if kind in ("attach", "detach")][-1:] == ["attach"]
 
 
 def genuine(log: tuple[Entry, ...]) -> int:

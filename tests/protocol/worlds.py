@@ -11,6 +11,7 @@ _DAMAGED: World = {"ingests": 1, "runs": 1, "damages": 1, "fills": 1}
 _UNDER_A_PASS: World = {"ingests": 1, "runs": 1, "passes": 1, "damages": 1, "backs": 1, "fills": 0}
 _DEPARTURE: World = {"ingests": 1, "passes": 1, "departers": 1, "departures": 1}
 _RECONCILED: World = {"ingests": 1, "runs": 1, "passes": 1, "departers": 1}
+_PARTS: World = {"ingests": 0, "runs": 1, "passes": 1, "attaches": 1}
 _PRIMARY: World = {"passes": 1, "is_primary": True, "crashes": 1}
 _SECOND_REPLICA: World = {"ingests": 1, "runs": 1, "promotions": 1, "replicas": 2, "fills": 1}
 _SECOND_REPLICA_AHEAD: World = {**_COLD, "passes": 1, "promotions": 1, "replicas": 2, "others": 1, "fills": 1}
@@ -54,6 +55,17 @@ WORLDS: dict[str, World] = {
     "TRUNCATE": {**_RECONCILED, "empties": 1},
     "a row of another history": {**_RECONCILED, "passes": 0, "deleters": 1, "loads": 1},
     "a row of another history under a build": {**_COLD, "runs": 1, "departers": 1, "loads": 1, "fills": 1},
+    "a part comes": {**_PARTS, "ingests": 1, "backs": 1},
+    "a part comes and goes and comes": {**_PARTS, "attaches": 2, "detaches": 1},
+    "a part comes and goes, and departures": {**_PARTS, "departers": 1, "departures": 1, "attaches": 2, "detaches": 1},
+    "a part comes and goes under a build": {
+        **_COLD,
+        "ingests": 0,
+        "runs": 1,
+        "passes": 1,
+        "attaches": 2,
+        "detaches": 1,
+    },
     "a promotion": {"ingests": 2, "runs": 1, "passes": 1, "promotions": 1},
     "a promotion, and other rows come": {**_SECOND_REPLICA, "others": 1},
     "a promotion, and a second replica": {**_SECOND_REPLICA, "ingests": 2},
@@ -128,6 +140,13 @@ NEEDED: dict[str, World] = {
     "reconciled from": {**_DEPARTURE, "runs": 1},
     "foreign rows": {"ingests": 0, "runs": 1, "departers": 1, "loads": 1},
     "all taken out": {**_DEPARTURE, "runs": 2},
+    "changed table": _PARTS,
+    "claim of a change": {**_COLD, "runs": 1, "attaches": 1, "backs": 1, "fills": 1},
+    "compare change": {**_PARTS, "runs": 2, "attaches": 2, "detaches": 1},
+    "settled as begun": {**_PARTS, "runs": 2, "attaches": 2, "detaches": 1},
+    "noted table": {**_PARTS, "attaches": 2, "detaches": 1},
+    "table of a run": {**_PARTS, "attaches": 2, "detaches": 1},
+    "table of a fill": {**_COLD, "ingests": 0, "passes": 1, "attaches": 2, "detaches": 1},
     "reset waits": {"ingests": 1, "runs": 1, "poisons": 1},
     "reset by a fill": _DAMAGED,
     "missing stays missing": {"ingests": 1, "runs": 1, "poisons": 1, "promotions": 1},

@@ -250,8 +250,9 @@ function showCounter(section, name, counter, runs, now) {
   section.dataset.state = counter.state;
   showPill(part("state", section), counter.state === "live" ? "good" : "bad", counter.building ? "building" : counter.state);
   setText(part("count", section), counter.count === null ? "—" : number.format(counter.count));
-  part("reason", section).hidden = !counter.reason || Boolean(counter.building);
-  setText(part("reason", section), `Cannot be counted: ${spelled(counter.reason)}.`);
+  part("reason", section).hidden = !(counter.reason || counter.withheld) || Boolean(counter.building);
+  const why = counter.reason ? `Cannot be counted: ${counter.reason}` : `Complete only up to then: ${counter.withheld}`;
+  setText(part("reason", section), `${spelled(why)}.`);
   part("building", section).hidden = !counter.building;
   if (counter.building) {
     const { read, expected } = counter.building;

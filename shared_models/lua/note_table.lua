@@ -1,0 +1,19 @@
+-- Note which table a snapshot shows; where it is another one than before, complete_through stands still from now on, until a
+-- reconcile or a fill of it has ended.
+--
+-- KEYS[1] intake   KEYS[2] state
+-- ARGV[1] fingerprint of the table   ARGV[2] now in microseconds
+-- ARGV[3] the highest xact that the snapshot may show   ARGV[4] its source
+-- Returns the change that is noted now (changed_at).
+--
+-- Atomic because each change has to have another name than the one before it: whoever began before it must not settle it. A table
+-- that changes and changes back has changed twice. The watermark is raised to what the new table relies on: a sweep on a
+-- replica that does not show it yet has to wait.
+local known, changed_at = unpack(redis.call('HMGET', KEYS[2], 'fingerprint', 'changed_at'))
+if known == ARGV[1] and changed_at then return changed_at end
+local build = redis.call('HMGET', KEYS[1], 'build')[1]
+local last = changed_at and #changed_at <= 16 and string.match(changed_at, '^%d+$') and tonumber(changed_at) or 0
+changed_at = string.format('%d', math.max(tonumber(ARGV[2]), last + 1))
+redis.call('HSET', KEYS[2], 'fingerprint', ARGV[1], 'changed_at', changed_at)
+raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)
+return changed_at
