@@ -27,7 +27,7 @@ try:
     REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
 
     # How often the keeper catches up, and how often it reconciles each counter.
-    CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 1.0, validate=positive)
+    CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 0.25, validate=positive)
     RECONCILE_SECONDS = env.float("RECONCILE_SECONDS", 3600.0, validate=positive)
     # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
     FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0, validate=positive)

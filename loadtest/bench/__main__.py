@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compose.local.processes import StackError
-from loadtest.bench import growing, ingesting, querying, reconciling
+from loadtest.bench import adopting, growing, ingesting, querying, reconciling, statements
 from loadtest.bench.load import LoadFailed
 from loadtest.bench.reconciling import CommandFailed
 from loadtest.bench.results import Report
@@ -28,7 +28,14 @@ ROUNDS, ROWS = 3, 500_000
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench.json"
 
 Case = Callable[[World, Report, int, int], None]
-CASES: dict[str, Case] = {**ingesting.CASES, **querying.CASES, **reconciling.CASES, **growing.CASES}
+CASES: dict[str, Case] = {
+    **ingesting.CASES,
+    **querying.CASES,
+    **reconciling.CASES,
+    **adopting.CASES,
+    **statements.CASES,
+    **growing.CASES,
+}
 
 
 def main() -> int:

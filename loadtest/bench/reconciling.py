@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,12 +45,12 @@ class Done:
     peak_mb: float
 
 
-def run(world: World, module: str, *words: str) -> Done:
-    """`python -m module …` with manage's variables, to its end."""
+def run(world: World, module: str, *words: str, variables: Mapping[str, str] | None = None) -> Done:
+    """`python -m module …` with manage's variables, or these, to its end."""
     process = subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=CHECKOUT,
-        env=os.environ | world.stores_of_manage(),
+        env=os.environ | (variables or world.stores_of_manage()),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -20,6 +20,7 @@ from compose.local.ordinary_user import own
 from compose.local.processes import Process
 from compose.local.servers import Primary, Replica, Valkey
 from compose.local.services import Keeper, Web
+from shared_models import declarations
 
 P = TypeVar("P", bound=Process)
 
@@ -56,12 +57,16 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.primary_settings: dict[str, str] = {}  # of postgresql.conf, beside the usual; before it is first asked for
+        self.declarations: dict[str, str] = {}  # the variable that names another file of counters, for the services
+        self._declared = declarations.TABLES, declarations.COUNTERS
         self._started: list[Process] = []
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        declarations.TABLES, declarations.COUNTERS = self._declared
         for process in reversed(self._started):
             process.stop()
 
@@ -79,7 +84,7 @@ class World:
     @cached_property
     def primary(self) -> Primary:
         """An ordinary primary with the table, empty."""
-        server = self.start(Primary(self.folder / "primary", free_port(), **ENDING))
+        server = self.start(Primary(self.folder / "primary", free_port(), settings=self.primary_settings, **ENDING))
         stores = {"DATABASE_URL": server.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
         migrate = Web(self.folder / "migrate", free_port(), lambda: stores, application="ingest_service.asgi")
         migrate.create()
@@ -103,11 +108,16 @@ class World:
 
     def stores_of_ingest(self) -> dict[str, str]:
         """The variables that say where they are."""
-        return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url}
+        return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url, **self.declarations}
 
     def stores_of_manage(self) -> dict[str, str]:
         """The same for manage, which lets in whoever asks."""
-        return {"DATABASE_URL": self.replica.url, "REDIS_URL": self.valkey.url, "AUTH": "off"}
+        return {
+            "DATABASE_URL": self.replica.url,
+            "REDIS_URL": self.valkey.url,
+            "AUTH": "off",
+            **self.declarations,
+        }
 
     @cached_property
     def ingest(self) -> Web:
@@ -151,6 +161,14 @@ class World:
     def keeper(self) -> Keeper:
         """A keeper, started. It works whenever something is due, so that only cases that are about it want one."""
         return self.start(Keeper(self.folder / "keeper", self.stores_of_manage, valkey=self.valkey, **ENDING))
+
+    def declare(self, text: str) -> None:
+        """Count what this file declares, here and in the services that are started from now on."""
+        path = self.folder / "rollcall.toml"
+        path.write_text(text)
+        own(path)
+        self.declarations = {"ROLLCALL_FILE": str(path)}
+        declarations.TABLES, declarations.COUNTERS = declarations.parse(text)
 
     @contextlib.contextmanager
     def redis(self) -> Iterator[Redis]:

@@ -1,4 +1,4 @@
-"""The keeper: one process that catches up every second, builds what is cold, and reconciles on schedule or when asked.
+"""The keeper: one process that catches up several times a second, builds what is cold, and reconciles on schedule or when asked.
 
 It does one thing at a time, in steps that take milliseconds: between two steps of a long job it catches up when that is
 due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
