@@ -7,10 +7,16 @@ was no reconcile (but where the table was emptied).
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -19,9 +25,11 @@ from compose.local.servers import postgres_program
 from manage_service.keeper.loop import Keeper
 from shared_models import declarations, triggers
 from tests.manage.keepers import tick_until
-from tests.manage.theirs import Theirs, adopt, declaring, keeper_of, make_theirs, run_python
-from tests.servers import sql, started_primary, started_replica
+from tests.manage.theirs import ROOT, Theirs, adopt, declaring, keeper_of, make_theirs, run_python, url_in
+from tests.servers import free_port, sql, started_primary, started_replica, wait_for
 
+SERVICES = (ROOT / "docs" / "adopt.md").read_text().partition("## 4. ")[2].partition("\n## ")[0]
+READY = {"ready": True, "degraded": False, "checks": {"primary": "ok", "redis": "ok"}}
 DATABASE = "theirs"
 DECLARED = """
     [tables]
@@ -252,3 +260,60 @@ def test_the_keepers_role_may_read_what_was_adopted_and_nothing_else(theirs: The
     tables = {triggers.relation(table).replace('"', "") for table in declarations.TABLES}
     assert dict(rights) == dict.fromkeys({*tables, triggers.DEPARTURE}, "SELECT")
     assert theirs.keepers_url.startswith("postgres://rollcall_manage:")
+
+
+def test_the_services_as_the_docs_start_them(theirs: Theirs, declared: Path, tmp_path: Path) -> None:
+    """From an empty Redis: a keeper, query, and an ingest to which nothing can be sent."""
+    lines = re.findall(r"^    (.*\b(?:manage|query|ingest)_service\b.*)$", SERVICES, re.M)
+    ports = {line: str(free_port()) for line in lines}
+    _, query, ingest = lines
+    variables = {
+        **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "AUTH")},
+        **dict.fromkeys(("REDIS_MANAGE_URL", "REDIS_QUERY_URL", "REDIS_INGEST_URL"), theirs.valkey.url),
+        "MANAGE_URL": theirs.keepers_url,
+        "INGEST_URL": url_in(started_primary().url_of("ingest"), DATABASE),
+        "ROLLCALL_FILE": str(declared),
+        "TMPDIR": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    variables.pop("DJANGO_SETTINGS_MODULE")
+    theirs.redis.flushall()
+    with ExitStack() as running:
+        for line in lines:
+            started = subprocess.Popen(
+                ["sh", "-c", f"exec env {line}"],
+                cwd=ROOT,
+                env={**variables, "PORT": ports[line]},
+                stderr=subprocess.DEVNULL,
+            )
+            running.callback(started.wait)
+            running.callback(started.terminate)
+
+        def counts() -> dict[str, int]:
+            _, body = ask(ports[query], "GET", "/v1/counts")
+            return {name: counter.get("count", -1) for name, counter in body.get("counters", {}).items()}
+
+        wait_for(lambda: ask(ports[ingest], "GET", "/readyz") == (200, READY), "ingest to be ready")
+        wait_for(lambda: counts() == {name: len(members) for name, members in theirs.truth().items()}, "the counts")
+        theirs.write("INSERT INTO shop.baskets (owner) VALUES ('posted nowhere'); DELETE FROM crm_order")
+        wait_for(lambda: counts() == {name: len(members) for name, members in theirs.truth().items()}, "the counts")
+        assert ask(ports[ingest], "POST", "/v1/baskets")[0] == ask(ports[ingest], "POST", "/v1/messages")[0] == 404
+        _, before = ask(ports[query], "GET", "/v1/counts/owners")
+        wait_for(
+            lambda: ask(ports[query], "GET", "/v1/counts/owners")[1]["complete_through"] > before["complete_through"],
+            "the pulse",
+        )
+        who = "SELECT DISTINCT usename::text FROM pg_stat_activity WHERE datname = current_database() AND usename <> current_user"
+        assert dict.fromkeys(name for (name,) in theirs.ask_primary(who)) == {"rollcall_ingest": None}
+        assert theirs.exact()
+
+
+def ask(port: str, method: str, path: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON; 0 while nobody answers."""
+    with closing(http.client.HTTPConnection("127.0.0.1", int(port), timeout=5)) as connection:
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or "{}")
+        except OSError:
+            return 0, {}
