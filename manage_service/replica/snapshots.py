@@ -2,7 +2,7 @@
 
 Every read happens in a `Snapshot`: one repeatable-read transaction, short, which knows from the start
 
-    source             which history of which database it shows ("system identifier/timeline")
+    source             which history of which database it shows ("system identifier/database/timeline")
     lsn                how far the replica had replayed before it: it shows everything up to there
     committed_through  it shows every row that the primary committed before this moment (the primary's clock)
     horizon            it shows every row of a transaction with a lower xact

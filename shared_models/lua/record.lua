@@ -3,7 +3,7 @@
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] state
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
 --         to claim; decimal text, "" for none
--- ARGV[2] source of the xacts, "system identifier/timeline"; "" where there are none
+-- ARGV[2] source of the xacts, "system identifier/database/timeline"; "" where there are none
 -- ARGV[3] xact below which nothing is known of what has been deleted since: the one that stored the rows, or the horizon of
 --         the snapshot that showed them; "" for none
 -- ARGV[4…] members, a chunk at most

@@ -8,7 +8,7 @@
 -- Atomic because a record may raise it at any moment. What was acknowledged before is not in the new mark, hence the note
 -- of when: sweeps wait until the replica shows commits from after it.
 local have, source = unpack(redis.call('HMGET', KEYS[1], 'watermark', 'watermark_source'))
-local is_mark = have and source and #have <= 19 and string.match(have, '^%d+$') and string.match(source, '^%d+/%d+$')
+local is_mark = have and source and #have <= 19 and string.match(have, '^%d+$') and string.match(source, '^%d+/%d+/%d+$')
 if is_mark and have ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'watermark', ARGV[2], 'watermark_source', ARGV[3])
 redis.call('HSET', KEYS[2], 'watermark_reset_at', ARGV[4])

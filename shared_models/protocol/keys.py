@@ -21,7 +21,7 @@ a service that still has the old file goes on with the old one. The 2 is the lay
     rollcall:2:{TAG}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted
-                                          source            "system identifier/timeline" that the cursor belongs to
+                                          source            "system identifier/database/timeline" that the cursor belongs to
                                           build             token of the fill that completed this counter, or of the
                                                             reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …

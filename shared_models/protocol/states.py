@@ -23,7 +23,7 @@ from shared_models.protocol.moments import from_microseconds
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
-SOURCE = re.compile(r"\d+/\d+")
+SOURCE = re.compile(r"\d+/\d+/\d+")
 # Lua counts exactly up to here.
 SIZE_LIMIT = 10**15
 

@@ -1,7 +1,8 @@
 """Which history of which database a transaction id belongs to.
 
 Transaction ids are counted anew from the fork whenever a standby is promoted, and start over in a restored cluster.
-Every xact that is kept in Redis stands beside its source: "system identifier/timeline".
+Every xact that is kept in Redis stands beside its source: "system identifier/database/timeline". The databases of one server
+share its transaction ids, but not their rows: the number of the database tells a copy of it from the one that was read before.
 """
 
 # On a primary the timeline is that of the log being written, at once after a promotion. A standby that follows another
@@ -12,6 +13,7 @@ Every xact that is kept in Redis stands beside its source: "system identifier/ti
 RECEIVED_SQL = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 SOURCE_SQL = f"""
     (SELECT system_identifier FROM pg_control_system())::text || '/' ||
+    (SELECT oid FROM pg_database WHERE datname = current_database())::text || '/' ||
     CASE WHEN pg_is_in_recovery() THEN greatest(
         (SELECT timeline_id FROM pg_control_checkpoint()),
         (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
@@ -21,6 +23,6 @@ SOURCE_SQL = f"""
 
 
 def split(source: str) -> tuple[str, int]:
-    """The system identifier and the timeline; the empty source is before every other."""
-    system, _, timeline = source.rpartition("/")
-    return system, int(timeline or 0)
+    """The database ("system identifier/database") and the timeline; the empty source is before every other."""
+    database, _, timeline = source.rpartition("/")
+    return database, int(timeline or 0)

@@ -396,7 +396,7 @@ def test_a_prepared_transaction() -> None:
     server = Primary(
         servers_folder() / f"prepared-{time.monotonic_ns()}",
         free_port(),
-        settings={**FAST, "max_prepared_transactions": "2"},
+        settings=FAST,
         dies_with_parent=True,
     )
     server.start()
@@ -427,7 +427,7 @@ def test_what_logical_replication_applies() -> None:
     server = Primary(
         servers_folder() / f"publisher-{time.monotonic_ns()}",
         free_port(),
-        settings={**FAST, "wal_level": "logical"},
+        settings=FAST,
         dies_with_parent=True,
     )
     server.start()

@@ -15,6 +15,8 @@ from django.db import connection
 from compose.local.servers import Valkey
 from ingest_service.writing import pulse, transactions
 from ingest_service.writing.pulse import Pulse
+from shared_models import declarations
+from shared_models.declarations import Counter, Field, Table
 from shared_models.web import prometheus
 from tests.ingest.producing import Producer, message
 from tests.ingest.severing import Severing
@@ -66,6 +68,21 @@ def test_a_database_that_cannot_be_written_to_or_has_no_tables_is_named(
     finally:
         call_command("migrate", verbosity=0)
     assert producer.get("/readyz").status_code == 200
+
+
+def test_where_only_tables_of_others_are_counted_the_database_needs_none_of_ours(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent to such an ingest: it keeps time, and prunes departures."""
+    orders = Table("orders", "shop", "orders", (Field("email", "text"),))
+    call_command("migrate", "ingest_service", "zero", verbosity=0)
+    try:
+        monkeypatch.setattr(declarations, "COUNTERS", (Counter("customers", orders, ("email",)),))
+        assert producer.get("/readyz").json()["checks"] == {"primary": "ok", "redis": "ok"}
+        assert Pulse(pulse_seconds=0, keep_hours=48).prune() == 0
+        assert producer.send(message()).status_code == 404
+    finally:
+        call_command("migrate", verbosity=0)
 
 
 def test_the_metrics_follow_what_happens(producer: Producer) -> None:

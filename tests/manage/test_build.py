@@ -213,12 +213,12 @@ def test_another_history_of_the_database_is_read_from_the_start_and_the_count_is
     world.replay()
     world.build("users")
     through = world.state().complete_through
-    world.redis.hset(keys.of_counter("users").state, mapping={"source": "1/1", "verified_at": 1})
+    world.redis.hset(keys.of_counter("users").state, mapping={"source": "1/1/1", "verified_at": 1})
     world.store("new")
     world.replay()
     for _ in build.build(USERS, world.replica, world.passes()):
         assert not world.state().cold and world.state().complete_through == through
-    assert world.state().source != "1/1"
+    assert world.state().source != "1/1/1"
     assert world.state().verified_at is None, "what was proved of the old history proves nothing about the new"
     assert world.exact(["users"])
 
@@ -227,7 +227,7 @@ def test_a_fill_begun_in_another_history_begins_again(world, small_chunks):
     world.store(*names(50))
     world.replay()
     next(build.build(USERS, world.replica, world.passes()))
-    world.redis.hset(keys.of_counter("users").fill, mapping={"source": "1/1", "position": "=user040"})
+    world.redis.hset(keys.of_counter("users").fill, mapping={"source": "1/1/1", "position": "=user040"})
     world.build("users")
     assert world.exact(["users"])
 

@@ -143,10 +143,10 @@ def test_a_cold_counter_is_left_alone(world):
 
 def test_a_cursor_of_another_history_is_not_moved(world):
     world.build()
-    world.redis.hset(keys.of_counter("users").state, "source", "1/1")
+    world.redis.hset(keys.of_counter("users").state, "source", "1/1/1")
     world.store("ann")
     world.replay()
-    assert "belongs to 1/1" in world.catch_up().behind
+    assert "belongs to 1/1/1" in world.catch_up().behind
     assert world.set() == set()
 
 

@@ -196,7 +196,7 @@ def test_a_sweep_marks_no_more_than_a_round_at_a_time(live, monkeypatch):
 def test_ingest_alone_cannot_end_the_keeper_or_a_counter(live, keeper):
     """Every field that ingest's user may write, with everything that it must not be."""
     for field in ("size", "build", "fill", "watermark", "watermark_source"):
-        for value in ("", "x", "-1", "9" * 25, "1/1/1", b"\xff"):
+        for value in ("", "x", "-1", "9" * 25, "1/1", "1/1/1/1", b"\xff"):
             live.redis.hset(USERS.intake, field, value)
             keeper.tick()
             live.store("dora")

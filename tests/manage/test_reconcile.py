@@ -431,7 +431,7 @@ def test_cancelling_stops_a_run_after_its_step(world, monkeypatch):
     assert not world.redis.exists(keys.of_lock("reconcile:users"))
 
 
-def state_of(watermark=0, watermark_source="7/2", cursor=10, source="7/2", watermark_reset_at=None):
+def state_of(watermark=0, watermark_source="7/5/2", cursor=10, source="7/5/2", watermark_reset_at=None):
     return states.State(
         count=1,
         cursor=cursor,
@@ -449,13 +449,14 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
     ("state", "passes"),
     [
         (state_of(), True),
-        (state_of(watermark=19, watermark_source="7/2"), True),
-        (state_of(watermark=20, watermark_source="7/2"), False),
+        (state_of(watermark=19, watermark_source="7/5/2"), True),
+        (state_of(watermark=20, watermark_source="7/5/2"), False),
         (state_of(cursor=20), True),
         (state_of(cursor=21), False),
-        (state_of(watermark=99, watermark_source="7/1"), True),  # a primary that has been replaced
-        (state_of(watermark=1, watermark_source="7/3"), False),  # the replica does not follow yet
-        (state_of(watermark=1, watermark_source="8/1"), False),  # another database altogether
+        (state_of(watermark=99, watermark_source="7/5/1"), True),  # a primary that has been replaced
+        (state_of(watermark=1, watermark_source="7/5/3"), False),  # the replica does not follow yet
+        (state_of(watermark=1, watermark_source="8/5/1"), False),  # another database altogether
+        (state_of(watermark=1, watermark_source="7/6/1"), False),  # another database of the same server
         (state_of(watermark=None), False),  # somebody has deleted it
         (state_of(watermark_reset_at=NOON), False),  # what was acknowledged just before may not be shown yet
         (state_of(watermark_reset_at=NOON - timedelta(minutes=2)), True),
@@ -463,7 +464,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 )
 def test_the_fence_lets_through_what_shows_all_that_was_acknowledged(state, passes):
     connection: Any = None  # a fence asks nothing
-    snapshot = snapshots.Snapshot(connection, source="7/2", lsn=0, committed_through=NOON, horizon=20, xmax=20)
+    snapshot = snapshots.Snapshot(connection, source="7/5/2", lsn=0, committed_through=NOON, horizon=20, xmax=20)
     assert (fence(snapshot, state) is None) is passes
 
 
@@ -477,9 +478,9 @@ def test_a_run_that_waits_at_the_fence_ends_when_the_replica_goes_over_to_anothe
         world.post("new")
         running_steps = world.steps(run, wait_seconds=60)
         assert next(step for step in running_steps if step.waiting).phase == "fence"
-        monkeypatch.setattr(sql, "STANDPOINT", sql.STANDPOINT.replace(SOURCE_SQL, "'7/9'"))
+        monkeypatch.setattr(sql, "STANDPOINT", sql.STANDPOINT.replace(SOURCE_SQL, "'7/5/9'"))
         assert list(running_steps) == []
-    assert run.status is Status.FAILED and run.detail.startswith("the replica now shows 7/9, the counter belongs to ")
+    assert run.status is Status.FAILED and run.detail.startswith("the replica now shows 7/5/9, the counter belongs to ")
     assert b"new" in world.set() and world.state().verified_at is None
 
 

@@ -14,7 +14,7 @@ from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.samples import Sample
 from shared_models.protocol.states import Drift, read_state
 
-SOURCE = "7000000000000000001/1"
+SOURCE = "7000000000000000001/16384/1"
 HORIZON = 1000
 THROUGH = datetime(2026, 11, 23, 12, 0, 1, 200_000, tzinfo=UTC)
 

@@ -1,0 +1,1 @@
+"""A Django project of somebody else, who has never heard of Rollcall."""

@@ -1,0 +1,1 @@
+"""Its only application: customers and their orders."""
