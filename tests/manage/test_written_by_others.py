@@ -30,6 +30,8 @@ from tests.servers import free_port, sql, started_primary, started_replica, wait
 
 SERVICES = (ROOT / "docs" / "adopt.md").read_text().partition("## 4. ")[2].partition("\n## ")[0]
 READY = {"ready": True, "degraded": False, "checks": {"primary": "ok", "redis": "ok"}}
+# Three services begin at once, and other tests run beside this one.
+START_SECONDS = 60.0
 DATABASE = "theirs"
 DECLARED = """
     [tables]
@@ -273,6 +275,7 @@ def test_the_services_as_the_docs_start_them(theirs: Theirs, declared: Path, tmp
         "MANAGE_URL": theirs.keepers_url,
         "INGEST_URL": url_in(started_primary().url_of("ingest"), DATABASE),
         "ROLLCALL_FILE": str(declared),
+        "WORKERS": "1",
         "TMPDIR": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
@@ -293,10 +296,14 @@ def test_the_services_as_the_docs_start_them(theirs: Theirs, declared: Path, tmp
             _, body = ask(ports[query], "GET", "/v1/counts")
             return {name: counter.get("count", -1) for name, counter in body.get("counters", {}).items()}
 
-        wait_for(lambda: ask(ports[ingest], "GET", "/readyz") == (200, READY), "ingest to be ready")
-        wait_for(lambda: counts() == {name: len(members) for name, members in theirs.truth().items()}, "the counts")
+        def wait_for_counts() -> None:
+            wanted = {name: len(members) for name, members in theirs.truth().items()}
+            wait_for(lambda: counts() == wanted, "query to answer what is in the tables", START_SECONDS)
+
+        wait_for(lambda: ask(ports[ingest], "GET", "/readyz") == (200, READY), "ingest to be ready", START_SECONDS)
+        wait_for_counts()
         theirs.write("INSERT INTO shop.baskets (owner) VALUES ('posted nowhere'); DELETE FROM crm_order")
-        wait_for(lambda: counts() == {name: len(members) for name, members in theirs.truth().items()}, "the counts")
+        wait_for_counts()
         assert ask(ports[ingest], "POST", "/v1/baskets")[0] == ask(ports[ingest], "POST", "/v1/messages")[0] == 404
         _, before = ask(ports[query], "GET", "/v1/counts/owners")
         wait_for(
