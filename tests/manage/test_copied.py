@@ -112,6 +112,28 @@ def test_another_database_of_the_same_server(blue: Theirs) -> None:
     sql(started_primary(), "DROP DATABASE other_blue WITH (FORCE)")
 
 
+@pytest.mark.parametrize("how", ["restored over it", "renamed"])
+def test_another_table_of_the_same_name(blue: Theirs, declared: Path, how: str) -> None:
+    """Its rows carry xacts below the cursor, and nothing says when they came."""
+    dump = blue.program("pg_dump", "-Fc", blue.url)
+    with keeper_of(blue) as keeper:
+        blue.write("INSERT INTO baskets (owner) VALUES ('of the first'); DELETE FROM baskets WHERE owner = 'owner1'")
+        blue.follow(keeper)
+        before = blue.set("owners")
+        if how == "renamed":
+            blue.write("""
+                CREATE TABLE others (LIKE baskets INCLUDING ALL);
+                INSERT INTO others (owner, xact) VALUES ('of the second', 5);
+                BEGIN; DROP TABLE baskets CASCADE; ALTER TABLE others RENAME TO baskets; COMMIT
+            """)
+            adopt(blue.url, declared)
+        else:
+            blue.program("pg_restore", "--clean", "--if-exists", "--exit-on-error", "-d", blue.url, given=dump)
+        blue.replay()
+        assert blue.table_of("owners") - before, "members that were not there"
+        follow_from(before, blue, keeper)
+
+
 def test_a_dump_that_is_restored_on_another_server(blue: Theirs, copy: Theirs) -> None:
     """Its rows have xacts of the old server: lower ones than the copy's, a far one, and some that it will give out soon."""
     ((soon,),) = copy.ask_primary("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
