@@ -144,8 +144,8 @@ def test_a_snapshot_knows_its_facts_and_leaves_no_transaction_open(world):
     world.store("ann")
     world.replay()
     with world.replica.snapshot() as snapshot:
-        system, timeline = snapshot.source.split("/")
-        assert int(system) > 10**15 and timeline == "1"
+        system, database, timeline = snapshot.source.split("/")
+        assert int(system) > 10**15 and int(database) > 1 and timeline == "1"
         assert snapshot.horizon > 1 and snapshot.lsn > 0 and snapshot.committed_through.tzinfo is not None
         pid = snapshot._connection.info.backend_pid
     idle = "SELECT state FROM pg_stat_activity WHERE pid = %s"
@@ -175,7 +175,7 @@ def test_the_timeline_that_is_received_is_asked_by_the_function_as_soon_as_the_r
     def seen() -> str:
         world.replay()
         with reader.snapshot() as snapshot:
-            return snapshot.source.split("/")[1]
+            return snapshot.source.split("/")[2]
 
     try:
         servers.sql(world.primary, "DROP SCHEMA rollcall_internal CASCADE")
