@@ -2,17 +2,18 @@
 --
 -- KEYS[1] members   KEYS[2] suspects, or departing   KEYS[3] intake   KEYS[4] state
 -- ARGV[1] token of the sweep   ARGV[2] changed_at when its fence was read   ARGV[3…] members without a row, a chunk at most
--- Returns those that were taken out, or -1 where the table has changed since (nothing is changed then).
+-- Returns those that were taken out, or -1 where some are marked and the table has changed since (nothing is
+-- changed then).
 --
 -- Atomic because a member that is recorded after the look at its mark must stay, and the size goes with the members; and so
 -- does `swept`, by which a run sees that another sweep has taken out members that it had counted on. A table that has changed since may have a row of them: the sweep asked another one.
 -- Redis does not roll a script back: the hashes are read first, so that nothing that can fail comes after the first SREM.
 local size = redis.call('HMGET', KEYS[3], 'size')[1]
 local swept, changed_at = unpack(redis.call('HMGET', KEYS[4], 'swept', 'changed_at'))
-if (changed_at or '') ~= ARGV[2] then return -1 end
 local gone, removed = {}, 0
 for i = 3, #ARGV do
   if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
+    if (changed_at or '') ~= ARGV[2] then return -1 end
     redis.call('HDEL', KEYS[2], ARGV[i])
     removed = removed + redis.call('SREM', KEYS[1], ARGV[i])
     gone[#gone + 1] = ARGV[i]

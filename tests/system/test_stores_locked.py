@@ -229,7 +229,7 @@ REFUSED: dict[str, Commands] = {
         ("EVAL", steps.RECORD.text, 5, *RECORDED, "", "", "", "door"),
         ("SCRIPT", "LOAD", "while true do end"),
         ("SCRIPT", "EXISTS", steps.RECORD.sha),
-        ("EVALSHA", steps.SWEEP.sha, 4, USERS.members, USERS.suspects, USERS.intake, USERS.state, "token", "door"),
+        ("EVALSHA", steps.SWEEP.sha, 4, USERS.members, USERS.suspects, USERS.intake, USERS.state, "token", "", "door"),
         ("EVALSHA", steps.MARK_DEPARTING.sha, 2, USERS.state, USERS.departing, "token", "door"),
         ("HSET", USERS.fill, "token", "x"),
         ("HGET", USERS.fill, "token"),

@@ -23,7 +23,8 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
-            "A service that still has the older file counts by these keys: restart all of them before you remove any."
+            "A service that still has the older file counts by these keys: restart all of them before you remove any. "
+            "The user in REDIS_URL has to be allowed to SCAN, which those of the services are not: name an administrator's."
         )
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
 
