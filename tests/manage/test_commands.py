@@ -223,7 +223,9 @@ def test_check_compares_the_declarations_with_the_database_where_one_is_named(wo
     assert said.returncode == 1 and "counter 'gone': relation \"public.gone\" does not exist" in said.stderr
     assert "counter 'texts': no index of public.message begins with (message)" in said.stderr
     assert manage_elsewhere("check", ROLLCALL_FILE=str(file)).returncode == 0, "no store is touched"
-    nowhere = manage_elsewhere("check", "--database", "default", DATABASE_URL=f"postgres://x@127.0.0.1:{servers.free_port()}/x")
+    nowhere = manage_elsewhere(
+        "check", "--database", "default", DATABASE_URL=f"postgres://x@127.0.0.1:{servers.free_port()}/x"
+    )
     assert nowhere.returncode == 1 and "the database cannot be read" in nowhere.stderr
 
 
