@@ -16,6 +16,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Nobody reads more, and each costs time: a body of sixty thousand unknown fields took seconds, and was answered with megabytes.
 MOST_FAULTS = 10
+# Of the name of a field that there is not.
+SHOWN_CHARACTERS = 100
 
 # How msgspec says where in a document something is wrong: "Expected `str`, got `int` - at `$.counters[0]`".
 PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
@@ -61,7 +63,8 @@ def explain(error: ValueError, struct: type[msgspec.Struct]) -> Fault:
     said = str(error)
     if unknown := UNKNOWN.match(said):
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(struct))
-        return Fault(unknown[1], f"there is no such field; there are: {known}")
+        name = unknown[1] if len(unknown[1]) <= SHOWN_CHARACTERS else f"{unknown[1][:SHOWN_CHARACTERS]}…"
+        return Fault(name, f"there is no such field; there are: {known}")
     place = PLACE.search(said)
     name = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place[1]) if place else "body"
     return Fault(name, PLACE.sub("", said) + allowed(name, struct))
