@@ -308,6 +308,10 @@ class Operator(Client):
     fixed_count = 1
     wait_time = between(0.5, 2)
 
+    def on_start(self) -> None:
+        """However short the load is, there is a run in it."""
+        self.ask_for_a_run()
+
     @task
     def ask_for_a_run(self) -> None:
         asked = {

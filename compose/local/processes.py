@@ -181,10 +181,6 @@ class Process:
         if process is not None:
             kill(process)
         self.end_leftovers()
-        if self._child is not None:
-            # Our child, to be reaped: a process counts as a zombie a moment before its last thread has ended.
-            self._child.wait(KILLED_SECONDS)
-            self._child = None
         (self.folder / "pid").unlink(missing_ok=True)
 
     def check_port(self) -> None:
@@ -210,6 +206,10 @@ class Process:
         """Kill what an earlier start left behind. Called when the process itself is known to be gone."""
         for process in list(self.leftovers()):
             kill(process)
+        if self._child is not None:
+            # Our child, to be reaped: a process counts as a zombie a moment before its last thread has ended.
+            self._child.wait(KILLED_SECONDS)
+            self._child = None
 
     def full_environment(self) -> dict[str, str]:
         """The environment that it runs in."""
