@@ -48,7 +48,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.protocol.actors import Actors
 from tests.protocol.damage import Damage
@@ -56,6 +56,7 @@ from tests.protocol.postgres import Postgres
 from tests.protocol.rules import Rules
 from tests.protocol.scripts import Scripts
 from tests.protocol.state import ERASES, FOREIGN, PART, START, Left, Redis, Replica, State, genuine, rows
+from tests.protocol.telling import as_lines, tell
 
 
 class Result(NamedTuple):
@@ -180,21 +181,9 @@ def path_to(state: State | None, came_from: dict[State, State | None]) -> Iterat
         state = came_from[state]
 
 
-def changes(before: tuple[Any, ...], after: tuple[Any, ...], name: str = "") -> Iterator[str]:
-    """What a step has changed, field by field."""
-    for field, old, new in zip(getattr(before, "_fields", ()), before, after, strict=True):
-        if old == new:
-            continue
-        if hasattr(old, "_fields") and hasattr(new, "_fields"):
-            yield from changes(old, new, f"{field}.")
-        else:
-            yield f"{name}{field}: {old} -> {new}"
-
-
 if __name__ == "__main__":
     words = dict(word.split("=", 1) for word in sys.argv[1:])
     left_out = {rule for rule in words.pop("without", "").split(",") if rule}
     result = search(**{name: int(number) for name, number in words.items()}, without=left_out)  # type: ignore[arg-type]
     print(f"{f'BROKEN: {result.broken}' if result.broken else 'holds'} in {result.states:,} states")
-    for earlier, later in zip(result.path, result.path[1:], strict=False):
-        print("  " + "; ".join(changes(earlier, later)))
+    print(*as_lines(tell(result.path)), sep="\n")
