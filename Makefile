@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long check audit images lock chaos bench loadtest
+.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long types docs check audit images lock chaos bench loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -56,12 +56,18 @@ loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
 # Types are checked two folders at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
-check: .venv/complete ## Lint, types and every test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+types: .venv/complete ## mypy, strict
 	@printf '%s\n' "tests loadtest" "ingest_service shared_models compose" manage_service query_service \
 		| DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 xargs -L 1 -P 2 sh -c 'echo "mypy $$*" \
 			&& DJANGO_SETTINGS_MODULE=$$1.settings $(BIN)/mypy --cache-dir .mypy_cache/$$1 "$$@"' sh
+
+docs: .venv/complete ## Build the documentation as a site, into .local/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html."
+
+check: .venv/complete ## Lint, types and every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
 	@$(BIN)/python -m tests.run
 
 audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up
