@@ -29,4 +29,4 @@ from ingest_service import settings  # noqa: E402
 from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
-    sys.exit(f"ingest_service: {reason}. See Credentials in README.md.")
+    sys.exit(f"ingest_service: {reason}. See docs/security.md.")

@@ -93,7 +93,7 @@ try:
             raise EnvError('"SECRET_KEY" not set, and the admin (ADMIN_DATABASE_URL) signs its cookies with it')
         DATABASES["admin"] = dj_database_url.parse(ADMIN_DATABASE_URL)
 except (EnvError, ValueError) as error:  # ValueError: what dj_database_url says of a URL that is none
-    sys.exit(f"ingest_service: {error}. See the table of variables in README.md.")
+    sys.exit(f"ingest_service: {error}. See docs/configuration.md.")
 
 logs.configure("ingest", LOG_JSON, delayed=True)
 LOGGING_CONFIG = None

@@ -25,4 +25,4 @@ from manage_service import settings  # noqa: E402
 from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
-    sys.exit(f"manage_service: {reason}. See Credentials in README.md.")
+    sys.exit(f"manage_service: {reason}. See docs/security.md.")

@@ -47,7 +47,7 @@ try:
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
 except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
-    sys.exit(f"manage_service: {error}. See the table of variables in README.md.")
+    sys.exit(f"manage_service: {error}. See docs/configuration.md.")
 
 logs.configure("manage", LOG_JSON)
 LOGGING_CONFIG = None

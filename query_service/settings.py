@@ -65,7 +65,7 @@ try:
     # A log line for each standing answer and stream, too. Such a line costs more than the answer.
     ACCESS_LOG = env.bool("ACCESS_LOG", False)
 except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
-    sys.exit(f"query_service: {error}. See the table of variables in README.md.")
+    sys.exit(f"query_service: {error}. See docs/configuration.md.")
 
 logs.configure("query", LOG_JSON, delayed=True)
 LOGGING_CONFIG = None

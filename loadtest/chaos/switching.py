@@ -27,7 +27,7 @@ DROP_SLOT = f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slo
 
 
 class Switching(Harm):
-    """A switchover as compose/RUNBOOK.md has it. No acknowledged row may be lost: the primary is stopped in order first."""
+    """A switchover as docs/runbook.md has it. No acknowledged row may be lost: the primary is stopped in order first."""
 
     def promotion(self, fault: Fault) -> Undo:
         """The services follow at once, the old primary when the fault ends. Until then manage reads the new one."""

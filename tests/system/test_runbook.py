@@ -1,4 +1,4 @@
-"""What compose/RUNBOOK.md says, done without hands, while somebody asks for the count all the time."""
+"""What docs/runbook.md says, done without hands, while somebody asks for the count all the time."""
 
 from __future__ import annotations
 

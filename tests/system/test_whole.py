@@ -145,9 +145,9 @@ def test_redis_holds_what_the_keys_module_says_and_nothing_else(live: Stack) -> 
         assert all(key.startswith(keys.PREFIX.encode()) for key in client.scan_iter())
 
 
-def test_the_endpoints_that_the_readme_names_are_those_that_the_services_describe(live: Stack) -> None:
-    readme = (CHECKOUT / "README.md").read_text()
-    named = {(method, path.partition("?")[0]) for method, path in re.findall(r"`(GET|POST) (/[^` ]+)`", readme)}
+def test_the_endpoints_that_the_docs_name_are_those_that_the_services_describe(live: Stack) -> None:
+    page = (CHECKOUT / "docs" / "http-api.md").read_text()
+    named = {(method, path.partition("?")[0]) for method, path in re.findall(r"`(GET|POST) (/[^` ]+)`", page)}
     described = set()
     for service in (live.ingest, live.manage, live.query):
         _, description = ask(service, "GET", "/openapi.json")
