@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 from tests.protocol.state import START, Actor, Left, Redis, State
@@ -55,14 +56,19 @@ def as_diagram(steps: Sequence[Step], broken: str) -> list[str]:
     """Mermaid's text of a sequence diagram."""
     names = dict.fromkeys(name for step in steps for name in (step.who, step.whom))
     order = [name for kind in _ORDER for name in names if name.startswith(kind)]
-    lines = ["sequenceDiagram", *(f"participant {_id(name)} as {name}" for name in order)]
+    lines = [_SIZE, "sequenceDiagram", *(f"participant {_id(name)} as {name}" for name in order)]
     for who, whom, what in steps:
+        what = "<br/>".join(wrap(what, _LETTERS))
         if who == whom:
             lines.append(f"Note over {_id(who)}: {what}")
         else:
             lines.append(f"{_id(who)}->>{_id(whom)}: {what}")
     return [*lines, f"Note over {_id(order[0])},{_id(order[-1])}: broken: {PROMISES[broken]}"]
 
+
+# Narrow enough for a page: a drawing is as wide as that, and its letters as small as that makes them.
+_SIZE = '%%{init: {"sequence": {"actorMargin": 15, "width": 90, "height": 40}}}%%'
+_LETTERS = 24
 
 _ORDER = (
     "Ingest",
@@ -407,9 +413,19 @@ for _number in range(20):
 def passage(rule: str, broken: str, path: Sequence[State]) -> str:
     """What the page says between the marks of this rule: the interleaving, as a drawing where the mark asks for one."""
     steps = tell(path)
-    if f"<!-- drawn: {rule} -->" in PAGE.read_text():
-        return "\n".join(["```mermaid", *as_diagram(steps, broken), "```"])
-    return "\n".join([*as_lines(steps), "", f"Broken, *{broken}*: {PROMISES[broken]}."])
+    drawn = f"<!-- drawn: {rule} -->" in PAGE.read_text()
+    return "\n".join(
+        [
+            *(["```mermaid", *as_diagram(steps, broken), "```", ""] if drawn else []),
+            f'<details markdown="1"><summary>{"The same in words" if drawn else "What happens without it"}</summary>',
+            "",
+            *as_lines(steps),
+            "",
+            f"Broken, *{broken}*: {PROMISES[broken]}.",
+            "",
+            "</details>",
+        ]
+    )
 
 
 def written(rule: str) -> str:
