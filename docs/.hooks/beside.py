@@ -8,18 +8,16 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "licence.md": "LICENSE"}
 LINKS = {"](docs/": "](", "](CONTRIBUTING.md)": "](contributing.md)", "](LICENSE)": "](licence.md)"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    readme = (ROOT / "README.md").read_text()
-    for link, to in LINKS.items():
-        readme = readme.replace(link, to)
-    pages = {
-        "index.md": readme,
-        "changelog.md": (ROOT / "CHANGELOG.md").read_text(),
-        "licence.md": f"# Licence\n\n```text\n{(ROOT / 'LICENSE').read_text()}```\n",
-    }
-    for name, text in pages.items():
-        files.append(File.generated(config, name, content=text))
+    for page, name in PAGES.items():
+        text = (ROOT / name).read_text()
+        for link, to in LINKS.items():
+            text = text.replace(link, to)
+        if page == "licence.md":
+            text = f"# Licence\n\n```text\n{text}```\n"
+        files.append(File.generated(config, page, content=text))
     return files

@@ -126,4 +126,4 @@ def test_the_javascript_of_the_readme_works(live: Stack) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert re.match(r"\d+ \d{4}-", done.stdout), done.stdout
+    assert re.match(r"\d+ \d{4}-", str(done.stdout)), done.stdout
