@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 MEDIA_TYPE = "application/problem+json"
+# A detail may quote what was sent. Nobody reads more.
+DETAIL_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Problem(Exception):
     def __init__(
         self, kind: ProblemType, detail: str, *, headers: dict[str, str] | None = None, **members: object
     ) -> None:
+        if len(detail) > DETAIL_CHARACTERS:
+            detail = detail[:DETAIL_CHARACTERS] + "…"
         super().__init__(detail)
         self.status, self.slug, self.detail = kind.status, kind.slug, detail
         self.kind, self.members = kind, members
