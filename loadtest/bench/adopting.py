@@ -164,7 +164,7 @@ def write(world: World, statement: str, each: Callable[[int], None], writes: int
 
 
 def live_world(world: World, table_rows: int) -> Keeper:
-    """The table filled and adopted, a keeper at work, both counters live. The keeper."""
+    """The table filled and adopted, a keeper at work, both counters live and verified. The keeper."""
     orders.make(world)
     orders.fill(world, table_rows)
     world.declare(orders.DECLARATIONS)
@@ -172,6 +172,10 @@ def live_world(world: World, table_rows: int) -> Keeper:
     _ = world.replica
     keeper = world.keeper()
     wait_until_live(world)
+    # After a build departures wait for the first reconcile, which begins at once, and says from where on they are to be read.
+    with world.redis() as redis:
+        while any(states.read_state(redis, name).left_through is None for name in orders.COUNTERS):
+            time.sleep(0.02)
     return keeper
 
 
