@@ -123,7 +123,7 @@ def test_P7_a_number_says_since_when_it_was_verified_and_what_was_found(world):
 
 
 def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypatch):
-    """Everything differs: 6,000 and then 24,000 members of each kind, in small chunks; the same peak."""
+    """Everything differs: 2,000 and then 8,000 members of each kind, in small chunks; the same peak."""
     monkeypatch.setattr(sql, "CHUNK_ROWS", 200)
     monkeypatch.setattr(sweep, "CHUNK_ASKED", 200)
     monkeypatch.setattr(sweep, "CHUNK_FILTERED", 500)
@@ -149,8 +149,8 @@ def test_P8_memory_of_a_reconcile_does_not_grow_with_the_counter(world, monkeypa
         return peak
 
     world.build()
-    small = peak_of(6_000)
-    assert peak_of(24_000) < 1.3 * small
+    small = peak_of(2_000)
+    assert peak_of(8_000) < 1.3 * small
 
 
 def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):

@@ -217,7 +217,7 @@ class Everything(RuleBasedStateMachine):
             assert {user.encode() for user in self.acknowledged} <= self.world.set("users")
 
 
-@pytest.mark.parametrize("stories", [20, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stories", [12, pytest.param(200, marks=pytest.mark.long)])
 def test_below_the_cursor_nothing_is_missing_whatever_happens_in_whatever_order(
     world, second_valkey, monkeypatch, stories
 ):

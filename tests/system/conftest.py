@@ -13,7 +13,7 @@ from compose.local.ordinary_user import own
 from compose.local.ports import DEFAULTS
 from compose.local.stack import Stack
 from shared_models.declarations import COUNTERS
-from tests.servers import free_port, wait_for
+from tests.servers import free_port, make_logins_quick, wait_for
 from tests.system.asking import count
 
 
@@ -31,16 +31,27 @@ def stack() -> Iterator[Stack]:
         )  # a second one takes another second to start; tests/ingest and tests/query have two
         try:
             stack.up()
+            make_logins_quick(stack.primary)
             yield stack
         finally:
             stack.down()
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def pids_when_ready() -> dict[str, int | None]:
+    """The processes of the stack when all of it was ready last. Those of a moment ago still are: to ask them all again takes
+    longer than most tests."""
+    return {}
+
+
 @pytest.fixture
-def live(stack: Stack) -> Stack:
+def live(stack: Stack, pids_when_ready: dict[str, int | None]) -> Stack:
     """Everything runs, whatever the last test has ended, and every counter is live."""
-    stack.up()
+    pids = {process.name: process.pid for process in stack.processes}
+    if pids != pids_when_ready or None in pids.values():
+        stack.up()
+        pids_when_ready.update((process.name, process.pid) for process in stack.processes)
     declared = [counter.name for counter in COUNTERS]
     wait_for(lambda: all(count(stack, name) is not None for name in declared), "live counters", seconds=60)
     return stack
