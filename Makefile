@@ -55,11 +55,10 @@ bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=
 loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
-# Types are checked two folders at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
+# The addresses satisfy the settings; nothing connects to them.
 types: .venv/complete ## mypy, strict
-	@printf '%s\n' "tests loadtest" "ingest_service shared_models compose" manage_service query_service \
-		| DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 xargs -L 1 -P 2 sh -c 'echo "mypy $$*" \
-			&& DJANGO_SETTINGS_MODULE=$$1.settings $(BIN)/mypy --cache-dir .mypy_cache/$$1 "$$@"' sh
+	@DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 DJANGO_SETTINGS_MODULE=tests.settings \
+		$(BIN)/mypy ingest_service manage_service query_service shared_models compose loadtest tests
 
 docs: .venv/complete ## Build the documentation as a site, into .local/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html."
@@ -67,8 +66,7 @@ docs: .venv/complete ## Build the documentation as a site, into .local/site; a l
 check: .venv/complete ## Lint, types and every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) --no-print-directory types
-	@$(BIN)/python -m tests.run
+	@$(MAKE) --no-print-directory -j 2 types test
 
 audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up
 	@$(BIN)/python -m tests.audit
