@@ -38,20 +38,18 @@ def stack() -> Iterator[Stack]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def pids_when_ready() -> dict[str, int | None]:
-    """The processes of the stack when all of it was ready last. Those of a moment ago still are: to ask them all again takes
-    longer than most tests."""
-    return {}
+# The processes of a stack, by its folder, when all of it was ready last. Those that are the same still are: to ask them all
+# again takes longer than most tests.
+PIDS_WHEN_READY: dict[Path, dict[str, int | None]] = {}
 
 
 @pytest.fixture
-def live(stack: Stack, pids_when_ready: dict[str, int | None]) -> Stack:
+def live(stack: Stack) -> Stack:
     """Everything runs, whatever the last test has ended, and every counter is live."""
     pids = {process.name: process.pid for process in stack.processes}
-    if pids != pids_when_ready or None in pids.values():
+    if pids != PIDS_WHEN_READY.get(stack.folder) or None in pids.values():
         stack.up()
-        pids_when_ready.update((process.name, process.pid) for process in stack.processes)
+        PIDS_WHEN_READY[stack.folder] = {process.name: process.pid for process in stack.processes}
     declared = [counter.name for counter in COUNTERS]
     wait_for(lambda: all(count(stack, name) is not None for name in declared), "live counters", seconds=60)
     return stack
