@@ -55,9 +55,9 @@ bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=
 loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
-# Types are checked two folders at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
+# Types are checked in four sets, two at a time, each with its own settings. The addresses satisfy those; nothing connects to them.
 types: .venv/complete ## mypy, strict
-	@printf '%s\n' "tests loadtest" "ingest_service shared_models compose" manage_service query_service \
+	@printf '%s\n' "tests loadtest docs/examples/client.py" "ingest_service shared_models compose" manage_service query_service \
 		| DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 xargs -L 1 -P 2 sh -c 'echo "mypy $$*" \
 			&& DJANGO_SETTINGS_MODULE=$$1.settings $(BIN)/mypy --cache-dir .mypy_cache/$$1 "$$@"' sh
 
