@@ -173,3 +173,12 @@ def test_a_lost_redis_looks_and_is_rebuilt_as_the_runbook_says(live: Stack, shel
     shell.check(cold, shown)
     live.keeper.begin()
     shell.check(live_again, shown_again)
+
+
+def test_a_backup_is_made_and_verified_by_the_commands_of_the_runbook(shell: Shell, tmp_path: Path) -> None:
+    make, verify, *_ = commands("## Backup and restore")
+    for command, shown in (make, verify):
+        assert "/backup/monday" in command
+        command = command.replace("/backup/monday", str(tmp_path / "monday"))
+        lines = shell.run(f"export PGPASSWORD=$(cat .local/primary/password-replica)\n{command}")
+        assert [line for line in shown if line not in lines] == []
