@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples" / "django
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
-Customer: Any = apps.get_model("crm", "Customer")
-Order: Any = apps.get_model("crm", "Order")
+crm = apps.get_app_config("crm")
+Customer: Any = crm.get_model("Customer")
+Order: Any = crm.get_model("Order")
 customers, orders = Customer.objects, Order.objects
 
 ann = Customer(email="ann@example.org")

@@ -166,6 +166,16 @@ def test_what_the_docs_do_with_the_python_client_works(live: Stack) -> None:
     assert member in ("True", "False") and re.fullmatch(r"\[(True|False), False\]", members)
 
 
+def test_the_python_client_prints_each_change(live: Stack) -> None:
+    (line,) = re.findall(r"^python (docs/examples/client\.py .*)$", page("examples/index"), re.M)
+    command = [sys.executable, *of_this_stack(line, live).split()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as printing:
+        assert printing.stdout
+        first = printing.stdout.readline()
+        printing.terminate()
+    assert first == f"users {count(live)} live, cities {count(live, 'cities')} live\n"
+
+
 def test_the_python_client_waits_for_a_cold_counter(
     live: Stack, client: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
