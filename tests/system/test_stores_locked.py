@@ -147,8 +147,9 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
         except redis.exceptions.NoPermissionError:
             return True
         except redis.ResponseError as error:
-            # In a script it is the script that fails.
-            return "ACL failure in script" in str(error) or "permission" in str(error).lower()
+            # In a script it is the script that fails; the second of these sentences is Redis 7.0's.
+            said = ("ACL failure in script", "The user executing the script can't", "permission")
+            return any(words in str(error) for words in said)
         return False
 
 
