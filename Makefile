@@ -5,10 +5,10 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long types docs check audit images lock chaos bench loadtest
+.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long test-matrix types docs check audit images lock chaos bench loadtest
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
@@ -46,6 +46,9 @@ test-fast: .venv/complete ## The units, the search in small worlds, and the rule
 test-long: .venv/complete ## What takes minutes: a stack that is robbed of a rule is found out, and the like
 	@$(BIN)/python -m tests.run --long
 
+test-matrix: .venv/complete ## Tests of the stores with other versions of Postgres and Redis: those installed here; says which are not
+	@$(BIN)/python -m tests.matrix
+
 chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
 
@@ -58,7 +61,7 @@ loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (
 # The addresses satisfy the settings; nothing connects to them.
 types: .venv/complete ## mypy, strict
 	@DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 DJANGO_SETTINGS_MODULE=tests.settings \
-		$(BIN)/mypy ingest_service manage_service query_service shared_models compose loadtest tests
+		$(BIN)/mypy ingest_service manage_service query_service shared_models compose loadtest tests docs/examples/client.py
 
 docs: .venv/complete ## Build the documentation as a site, into .local/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html."

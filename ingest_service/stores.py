@@ -69,5 +69,6 @@ def open_redis() -> Redis:
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-ingest",
     )

@@ -45,6 +45,7 @@ def connect_redis(url: str | None = None) -> Redis:
         socket_connect_timeout=REDIS_CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-manage",
     )
 
@@ -57,6 +58,7 @@ def connect_for_passes(url: str | None = None) -> Redis:
         socket_connect_timeout=REDIS_CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-pass",
         max_connections=1,
     )

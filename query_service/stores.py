@@ -27,6 +27,7 @@ def connect_for_counts(url: str | None = None) -> AsyncRedis:
         socket_connect_timeout=CONNECT_SECONDS,
         retry=AsyncRetry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-query-counts",
         max_connections=1,
     )
@@ -41,6 +42,7 @@ def connect_for_members(url: str | None = None) -> AsyncRedis:
         socket_connect_timeout=CONNECT_SECONDS,
         retry=AsyncRetry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-query-members",
         max_connections=MEMBERSHIP_CONNECTIONS,
     )
@@ -55,5 +57,6 @@ def connect_for_readiness(url: str | None = None) -> Redis:
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
+        driver_info=None,
         client_name="rollcall-query-ready",
     )

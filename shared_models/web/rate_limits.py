@@ -39,6 +39,7 @@ class RateLimit:
             socket_connect_timeout=ANSWER_SECONDS,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
+            driver_info=None,
             client_name="rollcall-rates",
         )
 

@@ -75,14 +75,14 @@ class Visit:
         """Where the test itself goes is its own affair; what a page asks for has to be its own host's."""
         asked, own = urlsplit(request.url), urlsplit(request.frame.url)
         if not request.is_navigation_request() and (asked.scheme, asked.netloc) != (own.scheme, own.netloc):
-            self.faults.append(f"{request.frame.url} asked another host for {request.url}")
+            self.note(f"{request.frame.url} asked another host for {request.url}")
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """A factory of pages: `open_page(dark=True, size=NARROW, javascript=False, headers={…}, tolerate="a pattern")`.
 
-    `tolerate` is for what the test itself brings about: a console message that it matches is no fault. Each page is a
+    `tolerate` is for what the test itself brings about: a fault that it matches is none. Each page is a
     visitor of its own, who shares no cookie and no cache with another one.
     """
     visits: list[Visit] = []

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from shared_models.protocol import keys
-from tests.run import FOLDERS, LONG
+from tests.matrix import WITH_POSTGRES, WITH_REDIS
+from tests.run import FOLDERS, LONG, paths_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SERVICES = ("ingest_service", "manage_service", "query_service")
@@ -298,5 +299,6 @@ def test_every_test_belongs_to_one_part_of_the_run() -> None:
     parts = [set(ROOT.glob(f"tests/{part}/test_*.py")) | set(ROOT.glob(f"tests/{part}")) for part in FOLDERS]
     files = {path for path in (ROOT / "tests").rglob("test_*.py") if not path.name.startswith(".")}
     assert {path: sum(path in part for part in parts) for path in files} == dict.fromkeys(files, 1)
+    assert all(paths_of(part) for part in (*WITH_POSTGRES, *WITH_REDIS))
     in_long = {path for part in LONG for path in (*ROOT.glob(f"tests/{part}/test_*.py"), *ROOT.glob(f"tests/{part}"))}
     assert {path for path in files if re.search(r"mark\.long\b", path.read_text())} <= in_long

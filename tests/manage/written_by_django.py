@@ -1,20 +1,25 @@
-"""`python -m tests.manage.project.work`: what such a project does with its rows, in all the ways that the ORM has."""
+"""`python -m tests.manage.written_by_django`: what docs/examples/django_project may do with its rows, in all ways of the ORM."""
 
 from __future__ import annotations
 
 import os
+import sys
 import uuid
+from pathlib import Path
+from typing import Any
 
 import django
+from django.apps import apps
+from django.db import models, transaction
+from django.db.models.functions import Concat
 
-os.environ["DJANGO_SETTINGS_MODULE"] = "tests.manage.project.settings"
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples" / "django_project"))
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 django.setup()
 
-from django.db import models, transaction  # noqa: E402
-from django.db.models.functions import Concat  # noqa: E402
-
-from tests.manage.project.crm.models import Customer, Order  # noqa: E402
-
+crm = apps.get_app_config("crm")
+Customer: Any = crm.get_model("Customer")
+Order: Any = crm.get_model("Order")
 customers, orders = Customer.objects, Order.objects
 
 ann = Customer(email="ann@example.org")
@@ -30,7 +35,7 @@ customers.update_or_create(email="2@example.org", defaults={"email": "two@exampl
 orders.bulk_create([Order(customer=each) for each in made])
 some = customers.filter(email__in=["3@example.org", "4@example.org"])
 some.update(email=Concat(models.Value("changed-"), "email"))
-orders.filter(customer=made[6]).update(reference=uuid.UUID(int=6), customer=made[7])
+orders.filter(customer=made[6]).update(device=uuid.UUID(int=6), customer=made[7])
 orders.filter(customer__in=made[10:12]).delete()
 made[0].delete()  # and its order
 customers.filter(pk=made[1].pk).delete()

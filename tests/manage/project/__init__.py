@@ -1,1 +1,0 @@
-"""A Django project of somebody else, who has never heard of Rollcall."""

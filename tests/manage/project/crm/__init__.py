@@ -1,1 +1,0 @@
-"""Its only application: customers and their orders."""
