@@ -20,9 +20,10 @@ from compose.local.logs import LOG_BYTES, Follower, aside, rotate
 from compose.local.ordinary_user import own
 from compose.local.ports import DEFAULTS, remember
 from compose.local.processes import Process, kill
-from compose.local.servers import Primary, Replica, Valkey
+from compose.local.servers import Primary, Replica, Valkey, postgres_program
 from compose.local.stack import Stack, alone, open_stack
 from shared_models.declarations import COUNTERS
+from tests.contract.test_docs import ROOT, page
 from tests.servers import FAST, free_port, sql, wait_for
 
 NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query", "rotator"]
@@ -275,6 +276,51 @@ def test_the_adoption_demo_ends_with_equal_counts_and_can_be_run_again(checkout:
         counted = re.findall(r"^(customers|products): ([\d,]+) = COUNT\(DISTINCT\) \2$", output, re.MULTILINE)
         assert [name for name, _ in counted] == ["customers", "products"], output
         assert "0" not in dict(counted).values()
+
+
+TUTORIAL = page("tutorial")
+
+
+def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
+    """In order, in a shell. Where the page shows an answer, it is asked for until it comes."""
+    checkout.up()
+    shell, declared = Shell(checkout), ""
+    for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL):
+        (wanted,) = re.findall(r"^# (\{.*?)(?:, …)?$", block, re.MULTILINE) or [""]
+        wait_for(lambda block=block, wanted=wanted: wanted in shell.run(block), f"the answer {wanted}", seconds=60)
+        _, _, lines = shell.said.partition("For rollcall.toml:\n")
+        declared = declared or lines.strip()
+    assert declared and f"\n{declared}\nTOML\n" in TUTORIAL
+
+
+class Shell:
+    """A reader's: it keeps what is exported, and has this stack's folder and ports in place of the default ones."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.exported = ""
+        self.said = ""
+
+    def run(self, lines: str) -> str:
+        """What the lines print. The test fails if one of them does."""
+        script = self.of_this_stack(f"set -eo pipefail\n{self.exported}{lines}")
+        programs = [Path(sys.executable).parent, Path(postgres_program("psql")).parent]
+        environ = os.environ | {"PATH": ":".join([*map(str, programs), os.environ["PATH"]])}
+        environ.pop("DJANGO_SETTINGS_MODULE", None)
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, f"{lines}\n{done.stdout}{done.stderr}"
+        self.exported += "".join(f"{line}\n" for line in lines.splitlines() if line.startswith("export "))
+        self.said = done.stdout + done.stderr
+        return self.said
+
+    def of_this_stack(self, text: str) -> str:
+        for variable, port in DEFAULTS.items():
+            text = re.sub(rf"\b{port}\b", self.checkout.ports[variable], text)
+        text = text.replace(".local/", f"{self.checkout.folder}/")
+        stack = f"python -m compose.local --folder {self.checkout.folder}"
+        return re.sub(r"^make (?=up|restart|down)", f"{stack} ", text, flags=re.M).replace(
+            "python -m compose.local variables", f"{stack} variables"
+        )
 
 
 def test_reset_keeps_the_ports_and_nothing_else(checkout: Checkout) -> None:
