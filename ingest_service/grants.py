@@ -1,7 +1,7 @@
 """What each role of compose/postgres/roles.sql may do with the tables, granted by `migrate` when it has made them.
 
-Derived from the models, so that another table has its grants without a line here. Where the database does not have a
-role (one user for all, on a small site) nothing is granted to it.
+Derived from the models, so that another table has its grants without a line here. If the database does not have a
+role (one user for all, on a small site), nothing is granted to it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Session:
 
 
 def open_primary() -> Session:
-    """This thread's connection, opened where there is none. Raises django.db.Error or psycopg2.Error."""
+    """This thread's connection, opened if there is none. Raises django.db.Error or psycopg2.Error."""
     # Too old, or failed: Django asks that before and after each request, ours only where one is needed.
     connection.close_if_unusable_or_obsolete()
     reused = connection.connection is not None

@@ -1,4 +1,4 @@
-"""The answers to the standing questions, as bytes: made from what was read, before anybody asks."""
+"""The answers to the standing questions, as bytes: made from the last read, before anybody asks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The counts of a worker: read while somebody looks at them, and the answers to the standing questions made of them.
 
 One task a worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers. A
-request takes one of them: a dictionary lookup. Nobody asks for IDLE_SECONDS: the task ends and there are no answers;
-the next request starts it again, and waits for its first read.
+request takes one of them: a dictionary lookup. If nobody asks for IDLE_SECONDS, the task ends and there are no
+answers. The next request starts it again, and waits for its first read.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Counts:
         return given
 
     async def close(self) -> None:
-        """End the task, and let go of the connection."""
+        """End the task, and close the connection."""
         if self._task is not None:
             self._closed = True
             self._wanted.set()

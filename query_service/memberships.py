@@ -1,4 +1,4 @@
-"""Whether members are counted: from what a client asks to the members that it means, and to Redis' answer.
+"""Whether members are counted: from a client's question to members, and to Redis' answer.
 
 Questions that come at the same time share a round trip: while one is under way, others gather for the next.
 """
@@ -84,7 +84,7 @@ def check_fields(counter: Counter, names: Iterable[str], **where: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Some members of one counter, and who waits for the answer."""
+    """Some members of one counter, and the request that waits for the answer."""
 
     counter: str
     members: list[bytes]
@@ -100,9 +100,9 @@ class Memberships:
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, counter: str, asked: list[bytes]) -> list[bool]:
-        """Which of them are counted, as read after this call. Raises Problem where the counter is cold, or Redis away.
+        """Which of them are counted, as read after this call. Raises Problem if the counter is cold, or Redis is away.
 
-        There is no stale answer to this question: it was never asked before.
+        Answers are not kept, so there is no stale one.
         """
         question = Question(counter, asked, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
@@ -111,7 +111,7 @@ class Memberships:
         return await question.answer
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self.client.aclose()
 
     async def _answer_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Every metric of query, beside that of its requests; and how standing answers are counted in next to no time."""
+"""Every metric of query, beside that of its requests; and how standing answers are counted at almost no cost."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def redis_is_unavailable() -> Problem:
 
 
 def known_counter(name: str) -> Counter:
-    """The declared counter. Raises Problem 404, which names those that there are."""
+    """The declared counter. Raises Problem 404, which names the declared ones."""
     try:
         return declarations.get_counter(name)
     except UnknownCounter as error:

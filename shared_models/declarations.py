@@ -9,7 +9,7 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
 
     [counters.customers]
     table = "orders"
-    member = ["email"]                      # a NULL in any of them is no member
+    member = ["email"]                      # a row with NULL in any of them does not count
     where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
 
@@ -43,7 +43,7 @@ NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
 
 
 class UnknownCounter(LookupError):
-    """There is no counter of that name; the message names those that there are."""
+    """There is no counter of that name; the message names the declared ones."""
 
 
 class BadDeclaration(ValueError):
@@ -89,8 +89,8 @@ class Counter:
     fields: tuple[str, ...]
     where: str = ""
     example: tuple[str | int, ...] = ()
-    # What it counts, in 8 hex digits. It is part of the counter's keys: whoever edits the file gets a cold counter, and never a
-    # live one with the old meaning, however long other services go on with the old file.
+    # What it counts, in 8 hex digits. It is part of the counter's keys. So an edited declaration is a cold counter,
+    # and never a live one with the old meaning, however long other services go on with the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -2,14 +2,17 @@
 
 Pure functions of a declared table and its counters. `adopt` runs what they give, and a migration does so for `message`.
 
-Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's owner, and is
-SECURITY DEFINER: only that owner needs to write `rollcall_triggers.departure`, and no application does. What it does:
+Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's
+owner, and is SECURITY DEFINER. So only that owner needs to write `rollcall_triggers.departure`, and no application
+does. What it does:
 
-- INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): it stamps the row.
+- INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): the
+  function stamps the row.
 - UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
   Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
-- DELETE: it notes the distinct members of the deleted rows, once a statement. Where logical replication applies changes, no
-  statement's triggers fire; a row trigger that fires in a replica's session only does it there, row by row.
+- DELETE: it notes the distinct members of the deleted rows, once a statement. When logical replication applies
+  changes, statement triggers do not fire. A row trigger that fires only in a replica's session does it there, row by
+  row.
 - TRUNCATE: it notes "all".
 
 (Not in a schema "rollcall": of a user of this name, it would come before "public".)
@@ -74,7 +77,7 @@ class Piece:
         return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
-        """What makes it, or makes it anew. (An index or statistics have to be dropped before.)"""
+        """What makes it, or replaces it. (An index or statistics have to be dropped before.)"""
         made = (self.create, self.then) if self.then else (self.create,)
         return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
 
@@ -142,7 +145,7 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
             *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
             "    END IF;",
         ]
-    # The rows are quicker to count than their members, and mostly few.
+    # The rows are quicker to count than their members, and usually few.
     lines += ["ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'STATEMENT' THEN", f"    IF {are_many('gone')} THEN"]
     for counter in counters:
         lines += [
@@ -201,7 +204,7 @@ def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Ite
 
 
 def members_of(counter: Counter) -> str:
-    """What follows SELECT to have a row for each of the deleted members, or so many that there is nothing more to know."""
+    """What follows SELECT: a row for each of the deleted members, or as many as are enough to note "all"."""
     fields = ", ".join(f"gone.{quote(field)}" for field in counter.fields)
     return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
 

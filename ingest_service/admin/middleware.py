@@ -1,4 +1,4 @@
-"""What Django's admin wants around a view, and only around its own: every other request passes by a comparison.
+"""What Django's admin needs around its views, and only around these: any other request costs one comparison.
 
 CSRF needs no middleware: each view of the admin, and of signing in, checks it itself.
 """

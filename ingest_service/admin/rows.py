@@ -1,4 +1,4 @@
-"""The pages of a counted table: rows are looked at and deleted there. Written they are by producers, who count them."""
+"""The pages of a counted table, to look at rows and to delete them. Only producers write rows, and so count them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LookedAt(Page):
         return RowList
 
     def get_readonly_fields(self, request: HttpRequest, obj: models.Model | None = None) -> list[str]:
-        """Every column. What is shown is no form."""
+        """Every column. The page shows a row and is not a form."""
         return [field.name for field in self.opts.concrete_fields]
 
     def get_fields(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ class RowAdmin(LookedAt):
 
 
 class LogAdmin(LookedAt):
-    """Who has deleted what. Nobody changes it, the admin's role of the database neither."""
+    """Who has deleted what. Nobody can change it; the admin's role in the database may not either."""
 
     list_display = ("id", "action_time", "user", "content_type", "object_repr")
 

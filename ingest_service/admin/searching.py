@@ -1,7 +1,7 @@
-"""Questions that an index answers, however large the table: a counter's leading fields, the last one by how it begins.
+"""Searches that an index answers, however large the table: by a counter's leading fields, the last one as a prefix.
 
 Each is one range of the index that the counter has anyway, read in the order of that index: nothing is counted, sorted
-or looked through. A counter more is a form more.
+or looked through. Each counter adds a form.
 """
 
 from __future__ import annotations

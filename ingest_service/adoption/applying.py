@@ -14,7 +14,8 @@ from psycopg2.extensions import connection as Connection
 
 from ingest_service.adoption.plan import Plan
 
-# Who waits for a lock on a table holds up everybody who comes after: so not for long, and then again a little later.
+# A session that waits for a lock on a table holds up all that come after it. So this waits for a short time, and
+# tries again later.
 LOCK_TIMEOUT_SECONDS = 0.5
 PAUSE_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
@@ -40,7 +41,7 @@ PROGRESS = """
 
 
 class StoppedHalfway(Exception):
-    """Something was carried out and the rest was not: the same command goes on from there."""
+    """A part was carried out and the rest was not: the same command goes on from there."""
 
 
 def apply(connection: Connection, plan: Plan, connect: Connect, say: Say, patience_seconds: float) -> None:
@@ -88,7 +89,7 @@ def apart(connection: Connection, plan: Plan, connect: Connect, say: Say, patien
 
 
 def retrying(connection: Connection, step: Callable[[], None], plan: Plan, say: Say, patience_seconds: float) -> None:
-    """Try until the lock is had. Between two tries the application goes on."""
+    """Try until the lock is taken. Between two tries the application goes on."""
     began = time.monotonic()
     tries = 0
     while True:

@@ -38,7 +38,7 @@ class Relation:
     kind: str
     persistence: str
     owner: str
-    is_owned: bool  # whether who is connected has the rights of the owner
+    is_owned: bool  # whether the connected role has the rights of the owner
     is_partition: bool
     inherits: bool
     has_row_security: bool

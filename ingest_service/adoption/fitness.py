@@ -137,7 +137,7 @@ def may_note(cursor: Cursor, role: str) -> bool:
 
 
 def may_grant_on(cursor: Cursor, departure: int) -> bool:
-    """Whether who is connected has the rights of the departures' owner."""
+    """Whether the connected role has the rights of the departures' owner."""
     cursor.execute("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s", [departure])
     return cursor.fetchall() == [(True,)]
 

@@ -120,7 +120,7 @@ def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Pi
 
 
 def missing_statistics(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
-    """Extended statistics of the counters of several fields; those of the same columns serve, whoever made them."""
+    """Extended statistics for counters of several fields, unless somebody has made some of the same columns."""
     cursor.execute(catalog.STATISTICS, [relation.oid])
     there = {tuple(columns) for _, _, _, columns in cursor.fetchall()}
     for counter in counters:

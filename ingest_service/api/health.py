@@ -13,7 +13,7 @@ from shared_models.deadlines import cut_after
 from shared_models.stores import check_noeviction
 from shared_models.web.health import Readiness
 
-# Whoever asks for readiness waits a second or a few. A primary that is stopped would let them wait for ever.
+# A client that asks for readiness waits a few seconds at most. A primary that is stopped would let it wait for ever.
 ANSWER_SECONDS = 2.0
 
 

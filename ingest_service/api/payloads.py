@@ -1,8 +1,8 @@
 """From bytes to rows, or to errors that say where, which field, what is wrong, and what is allowed.
 
-A row is decoded and checked by msgspec in one go, against the struct that `catalog` derives from the model. Whatever that
-accepts is accepted (save U+0000, which JSON can hold and Postgres cannot). Only what it refuses is looked at again, by
-`explain`, slowly and with care for words. Of a key that stands twice in an object the last one counts.
+msgspec decodes and checks a row in one go, against the struct that `catalog` derives from the model. What it accepts
+is accepted (except U+0000, which JSON can hold and Postgres cannot). `explain` looks again only at what it refuses:
+slowly, to find the right words. If a key stands twice in an object, the last one counts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Batch:
 
 
 class InvalidRow(Exception):
-    """The body is no row of this collection; the errors say why not."""
+    """The body is not a row of this collection; the errors say why."""
 
     def __init__(self, collection: Collection, errors: list[FieldError]) -> None:
         super().__init__("; ".join(error.detail for error in errors))
@@ -131,8 +131,8 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
 def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[msgspec.Struct] | None:
     """The rows of an array whose every element is a valid row; None for any other, which has to be looked at one by one.
 
-    A block ends between `}` and `,`. Where all blocks, each in brackets of its own, are arrays with elements, the whole is
-    the array of all these elements; where such a place was in the middle of a text, its block is no array.
+    A block ends between `}` and `,`. If all blocks, each in brackets of its own, are arrays with elements, the whole
+    is the array of all these elements. If such a place was in the middle of a text, its block is not an array.
     """
     rows: list[msgspec.Struct] = []
     at = body.find(b"[", 0, BLOCK_BYTES) + 1
@@ -178,7 +178,7 @@ def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspe
 def read_rows(
     collection: Collection, numbered: Iterable[tuple[int, Body]], limit_rows: int, batch: Batch | None = None
 ) -> Batch:
-    """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
+    """The rows of JSON texts, each with its number, into the batch. Blank ones are skipped."""
     batch = batch or Batch()
     for number, text in numbered:
         if is_blank(text):
@@ -210,9 +210,9 @@ def decode(collection: Collection, text: Body) -> msgspec.Struct:
 def elements(body: Body) -> Iterator[Body]:
     """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
 
-    What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte, and bytes that are
-    not UTF-8 pass unharmed, to be refused with the element that holds them. It is looked at through a window, as large as
-    a row may be, which moves on when an element does not end in it.
+    The structure of JSON is ASCII. So the array is read as Latin-1, a character for each byte. Bytes that are not
+    UTF-8 pass unharmed, and are refused with the element that holds them. The array is read through a window as large
+    as a row may be, which moves on when an element does not end in it.
     """
     at = skip_blanks(body, 0)
     if body[at : at + 1] != b"[":

@@ -1,4 +1,4 @@
-"""The problems that a producer is answered with: their types, and what went wrong as one of them."""
+"""The problems with which ingest answers producers: their types, and which error becomes which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /v1/<collection> and POST /v1/<collection>/batch: from the request to rows, and from what came of them to the answer."""
+"""POST /v1/<collection> and /v1/<collection>/batch: from the request to rows, and from their outcome to the answer."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from django.db import models
 from ingest_service.api import payloads
 from ingest_service.catalog import Collection
 
-# No valid row is longer: a file without line ends is no NDJSON.
+# No valid row is longer. A file without line ends is not NDJSON.
 LINE_BYTES = 8 << 20
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,40}")
@@ -30,7 +30,7 @@ Texts = Iterator[tuple[int, bytes]]
 
 
 class Unreadable(Exception):
-    """This is no file to load; the message says why."""
+    """This file cannot be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)

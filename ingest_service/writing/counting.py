@@ -1,4 +1,4 @@
-"""Putting the members of stored rows into their counters, as far as Redis lets us."""
+"""Adding the members of stored rows to their counters, if Redis can be written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 # The members of some rows, by the name of their counter.
 Members: TypeAlias = dict[str, list[bytes]]
 
-# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait out the time limit, and
-# with a few threads ingest would take a few requests a second as long as Redis hangs.
+# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait for the whole time
+# limit, and a few threads would take only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
 
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
@@ -32,9 +32,9 @@ _paused_until = 0.0
 
 
 def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
-    """Add the members of so many committed rows to their counters; whether all of them are in the sets now.
+    """Add the members of these committed rows to their counters; whether all of them are in the sets now.
 
-    False is no error: the rows are stored, and catch-up counts them.
+    False is not an error: the rows are stored, and catch-up counts them.
     """
     try:
         with _unless_paused():
@@ -43,7 +43,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:
-        # A fault of ours. The rows are stored all the same, and who is told of a failure would send them again.
+        # A bug of ours. The rows are stored all the same, and a client that is told of a failure would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
     metrics.NEW_MEMBERS.labels(collection.name).inc(added)

@@ -1,8 +1,8 @@
-"""Pruning of departures: what triggers note of deleted rows (`shared_models.triggers`), and the keeper has long read.
+"""Pruning of departures (`shared_models.triggers`), long after the keeper has read them.
 
-What is removed leaves one departure of each counter that means "all", with the highest xact among them, in the same
-transaction. A keeper that had read them does not meet it. One that had not (it was away for a day, or Redis went back to an
-older save) reconciles the counter.
+The same transaction leaves, for each counter, one departure that means "all" and has the highest xact among those
+removed. A keeper that had read them does not see it. A keeper that had not (it was away for a day, or Redis went back
+to an older save) reconciles the counter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Group commit: single rows that come at the same time share a transaction, and a round trip to Redis.
 
-Rows wait in a queue. The one committer of a worker takes what has gathered, stores and counts it in its own thread, over one
-connection to the primary, gives each request its outcome, and goes on while there is more. Nobody waits for a timer, and the
-busier the worker is, the larger are its groups.
+Rows wait in a queue. The one committer of a worker takes what has gathered, and stores and counts it in its own
+thread, over one connection to the primary. It gives each request its outcome, and goes on while there is more. Nobody
+waits for a timer, and the busier the worker is, the larger are its groups.
 
 A transaction is all or nothing, the requests of a group are not: a row that the database refuses fails alone.
 """
@@ -53,7 +53,7 @@ class GroupFailed(Exception):
     """The service failed before it could commit a group; nothing was stored."""
 
 
-# What came of a request. None: its key is just being used by somebody else, who has to be waited for.
+# The outcome of a request. None: another request is just using its key, and this one has to wait for it.
 Outcome: TypeAlias = Recorded | Exception | None
 
 # Requests that have been stored, each with what it is answered.
@@ -68,7 +68,7 @@ class Committer:
     """Records the single rows of one worker, a group at a time. Belongs to the worker's event loop."""
 
     def __init__(self, pool: Executor) -> None:
-        # Here, and not in the committer's thread, requests wait for somebody else who is using their key.
+        # Requests whose key another request is using wait here, and not in the committer's thread.
         self._pool = pool
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
         self._waiting: dict[Collection, list[Waiting]] = {}

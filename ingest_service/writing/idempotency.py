@@ -1,7 +1,8 @@
 """Idempotency keys: a retry of a request stores nothing twice and gets the first answer.
 
-The receipt is a row in the primary, written in the transaction that stores the request's rows: whatever dies, there are both
-or neither. A second request with the same key waits in `take` until the first one's transaction has ended.
+The receipt is a row in the primary, written in the transaction that stores the request's rows. So both are there or
+neither, whatever dies. A second request with the same key waits in `take` until the first one's transaction has
+ended.
 """
 
 from __future__ import annotations

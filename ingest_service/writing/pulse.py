@@ -1,7 +1,7 @@
 """A commit now and then while nobody writes, so that the replica can say how fresh it is.
 
 `complete_through` ("every row committed before this moment is counted") comes from the time of the last commit that the replica
-has replayed. Without commits that stands still, and a count that is perfectly fresh looks older by the second. A
+has replayed. Without commits that time stands still, and a count that is correct looks older with every second. A
 worker that has committed nothing for a while commits a message that nobody reads.
 """
 
@@ -39,7 +39,7 @@ class Pulse:
         return thread
 
     def one_tick(self) -> bool:
-        """Do what is due; whether anything was. A primary that is away is no news here: requests say so."""
+        """Do what is due; whether anything was. A primary that is away is not reported here: requests report it."""
         done = False
         try:
             if self.pulse_seconds and time.monotonic() - transactions.last_commit_at >= self.pulse_seconds:

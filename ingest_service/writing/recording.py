@@ -1,7 +1,7 @@
-"""The write path: rows are committed on the primary first, and their members counted in Redis after that.
+"""The write path: ingest commits rows on the primary first, and counts their members in Redis after that.
 
 The order is the promise. A row without its member is found by catch-up within seconds; a member without its row would be a
-wrong count that nobody looks for. Hence Redis is not touched before the commit, and what Redis does never changes
+wrong count that nobody looks for. So Redis is not touched before the commit, and a failure of Redis never changes
 whether a request is acknowledged.
 """
 
@@ -153,14 +153,14 @@ def as_copy_lines(rows: Rows) -> bytes:
     lines = list(map("\t".join, values))
     text = "\n".join(lines)
     tabs, newlines = sum(map(len, values)) - len(values), len(lines) - 1
-    # COPY reads four characters specially. Mostly no value holds one: then there are just those that we put in.
+    # COPY reads four characters specially. Most rows have none of them: then there are only those that we put in.
     if "\\" in text or "\r" in text or text.count("\t") != tabs or text.count("\n") != newlines:
         text = "\n".join(map(escape, values))
     return text.encode()
 
 
 def escape(values: tuple[str, ...]) -> str:
-    """One line, with the special characters written as COPY reads them. No value holds U+0000: Postgres has none."""
+    """One line, with the special characters written as COPY reads them. No value holds U+0000, which was refused."""
     joined = "\0".join(values)
     joined = joined.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return joined.replace("\0", "\t")

@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 # What takes longer than this was not said by a connection that had died before.
 AT_ONCE_SECONDS = 1.0
-# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait out the limit, one
-# group of requests after the other, for as long as it is stopped.
+# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait for the whole
+# limit, one group of requests after the other, for as long as the primary is stopped.
 PAUSE_SECONDS = 0.5
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until = 0.0
@@ -53,7 +53,7 @@ class RowsNotStored(NotStored):
 
 
 class LockNotGiven(NotStored):
-    """Another transaction holds a lock that this one needs, and has not let go of it in time."""
+    """Another transaction holds a lock that this one needs, and has not released it in time."""
 
 
 class CommitUnknown(TransactionFailed):
@@ -124,9 +124,9 @@ class Pieces:
 def transact(work: Callable[[Transaction], T]) -> T:
     """Run `work` in a transaction, commit, and give back what it returned.
 
-    A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
-    sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
-    vain is no reason to wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
+    A connection that died while it was idle is replaced, and the work begins again: as long as COMMIT has not been
+    sent, nothing of the first attempt can be stored. Such a connection fails at once. If we have waited on one in
+    vain, we do not wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
     """
     began = time.monotonic()
     if began < _paused_until:
@@ -186,7 +186,7 @@ def _committed(session: stores.Session, transaction: Transaction, work: Callable
     try:
         transaction.commit()
     except psycopg2.Error as error:
-        # An answer over a living connection is a refusal: nothing is stored. No answer is no answer.
+        # An answer over a living connection is a refusal: nothing is stored. Without an answer it is unknown.
         if session.raw.closed or error.pgcode is None:
             stores.close_primary()
             raise CommitUnknown(reason_of(error)) from error

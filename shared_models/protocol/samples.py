@@ -1,7 +1,7 @@
 """What a counter's count was: a sample every ten seconds, for an hour. The keeper takes them, query draws them.
 
-A sample is a count that query would have given as live at that moment. A counter that is cold has none: its hour has a gap
-there, and never a guess.
+A sample is a count that query would have given as live at that moment. A cold counter gets no sample: its hour has a
+gap there, and never a guess.
 """
 
 from __future__ import annotations

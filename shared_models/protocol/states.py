@@ -1,8 +1,8 @@
 """What Redis says of a counter: read in one atomic step, typed, and believed only as far as it can be true.
 
-Ingest writes one of the hashes, people with a console may write any of them. What cannot be parsed, or cannot be (a
-moment in the future), is taken as not there, for this counter alone; `State.disbelieved` names it, and the keeper
-mends it: it builds the counter, or reconciles it.
+Ingest writes one of the hashes, and people with a console may write any of them. A value that cannot be parsed, or
+cannot be true (a moment in the future), is taken as missing, for this counter alone. `State.disbelieved` names it,
+and the keeper repairs it: it builds the counter, or reconciles it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class State:
     watermark_reset_at: datetime | None = None
     verified_at: datetime | None = None
     drift: Drift | None = None
-    repaired: bool = False  # the reconcile that found the drift has mended it
+    repaired: bool = False  # the reconcile that found the drift has repaired it
     filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
     left_through: int | None = None  # departures with a lower xact are resolved
     swept: int = 0  # members that sweeps have taken out
@@ -157,7 +157,7 @@ _STATE = (
 )  # fmt: skip
 _INTAKE = ("size", "build", "watermark", "watermark_source")
 _FILL = ("token", "read", "expected")
-# Replies of `queue_state`, for whoever cuts a long answer into counters.
+# How many replies `queue_state` has, to cut a long answer into counters.
 REPLIES = 4
 
 

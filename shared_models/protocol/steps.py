@@ -1,7 +1,7 @@
 """A counter's roll in Redis: the atomic steps of the protocol.
 
-The scripts beside this module (`lua/`) are the steps; each opens with the reason why it has to be atomic. Here they
-get names and types. How the state is read that they leave: `shared_models.protocol.states`.
+The scripts beside this module (`lua/`) are the steps; each begins with the reason why it has to be atomic. Here they
+get names and types. `shared_models.protocol.states` reads the state that they leave.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from shared_models.protocol import keys
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import Drift, State
 
-# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time:
-# nobody else waits longer than that for a reconcile of whatever size.
+# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Nobody else
+# waits longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
-# The most members that are looked at in one round trip by who looks at all of them. Redis carries out what lies in a
-# client's buffer before it turns to the next client: 250 members are 0.1 to 0.2 ms that the others wait.
+# The most members that one round trip of a scan looks at. Redis carries out what lies in a client's buffer before it
+# turns to the next client. With 250 members the others wait 0.1 to 0.2 ms.
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def _execute_one(client: Redis, script: Script, on: Sequence[str], *args: Argume
 
 
 def _seen(xact: int | None) -> int | str:
-    """An xact as a script takes it; "" where there is none."""
+    """An xact as a script takes it; "" for None."""
     return "" if xact is None else xact
 
 
@@ -258,7 +258,7 @@ def sweep(
 
 
 def begin_departing(client: Redis, name: str, token: str) -> None:
-    """Begin a batch of departures: one that was begun before can make no marks any more, and resolves nothing."""
+    """Begin a batch of departures. An earlier batch can no longer make marks, and resolves nothing."""
     at = keys.of_counter(name)
     pipe = client.pipeline(transaction=True)
     pipe.hset(at.state, "leaving", token)

@@ -1,4 +1,5 @@
-"""What gunicorn is told alike for all services: how much a worker may take, where its metrics are kept, and how it logs.
+"""Settings of gunicorn that all services share: how much memory a worker may take, where its metrics are kept, and
+how it logs.
 
 A gunicorn.conf.py imports the hooks under their own names, which are those that gunicorn looks for.
 """
@@ -38,7 +39,7 @@ RECEIVE_BYTES = 1 << 16
 
 
 class Logger(glogging.Logger):
-    """gunicorn's and uvicorn's own lines (a worker was started, a request is no HTTP) go where all others go."""
+    """gunicorn's and uvicorn's own lines (a worker was started, a request is not HTTP) go where all others go."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
@@ -66,7 +67,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def end_when_too_large(worker: Worker) -> None:
     """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
-    connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
+    connections, and the clients connect to another. (Not RLIMIT_DATA: httptools crashes if memory is refused.)"""
     held_bytes = 0
     with STATM.open("rb", buffering=0) as pages:  # kept open: connections may take all descriptors that there are
         while held_bytes <= WORKER_MEMORY_BYTES:

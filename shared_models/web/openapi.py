@@ -1,4 +1,5 @@
-"""An API, described: an OpenAPI 3.1 document, made of a table of operations and the structs that they take and give.
+"""The description of an API: an OpenAPI 3.1 document, made of a table of operations and the structs that they take
+and give.
 
 The JSON schemas are msgspec's, of the same structs that read requests and write answers; the refusals are those types of
 problems that the code raises. Each service has a module `openapi` with its table; this one puts the document together.
@@ -51,7 +52,7 @@ class Answer:
     """What an operation answers: the struct that the JSON has, or the schema of another media type; None: no body."""
 
     shape: type | Json | None
-    description: str = ""  # the struct's own where there is none
+    description: str = ""  # if empty, the struct's own
     media_type: str = JSON
     headers: Mapping[str, Json] = field(default_factory=dict)
 
@@ -164,7 +165,7 @@ def describe_operation(operation: Operation, refusals: Sequence[ProblemType], ac
 
 
 def describe_answer(answer: Answer) -> Json:
-    """A response that is no refusal."""
+    """A response that is not a refusal."""
     shape = answer.shape
     described = {"description": answer.description, "headers": {**REQUEST_ID, **answer.headers}}
     if isinstance(shape, type):

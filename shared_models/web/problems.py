@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/problem+json"
 class ProblemType:
     """One kind of problem. `slug` is its stable name, and `when` says to readers of the API when it is answered.
 
-    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: what the answer says beside.
+    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: more members of the answer.
     """
 
     status: int

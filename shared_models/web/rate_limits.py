@@ -1,7 +1,7 @@
 """A limit of requests per token and second, counted in Redis, so that all workers of a service count together.
 
-Windows of one second: a client may send twice the limit within one second that lies across two windows. That is accepted: the
-limit keeps one client from crowding out the others, and is no accounting.
+Windows last one second. So a client may send twice the limit within a second that lies across two windows. That is
+accepted: the limit keeps one client from crowding out the others, and does no accounting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is noted of a request: an id, which the client may choose, and gets back; one log line; one measurement.
+"""What is noted of each request: an id, which the client may choose and gets back; one log line; one measurement.
 
 No bodies, no query strings, no addresses, no keys.
 """
@@ -27,7 +27,7 @@ NO_ROUTE = "none"
 
 
 def id_of(sent: str) -> str:
-    """The id that the client sent, where it is fit for a log; else a new one, which is no secret."""
+    """The id that the client sent, if it is fit for a log; else a new one, which need not be secret."""
     return sent if SANE.fullmatch(sent) else f"{getrandbits(64):016x}"
 
 

@@ -1,4 +1,4 @@
-"""What every answer tells a browser: run nothing, load nothing, frame nothing; a page says itself what it needs."""
+"""What every answer tells a browser: run nothing, load nothing, frame nothing. A page that needs more says so."""
 
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 # /docs: Swagger UI, and ingest's own page, from this host. Both style elements in place; neither runs a script in place.

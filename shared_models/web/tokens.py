@@ -1,11 +1,12 @@
 """Bearer tokens: who may use a service. `python -m shared_models.web.tokens NAME` makes one.
 
-A service knows of a token its name and its SHA-256, a line `name:hex` for each, in TOKENS or in the file TOKENS_FILE. A
-token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen configuration worthless.
+A service knows only the name and the SHA-256 of a token: a line `name:hex` for each, in TOKENS or in the file
+TOKENS_FILE. A token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen
+configuration worthless.
 
-Rotation without downtime: add the new token beside the old one, under the same name, move the clients, take the old one
-out. The name stays, and with it what belongs to it: the lines of the log, the limit of rate, the Idempotency-Keys. A
-TOKENS_FILE is read again when it changes, without a restart.
+To rotate without downtime, add the new token beside the old one, under the same name, move the clients, then remove
+the old one. The name stays, and so does what belongs to it: the lines of the log, the limit of rate, the
+Idempotency-Keys. A TOKENS_FILE is read again when it changes, without a restart.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Tokens:
 
 
 def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
-    """The tokens by the variables AUTH, TOKENS and TOKENS_FILE; None where there are none. Raises ValueError."""
+    """The tokens by the variables AUTH, TOKENS and TOKENS_FILE; None if there are none. Raises ValueError."""
     if auth not in ("", "off"):
         raise ValueError(f'AUTH: {auth!r} is not understood; it is "off", or not set')
     if not text.strip():

@@ -1,4 +1,4 @@
-"""`admin_user NAME`: who may sign in to the admin. Run by the owner of the tables: the admin itself makes nobody."""
+"""`admin_user NAME`: who may sign in to the admin. The owner of the tables runs it; the admin's role can make no user."""
 
 from __future__ import annotations
 

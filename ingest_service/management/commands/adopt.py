@@ -96,7 +96,8 @@ class Command(BaseCommand):
             raise CommandError("no table of others is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
         chosen = []
         with cursor_of_psycopg() as cursor:
-            # By the search_path of whoever runs this; all that follows is read with one that nobody can put anything into.
+            # Names are found by the search_path of the caller. All that follows is read with one that nobody can put
+            # anything into.
             found = {name: None if name in tables else catalog.find(cursor, name) for name in names}
             cursor.execute("SET search_path = pg_catalog, pg_temp")
             oids = {catalog.find(cursor, triggers.relation(table)): table for table in tables.values()}
@@ -161,7 +162,7 @@ class Command(BaseCommand):
             return plan.to_release(cursor, table) if undo else plan.to_adopt(cursor, table, counters)
 
     def countable(self, table: Table) -> str:
-        """The columns that can be counted by, for whoever does not know what to say."""
+        """The columns that can make members, for the message to somebody who named none."""
         with cursor_of_psycopg() as cursor:
             columns = plan.relation_of(cursor, table).columns.values()
         named = [column.name for column in columns if column.declared and column.name != "xact"]
