@@ -85,7 +85,7 @@ def _kept_redis(url: str) -> Redis:
 
 @contextmanager
 def replica_of_requests() -> Iterator[Replica]:
-    """A connection for the block, which nobody else uses meanwhile. One that was lost since is let go of.
+    """A connection for the block, which nobody else uses meanwhile. A lost one is closed.
 
     Django runs each request in a thread of its own, so connections belong to the process, and not to a thread.
     """

@@ -1,4 +1,4 @@
-"""Query's API, described: what each operation takes, answers and refuses. /openapi.json is made of it."""
+"""The description of query's API: what each operation takes, answers and refuses. /openapi.json is made of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ingest's API, described: what each operation takes, answers and refuses. The rows are those of the models."""
+"""The description of ingest's API: what each operation takes, answers and refuses. The rows are those of the models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The keeper: one process that catches up several times a second, builds what is cold, and reconciles on schedule or when asked.
 
-It does one thing at a time, in steps that take milliseconds: between two steps of a long job it catches up when that is
+It does one thing at a time, in steps that take milliseconds. Between two steps of a long job it catches up when that is
 due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
 """
 
@@ -133,7 +133,7 @@ class Keeper:
                 finished = self.catch_up_all()
                 self.note_recovery()
             except psycopg2.Error as error:
-                # The job under way goes on: a run waits for the replica only so long, and then says why it failed.
+                # The current job goes on: a run waits for the replica only for a time, and then says why it failed.
                 self.note_failure("replica", error)
                 self.source, finished = "", True
                 self.note_tick({})
@@ -149,14 +149,14 @@ class Keeper:
         return self.step_job()
 
     def begin_departures(self) -> None:
-        """A batch of departures for each counter that has none under way."""
+        """Begin a batch of departures for each counter that is not resolving one."""
         for counter in declarations.COUNTERS:
             if self.has_departures and counter.name not in self.departures:
                 swept = partial(self.tell_filter, counter.name)
                 self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
 
     def resolve_departures(self) -> None:
-        """A step of each batch under way. What Postgres refuses is begun anew at the next tick."""
+        """A step of each batch. A batch that Postgres refuses begins again at the next tick."""
         for name, batch in list(self.departures.items()):
             self.renew()
             reason = ""
@@ -287,8 +287,8 @@ class Keeper:
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
         except psycopg2.Error as error:
-            # A build; runs wait by themselves. It goes on from the position that it has reached: at once where the replica
-            # was away, after the others where Postgres refuses it, or is too slow.
+            # A build; runs wait by themselves. It goes on from the position that it has reached: at once if the replica
+            # was away, and after the others if Postgres refuses it or is too slow.
             if is_away(error):
                 self.note_failure("replica", error)
                 self.drop_job()
@@ -316,7 +316,7 @@ class Keeper:
         for run in registry.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
-                # Read again, now that nobody else writes it: somebody may just have brought it to its end.
+                # Read again, now that nobody else writes it: another process may just have ended it.
                 unended = registry.get_open(self.redis, run.id)
                 if unended is not None:
                     steps = execute(
@@ -332,7 +332,7 @@ class Keeper:
 
     def put_off(self, name: str, error: psycopg2.Error) -> None:
         """Leave a counter that cannot be built alone for a while, and say why."""
-        # Whoever holds a lock on the table lets go of it soon, or is killed; a right is granted by somebody.
+        # The holder of a lock on the table releases it soon, or is killed; somebody grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
         reason = reason_of(error)
         self.refused[name] = reason, time.monotonic() + seconds
@@ -348,7 +348,7 @@ class Keeper:
             self.filters.clear()
 
     def start_over(self) -> None:
-        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+        """Close everything: the next step begins with new connections, and goes on from what Redis says."""
         self.drop_job()
         self.memories.clear()
         self.departures.clear()

@@ -1,4 +1,4 @@
-"""The schedule: asks for a reconcile of each counter when its interval is over, or something else has changed it."""
+"""The schedule: asks for a reconcile of each counter when its interval is over, or its set or table was changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from shared_models.protocol.states import State
 
-# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew or verified since, or changed by something else; or its table has changed.
+# How soon a scheduled run that failed is asked for again; sooner if the interval is shorter. It is asked for at once if
+# the counter has been built or verified since, if something else has changed its set, or if its table has changed.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -47,8 +47,8 @@ class Schedule:
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def is_due(self, state: State) -> bool:
-        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, its table has
-        changed, or departures alone do not say what has left."""
+        """Whether the counter has to be reconciled. One of these is enough: it has not been verified for an interval;
+        its set is not as large as its size says; its table has changed; departures alone do not say what has left."""
         if (
             state.gap != 0
             or state.verified_at is None

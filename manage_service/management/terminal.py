@@ -48,7 +48,7 @@ class Follower:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.said = ("", "", False)
         self.bars = Progress(
-            # A text that finds no room goes on in the next line: rich would cut it.
+            # A text that is too long goes on in the next line: rich would cut it.
             TextColumn("{task.fields[name]}", style="bold", table_column=Column(overflow="fold")),
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
             BarColumn(bar_width=12),

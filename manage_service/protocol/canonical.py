@@ -1,4 +1,4 @@
-"""Which texts a value of each type has: one, as Postgres writes it. A member with another one was never in a row."""
+"""The text that each type's values have: as Postgres writes them. A member with another text was never in a row."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from shared_models.protocol.states import State
 
 
 class CounterWasLost(Exception):
-    """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
+    """The counter was lost, or built again, while the run was looking at it: nothing has been proved. Ask again."""
 
 
 def why_stale(snapshot: Snapshot, state: State) -> str | None:

@@ -1,8 +1,8 @@
-"""Whether the marks of a counter can be, seen beside the replica; and mending them where they cannot.
+"""Whether the marks of a counter can be true, compared with the replica; and repairing them if they cannot.
 
-A watermark above everything that the replica knows is nothing unusual: the replica lags. But whoever acknowledges an xact
-has committed it before. A replica that shows commits from minutes later, and still knows of no such xact, never will: the
-mark was not written by the protocol, and every sweep would wait for it. The same goes for a cursor.
+A watermark above everything that the replica knows is nothing unusual: the replica lags. But an xact is committed
+before anybody acknowledges it. A replica that shows commits from minutes later, and still knows of no such xact, never
+will. So the protocol did not write the mark, and every sweep would wait for it. The same goes for a cursor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMPOSSIBLE_AFTER = timedelta(minutes=2)
 class Plausibility:
     """Looks at the marks of all counters, once a tick, and remembers since when one is above the replica.
 
-    The memory is the process's: a keeper that starts anew waits once more.
+    The memory belongs to the process: a new keeper waits once more.
     """
 
     def __init__(self) -> None:

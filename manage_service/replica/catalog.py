@@ -1,7 +1,7 @@
-"""A counter's declaration beside what the database says of its table: before it is built, and at each reconcile.
+"""Compares a counter's declaration with the catalog of its table: before it is built, and at each reconcile.
 
-What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own words; the
-rest it would carry out, and the count would be another one than was asked for.
+What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own
+words. The rest it would carry out, and the count would not be the one that was asked for.
 """
 
 from __future__ import annotations

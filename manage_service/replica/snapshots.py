@@ -18,16 +18,18 @@ and, where it is one of a table,
 Why it can be believed, where it is one of a table:
 
 1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, put a new file in the
-   table's place. A snapshot from before their commit, which then waits for the table, reads the new file as empty.
-2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica
-   shows only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
-   that are not on its disk yet (`synchronous_commit = off`, and whoever took an xact and wrote no row). So its log is
-   flushed before anything is read: each ended transaction has left its xact in the log before it could be seen to have ended.
+   table's place. A snapshot from before their commit that then waits for the table reads the new file as empty.
+2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica shows
+   only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
+   that are not on its disk yet (`synchronous_commit = off`, and transactions that took an xact and wrote no row). So
+   its log is flushed before anything is read. Each ended transaction has left its xact in the log before others could
+   see that it had ended.
 3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
-4. The fingerprint is read in the snapshot. What takes something away from the table (DETACH, TRUNCATE, a rewrite) waits for the
-   lock; a partition that is attached meanwhile may be read under the fingerprint from before, which claims less than is read.
+4. The fingerprint is read in the snapshot. Statements that take something away from the table (DETACH, TRUNCATE, a
+   rewrite) wait for the lock. A partition that is attached meanwhile may be read under the earlier fingerprint, which
+   claims less than is read.
 
-A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
+A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Code that
 combines several of them compares these facts (see `build` and `sweep`).
 """
 
@@ -53,11 +55,11 @@ from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
 
-# A chunk takes milliseconds. What takes longer than this is a disk that hangs, or an index that is gone. Whoever asks holds
-# leases, and renews them between two statements: see `leases.LEASE_SECONDS`.
+# A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is gone. The caller holds leases,
+# and renews them between two statements: see `leases.LEASE_SECONDS`.
 STATEMENT_SECONDS = 6.0
-# Each statement here has an index made for it. Without statistics (a table just loaded) the planner may prefer to hash
-# or sort the whole table for a chunk, so the ways of doing that are priced out.
+# Each statement here has an index made for it. Without statistics (a table was just loaded) the planner may prefer to
+# hash or sort the whole table for a chunk. So these settings make the other ways too expensive.
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
@@ -132,7 +134,7 @@ class Snapshot:
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
 
-        Empty means that there are none behind it. Raises catalog.DoesNotFit where that order cannot be relied on.
+        Empty means that there are none behind it. Raises catalog.DoesNotFit if that order cannot be relied on.
         """
         self._check_order(counter)
         statement = sql.fill_in(
@@ -246,8 +248,8 @@ class Replica:
     def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
         """A snapshot, for as long as the block runs; to read the counter's table in it, name the counter.
 
-        Raises psycopg2.Error; the next call connects anew then. LockNotAvailable is one of them: somebody is about to
-        change the table, and it is to be waited for.
+        Raises psycopg2.Error; then the next call connects again. One of these errors is LockNotAvailable: somebody is
+        about to change the table. Wait, and try again.
         """
         if self._connection is None:
             self._connection = self._connect()
@@ -286,11 +288,11 @@ class Replica:
             self._end()
 
     def ended_now(self, since: int, unended: Iterable[int]) -> Shown | None:
-        """What a snapshot that is taken after this call will show: every xact but those that are still open now.
+        """What a snapshot that is taken after this call will show: every xact except those that are still open now.
 
-        Looks at the xacts from `since` on, and at those that were unended before; None where these are too many to look at.
-        A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. What is said to have
-        ended here, has ended before the snapshot, and so is in it.
+        Looks at the xacts from `since` on, and at those that had not ended before; None if there are too many to look
+        at. A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. An xact that has
+        ended here has ended before the snapshot, and so is in it.
         """
         if self._connection is None:
             self._connection = self._connect()
@@ -331,7 +333,7 @@ class Replica:
         return connection
 
     def close_if_lost(self) -> None:
-        """Let go of a connection whose other end has gone: a server says nothing to who asks nothing, but its goodbye."""
+        """Close a connection whose other end has gone: a server sends an idle client nothing until it ends."""
         if self._connection is None:
             return
         poll = select.poll()
@@ -340,7 +342,7 @@ class Replica:
             self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

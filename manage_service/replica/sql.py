@@ -114,14 +114,14 @@ WITHOUT_ROW = """
     SELECT {values} FROM {unnest} AS v({fields})
     WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
 """
-# The same, and then the heap for its xact, until a row below is found: mostly the first.
+# The same, and then the heap for its xact, until a row below is found: usually the first one.
 WITH_ROW_BELOW = """
     SELECT {values} FROM {unnest} AS v({fields})
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
-# The version of a column's collation that its indexes were made with, and that of this server's libraries; NULL where it has none.
-# A column of the database's own collation has that of the database.
+# The version of a column's collation that its indexes were made with, and that of this server's libraries; NULL if it
+# has none. A column with the database's own collation has the version of the database.
 RECORDED = "CASE o.collprovider WHEN 'd' THEN d.datcollversion ELSE o.collversion END"
 ACTUAL = """CASE o.collprovider WHEN 'd' THEN pg_database_collation_actual_version(d.oid)
                 ELSE pg_collation_actual_version(o.oid) END"""

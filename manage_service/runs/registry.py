@@ -1,7 +1,7 @@
 """Runs: the reconciles that were asked for, by an operator or by the schedule. Their record, their history.
 
-A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. It is written by whoever
-holds its lease, and read by everybody.
+A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. The holder of its lease
+writes it, and everybody reads it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TooManyRuns(Exception):
 
 
 class Mode(StrEnum):
-    """Whether a run mends what it finds."""
+    """Whether a run repairs what it finds."""
 
     REPAIR = "repair"
     CHECK = "check"
@@ -197,7 +197,7 @@ def _decoded(document: bytes | str, cancel: bytes | str | None) -> Run:
 
 
 def save(redis: Redis, run: Run) -> None:
-    """Write the document; for whoever holds the run's lease. One that has ended is no longer open."""
+    """Write the document; only the holder of the run's lease calls this. A run that has ended is no longer open."""
     pipe = redis.pipeline(transaction=True)
     pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
     pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
@@ -207,7 +207,7 @@ def save(redis: Redis, run: Run) -> None:
 
 
 def request_cancel(redis: Redis, run_id: str) -> Run:
-    """Ask a run to stop; whoever executes it does so after its step. Raises UnknownRun."""
+    """Ask a run to stop; its executor stops after its current step. Raises UnknownRun."""
     run = get(redis, run_id)
     if run.open:
         redis.hset(keys.of_run(run.id), "cancel", 1)

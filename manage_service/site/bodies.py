@@ -16,7 +16,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 # Nobody reads more, and each costs time: a body of sixty thousand unknown fields took seconds, and was answered with megabytes.
 MOST_FAULTS = 10
-# Of the name of a field that there is not.
+# How much of an unknown field's name an error shows.
 SHOWN_CHARACTERS = 100
 
 # How msgspec says where in a document something is wrong: "Expected `str`, got `int` - at `$.counters[0]`".

@@ -1,5 +1,5 @@
-"""Manage's metrics, beside that of its requests. They are facts in Redis, where the keeper, which listens nowhere, leaves
-what it knows: any worker of any instance gives the same text at the same moment."""
+"""Manage's metrics, beside that of its requests. They are facts in Redis. The keeper has no port and leaves there what
+it knows. So any worker of any instance gives the same text at the same moment."""
 
 from __future__ import annotations
 

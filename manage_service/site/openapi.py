@@ -1,4 +1,5 @@
-"""Manage's API, described: what each operation takes, answers and refuses. /openapi.json and the routes are made of it."""
+"""The description of manage's API: what operations take, answer and refuse. /openapi.json and the routes are made of
+it."""
 
 from __future__ import annotations
 

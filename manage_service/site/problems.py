@@ -1,4 +1,4 @@
-"""The problems that an operator is answered with: their types, and what went wrong as one of them."""
+"""The problems with which manage answers operators: their types, and which error becomes which."""
 
 from __future__ import annotations
 

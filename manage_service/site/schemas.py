@@ -1,4 +1,4 @@
-"""What manage is asked, and the lists that it answers; what stands in them lies with the runs and the status."""
+"""What clients ask manage, and the lists that it answers. Their elements are described with the runs and the status."""
 
 from __future__ import annotations
 

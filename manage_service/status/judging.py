@@ -1,6 +1,6 @@
-"""What is wrong with how everything stands: for each fault a sentence that says what, since when, and what to do.
+"""What is wrong: for each fault a sentence that says what, since when, and what to do.
 
-The limits come from the settings: what takes longer than the keeper needs where nothing is in its way is a fault.
+The limits come from the settings: it is a fault if something takes longer than an undisturbed keeper needs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def judge_counter(
     now: datetime,
     limits: Limits,
 ) -> Iterator[Finding]:
-    """One counter: whether it can be counted, is complete, was proved, and what was found is mended."""
+    """One counter: whether it can be counted, is complete and verified, and whether its drift is repaired."""
     if state.disbelieved:
         fields = ", ".join(state.disbelieved)
         yield Finding(name, "disbelieved", None, f"{name}: what Redis says cannot be ({fields}): a keeper mends it")

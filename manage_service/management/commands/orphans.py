@@ -1,4 +1,4 @@
-"""`python -m manage_service orphans [--remove]`: the keys of counters that are not declared any more, or otherwise."""
+"""`python -m manage_service orphans [--remove]`: the keys that no declaration names any longer."""
 
 import sys
 from collections import defaultdict

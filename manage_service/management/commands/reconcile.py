@@ -111,7 +111,7 @@ def watch(run: Run, control: Redis, follower: Follower) -> Run:
 
 
 def stop(run: Run, control: Redis) -> Run:
-    """Ctrl-C ends the run, and leaves nothing open: here, or by telling whoever has it."""
+    """Ctrl-C ends the run, and leaves nothing open: here, or by telling the process that executes it."""
     with held(Lease(control, f"run:{run.id}")) as ours:
         if not ours:
             return registry.request_cancel(control, run.id)
