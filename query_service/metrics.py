@@ -27,13 +27,13 @@ READ_AT = Gauge(
 STREAMS = Gauge("rollcall_query_streams_open", "Event streams open", multiprocess_mode="livesum")
 COUNT = Gauge(
     "rollcall_query_count",
-    "Distinct members of a counter; NaN where it is not known",
+    "Distinct members of a counter; NaN if it is not known",
     ["counter"],
     multiprocess_mode="mostrecent",
 )
 COMPLETE_THROUGH = Gauge(
     "rollcall_query_complete_through_timestamp_seconds",
-    "Every row committed before this moment is counted; NaN where it is not known",
+    "Every row committed before this moment is counted; NaN if it is not known",
     ["counter"],
     multiprocess_mode="mostrecent",
 )

@@ -54,7 +54,7 @@ UNKNOWN_COUNTER = ProblemType(
     404,
     "unknown-counter",
     "Unknown counter",
-    "There is no counter of this name; the detail names those that there are.",
+    "There is no counter of this name; the detail names the declared ones.",
 )
 TOO_MANY_MEMBERS = ProblemType(
     413, "too-many-members", "Too many members", "The request asks for more members than the limit.", members=Limit
@@ -70,7 +70,7 @@ COUNTER_COLD = ProblemType(
     503,
     "counter-cold",
     "The counter is not complete",
-    "The counter is being built, or waits for it: there is no number that is right.",
+    "The counter is being built, or waits for it: there is no correct number.",
     retry_seconds=COLD_RETRY_SECONDS,
     members=ColdCounter,
 )

@@ -158,7 +158,7 @@ def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
             raise BadDeclaration(f"tables.{table.name}: tables.{other} is the same table; declare it once")
     counters = tuple(read_counter(name, found, tables) for name, found in lines.counters.items())
     if not counters:
-        raise BadDeclaration("there is no [counters.NAME]: nothing is to be counted")
+        raise BadDeclaration("there is no [counters.NAME]: declare at least one counter")
     return tuple(tables.values()), counters
 
 

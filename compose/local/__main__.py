@@ -71,7 +71,7 @@ def logs(folder: Path, service: str | None) -> int:
             print(line, flush=True)
     except KeyboardInterrupt:  # the way to end it
         return 0
-    except BrokenPipeError:  # of whoever wanted the first lines only
+    except BrokenPipeError:  # a reader that wanted only the first lines has closed the pipe
         sys.stdout = None  # there is nobody left to flush it to
     return 0
 
@@ -113,7 +113,7 @@ def examples(stack: Stack) -> str:
 
 
 def admin(stack: Stack) -> str:
-    """Where rows are looked at and deleted, and by whom."""
+    """Where to look at rows and delete them, and as which user."""
     ingest = stack.ingest
     return (
         f"Admin         {ingest.admin_url}  as {ingest.first_user}, with the password in {ingest.admin_password_path}"

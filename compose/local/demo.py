@@ -1,7 +1,7 @@
 """The demo: messages from real cities through ingest's HTTP API, then what query serves beside what SQL counts.
 
-Every run stores its messages anew, under Idempotency-Keys of its own. They are the same ones each time (fixed seed), so
-that a second run adds rows and no members.
+Every run stores its messages again, under Idempotency-Keys of its own. The messages are the same each time (fixed
+seed), so that a second run adds rows and no members.
 """
 
 from __future__ import annotations

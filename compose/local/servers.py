@@ -1,7 +1,7 @@
 """The real servers, from wheels: a Postgres primary, a streaming replica, Valkey. The stack and the tests use them.
 
-Each keeps everything in its own folder. A data folder counts as complete once the file `complete` stands beside it,
-which is written last; what is left of an interrupted attempt is removed and made anew.
+Each keeps everything in its own folder. A data folder counts as complete if the file `complete` stands beside it, which
+is written last. What an interrupted attempt has left is removed and made again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ USERS_ACL = CHECKOUT / "compose" / "redis" / "users.acl"
 POSTGRES_ROLES = ("owner", "ingest", "admin", "manage", "replica")
 REDIS_USERS = ("admin", "ingest", "manage", "query")
 
-# How long a probe waits: the server is on this machine, and the one who waits asks again.
+# How long a probe waits: the server is on this machine, and the caller asks again.
 PROBE_SECONDS = 2
 
 # Both servers. Wheels have no system-wide socket folder, and a path below the checkout may be too long for a socket.
@@ -206,7 +206,7 @@ class Primary(Postgres):
                 postgres_program("initdb"),
                 *("-D", str(self.data), "-U", USER, f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256"),
                 *("--encoding=UTF8", "--locale=C"),
-                # Locale of Postgres' own: the same on every system. Versions before 17 have none.
+                # Postgres' own locale: the same on every system. Versions before 17 do not have it.
                 *([] if self.program_version() < 17 else ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]),
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
             ]

@@ -121,7 +121,7 @@ class Stack:
         self.up()
 
     def chosen(self, names: Collection[str] | None) -> list[Process]:
-        """The processes of these names, or all of them. Raises StackError for one that there is not."""
+        """The processes of these names, or all of them. Raises StackError for an unknown name."""
         known = {process.name: process for process in self.processes}
         for name in names or ():
             if name not in known:

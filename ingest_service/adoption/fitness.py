@@ -40,7 +40,7 @@ def check_relation(cursor: Cursor, relation: Relation) -> None:
     if relation.persistence != "p":
         raise CannotAdopt(f"{who} {PERSISTENCE[relation.persistence]}")
     if relation.schema in ("pg_catalog", "information_schema", triggers.SCHEMA):
-        raise CannotAdopt(f"{who} is no table of an application")
+        raise CannotAdopt(f"{who} is not a table of an application")
     if relation.is_partition:
         raise CannotAdopt(f"{who} is a partition: adopt the partitioned table, and its partitions come along")
     if relation.inherits:

@@ -52,7 +52,7 @@ UNKNOWN_COLLECTION = ProblemType(
     404,
     "unknown-collection",
     "There is no such collection",
-    "There is no collection of this name; the detail names those that there are.",
+    "There is no collection of this name; the detail names the known ones.",
 )
 TOO_MANY_ROWS = ProblemType(
     413,

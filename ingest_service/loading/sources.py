@@ -74,7 +74,7 @@ def ndjson_texts(stream: IO[bytes]) -> Texts:
         while line := stream.readline(LINE_BYTES + 1):
             number += 1
             if len(line) > LINE_BYTES:
-                raise Unreadable(f"line {number} is longer than {LINE_BYTES} bytes: this is no NDJSON")
+                raise Unreadable(f"line {number} is longer than {LINE_BYTES} bytes: this is not NDJSON")
             yield number, line.removeprefix(payloads.BOM) if number == 1 else line
 
 

@@ -158,7 +158,7 @@ def reconcile_once(
         left_through=left_through,
         changed_at=findings.changed_at,
     ):
-        raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
+        raise CounterWasLost(f"{counter.name} was lost or built again during the run: nothing has been proved")
     findings.verified_at = now
 
 

@@ -202,10 +202,10 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
     if behind is not None:
         return behind
     if state.watermark is None:
-        return "the watermark of the counter is missing; the keeper has to set it anew"
+        return "the watermark of the counter is missing; the keeper has to set it again"
     if state.watermark_reset_at is not None and snapshot.committed_through <= state.watermark_reset_at + RESET_SLACK:
         return (
-            f"the watermark was set anew at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
+            f"the watermark was set again at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
             f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of {RESET_SLACK.seconds} s later"
         )
     if state.watermark_source != snapshot.source:

@@ -50,7 +50,7 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
             )
             yield (
                 f"the collation of {place}.{field}, that of {name}, has version {actual} on this server, and its indexes were "
-                f"made with {recorded}, which sorts otherwise: give the replica the primary's libraries; or, where the primary "
+                f"made with {recorded}, which sorts differently: give the replica the primary's libraries; or, if the primary "
                 f"has {actual} too, REINDEX TABLE {place} there, then ALTER {refresh}"
             )
         if generated == "v":

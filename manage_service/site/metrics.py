@@ -24,7 +24,7 @@ class Facts:
         now = datetime.now(UTC)
         found = states.read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
         live = GaugeMetricFamily(
-            "rollcall_counter_live", "1 where the counter can be counted, 0 where cold", labels=["counter"]
+            "rollcall_counter_live", "1 if the counter can be counted, 0 if it is cold", labels=["counter"]
         )
         count = GaugeMetricFamily("rollcall_counter_members", "Members of a live counter", labels=["counter"])
         age = GaugeMetricFamily(
@@ -37,7 +37,7 @@ class Facts:
             "rollcall_counter_drift_members", "Drift that the last reconcile found", labels=["counter", "kind"]
         )
         why = GaugeMetricFamily(
-            "rollcall_counter_cold", "1 where the counter cannot be counted, and why", labels=["counter", "reason"]
+            "rollcall_counter_cold", "1 if the counter cannot be counted, and why", labels=["counter", "reason"]
         )
         withheld = GaugeMetricFamily(
             "rollcall_counter_withheld",
@@ -92,7 +92,7 @@ class Facts:
                 "rollcall_keeper_tick_age_seconds", "How long ago the keeper last turned its loop", value=age
             )
             yield GaugeMetricFamily(
-                "rollcall_replica_reachable", "1, or 0 where the keeper cannot read it", value=1 if source else 0
+                "rollcall_replica_reachable", "1, or 0 if the keeper cannot read it", value=1 if source else 0
             )
         if shown_through is not None and behind is not None and held is not None:
             yield GaugeMetricFamily(

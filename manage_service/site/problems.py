@@ -41,7 +41,7 @@ UNKNOWN_COUNTER = ProblemType(
     422,
     "unknown-counter",
     "Unknown counter",
-    "There is no counter of this name; the detail names those that there are.",
+    "There is no counter of this name; the detail names the declared ones.",
 )
 UNKNOWN_RUN = ProblemType(
     404, "unknown-run", "Unknown run", "There is no run of this id, or it has gone from the history."

@@ -117,7 +117,9 @@ def judge_counter(
     """One counter: whether it can be counted, is complete and verified, and whether its drift is repaired."""
     if state.disbelieved:
         fields = ", ".join(state.disbelieved)
-        yield Finding(name, "disbelieved", None, f"{name}: what Redis says cannot be ({fields}): a keeper mends it")
+        yield Finding(
+            name, "disbelieved", None, f"{name}: what Redis says cannot be true ({fields}): a keeper repairs it"
+        )
     if state.cold:
         yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
         return
@@ -150,7 +152,7 @@ def judge_counter(
             "drift",
             verified_at,
             f"{name}: a check {span(now - (verified_at or now))} ago found "
-            f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and mended nothing: "
+            f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and repaired nothing: "
             f"`reconcile {name}` does",
         )
 

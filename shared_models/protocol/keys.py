@@ -26,7 +26,7 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                                             reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
-                                          repaired          … and 1 where it has mended that
+                                          repaired          … and 1 if it has repaired that
                                           left_through      departures with a lower xact are resolved; absent means that a
                                                             reconcile has to resolve them
                                           leaving           token of the batch of departures that is being resolved

@@ -106,13 +106,13 @@ class State:
         """Why it cannot be counted, in a sentence; empty where it can."""
         return {
             "live": "",
-            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds anew",
+            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds again",
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
             "building": "the keeper is building it",
             "changed": f"its set has {self.count} members, and {self.size} were recorded: something other than Rollcall has "
             "changed it; the keeper reconciles it",
-            "unclaimed": "it does not say how complete it is, or says what cannot be; the keeper's next pass says it anew",
+            "unclaimed": "it does not say how complete it is, or says what cannot be true; the keeper's next pass repairs that",
         }[self.condition]
 
 

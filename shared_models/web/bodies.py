@@ -129,6 +129,6 @@ def no_room() -> Problem:
     """The bodies of other requests fill the memory that bodies may have."""
     return Problem(
         NO_ROOM,
-        "the requests that are being sent and answered just now fill the memory that there is for them; nothing of this "
+        "the requests that are being sent and answered just now fill the memory for bodies; nothing of this "
         "one was looked at: send it again, or in smaller parts",
     )

@@ -113,7 +113,7 @@ NO_ROOM = ProblemType(
     503,
     "no-room",
     "There is no room for the request",
-    "Other requests take all the room that there is for them just now.",
+    "Other requests take all the room just now. Send this one again later.",
     retry_seconds=2,
 )
 

@@ -38,9 +38,9 @@ def cursor_of_psycopg() -> Cursor:
 
 class Command(BaseCommand):
     help = (
-        "Make a table of your own countable. Prints the SQL, for psql, and the lines for rollcall.toml where the table is not "
+        "Make a table of your own countable. Prints the SQL, for psql, and the lines for rollcall.toml if the table is not "
         "declared there yet; --apply runs it, while the application writes. Run it with DATABASE_URL of the table's owner, or "
-        "of a superuser; as often as you like: what is there already is left alone."
+        "of a superuser. You can run it again: it leaves alone what is there already."
     )
     requires_system_checks = []
 
@@ -138,7 +138,7 @@ class Command(BaseCommand):
         else:
             if not counters:
                 raise CannotAdopt(
-                    f"nothing is to be counted in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
+                    f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
                 )
             made = self.plan_of(table, counters, undo=False)
         for note in made.notes:
@@ -193,9 +193,7 @@ class Command(BaseCommand):
         apart = [f"{statement};" for statement in made.apart]
         together = [f"{statement};" for statement in made.together]
         if together:
-            lock = (
-                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000:.0f}; -- where it is not enough, run it again"
-            )
+            lock = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000:.0f}; -- if that is not enough, run it again"
             together = ["BEGIN;", lock, *together, "COMMIT;"]
         lines = [*apart, *together] if made.apart_first else [*together, *apart]
         self.stdout.write("\n".join(["SET search_path = pg_catalog, pg_temp;", *lines]))

@@ -39,7 +39,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", metavar="FILE")
-        parser.add_argument("--collection", help="what the rows are; needed where there is more than one collection")
+        parser.add_argument("--collection", help="what the rows are; needed if there is more than one collection")
         parser.add_argument("--batch-rows", type=positive, default=10_000, metavar="N", help="rows in a transaction")
         parser.add_argument(
             "--resume",

@@ -30,7 +30,7 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
-            "Exit codes: 0 no drift, or mended; 1 a check found drift; 2 a counter could not be reconciled, "
+            "Exit codes: 0 no drift, or repaired; 1 a check found drift; 2 a counter could not be reconciled, "
             "with the reason (the others were), or nothing could; "
             "130 interrupted, which ends the run."
         )
@@ -38,7 +38,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         known = ", ".join(counter.name for counter in declarations.COUNTERS)
-        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them where none is named")
+        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them if none is named")
         parser.add_argument("--check", action="store_true", help="only look: add nothing, take nothing out")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
