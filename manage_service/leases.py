@@ -73,7 +73,7 @@ class Holder(msgspec.Struct):
 
 
 def read_holder(redis: Redis, name: str) -> Holder | None:
-    """The process that holds the lease of this name at the moment; None where none does."""
+    """The process that holds the lease of this name at the moment; None if none does."""
     token = cast("bytes | None", redis.get(keys.of_lock(name)))
     match (token or b"").decode().rsplit(":", 2):
         case [host, pid, _]:
@@ -83,7 +83,7 @@ def read_holder(redis: Redis, name: str) -> Holder | None:
 
 @contextmanager
 def held(lease: Lease) -> Iterator[bool]:
-    """The lease for a block; False where somebody else has it."""
+    """The lease for a block; False if somebody else has it."""
     taken = lease.acquire()
     try:
         yield taken

@@ -66,7 +66,7 @@ class Query(Application):
         return known.pick(request.headers.get(b"if-none-match"))
 
     async def handle(self, request: Request) -> Answer | None:
-        """By the path: /v1/counts/{counter}/… and its like; None where the answer has been sent already."""
+        """By the path: /v1/counts/{counter}/… and its like; None if the answer has been sent already."""
         match request.path.split("/")[1:]:
             case ["v1", "counts"]:
                 return await self.all_counts(request)
@@ -140,7 +140,7 @@ class Query(Application):
 
     @staticmethod
     def choice(request: Request) -> tuple[str, ...] | None:
-        """The counters that `?counters=users,cities` names, each once; None where all are asked for. Raises Problem 404."""
+        """The counters that `?counters=users,cities` names, each once; None if all are asked for. Raises Problem 404."""
         given = parse_qs(request.query, keep_blank_values=True).get("counters")
         return None if given is None else tuple(dict.fromkeys(known_counter(name).name for name in given[0].split(",")))
 

@@ -84,7 +84,7 @@ REDIS_UNAVAILABLE = ProblemType(
 
 
 def describe_progress(state: State) -> dict[str, int] | None:
-    """How far the fill of a cold counter has come, in members; None where none is under way."""
+    """How far the fill of a cold counter has come, in members; None if none is under way."""
     return None if state.filled is None else {"read": state.filled[0], "expected": state.filled[1]}
 
 

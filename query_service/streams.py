@@ -110,7 +110,7 @@ class Streams:
             metrics.STREAMS.dec()
 
     async def _send(self, request: Request, body: bytes) -> None:
-        """Send a piece of a stream. Raises OSError (TimeoutError) where the client takes nothing: its place is for others."""
+        """Send a piece of a stream. Raises OSError (TimeoutError) if the client takes nothing: its place is for others."""
         async with asyncio.timeout(2 * self.heartbeat_seconds):
             await request.send({"type": "http.response.body", "body": body, "more_body": True})
 

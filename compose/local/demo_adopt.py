@@ -110,7 +110,7 @@ class Application(threading.Thread):
 
 
 def run(stack: Stack, console: Console | None = None) -> int:
-    """Make the table, adopt it while the application works, look on; 0 where the counts are equal in the end."""
+    """Make the table, adopt it while the application works, look on; 0 if the counts are equal in the end."""
     console = console or Console(highlight=False)
     orders, seconds = read_number(os.environ, "ORDERS") or ORDERS, read_number(os.environ, "SECONDS") or SECONDS
     make_orders(stack.primary, orders)
@@ -161,7 +161,7 @@ def wait_until_live(query: Api) -> None:
 
 
 def read_counts(query: Api) -> dict[str, int | None]:
-    """What query serves; None where it is not live."""
+    """What query serves; None if it is not live."""
     status, body = query.ask("GET", "/v1/counts")
     if status != 200:
         raise DemoFailed(f"query answered {status}: {detail_of(body)}")

@@ -44,7 +44,7 @@ class _CapabilitySet(ctypes.Structure):
 
 @dataclass(frozen=True)
 class OrdinaryUser:
-    """Whom the processes run as, and the capability that they keep (None where none is needed)."""
+    """Whom the processes run as, and the capability that they keep (None if none is needed)."""
 
     uid: int
     gid: int

@@ -79,7 +79,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._was_found = False  # running, by the last `begin`
         self._log_began_bytes = 0
-        self.launched_at = 0.0  # seconds since 1970; 0 where an earlier command did it
+        self.launched_at = 0.0  # seconds since 1970; 0 if an earlier command did it
 
     def command(self) -> list[str]:
         """What to run."""
@@ -184,7 +184,7 @@ class Process:
         (self.folder / "pid").unlink(missing_ok=True)
 
     def check_port(self) -> None:
-        """Raise PortTaken where somebody else listens on our port."""
+        """Raise PortTaken if somebody else listens on our port."""
         deadline = time.monotonic() + PORT_SECONDS
         while self.port is not None and not is_free(self.port):
             if time.monotonic() < deadline:

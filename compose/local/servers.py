@@ -80,7 +80,7 @@ class Postgres(Process):
 
     stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
     port: int
-    # Gives why a server that can be connected to is not ready; no row where it is.
+    # Gives why a server that can be connected to is not ready; no row if it is.
     complaint_sql = "SELECT NULL WHERE false"
 
     def __init__(
@@ -174,7 +174,7 @@ class Primary(Postgres):
         self.make_roles()
 
     def make_roles(self) -> None:
-        """Make the roles, and give them passwords; nothing where that was done with the same file."""
+        """Make the roles, and give them passwords; nothing if that was done with the same file."""
         made, wanted = self.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest()
         if made.exists() and made.read_text().strip() == wanted:
             return

@@ -148,7 +148,7 @@ class Stack:
         return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
 
     def findings(self) -> list[str]:
-        """What manage says is wrong with counters, replica and keeper; nothing where it does not run."""
+        """What manage says is wrong with counters, replica and keeper; nothing if it does not run."""
         return [] if self.manage.running() is None else self.manage.findings()
 
     def owner_variables(self) -> dict[str, str]:

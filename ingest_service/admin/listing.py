@@ -75,13 +75,13 @@ class RowList(ChangeList):
 
 
 def number_in(request: HttpRequest, name: str) -> int | None:
-    """A number in the query string; None where there is none."""
+    """A number in the query string; None if there is none."""
     text = request.GET.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def estimate_rows(model: type[models.Model]) -> int | None:
-    """How many rows the table has, as Postgres last estimated; None where it has not yet."""
+    """How many rows the table has, as Postgres last estimated; None if it has not yet."""
     connection = connections[ALIAS]
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(model._meta.db_table)

@@ -16,7 +16,7 @@ TYPES = {name: name for name in ("text", "varchar", "uuid", "date", "timestamptz
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `type` as people write it; `declared` as rollcall.toml does, "" where it cannot be counted by."""
+    """One column. `type` as people write it; `declared` as rollcall.toml does, "" if it cannot be counted by."""
 
     name: str
     type: str
@@ -105,7 +105,7 @@ STATISTICS = """
     FROM pg_statistic_ext AS s JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     WHERE s.stxrelid = %s AND 'd' = ANY (s.stxkind) AND s.stxexprs IS NULL
 """
-# `fields`: the columns in order, NULL where it is an expression, or is not in the order in which a counter is read.
+# `fields`: the columns in order, NULL if it is an expression, or is not in the order in which a counter is read.
 INDEXES = """
     SELECT n.nspname, c.relname, i.indisvalid AND i.indisready, i.indpred IS NULL,
            coalesce(obj_description(c.oid, 'pg_class'), ''),

@@ -52,7 +52,7 @@ class NotJSON(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field of a row; the field is "" where it is the row as a whole."""
+    """What is wrong with one field of a row; the field is "" if it is the row as a whole."""
 
     field: str
     detail: str
@@ -208,7 +208,7 @@ def decode(collection: Collection, text: Body) -> msgspec.Struct:
 
 
 def elements(body: Body) -> Iterator[Body]:
-    """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
+    """The texts of the elements of a JSON array, one at a time. Raises NotJSON if the array is not JSON.
 
     The structure of JSON is ASCII. So the array is read as Latin-1, a character for each byte. Bytes that are not
     UTF-8 pass unharmed, and are refused with the element that holds them. The array is read through a window as large
@@ -249,7 +249,7 @@ def elements(body: Body) -> Iterator[Body]:
 
 
 def end_of_value(window: str, at: int, goes_on: bool) -> int | None:
-    """Where the JSON value ends that begins here; None where it does not end within the window, or is none."""
+    """Where the JSON value ends that begins here; None if it does not end within the window, or is none."""
     if at >= len(window):
         return None
     try:

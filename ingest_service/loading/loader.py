@@ -42,7 +42,7 @@ class FileClaim:
     """How far a file has been loaded: the number of its texts, and the hash of all of them."""
 
     key: str
-    found: str  # the hash in the receipt as last seen; "" where there was none
+    found: str  # the hash in the receipt as last seen; "" if there was none
     digest: str
     texts: int
 

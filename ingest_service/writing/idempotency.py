@@ -66,7 +66,7 @@ class RequestClaim:
     A key belongs to the token that sent it: two producers may use the same one, and know nothing of each other.
     """
 
-    owner: str  # name of the token; "" where nobody is asked for one
+    owner: str  # name of the token; "" if nobody is asked for one
     key: str
     fingerprint: str
 
@@ -82,7 +82,7 @@ class RequestClaim:
         keep_all(transaction, [(self, answer)])
 
     def read_answer(self, transaction: Transaction) -> Answer:
-        """Raises KeyReused where the first request with this key was another one."""
+        """Raises KeyReused if the first request with this key was another one."""
         (found,) = read_answers(transaction, [self])
         if isinstance(found, Exception):
             raise found

@@ -44,7 +44,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a committed transaction has left: an answer, the xact of the rows (None where it was a replay), their members."""
+    """What a committed transaction has left: an answer, the xact of the rows (None if it was a replay), their members."""
 
     answer: Answer
     xact: int | None

@@ -264,7 +264,7 @@ class Keeper:
         }
 
     def note_tick(self, shown: Note) -> None:
-        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
+        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, if it cannot be read."""
         ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
         noted: Note = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}

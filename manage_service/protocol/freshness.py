@@ -11,9 +11,9 @@ class CounterWasLost(Exception):
 
 
 def why_stale(snapshot: Snapshot, state: State) -> str | None:
-    """None where the snapshot shows all rows that the counter claims; else what it lacks yet.
+    """None if the snapshot shows all rows that the counter claims; else what it lacks yet.
 
-    Raises CounterWasLost where the replica has gone over to another history: that the counter comes there too takes a build,
+    Raises CounterWasLost if the replica has gone over to another history: that the counter comes there too takes a build,
     which does not begin while a run waits.
     """
     if snapshot.source != state.source:

@@ -194,7 +194,7 @@ def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> lis
 
 
 def fence(snapshot: Snapshot, state: State) -> str | None:
-    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
+    """None if the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
 
     Raises CounterWasLost.
     """

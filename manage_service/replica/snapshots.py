@@ -174,7 +174,7 @@ class Snapshot:
         ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
-        """Those of these members that no row has. Raises catalog.DoesNotFit where the index's order cannot be relied on."""
+        """Those of these members that no row has. Raises catalog.DoesNotFit if the index's order cannot be relied on."""
         self._check_order(counter)
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
@@ -217,7 +217,7 @@ class Snapshot:
         return until, [tuple(element) for (element,) in found]
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """What the table's statistics say about this counter; None where it has never been analyzed."""
+        """What the table's statistics say about this counter; None if it has never been analyzed."""
         if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
@@ -349,7 +349,7 @@ class Replica:
 
 
 def flush(connection: Connection, unflushed_lsn: str) -> None:
-    """Have the log of a primary on its disk up to there. Raises NotOnDisk where that takes longer than a moment."""
+    """Have the log of a primary on its disk up to there. Raises NotOnDisk if that takes longer than a moment."""
     if connection.server_version >= sql.FLUSHES_FROM_VERSION:
         ask(connection, sql.FLUSH)
         return

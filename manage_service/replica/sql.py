@@ -23,7 +23,7 @@ JUMP_FROM_ROWS_PER_MEMBER = 40
 PLAIN = ("text", "varchar", *NUMBERS)
 # As what an array of values of a field is sent, where that is not the type itself.
 ARRAYS = dict.fromkeys(NUMBERS, "bigint") | {"varchar": "text", "enum": "text"}
-# A label as the enum that the column has, whatever its name is; NULL where it has no such label.
+# A label as the enum that the column has, whatever its name is; NULL if it has no such label.
 LABEL = """CASE WHEN EXISTS (
     SELECT FROM pg_enum AS e JOIN pg_attribute AS a ON a.atttypid = e.enumtypid
     WHERE a.attrelid = {regclass}::regclass AND a.attname = {name} AND e.enumlabel = {value}
@@ -49,7 +49,7 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
 # them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
 LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
-# The last one is where the log ends once the snapshot has been taken; NULL where all of it is on the disk, and on a standby.
+# The last one is where the log ends once the snapshot has been taken; NULL if all of it is on the disk, and on a standby.
 HORIZON = """
     SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
            CASE WHEN pg_is_in_recovery() THEN NULL
@@ -158,7 +158,7 @@ COLUMNS = f"""
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
-# The columns of each index in order, NULL where it is an expression, or is not in the order in which a counter is read.
+# The columns of each index in order, NULL if it is an expression, or is not in the order in which a counter is read.
 INDEXES = """
     SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
                         THEN a.attname::text END

@@ -143,7 +143,7 @@ def persistent(
     filters: dict[str, BucketFilter],
 ) -> Steps:
     """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
-    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and
+    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow if the same statement times out again and
     again."""
     timeouts, read_before = 0, -1
     while True:
@@ -175,6 +175,6 @@ def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
 
 
 def check_cancelled(redis: Redis, run: Run) -> None:
-    """Raises Cancelled where somebody asked for it."""
+    """Raises Cancelled if somebody asked for it."""
     if registry.cancel_requested(redis, run.id):
         raise Cancelled

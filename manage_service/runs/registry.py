@@ -96,7 +96,7 @@ class Run(msgspec.Struct):
         return any(found.missing or found.extra for found in self.findings.values())
 
     def failures(self) -> str:
-        """Which counters could not be reconciled, and why: in a line, which is empty where all could."""
+        """Which counters could not be reconciled, and why: in a line, which is empty if all could."""
         failed = {name: found.failure for name, found in self.findings.items() if found.failure}
         return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
 
@@ -111,7 +111,7 @@ class Run(msgspec.Struct):
         self.status, self.detail, self.finished_at = status, detail, datetime.now(UTC)
 
     def eta_seconds(self) -> float | None:
-        """How long this phase of this counter will still take, at its speed so far; None where that says nothing."""
+        """How long this phase of this counter will still take, at its speed so far; None if that says nothing."""
         if self.status is not Status.RUNNING or not self.read or self.phase_started_at is None:
             return None
         elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()

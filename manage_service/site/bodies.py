@@ -25,7 +25,7 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 
 
 def decode(body: bytes, struct: type[T]) -> T:
-    """The body. Raises Problem: 400 where it is not JSON, 422 where it is not valid."""
+    """The body. Raises Problem: 400 if it is not JSON, 422 if it is not valid."""
     if not body:
         raise invalid(Fault("body", "Field required"))
     try:

@@ -82,7 +82,7 @@ class Facts:
         yield from (caught_up, took)
 
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
-        """How the keeper stands, and what the replica has shown it. Nothing, where there has never been one."""
+        """How the keeper stands, and what the replica has shown it. Nothing, if there has never been one."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
         ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)

@@ -36,7 +36,7 @@ def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
 
 
 def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
-    """The values that this member stands for, as texts; None where no values could have been written like this.
+    """The values that this member stands for, as texts; None if no values could have been written like this.
 
     None is what a hand-made entry gives (`SADD … junk`): no row can ever stand behind it.
     """

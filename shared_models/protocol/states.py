@@ -103,7 +103,7 @@ class State:
 
     @property
     def why_cold(self) -> str:
-        """Why it cannot be counted, in a sentence; empty where it can."""
+        """Why it cannot be counted, in a sentence; empty if it can."""
         return {
             "live": "",
             "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds again",
@@ -180,7 +180,7 @@ def queue_state(pipe: Pipe, name: str) -> None:
 
 
 def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
-    """The replies of `queue_state` for one counter, typed. Raises redis.RedisError where they are Redis' refusal."""
+    """The replies of `queue_state` for one counter, typed. Raises redis.RedisError if they are Redis' refusal."""
     for reply in replies:
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             return State(count=0, unreadable=str(reply))

@@ -167,7 +167,7 @@ def record(
     """Add members to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
-    to claim. `horizon` is of the snapshot that showed the members; None where they were stored by `xact` itself. Raises
+    to claim. `horizon` is of the snapshot that showed the members; None if they were stored by `xact` itself. Raises
     TooLate where some of them were not added, and redis.RedisError; any part may have been done then, which is harmless:
     every member has a committed row.
     """
@@ -221,7 +221,7 @@ def begin(client: Redis, name: str, token: str, horizon: int, source: str, field
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
-    """Add a chunk of a fill, and move its position; the new position, or None where the fill has been superseded."""
+    """Add a chunk of a fill, and move its position; the new position, or None if the fill has been superseded."""
     at = keys.of_counter(name)
     calls: list[Call] = []
     for chunk in chunks(members):
@@ -246,7 +246,7 @@ def sweep(
 ) -> list[bytes]:
     """Take out the members that this sweep, or this batch of departures, still has marked, and give them back.
 
-    `changed_at` is of the table that was asked about them. Raises TableChanged where that is another one now.
+    `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
     """
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)

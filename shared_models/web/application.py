@@ -99,7 +99,7 @@ class Application:
         return None
 
     async def handle(self, request: Request) -> Answer | None:
-        """The answer to a request of the service's own; None where it has been sent already. The others are Django's."""
+        """The answer to a request of the service's own; None if it has been sent already. The others are Django's."""
         await self.hand_to_django(request)
         return None
 
@@ -210,7 +210,7 @@ class Application:
 
     async def hand_to_django(self, request: Request) -> None:
         """Let Django answer. It gets the body whole: it would take any, and wait for it as long as it comes."""
-        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails where it cannot
+        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails if it cannot
         body = await self.bodies.read(request, self.limits.body_bytes)
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 

@@ -68,7 +68,7 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
 
     def header(self, name: bytes) -> str:
-        """A header as text; "" where it is not there."""
+        """A header as text; "" if it is not there."""
         return self.headers.get(name, b"").decode("latin-1")
 
     @property

@@ -15,7 +15,7 @@ ALIVE = answer(200, b'{"alive":true}', more={"Cache-Control": "no-store"})
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What a service looked at: by name, None where all is well, or a sentence. It is ready without what is not `needed`."""
+    """What a service looked at: by name, None if all is well, or a sentence. It is ready without what is not `needed`."""
 
     checks: Mapping[str, str | None]
     needed: frozenset[str]

@@ -48,7 +48,7 @@ class RateLimit:
             raise too_many(self.limit)
 
     async def count(self, name: str) -> int:
-        """How many requests this token has sent in this second; 0 where nobody knows."""
+        """How many requests this token has sent in this second; 0 if nobody knows."""
         if time.monotonic() < self._paused_until:
             return 0
         key = keys.of_rate(self.service, name, int(time.time()))

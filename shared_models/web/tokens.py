@@ -81,14 +81,14 @@ class Tokens:
         return self._names
 
     def find(self, authorization: bytes) -> str | None:
-        """The name of the token that this Authorization header carries; None where it carries none of ours."""
+        """The name of the token that this Authorization header carries; None if it carries none of ours."""
         # How long the lookup takes says something of the digest, and nothing of the token.
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
     @lru_cache(maxsize=1024)  # clients send the same header again and again
     def digest_of(authorization: bytes) -> bytes:
-        """The SHA-256 of the token that this Authorization header carries; b"" where it carries none."""
+        """The SHA-256 of the token that this Authorization header carries; b"" if it carries none."""
         scheme, _, token = authorization.strip().partition(b" ")
         return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" else b""
 
@@ -134,7 +134,7 @@ def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
 
 
 def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
-    """Why a service that must not be open by accident does not start; None where it may."""
+    """Why a service that must not be open by accident does not start; None if it may."""
     if tokens is None and auth != "off":
         return "it has no TOKENS: make one with `python -m shared_models.web.tokens NAME`, or say AUTH=off"
     return None
