@@ -145,7 +145,7 @@ class Query(Application):
         return None if given is None else tuple(dict.fromkeys(known_counter(name).name for name in given[0].split(",")))
 
     def ticket(self, request: Request) -> Answer:
-        """A ticket for a stream. Where no tokens are asked for it opens nothing that is not open, and does no harm."""
+        """A ticket for a stream. Without tokens everybody may open a stream, and the ticket is ignored."""
         made, ends = "none-needed", 0
         if self.limits.tokens is not None:
             made, ends = tickets.make(self.limits.tokens, request.headers[b"authorization"])

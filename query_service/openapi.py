@@ -40,7 +40,9 @@ COUNT_HEADERS = ETAG | {
 }
 UNCHANGED = Answer(None, "The counts are those that the client has.", headers=COUNT_HEADERS)
 CACHING = (
-    parameter("If-None-Match", "header", {"type": "string"}, "The ETag of the last answer: 304 where nothing changed."),
+    parameter(
+        "If-None-Match", "header", {"type": "string"}, "The ETag of the last answer: 304 if nothing has changed."
+    ),
     parameter("Cache-Control", "header", {"type": "string"}, "`no-cache`: Redis is read before the answer is given."),
 )
 

@@ -118,7 +118,7 @@ class Streams:
         await request.send(START)
         await self._send(request, RETRY)
         await self._counts.read_anew()
-        request_log.note(request)  # until it has something to say; how long a stream lasts is no time of an answer
+        request_log.note(request)  # here: how long a stream lasts is not the time of an answer
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_the_counts())
         while not (listener.is_gone or self._ended):

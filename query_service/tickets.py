@@ -31,7 +31,7 @@ def make(tokens: Tokens, authorization: bytes, now: float | None = None) -> tupl
 
 
 def owner(tokens: Tokens, ticket: str, now: float | None = None) -> str | None:
-    """The name of the token that the ticket was made for; None if it is none of ours, or has ended."""
+    """The name of the token that the ticket was made for; None if it is not ours, or has ended."""
     match = TICKET.fullmatch(ticket)
     if match is None or int(match[2]) < (time.time() if now is None else now):
         return None

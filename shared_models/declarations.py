@@ -184,7 +184,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     key = f"counters.{name}"
     for word in NOT_YET:
         if word in found:
-            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; take it out")
+            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; remove it")
     lines = convert(found, CounterLines, key)
     table = tables.get(lines.table)
     if table is None:
@@ -200,7 +200,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
                 f"{key}.member: {column} is {known[column]}, and a member is made of {', '.join(TYPES)}"
             )
     if len(set(lines.member)) < len(lines.member):
-        raise BadDeclaration(f"{key}.member: a field stands there twice")
+        raise BadDeclaration(f"{key}.member: a field is named twice")
     if lines.where and table.ingest:
         raise BadDeclaration(
             f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres could say "

@@ -200,7 +200,7 @@ def main() -> int:
     except (StackError, CannotBecomeOrdinary) as error:
         print(error, file=sys.stderr)
     except PermissionError as error:
-        print(f"{error.filename} belongs to another user: run this as the one who started the stack.", file=sys.stderr)
+        print(f"{error.filename} belongs to another user: run this as the user who started the stack.", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

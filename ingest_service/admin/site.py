@@ -54,7 +54,7 @@ class SignInForm(AdminAuthenticationForm):
         except ValidationError:
             log.warning("admin.sign_in_refused")
             raise
-        # There is nobody where a field was refused by itself; the form shows why.
+        # There is no user if a field was refused by itself; the form shows why.
         if self.get_user() is not None:
             log.info("admin.signed_in", who=self.get_user().pk)
         return cleaned

@@ -134,7 +134,7 @@ def watched(connection: Connection, connect: Connect, say: Say) -> Iterator[None
                         last = said
                     looking.rollback()
         except psycopg2.Error as error:
-            say(f"progress is not to be seen: {error}".strip())
+            say(f"progress cannot be shown: {error}".strip())
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()

@@ -267,7 +267,7 @@ def worth_knowing(cursor: Cursor, relation: Relation) -> Iterator[str]:
         yield f"{who} has row security: {MANAGE} sees all of its rows only with BYPASSRLS or a policy that lets it"
     if relation.kind == "p":
         yield (
-            f"{who} is partitioned: run this again when it has got a partition. Until then a DELETE or TRUNCATE that names the "
+            f"{who} is partitioned: run this again after it gets a partition. Until then a DELETE or TRUNCATE that names the "
             "new partition leaves the counts by the next reconcile"
         )
 

@@ -84,7 +84,7 @@ class Keeper:
         self.unresolved: dict[str, str] = {}  # why departures cannot be read
         self.unsampled = ""  # why no sample could be taken
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
-        # Where an open transaction holds the horizon, and since when; for whoever watches.
+        # The xact at which an open transaction holds the horizon, and since when; for status and metrics.
         self.held_at, self.held_since = 0, 0.0
         self.schedule = Schedule(timing.reconcile_seconds)
         self.failure = ""
@@ -191,7 +191,7 @@ class Keeper:
         self.unsampled = reason
 
     def note_failure(self, store: str, error: Exception) -> None:
-        """Say it once, not every second; to operators too, where Redis can be told."""
+        """Say it once, not every second; to operators as well, if Redis can be written."""
         reason = reason_of(error)
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)

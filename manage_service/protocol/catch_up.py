@@ -108,7 +108,7 @@ def pass_over(
         return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
     if state.count == 0 and state.gap < 0 and steps.make_cold(redis, counter.name, state):
         # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
-        return Pass(behind="its set was deleted: the counter is cold, and gets built")
+        return Pass(behind="its set was deleted: the counter is cold, and is built")
     if snapshot.fingerprint != state.fingerprint:
         changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
         state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)

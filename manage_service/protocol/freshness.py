@@ -13,8 +13,8 @@ class CounterWasLost(Exception):
 def why_stale(snapshot: Snapshot, state: State) -> str | None:
     """None if the snapshot shows all rows that the counter claims; else what it lacks yet.
 
-    Raises CounterWasLost if the replica has gone over to another history: that the counter comes there too takes a build,
-    which does not begin while a run waits.
+    Raises CounterWasLost if the replica has gone over to another history. The counter needs a build to follow it, and
+    no build begins while a run waits.
     """
     if snapshot.source != state.source:
         raise CounterWasLost(

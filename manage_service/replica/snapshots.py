@@ -357,7 +357,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
     while ask(connection, sql.FLUSHED, (unflushed_lsn,)) != [(True,)]:
         if time.monotonic() > deadline:
             raise NotOnDisk(
-                f"what the primary shows is not on its disk yet: its log is to be flushed up to {unflushed_lsn}"
+                f"what the primary shows is not on its disk yet: its log has to be flushed up to {unflushed_lsn}"
             )
         time.sleep(FLUSH_POLL_SECONDS)
 

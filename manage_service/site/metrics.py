@@ -41,7 +41,7 @@ class Facts:
         )
         withheld = GaugeMetricFamily(
             "rollcall_counter_withheld",
-            "1 where complete_through stands still because the table has changed, until it is reconciled",
+            "1 if complete_through stands still because the table has changed, until it is reconciled",
             labels=["counter"],
         )
         for name, state in found.items():
@@ -97,7 +97,7 @@ class Facts:
         if shown_through is not None and behind is not None and held is not None:
             yield GaugeMetricFamily(
                 "rollcall_replica_lag_seconds",
-                "How long ago the last commit was that the replica shows",
+                "How long ago the newest commit was that the replica shows",
                 value=max(0.0, (now - shown_through).total_seconds()),
             )
             yield GaugeMetricFamily(

@@ -114,7 +114,7 @@ def describe_api() -> bytes:
 def _describe(access: Access) -> bytes:
     return describe(
         "Rollcall manage",
-        "Keeps the counters true to the table: how they stand, and runs that reconcile them.",
+        "Keeps the counters equal to the table: how they stand, and runs that reconcile them.",
         OPERATIONS,
         RunRequest,
         access=access,

@@ -50,7 +50,7 @@ TOO_MANY_RUNS = ProblemType(
     429,
     "too-many-runs",
     "Too many runs",
-    "As many runs are queued or running as may be; wait, or cancel some.",
+    "The largest number of runs is queued or running; wait, or cancel some.",
     retry_seconds=10,
     members=Limit,
 )

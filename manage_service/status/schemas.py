@@ -39,7 +39,7 @@ class CounterStatus(msgspec.Struct):
 
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]
-    withheld: Annotated[str, Meta(description="why complete_through stands still; empty where nothing keeps it")]
+    withheld: Annotated[str, Meta(description="why complete_through stands still; empty if it moves")]
     count: int | None
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[

@@ -96,7 +96,7 @@ def _of_tag(prefix: str, tag: str) -> CounterKeys:
 
 
 def tag_of(key: str) -> str | None:
-    """The tag of the counter that a key belongs to; None if it is none of a counter."""
+    """The tag of the counter that a key belongs to; None if it belongs to no counter."""
     found = re.match(re.escape(PREFIX) + r"\{([^}]+)\}:", key)
     return None if found is None else found[1]
 

@@ -55,7 +55,7 @@ class Request:
     owner = ""  # the name of the token that it came with
     route = NO_ROUTE
     is_standing = False  # the answer was there before anybody asked
-    more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whoever gives it
+    more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whatever makes it
     held_bytes = 0  # of its body, in memory
     status = 0  # of the answer that has been begun
 

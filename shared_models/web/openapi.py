@@ -239,7 +239,7 @@ def say_type(schema: object) -> None:
 TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "`python -m shared_models.web.tokens NAME` makes a token, and what the service has to know of it.",
+    "description": "`python -m shared_models.web.tokens NAME` makes a token, and the line by which the service knows it.",
 }
 
 # What all services have.
@@ -250,7 +250,7 @@ HEALTH = (
         id="getLiveness",
         tag="health",
         summary="Whether the process answers",
-        description="It asks nothing else: restart what does not answer it.",
+        description="It asks nothing else: restart a service that does not answer it.",
         answers={200: Answer(Alive)},
     ),
     Operation(

@@ -141,7 +141,8 @@ def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
 
 
 def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
-    """Whether a request to this path has to bring a token; also where it leads nowhere: who may not ask learns nothing of it.
+    """Whether a request to this path has to bring a token; also if nothing is there, so that strangers do not learn
+    that.
 
     `also_open` are a service's own pages that show nothing by themselves.
     """

@@ -60,7 +60,7 @@ class Command(BaseCommand):
             help="a counter of the table that is not declared yet, and the columns that make its members",
         )
         parser.add_argument("--apply", action="store_true", help="run the SQL instead of printing it")
-        parser.add_argument("--undo", action="store_true", help="take off all that adopting has put on")
+        parser.add_argument("--undo", action="store_true", help="remove everything that adopting has added")
         parser.add_argument(
             "--patience-seconds",
             type=float,
@@ -71,7 +71,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: object, names: list[str], **options: Any) -> None:
         if options["counter"] and len(names) != 1:
-            raise CommandError("--counter belongs to one table: name it, and no other")
+            raise CommandError("--counter belongs to one table: name one table")
         try:
             for chosen in self.choose(names, dict(options["counter"])):
                 self.see_to(*chosen, **options)
@@ -81,7 +81,7 @@ class Command(BaseCommand):
             raise CommandError(f"no connection to the database: {str(error).strip()}") from error
         except psycopg2.Error as error:
             raise CommandError(
-                f"Postgres says: {str(error).strip()}. Once that is settled, the same command goes on from here"
+                f"Postgres says: {str(error).strip()}. Once you have repaired that, the same command goes on from here"
             ) from error
         finally:
             connection.close()
@@ -93,7 +93,7 @@ class Command(BaseCommand):
         tables = {table.name: table for table in declarations.TABLES}
         names = names or [name for name, table in tables.items() if not table.ingest]
         if not names:
-            raise CommandError("no table of others is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
+            raise CommandError("no table of an application is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
         chosen = []
         with cursor_of_psycopg() as cursor:
             # Names are found by the search_path of the caller. All that follows is read with one that nobody can put
@@ -121,7 +121,7 @@ class Command(BaseCommand):
                     }
                     taken = {each.name for each in declarations.COUNTERS} & set(unknown)
                     if taken:
-                        raise CannotAdopt(f"the counter {taken.pop()} is declared already, and otherwise")
+                        raise CannotAdopt(f"the counter {taken.pop()} is declared already, and differently")
                     described, new = declaring.declare(relation, table, unknown)
                 chosen.append((table or described, [*declared, *new], new, table is not None))
         return chosen

@@ -33,7 +33,7 @@ def positive(text: str) -> int:
 class Command(BaseCommand):
     help = (
         "Store the rows of FILE.ndjson or FILE.csv (also .gz, or - for NDJSON on standard input) and count them. "
-        "Ends with 1 where any row is not valid."
+        "The exit code is 1 if any row is not valid."
     )
     requires_migrations_checks = True
 

@@ -39,7 +39,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         known = ", ".join(counter.name for counter in declarations.COUNTERS)
         parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them if none is named")
-        parser.add_argument("--check", action="store_true", help="only look: add nothing, take nothing out")
+        parser.add_argument("--check", action="store_true", help="only look: add nothing, remove nothing")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
