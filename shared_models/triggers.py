@@ -34,19 +34,20 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which gives a bigint at once. For the one condition that each inserted row is put to: the
-# way through a text makes that twice as dear. (Not in the column's default, which a dump has to bring along to any Postgres.)
+# The same function by its older name, which gives a bigint at once. It is for the one condition that each inserted row
+# must pass: through a text it would cost twice as much. (Not in the column's default, which a dump takes along to any
+# Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
-# Every xact that is committed is below it; one of another history (a restored dump) may be anything, and says nothing.
+# Every committed xact is below it. An xact of another history (a restored dump) may be anything, and says nothing.
 NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
 LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
-# Triggers fire in the order of their names, and the stamping ones have to see what the others have made of a row.
+# Triggers fire in the order of their names, and the stamping ones have to see the row as the others have changed it.
 PREFIX = "zzz_rollcall_"
-MARK = "Rollcall "  # how the comment of everything begins that is made here
+MARK = "Rollcall "  # the comment of everything that is made here begins with this
 NAME_BYTES = 63
 
 # element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
-# counter: "name:definition". No unique key: what several transactions note, they need not wait for each other.
+# counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
 MAKE_DEPARTURE = (
     f"""CREATE TABLE {DEPARTURE} (
@@ -82,7 +83,7 @@ class Piece:
         return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
 
     def drop(self) -> str:
-        """What takes it away."""
+        """What removes it."""
         return f"DROP {self.kind} IF EXISTS {self.identity}"
 
 
@@ -224,8 +225,8 @@ def differs(columns: Sequence[str], plain: Collection[str]) -> str:
     """Whether OLD and NEW differ in a byte of these columns.
 
     `plain`: those that make members, whose types and collations are such that equal means equal bytes. Of others, which a
-    condition may look at, only the image says so, and takes twice the time. By its function and not by its operator, which
-    pg_dump writes in a way that cannot be read again.
+    condition may look at, only the image says so, and takes twice the time. It is called as a function and not as an
+    operator, which pg_dump writes in a way that cannot be read again.
     """
     tests = [f"OLD.{quote(name)} IS DISTINCT FROM NEW.{quote(name)}" for name in columns if name in plain]
     others = [name for name in columns if name not in plain]
@@ -277,7 +278,7 @@ def function_name(table: Table) -> str:
 
 
 def shorten(name: str, of: str) -> str:
-    """A name that Postgres does not cut, and that nothing else has."""
+    """A name that Postgres does not cut, and that is unique."""
     hashed = hashlib.sha256(of.encode()).hexdigest()[:8]
     return name.encode()[: NAME_BYTES - 9].decode(errors="ignore") + "_" + hashed
 

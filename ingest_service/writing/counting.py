@@ -51,7 +51,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
 
 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
-    """For each of these rows, whether all its members are in the sets now; False where Redis does not say."""
+    """For each of these rows, whether all its members are in the sets now; False if Redis does not say."""
     try:
         with _unless_paused():
             pipe = stores.open_redis().pipeline(transaction=False)
@@ -70,7 +70,7 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
 
 
 def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
-    """The distinct members of each counter of the collection that these rows stand behind."""
+    """The distinct members that these rows have in each counter of the collection."""
     return {
         counter.name: encode(counter, set(map(attrgetter(*counter.fields), rows))) for counter in collection.counters
     }
@@ -84,7 +84,7 @@ def encode(counter: Counter, values: Iterable[Any]) -> list[bytes]:
 
 @contextmanager
 def _unless_paused() -> Iterator[None]:
-    """Raises at once where Redis has just failed to answer; takes note where it fails now."""
+    """Raises at once if Redis has just failed to answer; takes note if it fails now."""
     global _paused_until
     if time.monotonic() < _paused_until:
         raise ConnectionError("Redis did not answer a moment ago")

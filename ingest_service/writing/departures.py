@@ -22,8 +22,9 @@ MAY_PRUNE = """
         AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
         AND has_table_privilege(c.oid, 'DELETE')
 """
-# Two statements on the index on create_time: from where on there are too many, and the oldest of those that may go. Two workers
-# at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would need one more right.)
+# Two statements on the index on create_time: beyond which one there are too many, and the oldest that may be removed.
+# Two workers at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would
+# need one more right.)
 PRUNE = """
     WITH gone AS (
         DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(

@@ -22,7 +22,7 @@ KEY = re.compile(r"[\x20-\x7e]{1,255}")
 # Receipts removed by one statement: a few milliseconds.
 PRUNE_ROWS = 5_000
 
-# A group of requests waits for no longer than this for a key that another transaction is about to use.
+# A group of requests waits at most this long for a key that another transaction is about to use.
 GROUP_LOCK_MILLISECONDS = 20
 # By then it has been waited for once.
 RETRY_LOCK_MILLISECONDS = 2
@@ -33,25 +33,25 @@ class KeyReused(Exception):
 
 
 class KeyNotUsable(Exception):
-    """An Idempotency-Key has 1 to 255 printable ASCII characters, and this one has not."""
+    """This is not an Idempotency-Key: one has 1 to 255 printable ASCII characters."""
 
 
 Answer: TypeAlias = Mapping[str, object]
 
 
 class Claim(Protocol):
-    """What keeps rows from being stored twice: it is written down, as a receipt, in their transaction."""
+    """Keeps rows from being stored twice: their transaction writes it down, as a receipt."""
 
     def take(self, transaction: Transaction) -> bool:
         """Whether this is the first time. Waits while another transaction is about to take the same one."""
         ...
 
     def keep(self, transaction: Transaction, answer: Answer) -> None:
-        """Note what is answered, now that it is known."""
+        """Note the answer, now that it is known."""
         ...
 
     def read_answer(self, transaction: Transaction) -> Answer:
-        """What was answered the first time."""
+        """The answer to the first request."""
         ...
 
 

@@ -20,13 +20,13 @@ log = structlog.get_logger()
 
 PRUNE_SECONDS = 60.0
 
-# Transactional, hence with an xact and a commit record of its own. Nobody is told of this commit: it need not be on
+# Transactional, and so with an xact and a commit record of its own. Nobody is told of this commit, so it need not be on
 # the disk before the next one.
 PULSE_SQL = "SET LOCAL synchronous_commit = off; SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')"
 
 
 class Pulse:
-    """The beat of one worker. Each due thing is done by `one_tick`; `start` makes a thread of it."""
+    """The beat of one worker. `one_tick` does what is due; `start` makes a thread of it."""
 
     def __init__(self, pulse_seconds: float, keep_hours: float) -> None:
         self.pulse_seconds, self.keep_hours = pulse_seconds, keep_hours
@@ -53,7 +53,7 @@ class Pulse:
         return done
 
     def prune(self) -> int:
-        """Remove the old receipts and departures, a bite at a time; how many."""
+        """Remove the old receipts and departures, some at a time; how many."""
         self.pruned_at = time.monotonic()
         receipts = left = 0
         while bite := transact(departures.prune):

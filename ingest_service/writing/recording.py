@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 Rows = Sequence[msgspec.Struct]
 
-# Rows that COPY is given at a time: the server begins with the first while the next are being written.
+# How many rows COPY gets at a time: the server begins with the first while the next are being written.
 COPY_ROWS = 1_000
 
 XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
@@ -70,7 +70,7 @@ def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Clai
     def pieces() -> Iterator[bytes]:
         for some in chunks(rows, COPY_ROWS):
             yield as_copy_lines(some) + b"\n"
-        # All is sent, and the server has most of it still before it. Otherwise it would have to wait for this later.
+        # All is sent, and the server still works on most of it. Later it would have to wait for this.
         members()
 
     def write(transaction: Transaction) -> tuple[Answer, int]:
@@ -123,7 +123,7 @@ def record(
 
 
 def count(collection: Collection, members: counting.Members, rows: int, xact: int, source: str) -> bool:
-    """Count the members of so many committed rows, and the rows for the metrics; whether all members are counted now."""
+    """Count the members of these committed rows, and the rows for the metrics; whether all members are counted now."""
     metrics.ROWS.labels(collection.name).inc(rows)
     metrics.COMMIT_ROWS.labels(collection.name).observe(rows)
     counted = counting.count(collection, members, rows, xact, source)
@@ -133,7 +133,8 @@ def count(collection: Collection, members: counting.Members, rows: int, xact: in
 
 
 def log_failure(error: TransactionFailed, rows: int) -> None:
-    """What somebody has to look after. Rows that the database refuses are their sender's affair."""
+    """An operator has to look at this. Rows that the database refuses are their sender's business, and are not
+    logged."""
     if not isinstance(error, RefusedByDatabase):
         log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
@@ -148,7 +149,7 @@ def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list
 def as_copy_lines(rows: Rows) -> bytes:
     """The rows, one at least, in COPY's text format: a tab between values, a line for each row."""
     values = list(map(msgspec.structs.astuple, rows))
-    if not all(isinstance(value, str) for value in values[0]):  # one row tells for all: they are of one type
+    if not all(isinstance(value, str) for value in values[0]):  # one row stands for all: they are of one type
         values = [tuple(map(str, row)) for row in values]
     lines = list(map("\t".join, values))
     text = "\n".join(lines)

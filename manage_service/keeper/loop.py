@@ -60,7 +60,7 @@ class Timing(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A build or a run under way."""
+    """The current build or run."""
 
     name: str
     steps: Steps
@@ -138,8 +138,8 @@ class Keeper:
                 self.source, finished = "", True
                 self.note_tick({})
             took = time.monotonic() - now
-            # At most half of the time goes into catching up: a transaction that is left open for hours makes every
-            # pass read again what is above the horizon.
+            # At most half of the time goes into catching up: a transaction that stays open for hours makes every pass
+            # read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
             self.begin_departures()
         self.resolve_departures()
@@ -174,13 +174,12 @@ class Keeper:
                 del self.departures[name]
 
     def tell_filter(self, name: str, members: list[bytes]) -> None:
-        """Departures have taken these out: a run under way has to know."""
+        """Departures have removed these: a current run has to know."""
         if name in self.filters:
             self.filters[name].take_swept(members)
 
     def sample(self) -> None:
-        """Take the samples that are due. A Redis that refuses them (a users.acl from before there were any) costs the charts
-        and nothing else."""
+        """Take the samples that are due. If Redis refuses them (an older users.acl), only the charts are missing."""
         reason = ""
         try:
             take_samples(self.control)
@@ -233,8 +232,8 @@ class Keeper:
         return finished
 
     def catch_up_one(self, counter: Counter) -> Pass:
-        """One pass over one counter. What Postgres refuses of it (no such table, no right, too slow) is its own affair; a
-        replica that is away is everybody's, and is raised."""
+        """One pass over one counter. If Postgres refuses it (no such table, no right, too slow), only this counter
+        fails. A replica that is away concerns all counters, and is raised."""
         memory = self.memories.pop(counter.name, None)
         try:
             did = catch_up(counter, self.replica, self.redis, memory, self.renew)
@@ -271,7 +270,7 @@ class Keeper:
         self.redis.hset(keys.KEEPER, mapping=noted)
 
     def step_job(self) -> float:
-        """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
+        """One step of the current job, or of the next one; for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
             if self.job is not None:
@@ -331,7 +330,7 @@ class Keeper:
         return None
 
     def put_off(self, name: str, error: psycopg2.Error) -> None:
-        """Leave a counter that cannot be built alone for a while, and say why."""
+        """Put off a counter that cannot be built, and say why."""
         # The holder of a lock on the table releases it soon, or is killed; somebody grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
         reason = reason_of(error)
@@ -372,7 +371,7 @@ def reason_of(error: Exception) -> str:
 
 
 def release_quietly(lease: Lease) -> None:
-    """Give a lease back; where Redis is away, it runs out by itself."""
+    """Give a lease back; if Redis is away, it runs out by itself."""
     try:
         lease.release()
     except RedisError:

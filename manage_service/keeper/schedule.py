@@ -27,18 +27,18 @@ class Schedule:
         self._asked: dict[str, tuple[object, float]] = {}
 
     def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
-        """A run for each counter that is due and for which none is open, but for those that cannot be built (`refused`).
+        """A run for each counter that is due and has no open run, except for those that cannot be built (`refused`).
 
         `redis` has to be able to open a second connection, to look at the runs while it watches the list of them.
         """
         due = [name for name, state in found.items() if name not in refused and self.is_due(state)]
         for name in self._asked.keys() - due:
-            del self._asked[name]  # it was verified: the next time that it is due has nothing to do with this one
+            del self._asked[name]  # it was verified: the next run has nothing to do with this one
         if not due:
             return
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
-            # One that was verified meanwhile is due for a new reason: it was emptied during the run, say.
+            # One that was verified meanwhile is due for a new reason; for example, it was emptied during the run.
             seen = found[name].build, found[name].gap, found[name].verified_at, found[name].changed_at
             asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):

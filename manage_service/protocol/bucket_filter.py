@@ -17,7 +17,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 
-# 1 MB, which a processor keeps at hand. With 5 million members in the set, one extra member makes us ask about 20 others.
+# 1 MB, which fits into a processor's cache. With 5 million members in the set, one extra member makes us ask about 20
+# others.
 BUCKETS = 1 << 18
 MASK = BUCKETS - 1
 
@@ -27,7 +28,7 @@ class BucketFilter:
 
     def __init__(self) -> None:
         self._balance = array("i", bytes(4 * BUCKETS))
-        self.swept = 0  # members that departures took out meanwhile, and that it was told of
+        self.swept = 0  # members that departures removed meanwhile, as it was told
 
     def put_in(self, members: Iterable[bytes]) -> None:
         """Members of the table, each once, that are in the set."""

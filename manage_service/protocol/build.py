@@ -59,8 +59,8 @@ class Fill:
 def needs_building(state: State, source: str) -> bool:
     """Whether the counter has no cursor in this history of the database.
 
-    A replica that shows an earlier timeline than the counter's has not followed yet: it is waited for. A fill from it would
-    claim rows that the later timeline has lost.
+    A replica that shows an earlier timeline than the counter's has not followed yet, and the keeper waits for it. A
+    fill from it would claim rows that the later timeline has lost.
     """
     if state.lost or state.source == source:
         return state.lost
@@ -72,7 +72,7 @@ def needs_building(state: State, source: str) -> bool:
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
     """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError.
 
-    Ends early, with nothing wrong, where another fill of the same counter has begun since.
+    Ends early, without an error, if another fill of the same counter has begun since.
     """
     if states.read_state(redis, counter.name).unreadable:
         removed = states.remove_misfits(redis, counter.name)
@@ -112,7 +112,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
-    """Note a new fill from this snapshot on; one that was in progress is superseded."""
+    """Note a new fill from this snapshot on. It supersedes one that was in progress."""
     snapshot.check(counter)
     estimate = snapshot.estimate(counter)
     fill = Fill(

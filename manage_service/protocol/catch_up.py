@@ -35,7 +35,7 @@ from shared_models.protocol import states, steps
 from shared_models.protocol.members import encode_all
 from shared_models.protocol.states import State
 
-# About how many rows one pass takes on: a fraction of a second of work, which is not lost when the pass is.
+# About how many rows one pass reads: a fraction of a second of work. What it has added stays if the pass fails.
 PASS_ROWS = 50_000
 
 
@@ -69,7 +69,7 @@ def catch_up(
 ) -> Pass:
     """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
 
-    `redis` must be a client of `stores.connect_for_passes`. `finished` is false where more rows wait for another pass.
+    `redis` must be a client of `stores.connect_for_passes`. `finished` is false if more rows wait for another pass.
     `between` is called between two chunks of rows: to renew leases, for a transaction may be large.
     """
     state = states.read_state(redis, counter.name)
@@ -118,15 +118,15 @@ def pass_over(
     # What a sweep has to see: complete_through claims the rows above the horizon, too, and no later pass may read them again.
     claim = cursor - 1 if cut is not None else snapshot.xmax - 1
     read = added = 0
-    # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
-    # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
+    # Without a cut this reads above the horizon too: a transaction that stays open keeps the cursor where it is, and
+    # must not keep later rows out of the count. Below the horizon nothing is left out: the cursor relies on that.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(values, len(counter.fields))
         try:
             added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
-            # Another pass has moved the cursor, and what this snapshot shows may have left since.
+            # Another pass has moved the cursor, and members that this snapshot shows may have left since.
             return Pass(behind="the counter was changed meanwhile")
         between()
     through = None

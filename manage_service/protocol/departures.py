@@ -46,9 +46,9 @@ from shared_models.protocol.members import encode_all
 def resolve_departures(
     counter: Counter, replica: Replica, redis: Redis, swept: Callable[[list[bytes]], None] = lambda members: None
 ) -> Steps:
-    """One batch of departures, if there are any. Gives what it takes out to `swept`.
+    """One batch of departures, if there are any. Gives the members that it removes to `swept`.
 
-    There has to be a table of departures (`Snapshot.has_departures`). Nothing waits inside: a step that could not go on says
+    There has to be a table of departures (`Snapshot.has_departures`). It never waits: a step that could not go on says
     so. `redis` must be a client of `stores.connect_for_passes`. Raises psycopg2.Error, redis.RedisError.
     """
     state = states.read_state(redis, counter.name)

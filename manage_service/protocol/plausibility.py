@@ -34,13 +34,13 @@ class Plausibility:
         self._disbelieved: dict[str, tuple[str, ...]] = {}
 
     def mend(self, name: str, state: State, snapshot: Snapshot, redis: Redis) -> None:
-        """Mend the marks of one counter that cannot be. Raises redis.RedisError."""
+        """Repair the marks of one counter that cannot be true. Raises redis.RedisError."""
         if state.disbelieved != self._disbelieved.get(name, ()):
             self._disbelieved[name] = state.disbelieved
             if state.disbelieved:
                 log.error("counter.disbelieved", counter=name, fields=state.disbelieved)
         if state.lost or state.cursor is None or state.source != snapshot.source:
-            return  # it gets built, and has other marks then
+            return  # it is built, and gets other marks
         if self._cannot_be(name, "cursor", state.cursor - 1, snapshot) and steps.make_cold(redis, name, state):
             log.error("counter.impossible_cursor", counter=name, cursor=state.cursor, replica_xact=snapshot.xmax)
         impossible = state.watermark is None or (

@@ -81,7 +81,7 @@ def reconcile_once(
     repair: bool,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """`reconcile`, but for its next attempt where the set was changed by hand."""
+    """One attempt of `reconcile`, which tries again if the set was changed by hand."""
     with replica.snapshot(counter) as snapshot:
         snapshot.check(counter)
         source, estimate = snapshot.source, snapshot.estimate(counter)
@@ -110,7 +110,8 @@ def reconcile_once(
     expected = max(state.count, 1)
     while not findings.table_read:
         with replica.snapshot(counter) as snapshot:
-            # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
+            # Acknowledged members may be among those removed by hand: the table has to show them before the set is
+            # right.
             behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
                 if snapshot.fingerprint != state.fingerprint:

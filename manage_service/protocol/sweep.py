@@ -71,10 +71,10 @@ def sweep(
 
     A step that waits for the replica says so, for as long as it takes: the caller limits the time. `redis` must be a
     client of `stores.connect_for_passes`; `bucket_filter` is what the table has, if that is known; `expected` is about how many
-    members the set has, for the progress; `swept_before` is how many members sweeps had taken out before the filter was filled.
-    `strict` is for a run that will say that the set is right: a member without a row that it could not remove, because
-    its mark was gone, may still be there. Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where strict),
-    psycopg2.Error, redis.RedisError.
+    members the set has, for the progress; `swept_before` is how many members sweeps had removed before the filter was
+    filled. `strict` is for a run that will say that the set is right: a member without a row that it could not remove,
+    because its mark was gone, may still be there. Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where
+    strict), psycopg2.Error, redis.RedisError.
     """
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
     # longer than its lease, must not sweep on each other's marks.
@@ -146,7 +146,7 @@ def ask_behind_fence(
 
 
 def forget_marks(counter: Counter, redis: Redis) -> None:
-    """Remove what a run that died, or was stopped, has marked. To lose a mark is always safe."""
+    """Remove the marks of a run that died or was stopped. To lose a mark is always safe."""
     redis.unlink(keys.of_counter(counter.name).suspects)
 
 
@@ -167,8 +167,8 @@ def find_suspects(
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
-        # What departures took out meanwhile lies in the filter as if it were in the set, and would hide as many extra members:
-        # unless the filter was told of each, every member is asked about.
+        # A member that departures removed meanwhile is in the filter as if it were in the set, and would hide an extra
+        # one. Unless the filter was told of each, the table is asked about every member.
         if states.read_state(redis, counter.name).swept != swept_before + bucket_filter.swept:
             bucket_filter = None
         elif bucket_filter.even:
@@ -225,7 +225,8 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
 
 
 def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
-    """Those of these members that no row has. What could never be in a row is among them: Postgres cannot be asked for it."""
+    """Those of these members that no row has. Members that could never be in a row are among them: Postgres cannot be
+    asked for these."""
     checks = [IS_CANONICAL[type_] for type_ in counter.types]
     asked: list[Values] = []
     junk = []
@@ -241,7 +242,7 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[
 
 
 def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:
-    """Those that would be taken out: what `steps.sweep` looks at, without the taking."""
+    """Those that would be removed: what `steps.sweep` looks at, without removing them."""
     marked = []
     for some in steps.chunks(members):
         holders = redis.hmget(suspects, list(some))

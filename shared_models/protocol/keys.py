@@ -87,7 +87,7 @@ def of_counter(name: str) -> CounterKeys:
     for counter in declarations.COUNTERS:
         if counter.name == name:
             return _of_tag(PREFIX, f"{name}.{counter.definition}")
-    return _of_tag(PREFIX, name)  # it was taken out of the file: there is nothing
+    return _of_tag(PREFIX, name)  # it was removed from the file: these keys do not exist
 
 
 @lru_cache(maxsize=1_000)
@@ -112,7 +112,7 @@ def of_run(run_id: str) -> str:
 
 
 def of_lock(name: str) -> str:
-    """A lock that avoids double work. Nothing is wrong where two hold it: the protocol is safe without."""
+    """A lock that avoids double work. It does no harm if two hold it: the protocol is safe without."""
     return f"{PREFIX}lock:{name}"
 
 

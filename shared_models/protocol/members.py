@@ -28,7 +28,7 @@ def encode(values: Sequence[Value]) -> bytes:
 
 
 def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
-    """`encode` for many, with one look at the number of fields. What the write path and the keeper spend their time in."""
+    """`encode` for many, with one look at the number of fields. The write path and the keeper spend their time here."""
     if fields == 1:
         return [str(value).encode() for (value,) in rows]
     array = _array.encode
@@ -38,7 +38,7 @@ def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
 def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
     """The values that this member stands for, as texts; None if no values could have been written like this.
 
-    None is what a hand-made entry gives (`SADD … junk`): no row can ever stand behind it.
+    A hand-made entry (`SADD … junk`) gives None: no row can have it.
     """
     try:
         if fields == 1:

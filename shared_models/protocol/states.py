@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from shared_models.protocol import keys
 from shared_models.protocol.moments import from_microseconds
 
-# Clocks differ. A moment that is further in the future than this was not read from any of them.
+# Clocks differ by less than this. A moment further in the future was not read from any of them.
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
@@ -65,7 +65,7 @@ class State:
 
     @property
     def lost(self) -> bool:
-        """Never completed, or lost: what it has to have under a cursor is not there, or belongs to another build."""
+        """Never completed, or lost: the fields that a cursor needs are missing, or belong to another build."""
         return self.cursor is None or self.size is None or self.build != self.intake_build
 
     @property
@@ -197,7 +197,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
     cursor, left_through = state.number("cursor", XACT_LIMIT), state.number("left_through", XACT_LIMIT)
     if cursor is not None and left_through is not None and left_through > cursor:
-        # Departures are read below the cursor only. What claims more would hide those that come until then.
+        # Departures are read below the cursor only. A `left_through` above it would hide those that come until then.
         state.disbelieved.append("left_through")
         left_through = None
     return State(

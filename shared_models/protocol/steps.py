@@ -98,7 +98,8 @@ def _script(name: str) -> Script:
 
 
 def load_scripts(client: Redis) -> None:
-    """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call them, and load none."""
+    """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call scripts and may not
+    load them."""
     known = client.script_exists(*(script.sha for script in SCRIPTS))
     for script, is_known in zip(SCRIPTS, known, strict=True):
         if not is_known:
@@ -144,7 +145,7 @@ class SetChanged(Exception):
 
 
 class TableChanged(SetChanged):
-    """The table is another one than the one that was asked: what it said is void. Ask again."""
+    """The table is no longer the one that was asked: its answer is void. Ask again."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -168,7 +169,7 @@ def record(
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
     to claim. `horizon` is of the snapshot that showed the members; None if they were stored by `xact` itself. Raises
-    TooLate where some of them were not added, and redis.RedisError; any part may have been done then, which is harmless:
+    TooLate if some of them were not added, and redis.RedisError. Then a part may have been done, which is harmless:
     every member has a committed row.
     """
     calls: list[Call] = []
@@ -206,7 +207,8 @@ def make_cold(client: Redis, name: str, was: State) -> bool:
 
 
 def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str) -> bool:
-    """Set a watermark that is missing, or cannot be, to the highest xact that the replica knows of; whether it was done."""
+    """Set a watermark that is missing, or cannot be true, to the highest xact that the replica knows of; whether it was
+    done."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
     return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], _seen(was.watermark), xact, source, now))
@@ -244,7 +246,7 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
 def sweep(
     client: Redis, name: str, token: str, members: Sequence[bytes], changed_at: str, *, departing: bool = False
 ) -> list[bytes]:
-    """Take out the members that this sweep, or this batch of departures, still has marked, and give them back.
+    """Remove the members that this sweep, or this batch of departures, still has marked, and return them.
 
     `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
     """
@@ -267,7 +269,7 @@ def begin_departing(client: Redis, name: str, token: str) -> None:
 
 
 def mark_departing(client: Redis, name: str, token: str, members: Sequence[bytes]) -> bool:
-    """Mark the members of a batch; False where another batch has begun."""
+    """Mark the members of a batch; False if another batch has begun."""
     at = keys.of_counter(name)
     calls: list[Call] = [((at.state, at.departing), (token, *chunk)) for chunk in chunks(members)]
     return 0 not in _execute(client, MARK_DEPARTING, calls)
@@ -296,8 +298,8 @@ def verify(
 
     `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
     set is as large as it has to be, and the counter has another build.
-    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises SetChanged
-    where the gap is another one now.
+    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises
+    SetChanged if the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(
