@@ -48,7 +48,7 @@ class Lease:
         return taken
 
     def renew(self) -> None:
-        """Keep it: for a call between any two steps, costs a round trip only now and then. Raises LeaseLost."""
+        """Keep it. To be called between any two steps; only some calls cost a round trip. Raises LeaseLost."""
         if time.monotonic() - self._renewed_at < LEASE_SECONDS / 5:
             return
         try:

@@ -104,7 +104,8 @@ def describe_all(names: Iterable[str], reading: Reading | None, condition: Condi
 
 
 def substance(described: DescribedCount) -> dict[str, object]:
-    """What makes one counter's answer another one: all but how far it is complete, which moves with every second."""
+    """What makes one counter's answer a new one: everything except `complete_through`, which moves with every
+    second."""
     return {name: value for name, value in described.items() if name != "complete_through"}
 
 

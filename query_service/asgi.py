@@ -100,7 +100,7 @@ class Query(Application):
         return None
 
     async def count_at(self, request: Request) -> Answer:
-        """A standing answer to a request that wants Redis to be read for it, or is the first for a while."""
+        """A standing answer to a request that wants a new read of Redis, or is the first for a while."""
         await self.counts.read_anew()
         return self.counts.answers[request.path].pick(request.headers.get(b"if-none-match"))
 
@@ -127,7 +127,7 @@ class Query(Application):
     async def members(self, request: Request, counter: Counter) -> Answer:
         """Of many members whether each is counted."""
         body = await self.bodies.read(request, self.member_bytes)
-        if len(body) > SMALL_BYTES:  # may be anything, and take its time
+        if len(body) > SMALL_BYTES:  # it may be large, and slow to decode
             asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
         else:
             asked = memberships.read_body(counter, body, self.max_members)
@@ -163,7 +163,7 @@ class Query(Application):
             super().find_owner(request, tokens)
 
     def note(self, request: Request) -> None:
-        """A standing answer is counted with others: to note one by one would take longer than to answer."""
+        """Standing answers are counted together: to note each would take longer than to answer."""
         if not request.is_standing:
             if (request.route, request.status) != (streams.PATH, 200):  # streams have done it themselves
                 super().note(request)
@@ -208,7 +208,7 @@ def wants_fresh(request: Request) -> bool:
 
 
 def now(body: bytes) -> Answer:
-    """An answer that is true now, and not to be kept."""
+    """An answer that is correct now, and must not be cached."""
     return answer(200, body, more={"Cache-Control": "no-store"})
 
 

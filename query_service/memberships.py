@@ -21,10 +21,10 @@ from shared_models.declarations import Counter
 from shared_models.protocol import members
 from shared_models.web.problems import Problem, fault
 
-# Members that one round trip asks for, so that a large question keeps the small ones waiting for a moment only.
+# How many members one round trip asks for: a large question keeps small ones waiting for a moment only.
 MOST_AT_ONCE = 5_000
-# Turns of the event loop between two round trips. In these the answers are sent, and what the same clients ask next
-# arrives: it shares the next round trip. Measured with 32 connections: a tenth more answers.
+# Turns of the event loop between two round trips. During these turns answers are sent, and the next questions of the
+# same clients arrive in time for the next round trip. Measured with 32 connections: a tenth more answers.
 TURNS_BETWEEN_TRIPS = 3
 
 
@@ -146,7 +146,7 @@ class Memberships:
 
     @staticmethod
     def _give(taken: list[Question], found: dict[str, list[bool] | CounterIsCold]) -> None:
-        """Each question its own part of what was found, in the order in which they were put together."""
+        """Give each question its part of the result, in the order in which they were put together."""
         begun: dict[str, int] = {}
         for question in taken:
             of_counter = found[question.counter]

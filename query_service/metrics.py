@@ -44,9 +44,10 @@ given: Tally[tuple[str, int]] = Tally()
 
 
 def note_standing_answers() -> None:
-    """Note those that have been given since the last time: after each read of the counts.
+    """Note those that have been given since the last call: after each read of the counts.
 
-    A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes none.
+    A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes
+    almost none.
     """
     for (route, status), times in given.items():
         STANDING_ANSWERS.labels("query", route, str(status)).inc(times)

@@ -20,7 +20,7 @@ STREAMS_RETRY_SECONDS = 10
 
 
 class ColdCounter(msgspec.Struct):
-    """The counter, and how far its build is; or all counters, where none is complete."""
+    """The counter, and how far its build is; or all counters, if none is complete."""
 
     counter: str | msgspec.UnsetType = msgspec.UNSET
     progress: Progress | msgspec.UnsetType = msgspec.UNSET

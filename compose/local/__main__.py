@@ -146,7 +146,7 @@ def demo(folder: Path) -> int:
 
 
 def demo_adopt(folder: Path) -> int:
-    """Up, then a table of an application that goes on working is adopted, and its counts move beside COUNT(DISTINCT)."""
+    """Up, then adopt a table while its application works, and show its counts beside COUNT(DISTINCT)."""
     stack, _ = bring_up(folder)
     from compose.local import demo_adopt as demonstration
 

@@ -68,7 +68,7 @@ class OrdinaryUser:
 
 
 def _call(name: str, *args: object) -> None:
-    """Call libc; OSError where it refuses."""
+    """Call libc; OSError if it refuses."""
     if getattr(libc, name)(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

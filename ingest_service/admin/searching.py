@@ -22,7 +22,7 @@ EXACTLY = "exactly"
 
 
 class Search(forms.Form):
-    """A search by one counter. Bound where the request says anything of it."""
+    """A search by one counter. It is bound if the request has any of its fields."""
 
     def __init__(self, counter: Counter, model: type[models.Model], data: QueryDict) -> None:
         self.counter = counter
@@ -35,7 +35,7 @@ class Search(forms.Form):
         self.fields[EXACTLY] = forms.BooleanField(required=False)
 
     def clean(self) -> dict[str, Any]:
-        """Leading fields only: an index finds nothing by those that come after."""
+        """Leading fields only: an index cannot find rows by later ones alone."""
         cleaned = super().clean() or {}
         self.given = [name for name in self.columns if cleaned.get(name) not in (None, "")]
         wanted = list(self.columns)[: max(1, len(self.given))]

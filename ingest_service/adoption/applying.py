@@ -79,7 +79,7 @@ def apart(connection: Connection, plan: Plan, connect: Connect, say: Say, patien
     for statement in plan.apart:
         if "CONCURRENTLY" in statement:
             with watched(connection, connect, say), connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = 0")  # it waits without being in anybody's way
+                cursor.execute("SET lock_timeout = 0")  # it waits and blocks nobody
                 cursor.execute(statement)
         else:
             alone = partial(in_one_transaction, connection, (statement,))

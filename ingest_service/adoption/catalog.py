@@ -143,14 +143,14 @@ def read_relation(cursor: Cursor, oid: int) -> Relation:
 def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[str, ...]:
     """The columns in the counter's condition, as Postgres finds them: it makes the counter's index over an empty copy.
 
-    What it says against the condition is the error that the caller gets. Nothing of this stays.
+    If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
     copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, counter.where)
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:
         cursor.execute(f"CREATE TEMPORARY TABLE rollcall_copy (LIKE {table})")
-        # In parentheses: nothing may stand in it that would end what it is put into.
+        # In parentheses, so that the condition cannot end the statement around it.
         cursor.execute(copy.create.replace(f"WHERE {counter.where}", f"WHERE ({counter.where})"))
         cursor.execute(
             """SELECT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid

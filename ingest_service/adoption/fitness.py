@@ -143,7 +143,7 @@ def may_grant_on(cursor: Cursor, departure: int) -> bool:
 
 
 def check_order(cursor: Cursor, relation: Relation) -> None:
-    """Our triggers see what the application's have made of a row: they come last."""
+    """Our triggers come last, so that they see the row as the application's triggers have changed it."""
     cursor.execute(catalog.BEFORE_ROWS, [triggers.PREFIX, relation.oid, relation.oid])
     later = [name for (name,) in cursor.fetchall() if name.encode() > triggers.PREFIX.encode()]
     if later:

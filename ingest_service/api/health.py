@@ -23,7 +23,7 @@ def read_readiness() -> Readiness:
 
 
 def check_primary() -> str | None:
-    """It can be reached, it can be written to, and its tables are there. Over a connection that is closed afterwards.
+    """The primary can be reached and written to, and its tables are there. Over a connection that is closed afterwards.
 
     A database of others, to which nothing is sent, has no tables of ours.
     """

@@ -33,7 +33,7 @@ ESCAPED_NUL = b"\\u0000"
 # A batch is decoded in blocks of about this size: some thousand rows. One call that decodes all of it would hold the
 # interpreter meanwhile, and the event loop with it, though it is called in a thread.
 BLOCK_BYTES = 1 << 18
-# Every valid row is smaller than this; one that is not is not decoded, for the same reason.
+# Every valid row is smaller than this. A larger one is not decoded, for the same reason.
 ROW_BYTES = 1 << 20
 
 # One row may be wrong in many ways; nobody reads more than these.
@@ -110,7 +110,7 @@ def read_batch(collection: Collection, body: Body, content_type: str, limit_rows
 
 
 def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
-    """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
+    """The rows of NDJSON, a block of lines at a time: a row that is not valid slows down only its own block."""
     batch, start, number = Batch(), 0, 1
     while start < len(body):
         end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
@@ -129,7 +129,8 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
 
 
 def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[msgspec.Struct] | None:
-    """The rows of an array whose every element is a valid row; None for any other, which has to be looked at one by one.
+    """The rows of an array whose every element is a valid row; None for any other array, which has to be decoded row by
+    row.
 
     A block ends between `}` and `,`. If all blocks, each in brackets of its own, are arrays with elements, the whole
     is the array of all these elements. If such a place was in the middle of a text, its block is not an array.
@@ -156,7 +157,8 @@ def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[ms
 
 
 def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspec.Struct] | None:
-    """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
+    """The rows of a block whose every line is a valid row; None for any other block, which has to be decoded line by
+    line.
 
     msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
     Here neither is accepted, as it would not be if the lines were decoded one by one:
@@ -365,7 +367,7 @@ def kind_of(value: object) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that a producer has made up, fit to be repeated: not too long, and nothing in it that is not a character."""
+    """A name that a producer has made up, fit to be repeated: not too long, and only of characters."""
     if len(name) > NAME_CHARACTERS:
         name = name[:NAME_CHARACTERS] + "…"
     return name.encode("utf-8", "backslashreplace").decode()

@@ -9,7 +9,7 @@ from ingest_service.writing.idempotency import KeyNotUsable, KeyReused
 from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase
 from shared_models.web.problems import Problem, ProblemType
 
-# Long enough for a failover in progress to get on, short enough that nobody is idle for it.
+# Long enough for a failover to make progress, and short enough that clients do not wait in vain.
 RETRY_SECONDS = 2
 
 

@@ -100,7 +100,7 @@ def csv_texts(stream: IO[str], collection: Collection) -> Texts:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Names what can be wrong with a file, not with a row."""
+    """Turns errors of a file (not of a row) into Unreadable."""
     try:
         yield
     except csv.Error as error:

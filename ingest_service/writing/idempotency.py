@@ -147,9 +147,9 @@ def keep_all(transaction: Transaction, answers: Sequence[tuple[RequestClaim, Ans
 
 
 def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> list[Answer | KeyReused | NotStored]:
-    """What was answered to the first request with each of these claims; KeyReused where that was another request.
+    """The answer to the first request with each of these claims; KeyReused if that was another request.
 
-    NotStored: the receipt has been pruned since it kept `insert_new` from making another.
+    NotStored: the receipt was pruned after `insert_new` had found it.
     """
     if not claims:
         return []

@@ -119,7 +119,7 @@ def show_run(run: Run) -> None:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """The table where the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
+    """The table if the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
     natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
     if natural <= console.width:
         console.print(table)
@@ -200,7 +200,8 @@ def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
 
 
 def drift_words(found: Findings, mode: Mode) -> str:
-    """What was found in one counter; what was found so far where the run did not get to its end; or why it could not be."""
+    """What was found in one counter; what was found so far if the run did not end; or why it could not be
+    reconciled."""
     if found.failure:
         return f"failed: {one_line(found.failure)}"
     if not (found.verified_at or found.missing or found.extra):

@@ -64,7 +64,7 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     if not any(names[:1] == ("xact",) and condition in (None, "(xact > 0)") for names, condition in indexes):
         yield f"{place} has no index on xact: run {adopt}"
     listed, wanted = ", ".join(counter.fields), len(counter.fields)
-    # Whether an index's own condition goes with the counter's, Postgres finds out.
+    # Postgres finds out whether an index's own condition fits the counter's.
     are_there = all(field in columns for field in counter.fields)
     if are_there and not any(
         names[:wanted] == counter.fields and (not cond or counter.where) for names, cond in indexes

@@ -64,8 +64,8 @@ OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
         "statement_timeout": f"{STATEMENT_SECONDS:g}s",
-        "lock_timeout": "200ms",  # who cannot have a table waits for that table alone, and not here
-        # A table that hides rows is an error, and not a table with fewer rows: a sweep would take out the hidden members.
+        "lock_timeout": "200ms",  # if a table is locked, only its counter waits, and not here
+        # A table that hides rows is an error, and not a table with fewer rows: a sweep would remove the hidden members.
         "row_security": "off",
         # The texts of dates, and what a counter's condition means, do not depend on a role's settings.
         "DateStyle": "ISO",
@@ -80,13 +80,13 @@ OPTIONS = " ".join(
         "jit": "off",
     }.items()
 )
-# Postgres refuses (no such table, no right to read it, a broken index), and will again. Whatever else it raises has to do with
-# its being away, or busy.
+# Postgres refuses (no such table, no right to read it, a broken index), and will refuse again. Its other errors mean
+# that it is away, or busy.
 REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
-# The time until a host that does not answer is given up, and until one that went away in the middle is noticed.
+# How long to wait for a host that does not answer, and to notice one that went away in the middle.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
-# A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
+# A server that is stopped keeps no statement_timeout. An answer that has not come by then will not come.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
 
 FLUSH_WAIT_SECONDS = 1.0
@@ -187,7 +187,7 @@ class Snapshot:
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
     def _check_order(self, counter: Counter) -> None:
-        # An index in another order hides rows: a build would not count them, a sweep would take their members out.
+        # An index in another order hides rows: a build would not count them, and a sweep would remove their members.
         if self.misordered:
             self.check(counter)
 
@@ -254,7 +254,7 @@ class Replica:
         if self._connection is None:
             self._connection = self._connect()
         try:
-            # A no is asked again: a replica that lags shows the function later, and this connection may live long.
+            # After a no it asks again: a replica that lags shows the function later, and this connection may live long.
             self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, sql.MAY_ASK_TIMELINE) == [(True,)]
             standpoint = sql.standpoint(by_function=self._may_ask_timeline)
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
@@ -284,7 +284,7 @@ class Replica:
             self.close()
             raise
         finally:
-            # However the block ended (Redis failed, Ctrl-C): no transaction stays open.
+            # No transaction stays open, however the block ended (Redis failed, Ctrl-C).
             self._end()
 
     def ended_now(self, since: int, unended: Iterable[int]) -> Shown | None:

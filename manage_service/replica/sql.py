@@ -16,12 +16,12 @@ from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 CHUNK_ROWS = 50_000
 # One statement of jumps returns at most this many members: 5 to 7 µs each.
 CHUNK_JUMPS = 5_000
-# From so many rows a member on, jumping from one value to the next beats reading every row's index entry.
-# Measured on 2 million rows: a jump costs what 30 to 40 entries of an index-only scan cost.
+# If a member has at least so many rows, jumping from one value to the next is faster than reading every row's index
+# entry. Measured on 2 million rows: a jump costs as much as 30 to 40 entries of an index-only scan.
 JUMP_FROM_ROWS_PER_MEMBER = 40
 
 PLAIN = ("text", "varchar", *NUMBERS)
-# As what an array of values of a field is sent, where that is not the type itself.
+# The type with which an array of a field's values is sent, if it is not the field's own.
 ARRAYS = dict.fromkeys(NUMBERS, "bigint") | {"varchar": "text", "enum": "text"}
 # A label as the enum that the column has, whatever its name is; NULL if it has no such label.
 LABEL = """CASE WHEN EXISTS (
@@ -190,7 +190,7 @@ DEPARTED = """
 """
 # About how many departures one batch has: a second's worth of questions to the table.
 BATCH_DEPARTURES = 20_000
-# More members than this in one batch, that is of one transaction: a reconcile is quicker.
+# If one batch, that is one transaction, has more members than this, a reconcile is quicker.
 MOST_DEPARTED = 200_000
 
 
@@ -224,7 +224,7 @@ def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     """One of the statements above, for this counter."""
     comma, conjunction = SQL(", "), SQL(" AND ")
     columns = [Identifier(name) for name in counter.fields]
-    # Texts and numbers come from psycopg2 as what `members.encode` writes down; of the others Postgres makes the text.
+    # psycopg2 gives texts and numbers as `members.encode` takes them. For other types Postgres makes the text.
     as_text = [SQL("" if type_ in PLAIN else "::text") for type_ in counter.types]
 
     def of(table: str) -> list[Composed]:

@@ -38,7 +38,7 @@ class UnknownRun(LookupError):
 
 
 class TooManyRuns(Exception):
-    """So many runs have not ended that no other is taken on."""
+    """Too many runs have not ended, and no other one is accepted."""
 
     def __init__(self) -> None:
         super().__init__(f"{MOST_OPEN} runs are queued or running already, which is the limit; wait, or cancel some")
@@ -52,7 +52,7 @@ class Mode(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a run is in its life; the last three are its ENDS."""
+    """The states of a run; the last three are its ENDS."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -122,9 +122,9 @@ _run = msgspec.json.Decoder(Run)
 
 
 def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: AskedBy) -> Run:
-    """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
+    """Ask for a run; if the same one is queued already, it is that one. `redis` has to be able to open two connections.
 
-    One that has begun is another one: it may have passed what the caller wants to have looked at. Raises
+    A run that has begun is not the same: it may have passed what the caller wants it to look at. Raises
     UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
     """
     names = [get_counter(name).name for name in dict.fromkeys(counters)]
@@ -157,7 +157,7 @@ def queue_new(pipe: Pipeline, run: Run) -> None:
 
 
 def get(redis: Redis, run_id: str) -> Run:
-    """The run of that id, or the newest one where that says "last"; or UnknownRun."""
+    """The run of that id, or the newest one for "last". Raises UnknownRun."""
     if run_id == LAST:
         for run in latest(redis, 1):
             return run

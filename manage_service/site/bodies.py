@@ -14,7 +14,7 @@ from shared_models.web.problems import BAD_REQUEST, Problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Nobody reads more, and each costs time: a body of sixty thousand unknown fields took seconds, and was answered with megabytes.
+# Nobody reads more, and each costs time: a body of 60,000 unknown fields took seconds, and its answer had megabytes.
 MOST_FAULTS = 10
 # How much of an unknown field's name an error shows.
 SHOWN_CHARACTERS = 100

@@ -69,7 +69,7 @@ def invalid(*faults: Fault) -> Problem:
 
 
 def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) -> Problem:
-    """What the domain refuses, and what is away, as HTTP says it."""
+    """Turns the domain's refusals, and stores that are away, into problems."""
     match error:
         case UnknownCounter():
             return Problem(UNKNOWN_COUNTER, str(error))

@@ -158,7 +158,7 @@ def judge_counter(
 
 
 def last_failure(name: str, history: list[Run]) -> Run | None:
-    """The newest run of this counter that was not cancelled, where it failed for this counter."""
+    """The newest run of this counter that was not cancelled, if it failed for this counter."""
     ended = (run for run in history if name in run.counters and run.status in (Status.DONE, Status.FAILED))
     last = next(ended, None)
     if last is None or last.status is Status.DONE:

@@ -35,7 +35,7 @@ class LastRun(msgspec.Struct):
 
 
 class CounterStatus(msgspec.Struct):
-    """One counter. What only the replica could tell is null where it cannot be reached."""
+    """One counter. Fields that only the replica can tell are null if it cannot be reached."""
 
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]

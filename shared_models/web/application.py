@@ -68,7 +68,7 @@ ANY_ORIGIN: Headers = [(b"access-control-allow-origin", b"*"), EXPOSED]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Who may ask, and for how much."""
+    """Who may ask, and how often."""
 
     tokens: Tokens | None
     metrics_public: bool = False
@@ -127,7 +127,7 @@ class Application:
     # The way of a request.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever becomes of it, and note it."""
+        """Answer one request, also if it fails, and note it."""
         if scope["type"] != "http":
             await self.live(scope, receive, send)
             return
@@ -156,7 +156,7 @@ class Application:
             self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
-        """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""
+        """Check the request, and give its standing answer, if there is one. Raises Problem."""
         limits, headers = self.limits, request.headers
         if len(headers) != len(request.scope["headers"]):
             check_doubles(request.scope["headers"])

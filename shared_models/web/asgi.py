@@ -18,12 +18,12 @@ ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 JSON = "application/json"
-# No browser takes JSON for a page then, whatever is in it: nothing runs, nothing has to be framed.
+# With it no browser takes JSON for a page, whatever the JSON holds.
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class ClientGone(Exception):
-    """The client has closed the connection; nobody is there to be answered."""
+    """The client has closed the connection; nobody reads an answer."""
 
 
 @dataclass(frozen=True, slots=True)

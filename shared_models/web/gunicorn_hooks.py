@@ -30,7 +30,7 @@ STATM = Path("/proc/self/statm")  # Linux; the second number: what the process h
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
 # the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
-# does, one client could fill the machine. Larger than what all bodies may hold, and what becomes of them.
+# does, one client could fill the machine. It is larger than all bodies may be, together with what is made of them.
 WORKER_MEMORY_BYTES = int(os.environ.get("WORKER_MEMORY_BYTES", str(2 << 30)))
 LOOK_SECONDS = 0.5
 # What the system keeps of a connection until the server reads it, and so the most that the event loop is given at once: it
@@ -55,9 +55,10 @@ def make_metrics_folder(service: str) -> None:
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
-    """As many connections as the system lets us have, little of each at a time, and no more memory than we allow."""
+    """Set the limits of a worker: as many connections as the system allows, little of each at a time, and a limit of
+    memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
+    with contextlib.suppress(ValueError, OSError):  # it is unlimited, or we may not raise it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for listener in worker.sockets:  # what it accepts inherits this
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)

@@ -111,7 +111,7 @@ class Access:
     limited: bool = False
 
     def refusals(self, path: str) -> tuple[ProblemType, ...]:
-        """What a request is told that may not ask, or not now."""
+        """The refusals of a request that may not ask, or not now."""
         if not needs_token(path, metrics_public=self.metrics_public):
             return ()
         return (problems.UNAUTHORIZED,) * self.tokens + (problems.TOO_MANY_REQUESTS,) * self.limited

@@ -119,7 +119,7 @@ NO_ROOM = ProblemType(
 
 
 def fault() -> Problem:
-    """Nothing of the inside goes out."""
+    """It says nothing about the inside of the service."""
     return Problem(INTERNAL_ERROR, "this is a fault of the service and has been logged; try again")
 
 

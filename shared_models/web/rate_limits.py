@@ -28,7 +28,7 @@ KEEP_SECONDS = 10
 
 
 class RateLimit:
-    """Counts requests. While Redis is away everybody passes, which is logged."""
+    """Counts requests. While Redis is away, all requests pass, and the log says so."""
 
     def __init__(self, service: str, redis_url: str, limit: int) -> None:
         self.service, self.limit = service, limit
@@ -43,7 +43,7 @@ class RateLimit:
         )
 
     async def check(self, name: str) -> None:
-        """Count a request by the token of this name (by all clients together, where it is ""). Raises Problem 429."""
+        """Count a request by the token of this name ("": by all clients together). Raises Problem 429."""
         if await self.count(name) > self.limit:
             raise too_many(self.limit)
 

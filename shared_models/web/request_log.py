@@ -21,8 +21,8 @@ SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
 
 # Asked every few seconds by machines; a line for each would bury the others.
 QUIET_ROUTES = {"/livez", "/readyz", "/metrics"}
-# Of a request that leads nowhere, or is refused before it is known where it leads. Paths are made up by others: they would
-# be metrics without end, and somebody's name in a log.
+# The route of a request that no route takes, or that is refused before its route is known. Clients make up paths: each
+# would be a metric of its own, and may put a name into the log.
 NO_ROUTE = "none"
 
 

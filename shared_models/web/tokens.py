@@ -27,11 +27,11 @@ from shared_models.web.problems import UNAUTHORIZED, Problem
 log = structlog.get_logger()
 
 LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([0-9a-f]{64})")
-# So that a token in the wrong place (a log, a repository) can be recognised for what it is, by people and scanners.
+# So that people and scanners recognise a token in the wrong place (a log, a repository).
 PREFIX = "rollcall_"
 # While a token is rotated.
 MOST_OF_A_NAME = 2
-# How often at most the file is looked at. A token that was taken out is refused after this long at the latest.
+# How often at most the file is looked at. A removed token is refused after this long at the latest.
 LOOK_SECONDS = 1.0
 
 # What needs no token: whether the service lives, what it can do, how its pages look.
@@ -82,7 +82,7 @@ class Tokens:
 
     def find(self, authorization: bytes) -> str | None:
         """The name of the token that this Authorization header carries; None if it carries none of ours."""
-        # How long the lookup takes says something of the digest, and nothing of the token.
+        # The time of the lookup depends on the digest, and tells nothing about the token.
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
@@ -112,7 +112,7 @@ class Tokens:
         log.info("tokens.read", names=sorted(set(names.values())))
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """What changes when the file does, also where it is replaced by another one within a clock tick."""
+        """Something that changes when the file does, also if another file replaces it within a clock tick."""
         if self._path is None:
             return None
         try:

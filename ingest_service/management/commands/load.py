@@ -19,7 +19,7 @@ from ingest_service.writing.transactions import TransactionFailed
 
 # Errors that are printed; the rest are counted.
 SHOWN_ERRORS = 20
-# How often a line is printed where nobody looks at a bar.
+# How often a line is printed if the output is not a terminal.
 LINE_SECONDS = 5.0
 
 

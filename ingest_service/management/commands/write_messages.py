@@ -69,7 +69,7 @@ class Command(BaseCommand):
             uncounted += 0 if record_batch(collection, rows, {}).counted else len(rows)
             written += len(rows)
             if rate is not None:
-                # By the clock and not by the batch, so that time lost is made up for.
+                # By the clock and not by the batch, so that lost time is caught up.
                 time.sleep(max(0.0, begun + written / rate - time.monotonic()))
         seconds = time.monotonic() - begun
         self.stdout.write(

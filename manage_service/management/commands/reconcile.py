@@ -78,7 +78,7 @@ class Command(BaseCommand):
 
 
 def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
-    """The run to its end: here, or by the keeper where that was quicker to take it."""
+    """Execute the run to its end: here, or wait for the keeper if it was quicker to take it."""
     lease = Lease(control, f"run:{run.id}")
     with held(lease) as ours, Follower(run, quiet=quiet) as follower:
         return work_off(run, lease, follower) if ours else watch(run, control, follower)
