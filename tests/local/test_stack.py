@@ -281,46 +281,53 @@ def test_the_adoption_demo_ends_with_equal_counts_and_can_be_run_again(checkout:
 TUTORIAL = page("tutorial")
 
 
-def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
-    """In order, in a shell. Where the page shows an answer, it is asked for until it comes."""
-    checkout.up()
-    shell, declared = Shell(checkout), ""
-    for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL):
-        (wanted,) = re.findall(r"^# (\{.*?)(?:, …)?$", block, re.MULTILINE) or [""]
-        wait_for(lambda block=block, wanted=wanted: wanted in shell.run(block), f"the answer {wanted}", seconds=60)
-        _, _, lines = shell.said.partition("For rollcall.toml:\n")
-        declared = declared or lines.strip()
-    assert declared and f"\n{declared}\nTOML\n" in TUTORIAL
-
-
-class Shell:
-    """A reader's: it keeps what is exported, and has this stack's folder and ports in place of the default ones."""
+class Reader:
+    """Somebody who types what the tutorial says, at a stack with a folder and ports of its own."""
 
     def __init__(self, checkout: Checkout) -> None:
         self.checkout = checkout
         self.exported = ""
-        self.said = ""
+        programs = (Path(sys.executable).parent, Path(postgres_program("psql")).parent, os.environ["PATH"])
+        self.environment = os.environ | {"PATH": ":".join(map(str, programs))}
+        self.environment.pop("DJANGO_SETTINGS_MODULE", None)
 
-    def run(self, lines: str) -> str:
+    def follow(self, block: str) -> str:
+        """Run the lines, and if the page shows an answer of the API, again until it comes; what they print."""
+        said = [""]
+        answers = re.findall(r"^# (\{.*?)(?:, …)?$", block, re.MULTILINE)
+
+        def is_answered() -> bool:
+            said[0] = self.run(block)
+            return all(answer in said[0] for answer in answers)
+
+        wait_for(is_answered, f"the answer {answers}", seconds=60)
+        self.exported += "".join(f"{line}\n" for line in block.splitlines() if line.startswith("export "))
+        return said[0]
+
+    def run(self, block: str) -> str:
         """What the lines print. The test fails if one of them does."""
-        script = self.of_this_stack(f"set -eo pipefail\n{self.exported}{lines}")
-        programs = [Path(sys.executable).parent, Path(postgres_program("psql")).parent]
-        environ = os.environ | {"PATH": ":".join([*map(str, programs), os.environ["PATH"]])}
-        environ.pop("DJANGO_SETTINGS_MODULE", None)
-        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True)
-        assert done.returncode == 0, f"{lines}\n{done.stdout}{done.stderr}"
-        self.exported += "".join(f"{line}\n" for line in lines.splitlines() if line.startswith("export "))
-        self.said = done.stdout + done.stderr
-        return self.said
+        script = self.of_this_stack(f"set -eo pipefail\n{self.exported}{block}")
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
 
     def of_this_stack(self, text: str) -> str:
         for variable, port in DEFAULTS.items():
             text = re.sub(rf"\b{port}\b", self.checkout.ports[variable], text)
-        text = text.replace(".local/", f"{self.checkout.folder}/")
-        stack = f"python -m compose.local --folder {self.checkout.folder}"
-        return re.sub(r"^make (?=up|restart|down)", f"{stack} ", text, flags=re.M).replace(
-            "python -m compose.local variables", f"{stack} variables"
-        )
+        command = f"python -m compose.local --folder {self.checkout.folder}"
+        text = re.sub(r"^make (?=up|restart)", f"{command} ", text, flags=re.MULTILINE)
+        text = text.replace("python -m compose.local variables", f"{command} variables")
+        return text.replace(".local/", f"{self.checkout.folder}/")
+
+
+def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
+    """In order. The lines for rollcall.toml are those that the command prints."""
+    checkout.up()
+    reader, declared = Reader(checkout), ""
+    for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL):
+        _, _, lines = reader.follow(block).partition("For rollcall.toml:\n")
+        declared = declared or lines.strip()
+    assert declared and f"\n{declared}\nTOML\n" in TUTORIAL
 
 
 def test_reset_keeps_the_ports_and_nothing_else(checkout: Checkout) -> None:
