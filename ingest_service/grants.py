@@ -18,7 +18,7 @@ from shared_models import triggers
 
 OWNER, INGEST, MANAGE, ADMIN = "rollcall_owner", "rollcall_ingest", "rollcall_manage", "rollcall_admin"
 
-# What Django's admin needs of its own tables, which are there where it was migrated. Users are made, and made more than they
+# What Django's admin needs of its own tables, which exist if it was migrated. Users are made, and made more than they
 # are, by the owner; nobody takes anything out of the log.
 ADMIN_RIGHTS = {
     "auth_user": "SELECT, UPDATE (password, last_login)",

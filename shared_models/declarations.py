@@ -36,7 +36,7 @@ FILE = Path(__file__).with_name("rollcall.toml")
 NUMBERS = ("smallint", "integer", "bigint")
 # What a member can be made of: types whose text is the same wherever it is made.
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
-# What Postgres calls those of its own (pg_type.typname), where that is another name.
+# What Postgres calls those that have another name there (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
 # They belong to what comes next, and are refused by name rather than overlooked.
 NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
@@ -109,7 +109,7 @@ class Counter:
         return tuple(map(self.table.type_of, self.fields))
 
     def example_member(self) -> dict[str, str | int]:
-        """A member, field by field; made of the fields' names where the declaration gives none."""
+        """A member, field by field; made of the fields' names if the declaration gives none."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
 

@@ -216,7 +216,7 @@ class Process:
         own_variables = self.environment()
         dropped = {*NOT_INHERITED, *(f"{name}_FILE" for name in (*NOT_INHERITED, *own_variables))}
         inherited = {n: v for n, v in os.environ.items() if n not in dropped and not n.startswith("PG")}
-        # HOME: libpq looks for certificates there and fails where the user may not look (root's home, after become).
+        # HOME: libpq looks for certificates there, and fails if the user may not look (root's home, after become).
         return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
 
     def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> str:

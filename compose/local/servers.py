@@ -151,7 +151,7 @@ class Postgres(Process):
 
     def end_leftovers(self) -> None:
         super().end_leftovers()
-        # Postgres believes this file where its process id has since been given to another process of the same user.
+        # Postgres believes this file even if its process id has since been given to another process of the same user.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
 

@@ -158,7 +158,7 @@ class Stack:
 
     @property
     def declarations_path(self) -> Path:
-        """The declarations of this stack, where it has others than the packaged ones."""
+        """The declarations of this stack, if it has others than the packaged ones."""
         return self.folder / "rollcall.toml"
 
     def declare(self, lines: str) -> None:

@@ -130,7 +130,7 @@ def read_receipt(key: str) -> tuple[str, int]:
 
 
 def batches(texts: Texts, batch_rows: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The texts in lists of `batch_rows`, or of BATCH_BYTES where they are long."""
+    """The texts in lists of `batch_rows`, or of BATCH_BYTES if they are long."""
     batch: list[tuple[int, bytes]] = []
     size = 0
     for numbered in texts:

@@ -94,9 +94,9 @@ def record(
 ) -> Recorded:
     """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
 
-    1. In one transaction: take the claim (where there is one, and it has been taken before, there is nothing to
-       store); write the rows; keep the answer with the claim; make the members, so that rows of which none can be made
-       are not stored; commit. From here on they are acknowledged.
+    1. In one transaction: take the claim, if there is one (if it was taken before, there is nothing to store); write
+       the rows; keep the answer with the claim; make the members, so that rows of which none can be made are not
+       stored; commit. From here on they are acknowledged.
     2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
        suspects, raise the watermark to the xact. If that fails, catch-up does it.
 

@@ -1,4 +1,4 @@
-"""How the command line shows runs and counters: tables and bars where a person looks, plain lines where a program reads.
+"""How the command line shows runs and counters: tables and bars in a terminal, plain lines for programs.
 
 Results go to stdout, progress to stderr; each of the two may be a terminal or not.
 """

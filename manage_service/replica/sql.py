@@ -12,7 +12,7 @@ from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 from shared_models.declarations import NUMBERS, Counter
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
-# One statement reads at most this many index entries: about 10 ms where the index is in memory.
+# One statement reads at most this many index entries: about 10 ms if the index is in memory.
 CHUNK_ROWS = 50_000
 # One statement of jumps returns at most this many members: 5 to 7 µs each.
 CHUNK_JUMPS = 5_000
@@ -128,9 +128,9 @@ ACTUAL = """CASE o.collprovider WHEN 'd' THEN pg_database_collation_actual_versi
 COLLATED = """LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
     LEFT JOIN pg_database AS d ON d.datname = current_database()"""
 # The fingerprint of a table, and whether an index on these columns may be in another order than this server's. Other oids and
-# files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other texts. The
-# columns are all of them where the counter has a condition: which ones are in it is not looked for.
-# A few descents of the catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
+# files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other
+# texts. If the counter has a condition, the columns are all of them: the condition is not parsed. A few descents of the
+# catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
 PREPARE_TABLE = f"""
     PREPARE rollcall_table (text, text[], boolean) AS WITH col AS (
         SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,

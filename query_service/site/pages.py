@@ -24,7 +24,7 @@ from shared_models.wording import found_in_words
 if TYPE_CHECKING:
     from query_service.asgi import Query
 
-# Where the application that the request came through is found.
+# Under this name the request has the application that it came through.
 QUERY = "rollcall.query"
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.

@@ -36,7 +36,8 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                           settled           … and the change that a fill or a reconcile has settled; while it
                                                             is another one, complete_through stands still
                                           refused           why the keeper cannot build it
-                                          watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
+                                          watermark_reset_at  microseconds since 1970: when the keeper set the watermark
+                                          again
     rollcall:2:{TAG}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
                                           fingerprint, changed_at, jumping, gap, read, expected, position ("=" and
                                           the last member read; absent at the start)

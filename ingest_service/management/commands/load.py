@@ -72,7 +72,7 @@ class Command(BaseCommand):
 
 
 def find_collection(name: str | None) -> Collection:
-    """The collection of that name; the only one where there is one."""
+    """The collection of that name; without a name the only one."""
     collections = read_collections()
     if name is None and len(collections) == 1:
         return next(iter(collections.values()))
