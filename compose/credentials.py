@@ -1,7 +1,7 @@
-"""`python3 -m compose.credentials`: makes the secrets of a deployment, each its own, in compose/secrets. Needs nothing but Python.
+"""`python3 -m compose.credentials`: makes the secrets of a deployment in compose/secrets. Needs nothing but Python.
 
-What is there already stays: run again after an upgrade, it adds what is new. The password of a role stands in the URL of the
-service that has it and nowhere else: compose/postgres/make_roles.sh and compose/redis/start.sh read it from there.
+It keeps what is there. Run it again after an upgrade: it adds what is new. The password of a role stands in the URL of
+the service that has it and nowhere else: compose/postgres/make_roles.sh and compose/redis/start.sh read it from there.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ from shared_models.commands import run
 
 COMMANDS = {
     "migrate": "Make the tables, or bring them up to date, and grant the roles what they need. Run by the owner of the tables.",
-    "showmigrations": "List the migrations, and which of them have been carried out.",
+    "showmigrations": "List the migrations, and which of them were run.",
     "load": "Store the rows of a file, and count them; --resume goes on with a load that was interrupted.",
-    "write_messages": "Write messages of a generator, as many and as fast as is said.",
-    "admin_user": "Let somebody sign in to the admin, or no longer. Run by the owner of the tables.",
-    "adopt": "Make a table of your own countable, or no longer (--undo): print the SQL, or run it (--apply). Run by its owner.",
+    "write_messages": "Write generated messages, as many and as fast as you say.",
+    "admin_user": "Let somebody sign in to the admin, or stop it (--disable). Run by the owner of the tables.",
+    "adopt": "Make a table of your own countable, or undo that (--undo): print the SQL, or run it (--apply). Run by its owner.",
     "check": "Look whether settings, tables and counters can work, without touching a store.",
 }
 

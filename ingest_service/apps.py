@@ -16,7 +16,7 @@ class IngestServiceConfig(AppConfig):
 
         post_migrate.connect(grant, sender=self)
 
-        # Whether a connection is still good is asked where one is used (stores.open_primary): most requests are
+        # Code that uses a connection asks whether it is still good (stores.open_primary): most requests are
         # carried out by another one's thread, and do not use their own.
         for signal in (request_started, request_finished):
             signal.disconnect(db.close_old_connections)

@@ -1,4 +1,4 @@
-"""What producers may send: a collection for each table with ingest = true. All about its rows is derived here."""
+"""What producers may send: a collection for each table with ingest = true. Its rows are described here."""
 
 from __future__ import annotations
 

@@ -35,6 +35,6 @@ def check_fields(models: tuple[type[Countable], ...]) -> Iterator[CheckMessage]:
                 yield Error(
                     f"{model.__name__}.{field.name} cannot be sent",
                     hint="rows are made of text and integer fields that are never null; "
-                    "a field that only the database writes belongs into Countable",
+                    "a field that only the database writes belongs in Countable",
                     id="rollcall.E101",
                 )

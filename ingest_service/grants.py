@@ -1,7 +1,7 @@
 """What each role of compose/postgres/roles.sql may do with the tables, granted by `migrate` when it has made them.
 
-Derived from the models, so that another table has its grants without a line here. Where the database does not have a
-role (one user for all, on a small site) nothing is granted to it.
+Derived from the models, so that another table has its grants without a line here. If the database does not have a
+role (one user for all, on a small site), nothing is granted to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared_models import triggers
 
 OWNER, INGEST, MANAGE, ADMIN = "rollcall_owner", "rollcall_ingest", "rollcall_manage", "rollcall_admin"
 
-# What Django's admin needs of its own tables, which are there where it was migrated. Users are made, and made more than they
+# What Django's admin needs of its own tables, which exist if it was migrated. Users are made, and made more than they
 # are, by the owner; nobody takes anything out of the log.
 ADMIN_RIGHTS = {
     "auth_user": "SELECT, UPDATE (password, last_login)",

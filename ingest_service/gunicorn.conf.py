@@ -10,8 +10,8 @@ bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
 # Each worker has WORKERS x (BATCH_THREADS + 2) connections to the primary: one more for single rows, and one for the pulse.
 workers = int(os.environ.get("WORKERS", "2"))
 worker_class = "uvicorn_worker.UvicornWorker"
-# Longer than the 60 seconds after which common load balancers close an idle connection: the one who sends requests has to be
-# the one who closes, or a request may meet a connection that is just being closed.
+# Longer than the 60 seconds after which common load balancers close an idle connection. The side that sends requests
+# has to close first; otherwise a request may meet a connection that is just being closed.
 keepalive = 75
 # A worker that has not turned its event loop for this long is replaced.
 timeout = 60

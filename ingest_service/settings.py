@@ -22,7 +22,7 @@ not_negative = validate.Range(min=0, error="must not be less than 0")
 
 
 def is_postgres_url(url: str) -> None:
-    """Refuses what is no Postgres, and what dj_database_url would say less clearly."""
+    """Refuses what is not Postgres, in clearer words than dj_database_url's."""
     if urlsplit(url).scheme not in ("postgres", "postgresql"):
         raise ValidationError("must be postgres://user:password@host:port/name, of the primary")
 
@@ -51,7 +51,7 @@ try:
 
     # Another host of the primary is tried after this long without an answer; libpq takes whole seconds, 2 at least.
     DATABASE_CONNECT_SECONDS = env.int("DATABASE_CONNECT_SECONDS", 3, validate=positive)
-    # The largest batch takes a few seconds; what takes longer holds back the horizon of every counter. 0 is no limit.
+    # The largest batch takes a few seconds. What takes longer holds back the horizon of every counter. 0 is no limit.
     DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 10.0, validate=not_negative)
     # A primary that is stopped keeps no limit of its own: a transaction that has no answer by then is given up. 0: never.
     DATABASE_ANSWER_SECONDS = env.float("DATABASE_ANSWER_SECONDS", 15.0, validate=not_negative)

@@ -34,8 +34,8 @@ class Session:
 
 
 def open_primary() -> Session:
-    """This thread's connection, opened where there is none. Raises django.db.Error or psycopg2.Error."""
-    # Too old, or failed: Django asks that before and after each request, ours only where one is needed.
+    """This thread's connection, opened if there is none. Raises django.db.Error or psycopg2.Error."""
+    # Too old, or failed: Django asks that before and after each request, this only if a connection is needed.
     connection.close_if_unusable_or_obsolete()
     reused = connection.connection is not None
     connection.ensure_connection()

@@ -1,4 +1,4 @@
-"""What gunicorn serves: Django, in what is around every service (`shared_models.web.application`)."""
+"""What gunicorn serves: Django, inside the application that all services have (`shared_models.web.application`)."""
 
 from __future__ import annotations
 

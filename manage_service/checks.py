@@ -15,7 +15,7 @@ from shared_models.declarations import Counter
 
 @register(Tags.database)
 def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
-    """Whether each declaration fits its table, as the keeper looks at it before it builds. Nothing, where no database is named."""
+    """Whether each declaration fits its table, as the keeper looks at it before it builds. Nothing, if no database is named."""
     if not databases:
         return []
     replica = stores.connect_replica()
@@ -30,7 +30,7 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> 
 
 
 def check_table(counter: Counter, replica: Replica) -> Iterator[CheckMessage]:
-    """One counter. Raises psycopg2.Error where the database itself is away."""
+    """One counter. Raises psycopg2.Error if the database itself is away."""
     try:
         with replica.snapshot(counter) as snapshot:
             found = snapshot.misfits(counter)

@@ -1,7 +1,8 @@
-"""Leases: who is doing what, so that nobody does it twice. A token, a time to live, renewal, compare-and-delete.
+"""Leases: a process says what it is doing, so that no other one does it, too.
 
-redis-py's Lock, with a name for what went wrong. Nothing is wrong where two hold the same lease for a moment (one was
-stopped for longer than its time to live): the protocol is safe without them.
+A token, a time to live, renewal, compare-and-delete: redis-py's Lock, with a name for what went wrong. Two processes
+may hold the same lease for a moment, if one was stopped for longer than its time to live. That does no harm: the
+protocol is safe without leases.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from redis.lock import Lock
 from shared_models.protocol import keys
 
 # Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) and the fifth of a lease that may have passed
-# since it was renewed; and short enough that another keeper goes on soon after a crash. Whoever is held up for longer finds
-# its lease lost, and stops.
+# since it was renewed; and short enough that another keeper goes on soon after a crash. A process that is held up for
+# longer finds its lease lost, and stops.
 LEASE_SECONDS = 9.0
 
 
@@ -40,14 +41,14 @@ class Lease:
 
     def acquire(self) -> bool:
         """Take it, unless somebody else has it."""
-        # Whoever looks sees who holds it; the random part makes it nobody else's.
+        # The token says who holds the lease; the random part makes it unique.
         taken = bool(self._lock.acquire(token=f"{socket.gethostname()}:{os.getpid()}:{token_hex(8)}"))
         if taken:
             self._renewed_at = time.monotonic()
         return taken
 
     def renew(self) -> None:
-        """Keep it: for a call between any two steps, costs a round trip only now and then. Raises LeaseLost."""
+        """Keep it. To be called between any two steps; only some calls cost a round trip. Raises LeaseLost."""
         if time.monotonic() - self._renewed_at < LEASE_SECONDS / 5:
             return
         try:
@@ -72,7 +73,7 @@ class Holder(msgspec.Struct):
 
 
 def read_holder(redis: Redis, name: str) -> Holder | None:
-    """The process that holds the lease of this name at the moment; None where none does."""
+    """The process that holds the lease of this name at the moment; None if none does."""
     token = cast("bytes | None", redis.get(keys.of_lock(name)))
     match (token or b"").decode().rsplit(":", 2):
         case [host, pid, _]:
@@ -82,7 +83,7 @@ def read_holder(redis: Redis, name: str) -> Holder | None:
 
 @contextmanager
 def held(lease: Lease) -> Iterator[bool]:
-    """The lease for a block; False where somebody else has it."""
+    """The lease for a block; False if somebody else has it."""
     taken = lease.acquire()
     try:
         yield taken

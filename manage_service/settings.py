@@ -1,6 +1,6 @@
 """Manage's settings, from the environment; each variable X may come from a file named by X_FILE instead.
 
-There is no DATABASES: the replica is read by SQL of our own (`replica/sql.py`) over one connection, never by the ORM.
+There is no DATABASES: our own SQL (`replica/sql.py`) reads the replica over one connection, and never the ORM.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",  # Swagger UI's files, for /docs
     "django.contrib.staticfiles",
 ]
-# Tokens, request ids, limits and the log line of a request are no concern of Django's: see shared_models/web/application.py.
+# Django does not see tokens, request ids, limits and the log line of a request: see shared_models/web/application.py.
 MIDDLEWARE = [
     "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",

@@ -15,16 +15,16 @@ from redis.retry import Retry
 
 from manage_service.replica.snapshots import Replica
 
-# A chunk takes a millisecond of Redis' time; five seconds without an answer is a Redis that is stopped, or a network
-# that is gone, not one that is busy.
+# A chunk takes a millisecond of Redis' time. If five seconds pass without an answer, Redis is stopped or the network is
+# gone; a busy Redis is faster.
 REDIS_ANSWER_SECONDS = 5.0
 REDIS_CONNECT_SECONDS = 2.0
-# So many requests of a worker ask the replica at once; the others wait for their turn.
+# How many requests of a worker ask the replica at once; the others wait for their turn.
 REQUESTS_AT_REPLICA = 8
 
 
 class ConnectsOnce:
-    """What makes a connection of redis-py break for good: to be put before its class.
+    """Makes a connection of redis-py break for good: a mixin before its class.
 
     redis-py would connect again by itself at the next command. Behind the new connection Redis may have restarted from
     an older save: a pass that went on there would set a cursor, or note a proof, over members that are gone.
@@ -87,7 +87,7 @@ def _kept_redis(url: str) -> Redis:
 
 @contextmanager
 def replica_of_requests() -> Iterator[Replica]:
-    """A connection for the block, which nobody else uses meanwhile. One that was lost since is let go of.
+    """A connection for the block, which nobody else uses meanwhile. A lost one is closed.
 
     Django runs each request in a thread of its own, so connections belong to the process, and not to a thread.
     """

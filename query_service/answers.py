@@ -1,4 +1,4 @@
-"""The answers to the standing questions, as bytes: made from what was read, before anybody asks."""
+"""The answers to the standing questions, as bytes: made from the last read, before anybody asks."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def describe_all(names: Iterable[str], reading: Reading | None, condition: Condi
 
 
 def substance(described: DescribedCount) -> dict[str, object]:
-    """What makes one counter's answer another one: all but how far it is complete, which moves with every second."""
+    """What makes one counter's answer a new one: everything except `complete_through`, which moves with every
+    second."""
     return {name: value for name, value in described.items() if name != "complete_through"}
 
 

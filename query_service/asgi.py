@@ -66,7 +66,7 @@ class Query(Application):
         return known.pick(request.headers.get(b"if-none-match"))
 
     async def handle(self, request: Request) -> Answer | None:
-        """By the path: /v1/counts/{counter}/… and its like; None where the answer has been sent already."""
+        """By the path: /v1/counts/{counter}/… and its like; None if the answer has been sent already."""
         match request.path.split("/")[1:]:
             case ["v1", "counts"]:
                 return await self.all_counts(request)
@@ -100,7 +100,7 @@ class Query(Application):
         return None
 
     async def count_at(self, request: Request) -> Answer:
-        """A standing answer to a request that wants Redis to be read for it, or is the first for a while."""
+        """A standing answer to a request that wants a new read of Redis, or is the first for a while."""
         await self.counts.read_anew()
         return self.counts.answers[request.path].pick(request.headers.get(b"if-none-match"))
 
@@ -127,7 +127,7 @@ class Query(Application):
     async def members(self, request: Request, counter: Counter) -> Answer:
         """Of many members whether each is counted."""
         body = await self.bodies.read(request, self.member_bytes)
-        if len(body) > SMALL_BYTES:  # may be anything, and take its time
+        if len(body) > SMALL_BYTES:  # it may be large, and slow to decode
             asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
         else:
             asked = memberships.read_body(counter, body, self.max_members)
@@ -140,12 +140,12 @@ class Query(Application):
 
     @staticmethod
     def choice(request: Request) -> tuple[str, ...] | None:
-        """The counters that `?counters=users,cities` names, each once; None where all are asked for. Raises Problem 404."""
+        """The counters that `?counters=users,cities` names, each once; None if all are asked for. Raises Problem 404."""
         given = parse_qs(request.query, keep_blank_values=True).get("counters")
         return None if given is None else tuple(dict.fromkeys(known_counter(name).name for name in given[0].split(",")))
 
     def ticket(self, request: Request) -> Answer:
-        """A ticket for a stream. Where no tokens are asked for it opens nothing that is not open, and does no harm."""
+        """A ticket for a stream. Without tokens everybody may open a stream, and the ticket is ignored."""
         made, ends = "none-needed", 0
         if self.limits.tokens is not None:
             made, ends = tickets.make(self.limits.tokens, request.headers[b"authorization"])
@@ -163,7 +163,7 @@ class Query(Application):
             super().find_owner(request, tokens)
 
     def note(self, request: Request) -> None:
-        """A standing answer is counted with others: to note one by one would take longer than to answer."""
+        """Standing answers are counted together: to note each would take longer than to answer."""
         if not request.is_standing:
             if (request.route, request.status) != (streams.PATH, 200):  # streams have done it themselves
                 super().note(request)
@@ -208,7 +208,7 @@ def wants_fresh(request: Request) -> bool:
 
 
 def now(body: bytes) -> Answer:
-    """An answer that is true now, and not to be kept."""
+    """An answer that is correct now, and must not be cached."""
     return answer(200, body, more={"Cache-Control": "no-store"})
 
 

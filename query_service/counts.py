@@ -1,8 +1,8 @@
 """The counts of a worker: read while somebody looks at them, and the answers to the standing questions made of them.
 
 One task a worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers. A
-request takes one of them: a dictionary lookup. Nobody asks for IDLE_SECONDS: the task ends and there are no answers;
-the next request starts it again, and waits for its first read.
+request takes one of them: a dictionary lookup. If nobody asks for IDLE_SECONDS, the task ends and there are no
+answers. The next request starts it again, and waits for its first read.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Counts:
         """Note that somebody looks: the answers are kept true for another `idle_seconds`."""
         self.is_asked = True
         if self._task is None or self._task.done():
-            # In a context of its own: it is nobody's request whose id its lines would carry.
+            # In a context of its own: its log lines must not carry the id of some request.
             self._task = asyncio.create_task(self._keep(), context=Context())
 
     async def read_anew(self) -> None:
-        """Return when a read has ended that began after this call; the answers are made of it, or of a later one.
+        """Return when a read that began after this call has ended; the answers are made of it, or of a later one.
 
-        Callers share a read, but never one that is under way already: that one may have passed Redis before the write
-        that this caller wants to see ("counted means counted").
+        Callers share a read, but never one that has begun already: it may have read Redis before the write that this
+        caller wants to see ("counted means counted").
         """
         self.ask()
         next_read = self._next_read
@@ -88,7 +88,7 @@ class Counts:
         return given
 
     async def close(self) -> None:
-        """End the task, and let go of the connection."""
+        """End the task, and close the connection."""
         if self._task is not None:
             self._closed = True
             self._wanted.set()
@@ -125,7 +125,7 @@ class Counts:
         return asked
 
     async def _read(self) -> None:
-        """One read, whatever becomes of it, and the answers that follow from it."""
+        """One read, successful or not, and the answers that follow from it."""
         begun = perf_counter()
         try:
             self.reading = await read_counters(self._client, self.names)

@@ -10,7 +10,7 @@ bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8003')}"
 workers = int(os.environ.get("WORKERS", "2"))
 worker_class = "uvicorn_worker.UvicornWorker"
 # How long a connection may be idle between two requests. Longer than the 60 seconds after which common load balancers
-# close theirs: the one who sends requests has to be the one who closes.
+# close theirs: the side that sends requests has to close first.
 keepalive = 75
 # On SIGTERM, requests in progress have this long to end. Streams are ended at once, other answers take milliseconds.
 graceful_timeout = 10

@@ -1,4 +1,4 @@
-"""Whether members are counted: from what a client asks to the members that it means, and to Redis' answer.
+"""Whether members are counted: from a client's question to members, and to Redis' answer.
 
 Questions that come at the same time share a round trip: while one is under way, others gather for the next.
 """
@@ -21,10 +21,10 @@ from shared_models.declarations import Counter
 from shared_models.protocol import members
 from shared_models.web.problems import Problem, fault
 
-# Members that one round trip asks for, so that a large question keeps the small ones waiting for a moment only.
+# How many members one round trip asks for: a large question keeps small ones waiting for a moment only.
 MOST_AT_ONCE = 5_000
-# Turns of the event loop between two round trips. In these the answers are sent, and what the same clients ask next
-# arrives: it shares the next round trip. Measured with 32 connections: a tenth more answers.
+# Turns of the event loop between two round trips. During these turns answers are sent, and the next questions of the
+# same clients arrive in time for the next round trip. Measured with 32 connections: a tenth more answers.
 TURNS_BETWEEN_TRIPS = 3
 
 
@@ -84,7 +84,7 @@ def check_fields(counter: Counter, names: Iterable[str], **where: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Some members of one counter, and who waits for the answer."""
+    """Some members of one counter, and the request that waits for the answer."""
 
     counter: str
     members: list[bytes]
@@ -100,9 +100,9 @@ class Memberships:
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, counter: str, asked: list[bytes]) -> list[bool]:
-        """Which of them are counted, as read after this call. Raises Problem where the counter is cold, or Redis away.
+        """Which of them are counted, as read after this call. Raises Problem if the counter is cold, or Redis is away.
 
-        There is no stale answer to this question: it was never asked before.
+        Answers are not kept, so there is no stale one.
         """
         question = Question(counter, asked, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
@@ -111,7 +111,7 @@ class Memberships:
         return await question.answer
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self.client.aclose()
 
     async def _answer_all(self) -> None:
@@ -146,7 +146,7 @@ class Memberships:
 
     @staticmethod
     def _give(taken: list[Question], found: dict[str, list[bool] | CounterIsCold]) -> None:
-        """Each question its own part of what was found, in the order in which they were put together."""
+        """Give each question its part of the result, in the order in which they were put together."""
         begun: dict[str, int] = {}
         for question in taken:
             of_counter = found[question.counter]

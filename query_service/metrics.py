@@ -1,4 +1,4 @@
-"""Every metric of query, beside that of its requests; and how standing answers are counted in next to no time."""
+"""Every metric of query, beside that of its requests; and how standing answers are counted at almost no cost."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ READ_AT = Gauge(
 STREAMS = Gauge("rollcall_query_streams_open", "Event streams open", multiprocess_mode="livesum")
 COUNT = Gauge(
     "rollcall_query_count",
-    "Distinct members of a counter; NaN where it is not known",
+    "Distinct members of a counter; NaN if it is not known",
     ["counter"],
     multiprocess_mode="mostrecent",
 )
 COMPLETE_THROUGH = Gauge(
     "rollcall_query_complete_through_timestamp_seconds",
-    "Every row committed before this moment is counted; NaN where it is not known",
+    "Every row committed before this moment is counted; NaN if it is not known",
     ["counter"],
     multiprocess_mode="mostrecent",
 )
@@ -44,9 +44,10 @@ given: Tally[tuple[str, int]] = Tally()
 
 
 def note_standing_answers() -> None:
-    """Note those that have been given since the last time: after each read of the counts.
+    """Note those that have been given since the last call: after each read of the counts.
 
-    A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes none.
+    A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes
+    almost none.
     """
     for (route, status), times in given.items():
         STANDING_ANSWERS.labels("query", route, str(status)).inc(times)

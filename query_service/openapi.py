@@ -1,4 +1,4 @@
-"""Query's API, described: what each operation takes, answers and refuses. /openapi.json is made of it."""
+"""The description of query's API: what each operation takes, answers and refuses. /openapi.json is made of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HISTORY, MEMBER, MEMBERS = f"{COUNTER}/history", f"{COUNTER}/member", f"{COUNTER
 TICKETS = f"{streams.PATH}/tickets"
 
 # What a count is answered with, so that an unchanged one costs a few bytes.
-ETAG = {"ETag": header("Another one where a count, a state, a verification or a drift is another one.")}
+ETAG = {"ETag": header("It changes when a count, a state, a verification or a drift changes.")}
 COUNT_HEADERS = ETAG | {
     "Rollcall-State": header(
         "How much the answer is worth; stale: Redis could not be read since `as_of`.",
@@ -40,7 +40,9 @@ COUNT_HEADERS = ETAG | {
 }
 UNCHANGED = Answer(None, "The counts are those that the client has.", headers=COUNT_HEADERS)
 CACHING = (
-    parameter("If-None-Match", "header", {"type": "string"}, "The ETag of the last answer: 304 where nothing changed."),
+    parameter(
+        "If-None-Match", "header", {"type": "string"}, "The ETag of the last answer: 304 if nothing has changed."
+    ),
     parameter("Cache-Control", "header", {"type": "string"}, "`no-cache`: Redis is read before the answer is given."),
 )
 
@@ -82,7 +84,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             id="listCounts",
             tag="counts",
             summary="Count every counter",
-            description="A counter that is not complete is `cold` and has no count. Where none is complete: 503.",
+            description="A counter that is not complete is `cold` and has no count. If none is complete: 503.",
             parameters=(chosen, *CACHING),
             answers={200: Answer(Counts, headers=COUNT_HEADERS), 304: UNCHANGED},
             refusals=(INVALID_QUERY, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
@@ -104,7 +106,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             id="getHistory",
             tag="counts",
             summary="List the counts of the last hour, one every ten seconds",
-            description="There is a gap where the counter was not complete.",
+            description="There is a gap while the counter was not complete.",
             parameters=(counter,),
             answers={200: Answer(History)},
             refusals=(INVALID_QUERY, UNKNOWN_COUNTER, REDIS_UNAVAILABLE),

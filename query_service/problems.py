@@ -20,7 +20,7 @@ STREAMS_RETRY_SECONDS = 10
 
 
 class ColdCounter(msgspec.Struct):
-    """The counter, and how far its build is; or all counters, where none is complete."""
+    """The counter, and how far its build is; or all counters, if none is complete."""
 
     counter: str | msgspec.UnsetType = msgspec.UNSET
     progress: Progress | msgspec.UnsetType = msgspec.UNSET
@@ -54,7 +54,7 @@ UNKNOWN_COUNTER = ProblemType(
     404,
     "unknown-counter",
     "Unknown counter",
-    "There is no counter of this name; the detail names those that there are.",
+    "There is no counter of this name; the detail names the declared ones.",
 )
 TOO_MANY_MEMBERS = ProblemType(
     413, "too-many-members", "Too many members", "The request asks for more members than the limit.", members=Limit
@@ -70,7 +70,7 @@ COUNTER_COLD = ProblemType(
     503,
     "counter-cold",
     "The counter is not complete",
-    "The counter is being built, or waits for it: there is no number that is right.",
+    "The counter is being built, or waits for it: there is no correct number.",
     retry_seconds=COLD_RETRY_SECONDS,
     members=ColdCounter,
 )
@@ -84,7 +84,7 @@ REDIS_UNAVAILABLE = ProblemType(
 
 
 def describe_progress(state: State) -> dict[str, int] | None:
-    """How far the fill of a cold counter has come, in members; None where none is under way."""
+    """How far the fill of a cold counter has come, in members; None if none is under way."""
     return None if state.filled is None else {"read": state.filled[0], "expected": state.filled[1]}
 
 
@@ -109,7 +109,7 @@ def redis_is_unavailable() -> Problem:
 
 
 def known_counter(name: str) -> Counter:
-    """The declared counter. Raises Problem 404, which names those that there are."""
+    """The declared counter. Raises Problem 404, which names the declared ones."""
     try:
         return declarations.get_counter(name)
     except UnknownCounter as error:

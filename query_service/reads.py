@@ -14,7 +14,7 @@ from shared_models.protocol import keys, samples, states, steps
 from shared_models.protocol.samples import Sample
 from shared_models.protocol.states import State
 
-# What a read may raise: Redis gone, slow or loading; samples that are none.
+# What a read may raise: Redis is gone, slow or loading; samples cannot be parsed.
 Unreadable = (RedisError, OSError, ValueError)
 
 

@@ -31,7 +31,7 @@ class Count(msgspec.Struct):
     state: Annotated[
         Literal["live", "stale", "cold", "unavailable"],
         Meta(
-            description="live: the count is right. stale: it was right at `as_of`, and Redis cannot be read since. "
+            description="live: the count is correct. stale: it was correct at `as_of`, and Redis cannot be read since. "
             "cold: the counter is not complete. unavailable: nothing is known"
         ),
     ]
@@ -40,9 +40,9 @@ class Count(msgspec.Struct):
     ]
     verified_at: Annotated[Moment | None, Meta(description="when the counter was last compared with the table")]
     drift: Drift | None
-    repaired: Annotated[bool | UnsetType, Meta(description="whether the reconcile that found the drift mended it")] = (
-        UNSET
-    )
+    repaired: Annotated[
+        bool | UnsetType, Meta(description="whether the reconcile that found the drift repaired it")
+    ] = UNSET
     reason: Annotated[str | UnsetType, Meta(description="why it is cold")] = UNSET
     progress: Progress | UnsetType | None = UNSET
 
@@ -94,4 +94,4 @@ class Ticket(msgspec.Struct):
     """What to put into the address of a stream, as `?ticket=…`. It opens streams until it expires."""
 
     ticket: str
-    expires_at: Annotated[Moment | None, Meta(description="null where no ticket is needed")]
+    expires_at: Annotated[Moment | None, Meta(description="null if no ticket is needed")]

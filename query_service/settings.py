@@ -41,13 +41,13 @@ try:
     HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 5.0, validate=positive)
     # The most streams open in one worker; each takes about 20 kB.
     MAX_STREAMS = env.int("MAX_STREAMS", 5_000, validate=positive)
-    # Of these, the most for one client: one token, or one address where there are no tokens. 0 is no limit of its own: behind
-    # a proxy all clients may have one address.
+    # Of these, the most for one client: one token, or one address if there are no tokens. 0 means that a client has
+    # no limit of its own: behind a proxy all clients may have one address.
     MAX_STREAMS_PER_CLIENT = env.int("MAX_STREAMS_PER_CLIENT", 0, validate=not_negative)
     # The most bytes of a request's body: a thousand members with every character escaped take half of it.
     MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 4 << 20, validate=positive)
 
-    # Who may ask: see shared_models/web/tokens.py. Everybody, where there are no tokens: counts are made to be shown.
+    # Who may ask: see shared_models/web/tokens.py. Without tokens everybody may: counts are made to be shown.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)

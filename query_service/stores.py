@@ -1,4 +1,4 @@
-"""The connections to Redis: made here, passed in everywhere else. Every failure is the caller's to see, at once."""
+"""The connections to Redis: made here, passed in everywhere else. The caller sees every failure at once."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """/v1/stream: the counts as server-sent events, to any number of listeners.
 
-An event is what /v1/counts says at the moment when it is sent. It is sent when the answer changes: a count, a state, a
-verification, a drift. How far a count is complete moves with every second; that is sent with the heartbeat. One task
-looks for all listeners, every STREAM_SECONDS. A listener that is too slow for the changes misses some, and nothing
-piles up for it.
+An event is what /v1/counts says at the moment when it is sent. It is sent when the answer changes: a count, a state,
+a verification, a drift. `complete_through` changes every second; it is sent with the heartbeat. One task looks for
+all listeners, every STREAM_SECONDS. A listener that is too slow misses some changes, and nothing piles up for it.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Event(msgspec.Struct, frozen=True, eq=False):
 
 
 class Streams:
-    """The open streams of one worker. `limit_per_client`: 0 is no limit of its own."""
+    """The open streams of one worker. `limit_per_client`: 0 means that a client has no limit of its own."""
 
     def __init__(
         self, counts: Counts, *, seconds: float, heartbeat_seconds: float, limit: int, limit_per_client: int = 0
@@ -75,7 +74,7 @@ class Streams:
         self.seconds, self.heartbeat_seconds = seconds, heartbeat_seconds
         self.limit, self.limit_per_client = limit, limit_per_client
         self.listeners: set[Listener] = set()
-        # How many each client has open; nobody who has none.
+        # How many each client has open; only clients that have one.
         self.of_clients: Tally[str] = Tally()
         self._ended = False
         self._watch: asyncio.Task[None] | None = None
@@ -89,7 +88,7 @@ class Streams:
             listener.woken.set()
 
     async def serve(self, request: Request, choice: Choice) -> None:
-        """One stream, from its request to its end. Raises Problem 429 or 503 where there is no place for it."""
+        """One stream, from its request to its end. Raises Problem 429 or 503 if there is no place for it."""
         client = request.owner or str((request.scope.get("client") or [""])[0])
         if len(self.listeners) >= self.limit:
             raise problems.too_many_streams(self.limit)
@@ -111,7 +110,7 @@ class Streams:
             metrics.STREAMS.dec()
 
     async def _send(self, request: Request, body: bytes) -> None:
-        """Send a piece of a stream. Raises OSError (TimeoutError) where the client takes nothing: its place is for others."""
+        """Send a piece of a stream. Raises OSError (TimeoutError) if the client takes nothing: its place is for others."""
         async with asyncio.timeout(2 * self.heartbeat_seconds):
             await request.send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -119,7 +118,7 @@ class Streams:
         await request.send(START)
         await self._send(request, RETRY)
         await self._counts.read_anew()
-        request_log.note(request)  # until it has something to say; how long a stream lasts is no time of an answer
+        request_log.note(request)  # here: how long a stream lasts is not the time of an answer
         if self._watch is None or self._watch.done():
             self._watch = asyncio.create_task(self._watch_the_counts())
         while not (listener.is_gone or self._ended):

@@ -1,10 +1,10 @@
-"""Tickets: how a client that cannot send headers (a browser's EventSource) opens a stream where tokens are asked for.
+"""Tickets: how a client that cannot send headers (a browser's EventSource) opens a stream if query wants tokens.
 
-Whoever has a token asks for a ticket, and puts it into the address of the stream: `/v1/stream?ticket=…`. An address
-may be logged on its way; so a ticket opens streams only, and for a minute only. A cookie would not do: a dashboard
-mostly has another origin, and browsers keep cookies of others to themselves.
+A client that has a token asks for a ticket, and puts it into the address of the stream: `/v1/stream?ticket=…`. An
+address may be logged on its way. So a ticket opens streams only, and for a minute only. A cookie would not do: most
+dashboards have another origin, and browsers do not send cookies there.
 
-A ticket is signed with the hash of the token that asked for it: all workers and instances know that, nothing is
+A ticket is signed with the hash of the token that asked for it. All workers and instances know this hash, nothing is
 stored, and a ticket ends with its token.
 """
 
@@ -31,7 +31,7 @@ def make(tokens: Tokens, authorization: bytes, now: float | None = None) -> tupl
 
 
 def owner(tokens: Tokens, ticket: str, now: float | None = None) -> str | None:
-    """The name of the token that the ticket was made for; None where it is none of ours, or has ended."""
+    """The name of the token that the ticket was made for; None if it is not ours, or has ended."""
     match = TICKET.fullmatch(ticket)
     if match is None or int(match[2]) < (time.time() if now is None else now):
         return None

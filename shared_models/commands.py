@@ -1,7 +1,7 @@
 """The command line of a service: `python -m manage_service <command>`.
 
-Django finds and runs the commands. Its help lists forty of its own, and its version is Django's; both are Rollcall's here,
-and need no settings. What Django has besides can be called all the same.
+Django finds and runs the commands. Django's help lists forty commands of its own, and its version is Django's. Here
+both are Rollcall's, and need no settings. Django's other commands can still be called.
 """
 
 from __future__ import annotations

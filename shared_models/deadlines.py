@@ -1,9 +1,9 @@
 """An end to waiting for Postgres.
 
-statement_timeout is kept by the server, and tcp_user_timeout by its kernel: a server that is stopped (a frozen machine, a
-paused container) does neither, and psycopg2 waits in libpq for ever. So one thread of each process watches the
-connections that are waited for, and shuts down the socket of one that has been for too long: libpq then sees the end of the
-stream, and psycopg2 raises OperationalError, as for any lost connection.
+The server keeps statement_timeout, and its kernel tcp_user_timeout. A server that is stopped (a frozen machine, a
+paused container) keeps neither, and psycopg2 waits in libpq for ever. So one thread of each process watches the
+connections that somebody waits for. It shuts down the socket of a connection that takes too long. libpq then sees the
+end of the stream, and psycopg2 raises OperationalError, as for any lost connection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Watch:
 
     @contextmanager
     def cut_after(self, connection: Connection, seconds: float) -> Iterator[None]:
-        """Within this block, waiting for this psycopg2 connection ends after so long. 0 is no limit."""
+        """Within this block, waiting for this psycopg2 connection ends after so long. 0 means without a limit."""
         if not seconds:
             yield
             return

@@ -9,7 +9,7 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
 
     [counters.customers]
     table = "orders"
-    member = ["email"]                      # a NULL in any of them is no member
+    member = ["email"]                      # a row with NULL in any of them does not count
     where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
 
@@ -36,14 +36,14 @@ FILE = Path(__file__).with_name("rollcall.toml")
 NUMBERS = ("smallint", "integer", "bigint")
 # What a member can be made of: types whose text is the same wherever it is made.
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
-# What Postgres calls those of its own (pg_type.typname), where that is another name.
+# What Postgres calls those that have another name there (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
 # They belong to what comes next, and are refused by name rather than overlooked.
 NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
 
 
 class UnknownCounter(LookupError):
-    """There is no counter of that name; the message names those that there are."""
+    """There is no counter of that name; the message names the declared ones."""
 
 
 class BadDeclaration(ValueError):
@@ -89,8 +89,8 @@ class Counter:
     fields: tuple[str, ...]
     where: str = ""
     example: tuple[str | int, ...] = ()
-    # What it counts, in 8 hex digits. It is part of the counter's keys: whoever edits the file gets a cold counter, and never a
-    # live one with the old meaning, however long other services go on with the old file.
+    # What it counts, in 8 hex digits. It is part of the counter's keys. So an edited declaration is a cold counter,
+    # and never a live one with the old meaning, however long other services go on with the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Counter:
         return tuple(map(self.table.type_of, self.fields))
 
     def example_member(self) -> dict[str, str | int]:
-        """A member, field by field; made of the fields' names where the declaration gives none."""
+        """A member, field by field; made of the fields' names if the declaration gives none."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
 
@@ -158,7 +158,7 @@ def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
             raise BadDeclaration(f"tables.{table.name}: tables.{other} is the same table; declare it once")
     counters = tuple(read_counter(name, found, tables) for name, found in lines.counters.items())
     if not counters:
-        raise BadDeclaration("there is no [counters.NAME]: nothing is to be counted")
+        raise BadDeclaration("there is no [counters.NAME]: declare at least one counter")
     return tuple(tables.values()), counters
 
 
@@ -184,7 +184,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     key = f"counters.{name}"
     for word in NOT_YET:
         if word in found:
-            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; take it out")
+            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; remove it")
     lines = convert(found, CounterLines, key)
     table = tables.get(lines.table)
     if table is None:
@@ -200,7 +200,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
                 f"{key}.member: {column} is {known[column]}, and a member is made of {', '.join(TYPES)}"
             )
     if len(set(lines.member)) < len(lines.member):
-        raise BadDeclaration(f"{key}.member: a field stands there twice")
+        raise BadDeclaration(f"{key}.member: a field is named twice")
     if lines.where and table.ingest:
         raise BadDeclaration(
             f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres could say "

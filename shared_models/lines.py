@@ -1,8 +1,8 @@
 """Log lines that are written a moment later, many at a time.
 
-A write lets go of Python's lock, and a busy worker's other threads take it: a line written at once costs a request more
-than everything else that is said about it. Here a line is put on a list, and one thread writes what is there, twenty
-times a second. Accepted: a process that is killed takes the lines of its last twentieth with it.
+A write releases Python's lock, and a busy worker's other threads take it. So a line that is written at once costs a
+request more than all other logging. Here a line is put on a list, and one thread writes the list, twenty times a
+second. Accepted: a process that is killed loses the lines of its last twentieth of a second.
 """
 
 from __future__ import annotations

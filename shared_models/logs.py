@@ -1,4 +1,4 @@
-"""structlog, set up the same way everywhere: JSON lines, or colours where a person is looking.
+"""structlog, set up the same way everywhere: JSON lines, or colours in a terminal.
 
 Event names are dotted and constant (`keeper.caught_up`), facts are key=value beside them. No usernames at info level.
 """

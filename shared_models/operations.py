@@ -97,7 +97,7 @@ class NoteDepartures(Operation):
                 schema_editor.execute(f"DROP TABLE IF EXISTS {triggers.DEPARTURE}")
 
     def pieces(self, schema_editor: BaseDatabaseSchemaEditor) -> list[triggers.Piece]:
-        """The function and the triggers; none where nothing of the table is counted."""
+        """The function and the triggers; none if nothing of the table is counted."""
         counters = [each for each in declarations.COUNTERS if each.table.ingest and each.table.relation == self.table]
         if not counters:
             return []
@@ -106,7 +106,7 @@ class NoteDepartures(Operation):
                 column.name
                 for column in schema_editor.connection.introspection.get_table_description(cursor, self.table)
             ]
-        # Which columns are in a condition is not looked for: with one, a change of any of them is looked at.
+        # It does not parse conditions: if there is one, it looks at a change of any column.
         watched = {each.name: columns if each.where else each.fields for each in counters}
         return triggers.triggers(counters[0].table, counters, watched, stamps=False)
 

@@ -2,14 +2,17 @@
 
 Pure functions of a declared table and its counters. `adopt` runs what they give, and a migration does so for `message`.
 
-Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's owner, and is
-SECURITY DEFINER: only that owner needs to write `rollcall_triggers.departure`, and no application does. What it does:
+Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's
+owner, and is SECURITY DEFINER. So only that owner needs to write `rollcall_triggers.departure`, and no application
+does. What it does:
 
-- INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): it stamps the row.
+- INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): the
+  function stamps the row.
 - UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
   Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
-- DELETE: it notes the distinct members of the deleted rows, once a statement. Where logical replication applies changes, no
-  statement's triggers fire; a row trigger that fires in a replica's session only does it there, row by row.
+- DELETE: it notes the distinct members of the deleted rows, once a statement. When logical replication applies
+  changes, statement triggers do not fire. A row trigger that fires only in a replica's session does it there, row by
+  row.
 - TRUNCATE: it notes "all".
 
 (Not in a schema "rollcall": of a user of this name, it would come before "public".)
@@ -31,19 +34,20 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which gives a bigint at once. For the one condition that each inserted row is put to: the
-# way through a text makes that twice as dear. (Not in the column's default, which a dump has to bring along to any Postgres.)
+# The same function by its older name, which gives a bigint at once. It is for the one condition that each inserted row
+# must pass: through a text it would cost twice as much. (Not in the column's default, which a dump takes along to any
+# Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
-# Every xact that is committed is below it; one of another history (a restored dump) may be anything, and says nothing.
+# Every committed xact is below it. An xact of another history (a restored dump) may be anything, and says nothing.
 NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
 LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
-# Triggers fire in the order of their names, and the stamping ones have to see what the others have made of a row.
+# Triggers fire in the order of their names, and the stamping ones have to see the row as the others have changed it.
 PREFIX = "zzz_rollcall_"
-MARK = "Rollcall "  # how the comment of everything begins that is made here
+MARK = "Rollcall "  # the comment of everything that is made here begins with this
 NAME_BYTES = 63
 
 # element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
-# counter: "name:definition". No unique key: what several transactions note, they need not wait for each other.
+# counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
 MAKE_DEPARTURE = (
     f"""CREATE TABLE {DEPARTURE} (
@@ -74,12 +78,12 @@ class Piece:
         return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
-        """What makes it, or makes it anew. (An index or statistics have to be dropped before.)"""
+        """What makes it, or replaces it. (An index or statistics have to be dropped before.)"""
         made = (self.create, self.then) if self.then else (self.create,)
         return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
 
     def drop(self) -> str:
-        """What takes it away."""
+        """What removes it."""
         return f"DROP {self.kind} IF EXISTS {self.identity}"
 
 
@@ -142,7 +146,7 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
             *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
             "    END IF;",
         ]
-    # The rows are quicker to count than their members, and mostly few.
+    # The rows are quicker to count than their members, and usually few.
     lines += ["ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'STATEMENT' THEN", f"    IF {are_many('gone')} THEN"]
     for counter in counters:
         lines += [
@@ -201,7 +205,7 @@ def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Ite
 
 
 def members_of(counter: Counter) -> str:
-    """What follows SELECT to have a row for each of the deleted members, or so many that there is nothing more to know."""
+    """What follows SELECT: a row for each of the deleted members, or as many as are enough to note "all"."""
     fields = ", ".join(f"gone.{quote(field)}" for field in counter.fields)
     return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
 
@@ -221,8 +225,8 @@ def differs(columns: Sequence[str], plain: Collection[str]) -> str:
     """Whether OLD and NEW differ in a byte of these columns.
 
     `plain`: those that make members, whose types and collations are such that equal means equal bytes. Of others, which a
-    condition may look at, only the image says so, and takes twice the time. By its function and not by its operator, which
-    pg_dump writes in a way that cannot be read again.
+    condition may look at, only the image says so, and takes twice the time. It is called as a function and not as an
+    operator, which pg_dump writes in a way that cannot be read again.
     """
     tests = [f"OLD.{quote(name)} IS DISTINCT FROM NEW.{quote(name)}" for name in columns if name in plain]
     others = [name for name in columns if name not in plain]
@@ -274,7 +278,7 @@ def function_name(table: Table) -> str:
 
 
 def shorten(name: str, of: str) -> str:
-    """A name that Postgres does not cut, and that nothing else has."""
+    """A name that Postgres does not cut, and that is unique."""
     hashed = hashlib.sha256(of.encode()).hexdigest()[:8]
     return name.encode()[: NAME_BYTES - 9].decode(errors="ignore") + "_" + hashed
 

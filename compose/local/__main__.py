@@ -71,7 +71,7 @@ def logs(folder: Path, service: str | None) -> int:
             print(line, flush=True)
     except KeyboardInterrupt:  # the way to end it
         return 0
-    except BrokenPipeError:  # of whoever wanted the first lines only
+    except BrokenPipeError:  # a reader that wanted only the first lines has closed the pipe
         sys.stdout = None  # there is nobody left to flush it to
     return 0
 
@@ -113,7 +113,7 @@ def examples(stack: Stack) -> str:
 
 
 def admin(stack: Stack) -> str:
-    """Where rows are looked at and deleted, and by whom."""
+    """Where to look at rows and delete them, and as which user."""
     ingest = stack.ingest
     return (
         f"Admin         {ingest.admin_url}  as {ingest.first_user}, with the password in {ingest.admin_password_path}"
@@ -146,7 +146,7 @@ def demo(folder: Path) -> int:
 
 
 def demo_adopt(folder: Path) -> int:
-    """Up, then a table of an application that goes on working is adopted, and its counts move beside COUNT(DISTINCT)."""
+    """Up, then adopt a table while its application works, and show its counts beside COUNT(DISTINCT)."""
     stack, _ = bring_up(folder)
     from compose.local import demo_adopt as demonstration
 
@@ -200,7 +200,7 @@ def main() -> int:
     except (StackError, CannotBecomeOrdinary) as error:
         print(error, file=sys.stderr)
     except PermissionError as error:
-        print(f"{error.filename} belongs to another user: run this as the one who started the stack.", file=sys.stderr)
+        print(f"{error.filename} belongs to another user: run this as the user who started the stack.", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

@@ -1,7 +1,7 @@
 """The demo: messages from real cities through ingest's HTTP API, then what query serves beside what SQL counts.
 
-Every run stores its messages anew, under Idempotency-Keys of its own. They are the same ones each time (fixed seed), so
-that a second run adds rows and no members.
+Every run stores its messages again, under Idempotency-Keys of its own. The messages are the same each time (fixed
+seed), so that a second run adds rows and no members.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ P = ParamSpec("P")
 
 
 class DemoFailed(StackError):
-    """A service answered what it should not have."""
+    """A service gave a wrong answer."""
 
 
 class Api:
@@ -77,7 +77,7 @@ class Sent:
 
 
 def run(stack: Stack, console: Console | None = None) -> int:
-    """Send, wait, compare; 0 where every count is equal."""
+    """Send, wait, compare; 0 if every count is equal."""
     console = console or Console(highlight=False)
     rows = read_number(os.environ, "MESSAGES") or MESSAGES
     sent = send(Api(stack.ingest), rows, console)
@@ -139,7 +139,7 @@ def is_complete(answer: dict[str, Any], sent: Sent) -> bool:
     def includes(counter: dict[str, Any]) -> bool:
         if counter["state"] != "live":
             return False
-        # Where ingest could not reach Redis, only catch-up tells.
+        # If ingest could not reach Redis, only catch-up tells.
         moment = answer["as_of"] if sent.all_counted else counter["complete_through"]
         return moment is not None and datetime.fromisoformat(moment) >= sent.ended_at
 

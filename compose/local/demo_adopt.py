@@ -1,6 +1,7 @@
-"""The demo of a table of somebody else: an application has one with 300,000 orders, and goes on with its work while it is adopted.
+"""The demo of an application's own table: it has 300,000 orders, and is adopted while the application works.
 
-Afterwards its counts are shown beside COUNT(DISTINCT) while both move, and compared when the application rests.
+Afterwards the demo shows its counts beside COUNT(DISTINCT) while both move, and compares them when the application
+rests.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ FILL = """
 
 
 class Application(threading.Thread):
-    """Somebody who knows nothing of Rollcall: inserts, updates and deletes, until it is told to end."""
+    """An application that knows nothing of Rollcall: it inserts, updates and deletes, until it is told to end."""
 
     def __init__(self, database: Postgres) -> None:
         super().__init__(name="application", daemon=True)
@@ -109,7 +110,7 @@ class Application(threading.Thread):
 
 
 def run(stack: Stack, console: Console | None = None) -> int:
-    """Make the table, adopt it while the application works, look on; 0 where the counts are equal in the end."""
+    """Make the table, adopt it while the application works, look on; 0 if the counts are equal in the end."""
     console = console or Console(highlight=False)
     orders, seconds = read_number(os.environ, "ORDERS") or ORDERS, read_number(os.environ, "SECONDS") or SECONDS
     make_orders(stack.primary, orders)
@@ -160,7 +161,7 @@ def wait_until_live(query: Api) -> None:
 
 
 def read_counts(query: Api) -> dict[str, int | None]:
-    """What query serves; None where it is not live."""
+    """What query serves; None if it is not live."""
     status, body = query.ask("GET", "/v1/counts")
     if status != 200:
         raise DemoFailed(f"query answered {status}: {detail_of(body)}")
@@ -169,7 +170,7 @@ def read_counts(query: Api) -> dict[str, int | None]:
 
 
 def count_distinct(connection: psycopg2.extensions.connection) -> dict[str, int]:
-    """The same from the table, the way that people write it: NULL is no value."""
+    """The same from the table, as people write it: NULL does not count."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT COUNT(DISTINCT customer_email), COUNT(DISTINCT (country, sku)) FROM shop.orders")
         ((customers, products),) = cursor.fetchall()

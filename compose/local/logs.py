@@ -1,7 +1,8 @@
 """Logs: followed by people, and kept small by a process of the stack, `python -m compose.local.logs FOLDER`.
 
-A log that has grown large becomes `NAME.log.1` and begins anew. What writes it keeps its open file, to which it appends: so the
-log is copied and then emptied. A line that is written between the two, within microseconds, is lost; nothing stands still for it.
+A log that has grown large becomes `NAME.log.1` and begins again. Its writer keeps the file open and appends to it. So
+the log is copied and then emptied. A line that is written between the two, within microseconds, is lost; no process
+waits for the copy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-LOG_BYTES = 10_000_000  # a larger one begins anew
+LOG_BYTES = 10_000_000  # a larger log begins again
 ROTATION_SECONDS = 2.0  # between two looks at their sizes
 POLL_SECONDS = 0.2
 FIRST_BYTES = 2_000  # of what was written before, so much is shown of each log
@@ -24,7 +25,7 @@ def aside(log: Path) -> Path:
 
 
 def rotate(log: Path) -> None:
-    """Put the log aside where it has grown large. Whoever writes it may go on."""
+    """Put the log aside if it has grown large. Its writer may go on."""
     if log.exists() and log.stat().st_size > LOG_BYTES:
         new = log.with_name(f"{log.name}.new")
         shutil.copyfile(log, new)
@@ -33,7 +34,7 @@ def rotate(log: Path) -> None:
 
 
 class Follower:
-    """One log: what is written to it, also where it is emptied or removed, and begun anew."""
+    """One log: what is written to it, also after it was emptied, or removed and begun again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +80,7 @@ def follow(logs: Mapping[str, Path]) -> Iterator[str]:
 
 def main(folder: Path) -> None:
     """Keep the logs in this folder small, until this process is told to end."""
-    print(f"A log of more than {LOG_BYTES / 1e6:.0f} MB is put aside as NAME.log.1 and begins anew.", flush=True)
+    print(f"A log of more than {LOG_BYTES / 1e6:.0f} MB is put aside as NAME.log.1 and begins again.", flush=True)
     while True:
         for log in folder.glob("*.log"):
             rotate(log)

@@ -1,8 +1,8 @@
-"""Which user the stack runs as: Postgres refuses root, and nothing else of the stack needs it either.
+"""Which user the stack runs as: Postgres refuses root, and no other process of the stack needs root.
 
 Started by root, every process of the stack becomes an ordinary user: the one who called sudo, else the owner of the
 checkout, else `nobody`. That user may be unable to enter the checkout, or the folder that Python lives in (`mktemp -d`
-and /root are closed to others). Only then the processes keep one capability of root's: to read what is closed.
+and /root are closed to others). Only then the processes keep one capability of root's: to read closed folders.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _CapabilitySet(ctypes.Structure):
 
 @dataclass(frozen=True)
 class OrdinaryUser:
-    """Whom the processes run as, and the capability that they keep (None where none is needed)."""
+    """Whom the processes run as, and the capability that they keep (None if none is needed)."""
 
     uid: int
     gid: int
@@ -53,8 +53,8 @@ class OrdinaryUser:
     def become(self) -> None:
         """Called between fork and exec. There is no way back."""
         if self.capability is not None:
-            # Capabilities stay when the user changes; and access(2), by which initdb looks for postgres beside itself,
-            # counts those of a user other than root only with this bit.
+            # Capabilities stay when the user changes. And only with this bit access(2) counts those of a user other
+            # than root; initdb looks by it for postgres beside itself.
             _call("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
         os.setgroups([])
         os.setgid(self.gid)
@@ -68,7 +68,7 @@ class OrdinaryUser:
 
 
 def _call(name: str, *args: object) -> None:
-    """Call libc; OSError where it refuses."""
+    """Call libc; OSError if it refuses."""
     if getattr(libc, name)(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

@@ -39,7 +39,7 @@ def choose(remembered: Mapping[str, int], environ: Mapping[str, str] = os.enviro
 
 
 def remembered_in(folder: Path) -> dict[str, int]:
-    """The ports of the stack in this folder; empty where there was none."""
+    """The ports of the stack in this folder; empty if there was none."""
     try:
         return dict(json.loads((folder / "ports.json").read_text()))
     except (FileNotFoundError, ValueError):
@@ -55,7 +55,7 @@ def remember(folder: Path, ports: Mapping[str, int]) -> None:
 
 
 def read_number(environ: Mapping[str, str], variable: str) -> int | None:
-    """A variable that holds a whole number; None where it is not set."""
+    """A variable that holds a whole number; None if it is not set."""
     text = environ.get(variable, "").strip()
     try:
         return int(text) if text else None

@@ -1,7 +1,7 @@
 """A background process that outlives the command that started it, and that later commands find again.
 
-What is known of it lies in its folder: `pid` holds the process id and the time of its creation, so that a process id
-that has since been given to somebody else is neither believed nor killed.
+Its folder has a file `pid` with the process id and the time of its creation. So a process id that has since been given
+to another process is not taken for it, and not killed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from compose.local.ordinary_user import die_with_parent, ordinary_user, own
 SAME_BIRTH_SECONDS = 2.0
 
 POLL_SECONDS = 0.05
-PORT_SECONDS = 2.0  # for a port to be let go of by what was killed a moment ago
-KILLED_SECONDS = 10.0  # for the kernel to end what was killed; more only where a disk hangs
+PORT_SECONDS = 2.0  # for a port to be free after its holder was killed a moment ago
+KILLED_SECONDS = 10.0  # for the kernel to end what was killed; it takes longer only if a disk hangs
 
 # What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
 NOT_INHERITED = {
@@ -53,7 +53,7 @@ class DoesNotStart(StackError):
 
 
 class Options(TypedDict, total=False):
-    """What any process can be told beside its folder and its port."""
+    """The options of any process, beside its folder and its port."""
 
     name: str
     log: Path | None
@@ -79,7 +79,7 @@ class Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._was_found = False  # running, by the last `begin`
         self._log_began_bytes = 0
-        self.launched_at = 0.0  # seconds since 1970; 0 where an earlier command did it
+        self.launched_at = 0.0  # seconds since 1970; 0 if an earlier command did it
 
     def command(self) -> list[str]:
         """What to run."""
@@ -184,7 +184,7 @@ class Process:
         (self.folder / "pid").unlink(missing_ok=True)
 
     def check_port(self) -> None:
-        """Raise PortTaken where somebody else listens on our port."""
+        """Raise PortTaken if somebody else listens on our port."""
         deadline = time.monotonic() + PORT_SECONDS
         while self.port is not None and not is_free(self.port):
             if time.monotonic() < deadline:
@@ -216,7 +216,7 @@ class Process:
         own_variables = self.environment()
         dropped = {*NOT_INHERITED, *(f"{name}_FILE" for name in (*NOT_INHERITED, *own_variables))}
         inherited = {n: v for n, v in os.environ.items() if n not in dropped and not n.startswith("PG")}
-        # HOME: libpq looks for certificates there and fails where the user may not look (root's home, after become).
+        # HOME: libpq looks for certificates there, and fails if the user may not look (root's home, after become).
         return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
 
     def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> str:
@@ -324,7 +324,7 @@ def is_free(port: int) -> bool:
 
 
 def holder_of(port: int) -> str:
-    """Who listens on this port, as far as we are allowed to know."""
+    """Which process listens on this port, as far as we are allowed to know."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr

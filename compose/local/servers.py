@@ -1,7 +1,7 @@
 """The real servers, from wheels: a Postgres primary, a streaming replica, Valkey. The stack and the tests use them.
 
-Each keeps everything in its own folder. A data folder counts as complete once the file `complete` stands beside it,
-which is written last; what is left of an interrupted attempt is removed and made anew.
+Each keeps everything in its own folder. A data folder counts as complete if the file `complete` stands beside it, which
+is written last. What an interrupted attempt has left is removed and made again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ USERS_ACL = CHECKOUT / "compose" / "redis" / "users.acl"
 POSTGRES_ROLES = ("owner", "ingest", "admin", "manage", "replica")
 REDIS_USERS = ("admin", "ingest", "manage", "query")
 
-# How long a probe waits: the server is on this machine, and the one who waits asks again.
+# How long a probe waits: the server is on this machine, and the caller asks again.
 PROBE_SECONDS = 2
 
 # Both servers. Wheels have no system-wide socket folder, and a path below the checkout may be too long for a socket.
@@ -88,7 +88,7 @@ class Postgres(Process):
 
     stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
     port: int
-    # Gives why a server that can be connected to is not ready; no row where it is.
+    # Gives why a server that can be connected to is not ready; no row if it is.
     complaint_sql = "SELECT NULL WHERE false"
 
     def __init__(
@@ -159,7 +159,7 @@ class Postgres(Process):
 
     def end_leftovers(self) -> None:
         super().end_leftovers()
-        # Postgres believes this file where its process id has since been given to another process of the same user.
+        # Postgres believes this file even if its process id has since been given to another process of the same user.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
 
@@ -182,7 +182,7 @@ class Primary(Postgres):
         self.make_roles()
 
     def make_roles(self) -> None:
-        """Make the roles, and give them passwords; nothing where that was done with the same file."""
+        """Make the roles, and give them passwords; nothing if that was done with the same file."""
         made, wanted = self.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest()
         if made.exists() and made.read_text().strip() == wanted:
             return
@@ -214,7 +214,7 @@ class Primary(Postgres):
                 postgres_program("initdb"),
                 *("-D", str(self.data), "-U", USER, f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256"),
                 *("--encoding=UTF8", "--locale=C"),
-                # Locale of Postgres' own: the same on every system. Versions before 17 have none.
+                # Postgres' own locale: the same on every system. Versions before 17 do not have it.
                 *([] if self.program_version() < 17 else ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]),
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
             ]

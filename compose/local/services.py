@@ -75,7 +75,7 @@ class Web(Service):
 
     @property
     def token_path(self) -> Path:
-        """Where the token of the people of this machine lies; there is none where the service is open."""
+        """The file with the token for people on this machine; there is none if the service needs no token."""
         return self.folder / "token"
 
     def make_token(self) -> None:
@@ -87,7 +87,7 @@ class Web(Service):
             write_private(self.token_path, token)
 
     def tokens_variable(self) -> dict[str, str]:
-        """The variable that tells the service whom to let in."""
+        """The variable that tells the service which tokens it takes."""
         return {"TOKENS_FILE": str(self.folder / "tokens")}
 
     def authorization(self) -> dict[str, str]:

@@ -121,7 +121,7 @@ class Stack:
         self.up()
 
     def chosen(self, names: Collection[str] | None) -> list[Process]:
-        """The processes of these names, or all of them. Raises StackError for one that there is not."""
+        """The processes of these names, or all of them. Raises StackError for an unknown name."""
         known = {process.name: process for process in self.processes}
         for name in names or ():
             if name not in known:
@@ -148,7 +148,7 @@ class Stack:
         return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
 
     def findings(self) -> list[str]:
-        """What manage says is wrong with counters, replica and keeper; nothing where it does not run."""
+        """What manage says is wrong with counters, replica and keeper; nothing if it does not run."""
         return [] if self.manage.running() is None else self.manage.findings()
 
     def owner_variables(self) -> dict[str, str]:
@@ -158,7 +158,7 @@ class Stack:
 
     @property
     def declarations_path(self) -> Path:
-        """The declarations of this stack, where it has others than the packaged ones."""
+        """The declarations of this stack, if it has others than the packaged ones."""
         return self.folder / "rollcall.toml"
 
     def declare(self, lines: str) -> None:

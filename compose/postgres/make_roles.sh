@@ -2,7 +2,7 @@
 # Makes the roles of roles.sql on the primary, with the passwords that lie in the secrets. It runs before every migration:
 # a changed roles.sql takes effect with the next start, and so does a changed password.
 #
-# Where the primary is, libpq's variables say (PGHOST, PGUSER, PGDATABASE, …).
+# libpq's variables say where the primary is (PGHOST, PGUSER, PGDATABASE, …).
 set -eu
 secrets=${SECRETS_FOLDER:-/run/secrets}
 here=$(dirname "$0")
@@ -26,8 +26,8 @@ password_in() {
     printf %s "$found"
 }
 
-# The password reaches psql by the environment, not by its arguments; and it is in no log, also where the statement fails, nor
-# in what the server shows of its sessions and keeps of their statements.
+# psql gets the password by the environment, not by its arguments. It is in no log, also if the statement fails, and the
+# server shows it neither in its sessions nor in its statistics of statements.
 set_password() {
     ROLE=$1 PASSWORD=$2 run_sql <<'SQL'
 \getenv role ROLE

@@ -1,14 +1,15 @@
 #!/bin/sh
 # A streaming replica that seeds itself: at its first start it copies the primary, then it streams. Arguments go to postgres.
 #
-# PGDATA is complete or not there: the copy is made beside it, and moved. A replica that the primary has left behind
-# (max_slot_wal_keep_size), or that has another primary than before, says so in its log: remove its volume, and it copies anew.
+# PGDATA is complete or missing: the copy is made beside it, and then moved. A replica that the primary has left behind
+# (max_slot_wal_keep_size), or that has another primary than before, says so in its log: remove its volume, and it
+# copies again.
 set -eu
 primary_host=${PRIMARY_HOST:-primary}
 primary_port=${PRIMARY_PORT:-5432}
 slot=${SLOT:-replica}
 
-# By the environment, so that the password is not in the data folder: the process that streams reads it from here too.
+# In the environment, so that the password is not in the data folder: the process that streams reads it from here, too.
 PGPASSWORD=$(cat "${SECRETS_FOLDER:-/run/secrets}/postgres_replica")
 export PGPASSWORD
 from="host=$primary_host port=$primary_port user=rollcall_replica application_name=$slot"

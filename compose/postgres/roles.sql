@@ -5,11 +5,11 @@
 -- verifier (psql's \password makes one). What a service may do with a table is granted when the table is made: see
 -- ingest_service/grants.py, which `migrate` runs as the owner.
 --
--- Only what is Rollcall's is owned, granted or revoked here. Where the database holds anything else, the rights of PUBLIC,
--- which others may live on, stay as they are, and a warning says so.
+-- This file owns, grants and revokes only what is Rollcall's. If the database holds anything else, the rights of
+-- PUBLIC, on which others may depend, stay as they are, and a warning says so.
 
--- Whoever runs this is a superuser, and rollcall_owner may make what it likes in "public". So nothing is looked up there, and no
--- table is read: its owner may have put a view in its place, and the functions of a view run with the rights of who reads it.
+-- A superuser runs this, and rollcall_owner may make anything in "public". So nothing is looked up there, and no table
+-- is read: its owner may have put a view in its place, and the functions of a view run with the rights of its reader.
 SET search_path = pg_catalog, pg_temp;
 
 DO $$
@@ -22,14 +22,14 @@ BEGIN
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) THEN
             EXECUTE format('CREATE ROLE %I', role);
         END IF;
-        -- Also where it was there before, with more than this. A role may change its own settings: they are put back.
+        -- Also if it was there before, with more rights. A role may change its own settings: they are reset.
         EXECUTE format('ALTER ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS %s', role,
                        CASE role WHEN 'rollcall_replica' THEN 'REPLICATION' ELSE 'NOREPLICATION' END);
         EXECUTE format('ALTER ROLE %I RESET ALL', role);
         EXECUTE format('ALTER ROLE %I IN DATABASE %I RESET ALL', role, current_database());
-        -- One service that opens connections without end leaves some to the others. Ingest has WORKERS x (BATCH_THREADS + 2) of
-        -- them, twice while it is reloaded; manage one a thread, and the keeper; the admin one a request that is being
-        -- answered. Where that is not enough, raise max_connections, and run this again.
+        -- A service that opens connections without end leaves some to the others. Ingest has WORKERS x (BATCH_THREADS +
+        -- 2) of them, and twice as many while it is reloaded. Manage has one for each thread, and one for the keeper;
+        -- the admin one for each request in progress. If that is not enough, raise max_connections, and run this again.
         share := CASE role WHEN 'rollcall_ingest' THEN 0.8 WHEN 'rollcall_replica' THEN 0.1 ELSE 0.2 END;
         EXECUTE format('ALTER ROLE %I CONNECTION LIMIT %s', role,
                        greatest(10, floor(share * current_setting('max_connections')::numeric)));
@@ -41,8 +41,9 @@ END $$;
 GRANT USAGE, CREATE ON SCHEMA public TO rollcall_owner;
 GRANT USAGE ON SCHEMA public TO rollcall_ingest, rollcall_admin, rollcall_manage;
 
--- What a session may hold. Each service asks for less by itself: the times are for whoever else uses its role by mistake, since a
--- session may set them anew. The files it may not. The owner has none of these: an index over a large table takes its time.
+-- What a session may hold. Each service sets lower limits itself. The times are for others that use its role by
+-- mistake, because a session may change them. It may not change the limit of files. The owner has none of these: an
+-- index over a large table takes its time.
 ALTER ROLE rollcall_ingest SET statement_timeout = '30s';
 ALTER ROLE rollcall_ingest SET lock_timeout = '10s';
 ALTER ROLE rollcall_ingest SET idle_in_transaction_session_timeout = '60s';
@@ -67,13 +68,13 @@ ALTER ROLE rollcall_admin SET log_transaction_sample_rate = 0;
 ALTER ROLE rollcall_admin SET log_error_verbosity = 'terse';
 ALTER ROLE rollcall_admin SET auto_explain.log_min_duration = -1;
 
--- Manage reads a replica, which cannot be written to. This says the same where it is given the primary by mistake.
+-- Manage reads a replica, which cannot be written to. This has the same effect if it is given the primary by mistake.
 ALTER ROLE rollcall_manage SET default_transaction_read_only = on;
 
--- Which timeline a replica receives it shows only to those who may read all statistics, and so also what others are asking: see
--- shared_models/protocol/timeline.py. Without this it is known from the replica's next restart point on, and until then runs wait after
--- a switchover. So manage gets this one number, and nothing else.
--- (Not in a schema "rollcall": of a user of this name, it would come before "public".)
+-- A replica shows which timeline it receives only to roles that may read all statistics, and so also the statements of
+-- others: see shared_models/protocol/timeline.py. Without this it is known from the replica's next restart point on,
+-- and until then runs wait after a switchover. So manage gets this one number, and nothing else. (Not in a schema
+-- "rollcall": of a user of this name, it would come before "public".)
 DO $$
 DECLARE
     holder text;
@@ -84,7 +85,7 @@ BEGIN
         RAISE EXCEPTION 'the schema "rollcall_internal" belongs to "%", who is no superuser', holder
             USING HINT = 'Rollcall makes a schema of this name. Rename that one, or give Rollcall a database of its own.';
     END IF;
-    -- Asked before it is made: IF NOT EXISTS would say something at every run.
+    -- It asks first, because IF NOT EXISTS would print a notice at every run.
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'rollcall_internal') THEN
         CREATE SCHEMA rollcall_internal;
     END IF;
@@ -101,8 +102,8 @@ BEGIN
     END IF;
 END $$;
 
--- What the triggers on counted tables write lies in a schema of its own, which migrations could not make: the owner may make things
--- in "public" only. Where somebody has adopted a table before, it is there, and stays with whom it belongs to.
+-- The triggers on counted tables write into a schema of its own. Migrations could not make it, because the owner may
+-- make things in "public" only. If somebody has adopted a table before, the schema is there, and keeps its owner.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'rollcall_triggers') THEN
@@ -139,7 +140,7 @@ BEGIN
             WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure' AND c.relkind = 'r');
     END IF;
 
-    -- Whatever else somebody has made here, but for what belongs to an extension.
+    -- Everything else that somebody has made here, except for parts of extensions.
     SELECT array_agg(format('%s %s of %s', thing.type, thing.identity, pg_get_userbyid(found.holder))
                      ORDER BY thing.type, thing.identity) INTO others
     FROM (
@@ -196,11 +197,13 @@ BEGIN
         EXECUTE format('ALTER STATISTICS public.%I OWNER TO rollcall_owner', made.stxname);
     END LOOP;
 
-    -- Nobody connects who is not named here, nobody makes temporary tables, and only the owner makes lasting ones.
+    -- Only roles that are named here may connect. No role makes temporary tables, and only the owner makes lasting
+    -- ones.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     REVOKE ALL ON SCHEMA public FROM PUBLIC;
-    -- Nobody writes anything but rows: large objects are everybody's by default. And advisory locks, which Rollcall does not use:
-    -- one session that takes enough of them leaves no lock to anybody on this server, so that nobody can even connect.
+    -- No role writes anything but rows: by default everybody may make large objects. No role takes advisory locks
+    -- either, which Rollcall does not use: a session that takes enough of them leaves no lock to others on this server,
+    -- so that nobody can even connect.
     FOR made IN
         SELECT oid::regprocedure::text AS signature FROM pg_proc
         WHERE pronamespace = 'pg_catalog'::regnamespace

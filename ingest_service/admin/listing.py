@@ -12,8 +12,8 @@ from ingest_service.admin.searching import Rows, Search
 from shared_models.models import Countable
 
 BEFORE, AFTER = "before", "after"
-# A search is read from its beginning: what lies in an index under one value has no order of its own to go on from. The last
-# page reads all rows before it; so many, on a cold disk, are still a fraction of a second.
+# A search is read from its beginning, because rows under one value of an index have no order to go on from. The last
+# page reads all rows before it. So many rows take a fraction of a second, even from a cold disk.
 SEARCH_PAGES = 20
 
 
@@ -56,7 +56,7 @@ class RowList(ChangeList):
         return rows[: self.list_per_page]
 
     def read_newest(self, request: HttpRequest) -> list[Countable]:
-        """A page of all rows, on from where another one ended."""
+        """A page of all rows, from the end of another page on."""
         before, after = (number_in(request, name) for name in (BEFORE, AFTER))
         if after is not None:
             rows = list(self.queryset.filter(pk__gt=after).order_by("pk")[: self.list_per_page + 1])
@@ -75,13 +75,13 @@ class RowList(ChangeList):
 
 
 def number_in(request: HttpRequest, name: str) -> int | None:
-    """A number in the query string; None where there is none."""
+    """A number in the query string; None if there is none."""
     text = request.GET.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def estimate_rows(model: type[models.Model]) -> int | None:
-    """How many rows the table has, as Postgres last estimated; None where it has not yet."""
+    """How many rows the table has, as Postgres last estimated; None if it has not yet."""
     connection = connections[ALIAS]
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(model._meta.db_table)

@@ -1,4 +1,4 @@
-"""What Django's admin wants around a view, and only around its own: every other request passes by a comparison.
+"""What Django's admin needs around its views, and only around these: any other request costs one comparison.
 
 CSRF needs no middleware: each view of the admin, and of signing in, checks it itself.
 """
@@ -24,7 +24,7 @@ from shared_models.web.problems import Problem, ProblemType
 log = structlog.get_logger()
 
 PREFIX = "/admin/"
-# Scripts, styles and pictures from this host; nothing in place, nothing framed.
+# Scripts, styles and pictures from this host; nothing inline, nothing framed.
 POLICY = "default-src 'self'; object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 FORBIDDEN = ProblemType(403, "forbidden", "Not allowed", "The user of the admin has no right to do this.")
@@ -43,7 +43,7 @@ class OnlyUnderAdmin(MiddlewareMixin):
 
 
 class ConnectionMiddleware:
-    """Closes the admin's connection after each of its requests, and says so where there was none.
+    """Closes the admin's connection after each of its requests, and answers 503 if there was none.
 
     The service keeps a connection a thread; a few operators do not need as many more.
     """

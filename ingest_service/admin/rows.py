@@ -1,4 +1,4 @@
-"""The pages of a counted table: rows are looked at and deleted there. Written they are by producers, who count them."""
+"""The pages of a counted table, to look at rows and to delete them. Only producers write rows, and so count them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from shared_models.models import Countable, model_of
 
 log = structlog.get_logger()
 
-# As many as a person looks through, and confirms.
+# As many rows as a person looks through, and confirms.
 PAGE_ROWS = 50
 
 
 class TickedOnly(ActionForm):
-    """What is done is done to the rows that are ticked, never to all that a search would find."""
+    """An action concerns the rows that are ticked, never all rows that a search would find."""
 
     def clean_select_across(self) -> bool:
         return False
@@ -42,7 +42,7 @@ else:
 
 
 class LookedAt(Page):
-    """A table of any size, to be looked at. Whoever may sign in may look."""
+    """A table of any size, to look at. Everybody who may sign in may look."""
 
     counters: tuple[Counter, ...] = ()
     list_per_page = PAGE_ROWS
@@ -54,7 +54,7 @@ class LookedAt(Page):
         return RowList
 
     def get_readonly_fields(self, request: HttpRequest, obj: models.Model | None = None) -> list[str]:
-        """Every column. What is shown is no form."""
+        """Every column. The page shows a row and is not a form."""
         return [field.name for field in self.opts.concrete_fields]
 
     def get_fields(self, request: HttpRequest, obj: models.Model | None = None) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class RowAdmin(LookedAt):
             return super().response_action(request, self.model._default_manager.only("pk").filter(pk__in=ids), *args)
 
     def get_deleted_objects(self, objs: Iterable[models.Model], request: HttpRequest) -> Deletions:
-        """Nothing hangs on a row: there is nothing to collect."""
+        """Nothing depends on a row, so nothing has to be collected."""
         rows = [str(row) for row in objs]
         return rows, {str(self.opts.verbose_name_plural): len(rows)}, set(), []
 
@@ -116,7 +116,7 @@ class RowAdmin(LookedAt):
 
 
 class LogAdmin(LookedAt):
-    """Who has deleted what. Nobody changes it, the admin's role of the database neither."""
+    """Who has deleted what. Nobody can change it; the admin's role in the database may not either."""
 
     list_display = ("id", "action_time", "user", "content_type", "object_repr")
 

@@ -1,7 +1,7 @@
-"""Questions that an index answers, however large the table: a counter's leading fields, the last one by how it begins.
+"""Searches that an index answers, however large the table: by a counter's leading fields, the last one as a prefix.
 
 Each is one range of the index that the counter has anyway, read in the order of that index: nothing is counted, sorted
-or looked through. A counter more is a form more.
+or looked through. Each counter adds a form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXACTLY = "exactly"
 
 
 class Search(forms.Form):
-    """A search by one counter. Bound where the request says anything of it."""
+    """A search by one counter. It is bound if the request has any of its fields."""
 
     def __init__(self, counter: Counter, model: type[models.Model], data: QueryDict) -> None:
         self.counter = counter
@@ -35,7 +35,7 @@ class Search(forms.Form):
         self.fields[EXACTLY] = forms.BooleanField(required=False)
 
     def clean(self) -> dict[str, Any]:
-        """Leading fields only: an index finds nothing by those that come after."""
+        """Leading fields only: an index cannot find rows by later ones alone."""
         cleaned = super().clean() or {}
         self.given = [name for name in self.columns if cleaned.get(name) not in (None, "")]
         wanted = list(self.columns)[: max(1, len(self.given))]

@@ -23,7 +23,8 @@ from shared_models.web.rate_limits import KEEP_SECONDS
 
 log = structlog.get_logger()
 
-# Of everybody together, over all workers. A person takes longer, and a password takes half a second of a processor to check.
+# Attempts of everybody together, over all workers. A person needs longer than that, and to check a password takes half
+# a second of a processor.
 SIGN_INS_PER_SECOND = 1
 # No token can have this name.
 RATE = "/admin/login/"
@@ -54,7 +55,7 @@ class SignInForm(AdminAuthenticationForm):
         except ValidationError:
             log.warning("admin.sign_in_refused")
             raise
-        # There is nobody where a field was refused by itself; the form shows why.
+        # There is no user if a field was refused by itself; the form shows why.
         if self.get_user() is not None:
             log.info("admin.signed_in", who=self.get_user().pk)
         return cleaned

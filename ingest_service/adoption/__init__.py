@@ -1,1 +1,1 @@
-"""Making a table of somebody else countable, and no longer: what `adopt` does, in the order catalog, fitness, plan, applying."""
+"""What `adopt` and `adopt --undo` do to a table, in the order catalog, fitness, plan, applying."""

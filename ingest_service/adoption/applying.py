@@ -14,7 +14,8 @@ from psycopg2.extensions import connection as Connection
 
 from ingest_service.adoption.plan import Plan
 
-# Who waits for a lock on a table holds up everybody who comes after: so not for long, and then again a little later.
+# A session that waits for a lock on a table holds up all that come after it. So this waits for a short time, and
+# tries again later.
 LOCK_TIMEOUT_SECONDS = 0.5
 PAUSE_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
@@ -40,7 +41,7 @@ PROGRESS = """
 
 
 class StoppedHalfway(Exception):
-    """Something was carried out and the rest was not: the same command goes on from there."""
+    """A part was carried out and the rest was not: the same command goes on from there."""
 
 
 def apply(connection: Connection, plan: Plan, connect: Connect, say: Say, patience_seconds: float) -> None:
@@ -78,7 +79,7 @@ def apart(connection: Connection, plan: Plan, connect: Connect, say: Say, patien
     for statement in plan.apart:
         if "CONCURRENTLY" in statement:
             with watched(connection, connect, say), connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = 0")  # it waits without being in anybody's way
+                cursor.execute("SET lock_timeout = 0")  # it waits and blocks nobody
                 cursor.execute(statement)
         else:
             alone = partial(in_one_transaction, connection, (statement,))
@@ -88,7 +89,7 @@ def apart(connection: Connection, plan: Plan, connect: Connect, say: Say, patien
 
 
 def retrying(connection: Connection, step: Callable[[], None], plan: Plan, say: Say, patience_seconds: float) -> None:
-    """Try until the lock is had. Between two tries the application goes on."""
+    """Try until the lock is taken. Between two tries the application goes on."""
     began = time.monotonic()
     tries = 0
     while True:
@@ -133,7 +134,7 @@ def watched(connection: Connection, connect: Connect, say: Say) -> Iterator[None
                         last = said
                     looking.rollback()
         except psycopg2.Error as error:
-            say(f"progress is not to be seen: {error}".strip())
+            say(f"progress cannot be shown: {error}".strip())
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()

@@ -16,7 +16,7 @@ TYPES = {name: name for name in ("text", "varchar", "uuid", "date", "timestamptz
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `type` as people write it; `declared` as rollcall.toml does, "" where it cannot be counted by."""
+    """One column. `type` as people write it; `declared` as rollcall.toml does, "" if it cannot be counted by."""
 
     name: str
     type: str
@@ -38,7 +38,7 @@ class Relation:
     kind: str
     persistence: str
     owner: str
-    is_owned: bool  # whether who is connected has the rights of the owner
+    is_owned: bool  # whether the connected role has the rights of the owner
     is_partition: bool
     inherits: bool
     has_row_security: bool
@@ -105,7 +105,7 @@ STATISTICS = """
     FROM pg_statistic_ext AS s JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     WHERE s.stxrelid = %s AND 'd' = ANY (s.stxkind) AND s.stxexprs IS NULL
 """
-# `fields`: the columns in order, NULL where it is an expression, or is not in the order in which a counter is read.
+# `fields`: the columns in order, NULL if it is an expression, or is not in the order in which a counter is read.
 INDEXES = """
     SELECT n.nspname, c.relname, i.indisvalid AND i.indisready, i.indpred IS NULL,
            coalesce(obj_description(c.oid, 'pg_class'), ''),
@@ -143,14 +143,14 @@ def read_relation(cursor: Cursor, oid: int) -> Relation:
 def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[str, ...]:
     """The columns in the counter's condition, as Postgres finds them: it makes the counter's index over an empty copy.
 
-    What it says against the condition is the error that the caller gets. Nothing of this stays.
+    If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
     copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, counter.where)
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:
         cursor.execute(f"CREATE TEMPORARY TABLE rollcall_copy (LIKE {table})")
-        # In parentheses: nothing may stand in it that would end what it is put into.
+        # In parentheses, so that the condition cannot end the statement around it.
         cursor.execute(copy.create.replace(f"WHERE {counter.where}", f"WHERE ({counter.where})"))
         cursor.execute(
             """SELECT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid

@@ -36,13 +36,13 @@ def check_relation(cursor: Cursor, relation: Relation) -> None:
     """The table itself, apart from any counter."""
     who = f"{relation.schema}.{relation.name}"
     if relation.kind not in ("r", "p"):
-        raise CannotAdopt(f"{who} {KINDS.get(relation.kind, 'is no table')}")
+        raise CannotAdopt(f"{who} {KINDS.get(relation.kind, 'is not a table')}")
     if relation.persistence != "p":
         raise CannotAdopt(f"{who} {PERSISTENCE[relation.persistence]}")
     if relation.schema in ("pg_catalog", "information_schema", triggers.SCHEMA):
-        raise CannotAdopt(f"{who} is no table of an application")
+        raise CannotAdopt(f"{who} is not a table of an application")
     if relation.is_partition:
-        raise CannotAdopt(f"{who} is a partition: adopt the partitioned table, and its partitions come along")
+        raise CannotAdopt(f"{who} is a partition: adopt the partitioned table, and its partitions are adopted with it")
     if relation.inherits:
         raise CannotAdopt(
             f"{who} inherits, or is inherited from, by INHERITS: triggers and indexes do not. Use partitions"
@@ -99,7 +99,7 @@ def check_schema(cursor: Cursor, relation: Relation) -> None:
         cursor.execute("SELECT has_schema_privilege(%s, 'CREATE')", [triggers.SCHEMA])
         if cursor.fetchall() != [(True,)]:
             raise CannotAdopt(
-                f"the schema {triggers.SCHEMA} is there, empty, and of somebody else: adopt as a superuser"
+                f"the schema {triggers.SCHEMA} exists, is empty, and belongs to somebody else: adopt as a superuser"
             )
         return
     names = {column.name for column in catalog.read_relation(cursor, departure).columns.values()}
@@ -137,13 +137,13 @@ def may_note(cursor: Cursor, role: str) -> bool:
 
 
 def may_grant_on(cursor: Cursor, departure: int) -> bool:
-    """Whether who is connected has the rights of the departures' owner."""
+    """Whether the connected role has the rights of the departures' owner."""
     cursor.execute("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s", [departure])
     return cursor.fetchall() == [(True,)]
 
 
 def check_order(cursor: Cursor, relation: Relation) -> None:
-    """Our triggers see what the application's have made of a row: they come last."""
+    """Our triggers come last, so that they see the row as the application's triggers have changed it."""
     cursor.execute(catalog.BEFORE_ROWS, [triggers.PREFIX, relation.oid, relation.oid])
     later = [name for (name,) in cursor.fetchall() if name.encode() > triggers.PREFIX.encode()]
     if later:

@@ -33,7 +33,7 @@ class Plan:
 
 
 def to_adopt(cursor: Cursor, table: Table, counters: Sequence[Counter]) -> Plan:
-    """What makes the table countable by these counters; CannotAdopt where it cannot be."""
+    """What makes the table countable by these counters. Raises CannotAdopt if that is impossible."""
     relation = relation_of(cursor, table)
     watched = fitness.check(cursor, relation, table, counters)
     together = [
@@ -120,7 +120,7 @@ def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Pi
 
 
 def missing_statistics(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
-    """Extended statistics of the counters of several fields; those of the same columns serve, whoever made them."""
+    """Extended statistics for counters of several fields, unless somebody has made some of the same columns."""
     cursor.execute(catalog.STATISTICS, [relation.oid])
     there = {tuple(columns) for _, _, _, columns in cursor.fetchall()}
     for counter in counters:
@@ -146,7 +146,7 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
         ),
         (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
     ]
-    # Of departures that are another owner's, that one has granted.
+    # If another role owns the departures, that role has granted the rights.
     may_grant = departure is None or fitness.may_grant_on(cursor, departure)
     for role, rights in DEPARTURE_RIGHTS.items() if may_grant else ():
         has = " AND ".join(f"has_table_privilege(%s, {departure}, '{right}')" for right in rights.split(", "))
@@ -180,7 +180,8 @@ def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: 
 
 
 def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[str, ...], bool]]:
-    """Each index, its columns, and whether one over all rows serves as well: not where a condition is to be answered by it."""
+    """Each index, its columns, and whether one over all rows serves as well: not if the index has to answer a
+    condition."""
     yield triggers.index(table.schema, table.relation, ("xact",), "xact > 0"), ("xact",), True
     for counter in {(c.fields, c.where): c for c in counters}.values():
         yield (
@@ -261,19 +262,19 @@ def read_indexes(cursor: Cursor, oid: int) -> list[Index]:
 
 
 def worth_knowing(cursor: Cursor, relation: Relation) -> Iterator[str]:
-    """What adopting does not change, and somebody should know."""
+    """What adopting does not change, and its user should know."""
     who = f"{relation.schema}.{relation.name}"
     if relation.has_row_security:
         yield f"{who} has row security: {MANAGE} sees all of its rows only with BYPASSRLS or a policy that lets it"
     if relation.kind == "p":
         yield (
-            f"{who} is partitioned: run this again when it has got a partition. Until then a DELETE or TRUNCATE that names the "
+            f"{who} is partitioned: run this again after it gets a partition. Until then a DELETE or TRUNCATE that names the "
             "new partition leaves the counts by the next reconcile"
         )
 
 
 def to_release(cursor: Cursor, table: Table) -> Plan:
-    """What takes all of it off again: of Rollcall's making, and nothing else."""
+    """What removes all of it again: everything that Rollcall has made, and nothing else."""
     relation = relation_of(cursor, table)
     fitness.check_relation(cursor, relation)
     place = triggers.relation(table)
@@ -286,7 +287,7 @@ def to_release(cursor: Cursor, table: Table) -> Plan:
             is_ours = index.comment.startswith(triggers.MARK) or (
                 not index.is_valid and index.name.startswith("rollcall_")
             )
-            if is_ours and identity not in attached:  # those that are go with what they are attached to
+            if is_ours and identity not in attached:  # attached ones go with the index that they belong to
                 how = "" if kind == "p" else "CONCURRENTLY "
                 apart.append(f"DROP INDEX {how}IF EXISTS {identity}")
     cursor.execute(catalog.TRIGGERS, [triggers.PREFIX, relation.oid, relation.oid])
@@ -330,7 +331,7 @@ def revoked(cursor: Cursor, relation: Relation, table: Table) -> Iterator[str]:
 
 
 def superfluous_departure(cursor: Cursor, relation: Relation) -> Iterator[str]:
-    """The departures go with the last table that makes them, if they are ours to drop."""
+    """The departures go with the last table that makes them, if this role may drop them."""
     _, departure = fitness.read_departure(cursor)
     if departure is None or not fitness.may_grant_on(cursor, departure):
         return

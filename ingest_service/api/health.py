@@ -13,7 +13,7 @@ from shared_models.deadlines import cut_after
 from shared_models.stores import check_noeviction
 from shared_models.web.health import Readiness
 
-# Whoever asks for readiness waits a second or a few. A primary that is stopped would let them wait for ever.
+# A client that asks for readiness waits a few seconds at most. A primary that is stopped would let it wait for ever.
 ANSWER_SECONDS = 2.0
 
 
@@ -23,7 +23,7 @@ def read_readiness() -> Readiness:
 
 
 def check_primary() -> str | None:
-    """It can be reached, it can be written to, and its tables are there. Over a connection that is closed afterwards.
+    """The primary can be reached and written to, and its tables are there. Over a connection that is closed afterwards.
 
     A database of others, to which nothing is sent, has no tables of ours.
     """

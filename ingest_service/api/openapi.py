@@ -1,4 +1,4 @@
-"""Ingest's API, described: what each operation takes, answers and refuses. The rows are those of the models."""
+"""The description of ingest's API: what each operation takes, answers and refuses. The rows are those of the models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STRICT = parameter(
     "strict",
     "query",
     {"type": "string", "enum": ["0", "1"], "default": "0"},
-    "1: all rows are stored or none; a row that is not valid makes the answer a 422.",
+    "1: all rows are stored or none; if a row is not valid, the answer is a 422.",
     example="0",
 )
 REPLAY = {

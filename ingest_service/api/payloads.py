@@ -1,8 +1,8 @@
 """From bytes to rows, or to errors that say where, which field, what is wrong, and what is allowed.
 
-A row is decoded and checked by msgspec in one go, against the struct that `catalog` derives from the model. Whatever that
-accepts is accepted (save U+0000, which JSON can hold and Postgres cannot). Only what it refuses is looked at again, by
-`explain`, slowly and with care for words. Of a key that stands twice in an object the last one counts.
+msgspec decodes and checks a row in one go, against the struct that `catalog` derives from the model. What it accepts
+is accepted (except U+0000, which JSON can hold and Postgres cannot). `explain` looks again only at what it refuses:
+slowly, to find the right words. If a key stands twice in an object, the last one counts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ESCAPED_NUL = b"\\u0000"
 # A batch is decoded in blocks of about this size: some thousand rows. One call that decodes all of it would hold the
 # interpreter meanwhile, and the event loop with it, though it is called in a thread.
 BLOCK_BYTES = 1 << 18
-# Every valid row is smaller than this; one that is not is not decoded, for the same reason.
+# Every valid row is smaller than this. A larger one is not decoded, for the same reason.
 ROW_BYTES = 1 << 20
 
 # One row may be wrong in many ways; nobody reads more than these.
@@ -52,7 +52,7 @@ class NotJSON(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field of a row; the field is "" where it is the row as a whole."""
+    """What is wrong with one field of a row; the field is "" if it is the row as a whole."""
 
     field: str
     detail: str
@@ -75,7 +75,7 @@ class Batch:
 
 
 class InvalidRow(Exception):
-    """The body is no row of this collection; the errors say why not."""
+    """The body is not a row of this collection; the errors say why."""
 
     def __init__(self, collection: Collection, errors: list[FieldError]) -> None:
         super().__init__("; ".join(error.detail for error in errors))
@@ -110,7 +110,7 @@ def read_batch(collection: Collection, body: Body, content_type: str, limit_rows
 
 
 def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
-    """The rows of NDJSON, a block of lines at a time: one that is not valid slows down its own block only."""
+    """The rows of NDJSON, a block of lines at a time: a row that is not valid slows down only its own block."""
     batch, start, number = Batch(), 0, 1
     while start < len(body):
         end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
@@ -129,10 +129,11 @@ def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
 
 
 def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[msgspec.Struct] | None:
-    """The rows of an array whose every element is a valid row; None for any other, which has to be looked at one by one.
+    """The rows of an array whose every element is a valid row; None for any other array, which has to be decoded row by
+    row.
 
-    A block ends between `}` and `,`. Where all blocks, each in brackets of its own, are arrays with elements, the whole is
-    the array of all these elements; where such a place was in the middle of a text, its block is no array.
+    A block ends between `}` and `,`. If all blocks, each in brackets of its own, are arrays with elements, the whole
+    is the array of all these elements. If such a place was in the middle of a text, its block is not an array.
     """
     rows: list[msgspec.Struct] = []
     at = body.find(b"[", 0, BLOCK_BYTES) + 1
@@ -156,7 +157,8 @@ def decode_array(collection: Collection, body: Body, limit_rows: int) -> list[ms
 
 
 def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspec.Struct] | None:
-    """The rows of a block whose every line is a valid row; None for any other, which has to be looked at line by line.
+    """The rows of a block whose every line is a valid row; None for any other block, which has to be decoded line by
+    line.
 
     msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
     Here neither is accepted, as it would not be if the lines were decoded one by one:
@@ -178,7 +180,7 @@ def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspe
 def read_rows(
     collection: Collection, numbered: Iterable[tuple[int, Body]], limit_rows: int, batch: Batch | None = None
 ) -> Batch:
-    """The rows of JSON texts, each with its number, into the batch. Blank ones are no rows."""
+    """The rows of JSON texts, each with its number, into the batch. Blank ones are skipped."""
     batch = batch or Batch()
     for number, text in numbered:
         if is_blank(text):
@@ -208,11 +210,11 @@ def decode(collection: Collection, text: Body) -> msgspec.Struct:
 
 
 def elements(body: Body) -> Iterator[Body]:
-    """The texts of the elements of a JSON array, one at a time. Raises NotJSON where the array is not JSON.
+    """The texts of the elements of a JSON array, one at a time. Raises NotJSON if the array is not JSON.
 
-    What makes the structure of JSON is ASCII. So the array is looked at as Latin-1, a character a byte, and bytes that are
-    not UTF-8 pass unharmed, to be refused with the element that holds them. It is looked at through a window, as large as
-    a row may be, which moves on when an element does not end in it.
+    The structure of JSON is ASCII. So the array is read as Latin-1, a character for each byte. Bytes that are not
+    UTF-8 pass unharmed, and are refused with the element that holds them. The array is read through a window as large
+    as a row may be, which moves on when an element does not end in it.
     """
     at = skip_blanks(body, 0)
     if body[at : at + 1] != b"[":
@@ -249,7 +251,7 @@ def elements(body: Body) -> Iterator[Body]:
 
 
 def end_of_value(window: str, at: int, goes_on: bool) -> int | None:
-    """Where the JSON value ends that begins here; None where it does not end within the window, or is none."""
+    """Where the JSON value ends that begins here; None if it does not end within the window, or is none."""
     if at >= len(window):
         return None
     try:
@@ -365,7 +367,7 @@ def kind_of(value: object) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that a producer has made up, fit to be repeated: not too long, and nothing in it that is not a character."""
+    """A name that a producer has made up, fit to be repeated: not too long, and only of characters."""
     if len(name) > NAME_CHARACTERS:
         name = name[:NAME_CHARACTERS] + "…"
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The problems that a producer is answered with: their types, and what went wrong as one of them."""
+"""The problems with which ingest answers producers: their types, and which error becomes which."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingest_service.writing.idempotency import KeyNotUsable, KeyReused
 from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase
 from shared_models.web.problems import Problem, ProblemType
 
-# Long enough for a failover in progress to get on, short enough that nobody is idle for it.
+# Long enough for a failover to make progress, and short enough that clients do not wait in vain.
 RETRY_SECONDS = 2
 
 
@@ -52,7 +52,7 @@ UNKNOWN_COLLECTION = ProblemType(
     404,
     "unknown-collection",
     "There is no such collection",
-    "There is no collection of this name; the detail names those that there are.",
+    "There is no collection of this name; the detail names the known ones.",
 )
 TOO_MANY_ROWS = ProblemType(
     413,

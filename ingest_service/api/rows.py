@@ -1,4 +1,4 @@
-"""POST /v1/<collection> and POST /v1/<collection>/batch: from the request to rows, and from what came of them to the answer."""
+"""POST /v1/<collection> and /v1/<collection>/batch: from the request to rows, and from their outcome to the answer."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
 
 
 def is_strict(request: Request) -> bool:
-    """?strict=1: all rows or none. Raises Problem 400 for what is neither 0 nor 1: silence would store half a batch."""
+    """?strict=1: all rows or none. Raises Problem 400 for a value that is neither 0 nor 1: to ignore it could store
+    half a batch."""
     (value,) = parse_qs(request.query, keep_blank_values=True).get("strict", ["0"])
     if value not in ("0", "1"):
         raise not_understood("strict is 0 or 1")
@@ -145,7 +146,8 @@ def record_batch(
 
 
 def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
-    """What the body holds. Never more than the limit is unpacked, however much it would become. Raises Problem 400, 413."""
+    """What the body holds. It never unpacks more than the limit, however large the body would become. Raises Problem
+    400, 413."""
     if packed and body:
         try:
             body = GzipFile(fileobj=BytesIO(body)).read(limit_bytes + 1)

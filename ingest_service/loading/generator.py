@@ -1,6 +1,6 @@
 """Messages like real ones: from US cities, by users of whom a few write much and most write little.
 
-This is the demo's content, and the one place that knows what a message looks like. The same arguments give the same messages.
+This is the demo's content. No other module knows what a message looks like. The same arguments give the same messages.
 """
 
 from __future__ import annotations

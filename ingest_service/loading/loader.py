@@ -1,7 +1,7 @@
 """A file into the table, through the same code as requests, and once only.
 
-How far a load has come is a receipt, too, which moves on in the transaction that stores the rows before it. So a load that
-was interrupted, at any point, goes on behind the last row that was stored.
+A receipt says how far a load has come. It moves on in the transaction that stores the rows before it. So a load that
+was interrupted at any point goes on behind the last row that was stored.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FileClaim:
     """How far a file has been loaded: the number of its texts, and the hash of all of them."""
 
     key: str
-    found: str  # the hash in the receipt as last seen; "" where there was none
+    found: str  # the hash in the receipt as last seen; "" if there was none
     digest: str
     texts: int
 
@@ -80,10 +80,11 @@ def load(
     on_error: Callable[[RowError], None],
     on_progress: Callable[[Progress], None],
 ) -> Progress:
-    """Store every valid row of the source, in batches; what came of it.
+    """Store every valid row of the source, in batches; the result.
 
-    Rows that are not valid are handed to `on_error`; `strict` stops at the first, with its batch not stored. `resume` goes on
-    behind the rows that an earlier load of this file has stored. Raises LoadStopped, Unreadable, and what `record_batch` raises.
+    Rows that are not valid are handed to `on_error`. `strict` stops at the first one, and does not store its batch.
+    `resume` goes on behind the rows that an earlier load of this file has stored. Raises LoadStopped, Unreadable, and
+    what `record_batch` raises.
     """
     progress = Progress()
     key = f"\x01load:{hashlib.sha256(f'{collection.name} {source.name}'.encode()).hexdigest()}"
@@ -121,7 +122,7 @@ def load(
 
 
 def read_receipt(key: str) -> tuple[str, int]:
-    """The hash and the number of texts that have been loaded; "" and 0 where there is no receipt."""
+    """The hash and the number of texts that have been loaded; "" and 0 if there is no receipt."""
     found = transact(
         lambda transaction: transaction.execute("SELECT fingerprint, answer FROM receipt WHERE key = %s", key)
     )
@@ -129,7 +130,7 @@ def read_receipt(key: str) -> tuple[str, int]:
 
 
 def batches(texts: Texts, batch_rows: int) -> Iterator[list[tuple[int, bytes]]]:
-    """The texts in lists of `batch_rows`, or of BATCH_BYTES where they are long."""
+    """The texts in lists of `batch_rows`, or of BATCH_BYTES if they are long."""
     batch: list[tuple[int, bytes]] = []
     size = 0
     for numbered in texts:

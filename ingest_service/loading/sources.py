@@ -20,7 +20,7 @@ from django.db import models
 from ingest_service.api import payloads
 from ingest_service.catalog import Collection
 
-# No valid row is longer: a file without line ends is no NDJSON.
+# No valid row is longer. A file without line ends is not NDJSON.
 LINE_BYTES = 8 << 20
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,40}")
@@ -30,7 +30,7 @@ Texts = Iterator[tuple[int, bytes]]
 
 
 class Unreadable(Exception):
-    """This is no file to load; the message says why."""
+    """This file cannot be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def ndjson_texts(stream: IO[bytes]) -> Texts:
         while line := stream.readline(LINE_BYTES + 1):
             number += 1
             if len(line) > LINE_BYTES:
-                raise Unreadable(f"line {number} is longer than {LINE_BYTES} bytes: this is no NDJSON")
+                raise Unreadable(f"line {number} is longer than {LINE_BYTES} bytes: this is not NDJSON")
             yield number, line.removeprefix(payloads.BOM) if number == 1 else line
 
 
@@ -100,7 +100,7 @@ def csv_texts(stream: IO[str], collection: Collection) -> Texts:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Names what can be wrong with a file, not with a row."""
+    """Turns errors of a file (not of a row) into Unreadable."""
     try:
         yield
     except csv.Error as error:

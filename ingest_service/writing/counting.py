@@ -1,4 +1,4 @@
-"""Putting the members of stored rows into their counters, as far as Redis lets us."""
+"""Adding the members of stored rows to their counters, if Redis can be written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 # The members of some rows, by the name of their counter.
 Members: TypeAlias = dict[str, list[bytes]]
 
-# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait out the time limit, and
-# with a few threads ingest would take a few requests a second as long as Redis hangs.
+# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait for the whole time
+# limit, and a few threads would take only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
 
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
@@ -32,9 +32,9 @@ _paused_until = 0.0
 
 
 def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
-    """Add the members of so many committed rows to their counters; whether all of them are in the sets now.
+    """Add the members of these committed rows to their counters; whether all of them are in the sets now.
 
-    False is no error: the rows are stored, and catch-up counts them.
+    False is not an error: the rows are stored, and catch-up counts them.
     """
     try:
         with _unless_paused():
@@ -43,7 +43,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:
-        # A fault of ours. The rows are stored all the same, and who is told of a failure would send them again.
+        # A bug of ours. The rows are stored all the same, and a client that is told of a failure would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
     metrics.NEW_MEMBERS.labels(collection.name).inc(added)
@@ -51,7 +51,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
 
 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
-    """For each of these rows, whether all its members are in the sets now; False where Redis does not say."""
+    """For each of these rows, whether all its members are in the sets now; False if Redis does not say."""
     try:
         with _unless_paused():
             pipe = stores.open_redis().pipeline(transaction=False)
@@ -70,7 +70,7 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
 
 
 def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
-    """The distinct members of each counter of the collection that these rows stand behind."""
+    """The distinct members that these rows have in each counter of the collection."""
     return {
         counter.name: encode(counter, set(map(attrgetter(*counter.fields), rows))) for counter in collection.counters
     }
@@ -84,7 +84,7 @@ def encode(counter: Counter, values: Iterable[Any]) -> list[bytes]:
 
 @contextmanager
 def _unless_paused() -> Iterator[None]:
-    """Raises at once where Redis has just failed to answer; takes note where it fails now."""
+    """Raises at once if Redis has just failed to answer; takes note if it fails now."""
     global _paused_until
     if time.monotonic() < _paused_until:
         raise ConnectionError("Redis did not answer a moment ago")

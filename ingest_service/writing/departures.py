@@ -1,8 +1,8 @@
-"""Pruning of departures: what triggers note of deleted rows (`shared_models.triggers`), and the keeper has long read.
+"""Pruning of departures (`shared_models.triggers`), long after the keeper has read them.
 
-What is removed leaves one departure of each counter that means "all", with the highest xact among them, in the same
-transaction. A keeper that had read them does not meet it. One that had not (it was away for a day, or Redis went back to an
-older save) reconciles the counter.
+The same transaction leaves, for each counter, one departure that means "all" and has the highest xact among those
+removed. A keeper that had read them does not see it. A keeper that had not (it was away for a day, or Redis went back
+to an older save) reconciles the counter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ MAY_PRUNE = """
         AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
         AND has_table_privilege(c.oid, 'DELETE')
 """
-# Two statements on the index on create_time: from where on there are too many, and the oldest of those that may go. Two workers
-# at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would need one more right.)
+# Two statements on the index on create_time: beyond which one there are too many, and the oldest that may be removed.
+# Two workers at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would
+# need one more right.)
 PRUNE = """
     WITH gone AS (
         DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(

@@ -1,8 +1,8 @@
 """Group commit: single rows that come at the same time share a transaction, and a round trip to Redis.
 
-Rows wait in a queue. The one committer of a worker takes what has gathered, stores and counts it in its own thread, over one
-connection to the primary, gives each request its outcome, and goes on while there is more. Nobody waits for a timer, and the
-busier the worker is, the larger are its groups.
+Rows wait in a queue. The one committer of a worker takes what has gathered, and stores and counts it in its own
+thread, over one connection to the primary. It gives each request its outcome, and goes on while there is more. Nobody
+waits for a timer, and the busier the worker is, the larger are its groups.
 
 A transaction is all or nothing, the requests of a group are not: a row that the database refuses fails alone.
 """
@@ -34,10 +34,10 @@ from ingest_service.writing.transactions import (
 
 log = structlog.get_logger()
 
-# Rows that share a transaction at most: with more, the first of them waits longer, and hardly any work is saved.
+# The most rows that share a transaction. With more, the first of them waits longer, and hardly any work is saved.
 GROUP_ROWS = 512
-# Turns of the event loop between two groups. In these the answers are sent, and what the same clients send next arrives: it
-# shares the next group, which would go without it. Groups are twice as large for that, and nobody waits for a clock.
+# Turns of the event loop between two groups. During these turns answers are sent, and the next rows of the same clients
+# arrive in time for the next group. This makes groups twice as large, and nobody waits for a clock.
 TURNS_BETWEEN_GROUPS = 3
 
 
@@ -53,14 +53,14 @@ class GroupFailed(Exception):
     """The service failed before it could commit a group; nothing was stored."""
 
 
-# What came of a request. None: its key is just being used by somebody else, who has to be waited for.
+# The outcome of a request. None: another request is just using its key, and this one has to wait for it.
 Outcome: TypeAlias = Recorded | Exception | None
 
-# Requests that have been stored, each with what it is answered.
+# Requests that have been stored, each with its answer.
 Answers: TypeAlias = list[tuple[Request, Answer]]
 
 
-# A request, and where its outcome is waited for.
+# A request, and the future of its outcome.
 Waiting: TypeAlias = "tuple[Request, asyncio.Future[Outcome]]"
 
 
@@ -68,7 +68,7 @@ class Committer:
     """Records the single rows of one worker, a group at a time. Belongs to the worker's event loop."""
 
     def __init__(self, pool: Executor) -> None:
-        # Here, and not in the committer's thread, requests wait for somebody else who is using their key.
+        # Requests whose key another request is using wait here, and not in the committer's thread.
         self._pool = pool
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
         self._waiting: dict[Collection, list[Waiting]] = {}
@@ -102,7 +102,7 @@ class Committer:
                 try:
                     came = await loop.run_in_executor(self.thread, record_group, collection, requests)
                 except Exception:
-                    # A fault of ours. The transaction may have been committed before it.
+                    # A bug of ours. The transaction may have been committed before it.
                     log.exception("record.error", collection=collection.name, rows=len(group))
                     came = {request: CommitUnknown("the service failed") for request in requests}
                 for request, outcome in group:
@@ -125,10 +125,10 @@ class Committer:
 def record_group(
     collection: Collection, group: Sequence[Request], lock_milliseconds: int = idempotency.GROUP_LOCK_MILLISECONDS
 ) -> dict[Request, Outcome]:
-    """Record these requests, together as far as possible; what came of each.
+    """Record these requests, together as far as possible; the outcome of each.
 
-    Where the primary does not store all of them, one of the rows may be to blame. Where a key is just being used by another
-    transaction, it is one of those with a key. So a part is tried after the other, until what is to blame is alone.
+    If the primary does not store all of them, one of the rows may be to blame. If another transaction is just using a
+    key, the row is one of those with a key. So the parts are tried one after the other, until that row is alone.
     """
     try:
         return record_together(collection, group, lock_milliseconds)

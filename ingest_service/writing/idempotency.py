@@ -1,7 +1,8 @@
 """Idempotency keys: a retry of a request stores nothing twice and gets the first answer.
 
-The receipt is a row in the primary, written in the transaction that stores the request's rows: whatever dies, there are both
-or neither. A second request with the same key waits in `take` until the first one's transaction has ended.
+The receipt is a row in the primary, written in the transaction that stores the request's rows. So both are there or
+neither, whatever dies. A second request with the same key waits in `take` until the first one's transaction has
+ended.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KEY = re.compile(r"[\x20-\x7e]{1,255}")
 # Receipts removed by one statement: a few milliseconds.
 PRUNE_ROWS = 5_000
 
-# A group of requests waits for no longer than this for a key that another transaction is about to use.
+# A group of requests waits at most this long for a key that another transaction is about to use.
 GROUP_LOCK_MILLISECONDS = 20
 # By then it has been waited for once.
 RETRY_LOCK_MILLISECONDS = 2
@@ -32,25 +33,25 @@ class KeyReused(Exception):
 
 
 class KeyNotUsable(Exception):
-    """An Idempotency-Key has 1 to 255 printable ASCII characters, and this one has not."""
+    """This is not an Idempotency-Key: one has 1 to 255 printable ASCII characters."""
 
 
 Answer: TypeAlias = Mapping[str, object]
 
 
 class Claim(Protocol):
-    """What keeps rows from being stored twice: it is written down, as a receipt, in their transaction."""
+    """Keeps rows from being stored twice: their transaction writes it down, as a receipt."""
 
     def take(self, transaction: Transaction) -> bool:
         """Whether this is the first time. Waits while another transaction is about to take the same one."""
         ...
 
     def keep(self, transaction: Transaction, answer: Answer) -> None:
-        """Note what is answered, now that it is known."""
+        """Note the answer, now that it is known."""
         ...
 
     def read_answer(self, transaction: Transaction) -> Answer:
-        """What was answered the first time."""
+        """The answer to the first request."""
         ...
 
 
@@ -65,7 +66,7 @@ class RequestClaim:
     A key belongs to the token that sent it: two producers may use the same one, and know nothing of each other.
     """
 
-    owner: str  # name of the token; "" where nobody is asked for one
+    owner: str  # name of the token; "" if nobody is asked for one
     key: str
     fingerprint: str
 
@@ -81,7 +82,7 @@ class RequestClaim:
         keep_all(transaction, [(self, answer)])
 
     def read_answer(self, transaction: Transaction) -> Answer:
-        """Raises KeyReused where the first request with this key was another one."""
+        """Raises KeyReused if the first request with this key was another one."""
         (found,) = read_answers(transaction, [self])
         if isinstance(found, Exception):
             raise found
@@ -146,9 +147,9 @@ def keep_all(transaction: Transaction, answers: Sequence[tuple[RequestClaim, Ans
 
 
 def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> list[Answer | KeyReused | NotStored]:
-    """What was answered to the first request with each of these claims; KeyReused where that was another request.
+    """The answer to the first request with each of these claims; KeyReused if that was another request.
 
-    NotStored: the receipt has been pruned since it kept `insert_new` from making another.
+    NotStored: the receipt was pruned after `insert_new` had found it.
     """
     if not claims:
         return []

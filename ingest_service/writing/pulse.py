@@ -1,7 +1,7 @@
 """A commit now and then while nobody writes, so that the replica can say how fresh it is.
 
 `complete_through` ("every row committed before this moment is counted") comes from the time of the last commit that the replica
-has replayed. Without commits that stands still, and a count that is perfectly fresh looks older by the second. A
+has replayed. Without commits that time stands still, and a count that is correct looks older with every second. A
 worker that has committed nothing for a while commits a message that nobody reads.
 """
 
@@ -20,13 +20,13 @@ log = structlog.get_logger()
 
 PRUNE_SECONDS = 60.0
 
-# Transactional, hence with an xact and a commit record of its own. Nobody is told of this commit: it need not be on
+# Transactional, and so with an xact and a commit record of its own. Nobody is told of this commit, so it need not be on
 # the disk before the next one.
 PULSE_SQL = "SET LOCAL synchronous_commit = off; SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')"
 
 
 class Pulse:
-    """The beat of one worker. Each due thing is done by `one_tick`; `start` makes a thread of it."""
+    """The beat of one worker. `one_tick` does what is due; `start` makes a thread of it."""
 
     def __init__(self, pulse_seconds: float, keep_hours: float) -> None:
         self.pulse_seconds, self.keep_hours = pulse_seconds, keep_hours
@@ -39,7 +39,7 @@ class Pulse:
         return thread
 
     def one_tick(self) -> bool:
-        """Do what is due; whether anything was. A primary that is away is no news here: requests say so."""
+        """Do what is due; whether anything was. A primary that is away is not reported here: requests report it."""
         done = False
         try:
             if self.pulse_seconds and time.monotonic() - transactions.last_commit_at >= self.pulse_seconds:
@@ -53,7 +53,7 @@ class Pulse:
         return done
 
     def prune(self) -> int:
-        """Remove the old receipts and departures, a bite at a time; how many."""
+        """Remove the old receipts and departures, some at a time; how many."""
         self.pruned_at = time.monotonic()
         receipts = left = 0
         while bite := transact(departures.prune):

@@ -1,7 +1,7 @@
-"""The write path: rows are committed on the primary first, and their members counted in Redis after that.
+"""The write path: ingest commits rows on the primary first, and counts their members in Redis after that.
 
 The order is the promise. A row without its member is found by catch-up within seconds; a member without its row would be a
-wrong count that nobody looks for. Hence Redis is not touched before the commit, and what Redis does never changes
+wrong count that nobody looks for. So Redis is not touched before the commit, and a failure of Redis never changes
 whether a request is acknowledged.
 """
 
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 Rows = Sequence[msgspec.Struct]
 
-# Rows that COPY is given at a time: the server begins with the first while the next are being written.
+# How many rows COPY gets at a time: the server begins with the first while the next are being written.
 COPY_ROWS = 1_000
 
 XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
@@ -44,7 +44,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a committed transaction has left: an answer, the xact of the rows (None where it was a replay), their members."""
+    """What a committed transaction has left: an answer, the xact of the rows (None if it was a replay), their members."""
 
     answer: Answer
     xact: int | None
@@ -70,7 +70,7 @@ def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Clai
     def pieces() -> Iterator[bytes]:
         for some in chunks(rows, COPY_ROWS):
             yield as_copy_lines(some) + b"\n"
-        # All is sent, and the server has most of it still before it. Otherwise it would have to wait for this later.
+        # All is sent, and the server still works on most of it. Later it would have to wait for this.
         members()
 
     def write(transaction: Transaction) -> tuple[Answer, int]:
@@ -94,9 +94,9 @@ def record(
 ) -> Recorded:
     """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
 
-    1. In one transaction: take the claim (where there is one, and it has been taken before, there is nothing to
-       store); write the rows; keep the answer with the claim; make the members, so that rows of which none can be made
-       are not stored; commit. From here on they are acknowledged.
+    1. In one transaction: take the claim, if there is one (if it was taken before, there is nothing to store); write
+       the rows; keep the answer with the claim; make the members, so that rows of which none can be made are not
+       stored; commit. From here on they are acknowledged.
     2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
        suspects, raise the watermark to the xact. If that fails, catch-up does it.
 
@@ -123,7 +123,7 @@ def record(
 
 
 def count(collection: Collection, members: counting.Members, rows: int, xact: int, source: str) -> bool:
-    """Count the members of so many committed rows, and the rows for the metrics; whether all members are counted now."""
+    """Count the members of these committed rows, and the rows for the metrics; whether all members are counted now."""
     metrics.ROWS.labels(collection.name).inc(rows)
     metrics.COMMIT_ROWS.labels(collection.name).observe(rows)
     counted = counting.count(collection, members, rows, xact, source)
@@ -133,7 +133,8 @@ def count(collection: Collection, members: counting.Members, rows: int, xact: in
 
 
 def log_failure(error: TransactionFailed, rows: int) -> None:
-    """What somebody has to look after. Rows that the database refuses are their sender's affair."""
+    """An operator has to look at this. Rows that the database refuses are their sender's business, and are not
+    logged."""
     if not isinstance(error, RefusedByDatabase):
         log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
@@ -148,19 +149,19 @@ def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list
 def as_copy_lines(rows: Rows) -> bytes:
     """The rows, one at least, in COPY's text format: a tab between values, a line for each row."""
     values = list(map(msgspec.structs.astuple, rows))
-    if not all(isinstance(value, str) for value in values[0]):  # one row tells for all: they are of one type
+    if not all(isinstance(value, str) for value in values[0]):  # one row stands for all: they are of one type
         values = [tuple(map(str, row)) for row in values]
     lines = list(map("\t".join, values))
     text = "\n".join(lines)
     tabs, newlines = sum(map(len, values)) - len(values), len(lines) - 1
-    # COPY reads four characters specially. Mostly no value holds one: then there are just those that we put in.
+    # COPY reads four characters specially. Most rows have none of them: then there are only those that we put in.
     if "\\" in text or "\r" in text or text.count("\t") != tabs or text.count("\n") != newlines:
         text = "\n".join(map(escape, values))
     return text.encode()
 
 
 def escape(values: tuple[str, ...]) -> str:
-    """One line, with the special characters written as COPY reads them. No value holds U+0000: Postgres has none."""
+    """One line, with the special characters written as COPY reads them. No value holds U+0000, which was refused."""
     joined = "\0".join(values)
     joined = joined.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return joined.replace("\0", "\t")

@@ -16,10 +16,10 @@ from shared_models.deadlines import cut_after
 
 T = TypeVar("T")
 
-# What takes longer than this was not said by a connection that had died before.
+# An error that takes longer than this does not come from a connection that was dead already.
 AT_ONCE_SECONDS = 1.0
-# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait out the limit, one
-# group of requests after the other, for as long as it is stopped.
+# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait for the whole
+# limit, one group of requests after the other, for as long as the primary is stopped.
 PAUSE_SECONDS = 0.5
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until = 0.0
@@ -53,7 +53,7 @@ class RowsNotStored(NotStored):
 
 
 class LockNotGiven(NotStored):
-    """Another transaction holds a lock that this one needs, and has not let go of it in time."""
+    """Another transaction holds a lock that this one needs, and has not released it in time."""
 
 
 class CommitUnknown(TransactionFailed):
@@ -91,7 +91,7 @@ class Transaction:
         try:
             self._cursor.copy_expert(sql, source)  # type: ignore[arg-type]  # psycopg2 calls read, and nothing else
         except psycopg2.Error:
-            if source.error is not None:  # the server says no more than that it was not given all
+            if source.error is not None:  # the server says only that it did not get everything
                 raise source.error from None
             raise
 
@@ -124,9 +124,9 @@ class Pieces:
 def transact(work: Callable[[Transaction], T]) -> T:
     """Run `work` in a transaction, commit, and give back what it returned.
 
-    A connection that has died while it lay idle is replaced, and the work begun again: as long as COMMIT has not been
-    sent, nothing of the first attempt can be stored. Such a connection says so at once; one on which we have waited in
-    vain is no reason to wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
+    A connection that died while it was idle is replaced, and the work begins again: as long as COMMIT has not been
+    sent, nothing of the first attempt can be stored. Such a connection fails at once. If we have waited on one in
+    vain, we do not wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
     """
     began = time.monotonic()
     if began < _paused_until:
@@ -134,14 +134,14 @@ def transact(work: Callable[[Transaction], T]) -> T:
     try:
         return _twice_at_most(work, began)
     except (NotStored, CommitUnknown) as error:
-        # Who waited for another request's lock has heard nothing of the primary that would concern the others.
+        # A request that waited for another one's lock has learned nothing about the primary.
         if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error, LockNotGiven):
             _pause()
         raise
 
 
 def _pause() -> None:
-    """Let the others hear at once, for a moment, what this one had to wait for."""
+    """For a moment, let the others fail at once with the error that this one had to wait for."""
     global _paused_until
     _paused_until = time.monotonic() + PAUSE_SECONDS
 
@@ -164,7 +164,7 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
         code = getattr(error, "pgcode", None)
         if code is not None and not code.startswith(OF_THE_SERVER):
             raise RowsNotStored(reason_of(error)) from error
-        # Not kept, even where it is alive: behind it may be a primary that has become a replica.
+        # The connection is not kept, even if it is alive: the primary behind it may have become a replica.
         stores.close_primary()
         raise NotStored(reason_of(error)) from error
 
@@ -186,7 +186,7 @@ def _committed(session: stores.Session, transaction: Transaction, work: Callable
     try:
         transaction.commit()
     except psycopg2.Error as error:
-        # An answer over a living connection is a refusal: nothing is stored. No answer is no answer.
+        # An answer over a living connection is a refusal: nothing is stored. Without an answer it is unknown.
         if session.raw.closed or error.pgcode is None:
             stores.close_primary()
             raise CommitUnknown(reason_of(error)) from error
@@ -199,7 +199,7 @@ def _committed(session: stores.Session, transaction: Transaction, work: Callable
 
 
 def _abandon(session: stores.Session, transaction: Transaction) -> None:
-    """Roll back; where even that fails the connection goes, and the server rolls back."""
+    """Roll back; if even that fails, the connection is closed, and the server rolls back."""
     if session.raw.closed:
         return
     try:

@@ -1,6 +1,6 @@
 """The keeper: one process that catches up several times a second, builds what is cold, and reconciles on schedule or when asked.
 
-It does one thing at a time, in steps that take milliseconds: between two steps of a long job it catches up when that is
+It does one thing at a time, in steps that take milliseconds. Between two steps of a long job it catches up when that is
 due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
 """
 
@@ -60,7 +60,7 @@ class Timing(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A build or a run under way."""
+    """The current build or run."""
 
     name: str
     steps: Steps
@@ -84,7 +84,7 @@ class Keeper:
         self.unresolved: dict[str, str] = {}  # why departures cannot be read
         self.unsampled = ""  # why no sample could be taken
         self.source = ""  # of what the replica showed last; empty while it cannot be asked
-        # Where an open transaction holds the horizon, and since when; for whoever watches.
+        # The xact at which an open transaction holds the horizon, and since when; for status and metrics.
         self.held_at, self.held_since = 0, 0.0
         self.schedule = Schedule(timing.reconcile_seconds)
         self.failure = ""
@@ -133,13 +133,13 @@ class Keeper:
                 finished = self.catch_up_all()
                 self.note_recovery()
             except psycopg2.Error as error:
-                # The job under way goes on: a run waits for the replica only so long, and then says why it failed.
+                # The current job goes on: a run waits for the replica only for a time, and then says why it failed.
                 self.note_failure("replica", error)
                 self.source, finished = "", True
                 self.note_tick({})
             took = time.monotonic() - now
-            # At most half of the time goes into catching up: a transaction that is left open for hours makes every
-            # pass read again what is above the horizon.
+            # At most half of the time goes into catching up: a transaction that stays open for hours makes every pass
+            # read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
             self.begin_departures()
         self.resolve_departures()
@@ -149,14 +149,14 @@ class Keeper:
         return self.step_job()
 
     def begin_departures(self) -> None:
-        """A batch of departures for each counter that has none under way."""
+        """Begin a batch of departures for each counter that is not resolving one."""
         for counter in declarations.COUNTERS:
             if self.has_departures and counter.name not in self.departures:
                 swept = partial(self.tell_filter, counter.name)
                 self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
 
     def resolve_departures(self) -> None:
-        """A step of each batch under way. What Postgres refuses is begun anew at the next tick."""
+        """A step of each batch. A batch that Postgres refuses begins again at the next tick."""
         for name, batch in list(self.departures.items()):
             self.renew()
             reason = ""
@@ -174,13 +174,12 @@ class Keeper:
                 del self.departures[name]
 
     def tell_filter(self, name: str, members: list[bytes]) -> None:
-        """Departures have taken these out: a run under way has to know."""
+        """Departures have removed these: a current run has to know."""
         if name in self.filters:
             self.filters[name].take_swept(members)
 
     def sample(self) -> None:
-        """Take the samples that are due. A Redis that refuses them (a users.acl from before there were any) costs the charts
-        and nothing else."""
+        """Take the samples that are due. If Redis refuses them (an older users.acl), only the charts are missing."""
         reason = ""
         try:
             take_samples(self.control)
@@ -191,7 +190,7 @@ class Keeper:
         self.unsampled = reason
 
     def note_failure(self, store: str, error: Exception) -> None:
-        """Say it once, not every second; to operators too, where Redis can be told."""
+        """Say it once, not every second; to operators as well, if Redis can be written."""
         reason = reason_of(error)
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
@@ -233,8 +232,8 @@ class Keeper:
         return finished
 
     def catch_up_one(self, counter: Counter) -> Pass:
-        """One pass over one counter. What Postgres refuses of it (no such table, no right, too slow) is its own affair; a
-        replica that is away is everybody's, and is raised."""
+        """One pass over one counter. If Postgres refuses it (no such table, no right, too slow), only this counter
+        fails. A replica that is away concerns all counters, and is raised."""
         memory = self.memories.pop(counter.name, None)
         try:
             did = catch_up(counter, self.replica, self.redis, memory, self.renew)
@@ -264,14 +263,14 @@ class Keeper:
         }
 
     def note_tick(self, shown: Note) -> None:
-        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, where it cannot be read."""
+        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, if it cannot be read."""
         ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
         noted: Note = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
         self.redis.hset(keys.KEEPER, mapping=noted)
 
     def step_job(self) -> float:
-        """One step of the job under way, or of the next one; for how many seconds there is nothing to do."""
+        """One step of the current job, or of the next one; for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
             if self.job is not None:
@@ -287,8 +286,8 @@ class Keeper:
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
         except psycopg2.Error as error:
-            # A build; runs wait by themselves. It goes on from the position that it has reached: at once where the replica
-            # was away, after the others where Postgres refuses it, or is too slow.
+            # A build; runs wait by themselves. It goes on from the position that it has reached: at once if the replica
+            # was away, and after the others if Postgres refuses it or is too slow.
             if is_away(error):
                 self.note_failure("replica", error)
                 self.drop_job()
@@ -316,7 +315,7 @@ class Keeper:
         for run in registry.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
-                # Read again, now that nobody else writes it: somebody may just have brought it to its end.
+                # Read again, now that nobody else writes it: another process may just have ended it.
                 unended = registry.get_open(self.redis, run.id)
                 if unended is not None:
                     steps = execute(
@@ -331,8 +330,8 @@ class Keeper:
         return None
 
     def put_off(self, name: str, error: psycopg2.Error) -> None:
-        """Leave a counter that cannot be built alone for a while, and say why."""
-        # Whoever holds a lock on the table lets go of it soon, or is killed; a right is granted by somebody.
+        """Put off a counter that cannot be built, and say why."""
+        # The holder of a lock on the table releases it soon, or is killed; somebody grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
         reason = reason_of(error)
         self.refused[name] = reason, time.monotonic() + seconds
@@ -348,7 +347,7 @@ class Keeper:
             self.filters.clear()
 
     def start_over(self) -> None:
-        """Let go of everything: the next step begins with new connections, and goes on from what Redis says."""
+        """Close everything: the next step begins with new connections, and goes on from what Redis says."""
         self.drop_job()
         self.memories.clear()
         self.departures.clear()
@@ -372,7 +371,7 @@ def reason_of(error: Exception) -> str:
 
 
 def release_quietly(lease: Lease) -> None:
-    """Give a lease back; where Redis is away, it runs out by itself."""
+    """Give a lease back; if Redis is away, it runs out by itself."""
     try:
         lease.release()
     except RedisError:

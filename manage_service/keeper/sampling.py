@@ -1,4 +1,4 @@
-"""Samples of the counts, for whoever draws their last hour."""
+"""Samples of the counts, for the charts of their last hour."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from shared_models.protocol.samples import Sample
 def take_samples(redis: Redis) -> None:
     """Note what the count of each complete counter is now. Raises redis.RedisError.
 
-    Only a count that query would show: of a counter that is cold there is no sample. `at` is the moment before the read,
-    as in query. One transaction: what could not be trimmed would not be added either.
+    Only a count that query would show: a cold counter gets no sample. `at` is the moment before the read,
+    as in query. It is one transaction: if the list cannot be trimmed, nothing is added either.
     """
     at = datetime.now(UTC)
     pipe = redis.pipeline(transaction=True)

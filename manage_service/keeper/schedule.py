@@ -1,4 +1,4 @@
-"""The schedule: asks for a reconcile of each counter when its interval is over, or something else has changed it."""
+"""The schedule: asks for a reconcile of each counter when its interval is over, or its set or table was changed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from shared_models.protocol.states import State
 
-# A scheduled run that failed is not asked for again before, or not before the interval is over where that is shorter;
-# unless the counter has been built anew or verified since, or changed by something else; or its table has changed.
+# How soon a scheduled run that failed is asked for again; sooner if the interval is shorter. It is asked for at once if
+# the counter has been built or verified since, if something else has changed its set, or if its table has changed.
 RETRY_RUN_SECONDS = 60.0
 
 
@@ -27,18 +27,18 @@ class Schedule:
         self._asked: dict[str, tuple[object, float]] = {}
 
     def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
-        """A run for each counter that is due and for which none is open, but for those that cannot be built (`refused`).
+        """A run for each counter that is due and has no open run, except for those that cannot be built (`refused`).
 
         `redis` has to be able to open a second connection, to look at the runs while it watches the list of them.
         """
         due = [name for name, state in found.items() if name not in refused and self.is_due(state)]
         for name in self._asked.keys() - due:
-            del self._asked[name]  # it was verified: the next time that it is due has nothing to do with this one
+            del self._asked[name]  # it was verified: the next run has nothing to do with this one
         if not due:
             return
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
-            # One that was verified meanwhile is due for a new reason: it was emptied during the run, say.
+            # One that was verified meanwhile is due for a new reason; for example, it was emptied during the run.
             seen = found[name].build, found[name].gap, found[name].verified_at, found[name].changed_at
             asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
@@ -47,8 +47,8 @@ class Schedule:
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 
     def is_due(self, state: State) -> bool:
-        """Whether the counter has not been verified for an interval, its set is not as large as it ought to be, its table has
-        changed, or departures alone do not say what has left."""
+        """Whether the counter has to be reconciled. One of these is enough: it has not been verified for an interval;
+        its set is not as large as its size says; its table has changed; departures alone do not say what has left."""
         if (
             state.gap != 0
             or state.verified_at is None

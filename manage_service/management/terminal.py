@@ -1,4 +1,4 @@
-"""How the command line shows runs and counters: tables and bars where a person looks, plain lines where a program reads.
+"""How the command line shows runs and counters: tables and bars in a terminal, plain lines for programs.
 
 Results go to stdout, progress to stderr; each of the two may be a terminal or not.
 """
@@ -48,7 +48,7 @@ class Follower:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.said = ("", "", False)
         self.bars = Progress(
-            # A text that finds no room goes on in the next line: rich would cut it.
+            # A text that is too long goes on in the next line: rich would cut it.
             TextColumn("{task.fields[name]}", style="bold", table_column=Column(overflow="fold")),
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
             BarColumn(bar_width=12),
@@ -119,7 +119,7 @@ def show_run(run: Run) -> None:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """The table where the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
+    """The table if the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
     natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
     if natural <= console.width:
         console.print(table)
@@ -200,7 +200,8 @@ def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
 
 
 def drift_words(found: Findings, mode: Mode) -> str:
-    """What was found in one counter; what was found so far where the run did not get to its end; or why it could not be."""
+    """What was found in one counter; what was found so far if the run did not end; or why it could not be
+    reconciled."""
     if found.failure:
         return f"failed: {one_line(found.failure)}"
     if not (found.verified_at or found.missing or found.extra):

@@ -1,16 +1,15 @@
 """A bucket filter: which members of a set are worth asking the table about, in memory that does not grow with the counter.
 
-Members fall into BUCKETS buckets by their hash. What the table has is put in, what the set has is taken out. Where every
-member that was put in is in the set, a bucket out of which no more were taken than were put in holds no extra member:
-those that were put in are as many as the set has there, so they are the ones that it has. Extra members can only be
-in the other buckets, of which there are about as many as extra members.
+Members fall into BUCKETS buckets by their hash. What the table has is put in, what the set has is taken out. Assume
+that every member that was put in is also in the set. Then a bucket out of which no more were taken than were put in
+holds no extra member: the set has as many members there as were put in, so they are the same ones. Extra members can
+only be in the other buckets. There are about as many of these as extra members.
 
-The argument needs two things, and `reconcile` sees to both: what is put in is in the set then, and nobody takes
-it out of the set before it has been taken out here (where departures do, see `take_swept`). It does not need
-a member to be taken out only once (SSCAN may give one twice), or the set to stand still: a member that comes meanwhile
-makes its bucket look crowded, and is asked about.
-Nor does it depend on the hash, which only spreads them; Python's differs from process to process, so that nobody can
-choose members which all fall into one bucket.
+The argument needs two things, and `reconcile` sees to both. What is put in is in the set at that moment. And nobody
+removes it from the set before it has been taken out here (for departures, see `take_swept`). A member may be taken out
+twice (SSCAN may give one twice), and the set need not stand still: a member that comes meanwhile makes its bucket look
+crowded, and is asked about. The hash only spreads the members. Python's differs from process to process, so that nobody
+can choose members which all fall into one bucket.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 
-# 1 MB, which a processor keeps at hand. With 5 million members in the set, one extra member makes us ask about 20 others.
+# 1 MB, which fits into a processor's cache. With 5 million members in the set, one extra member makes us ask about 20
+# others.
 BUCKETS = 1 << 18
 MASK = BUCKETS - 1
 
@@ -28,7 +28,7 @@ class BucketFilter:
 
     def __init__(self) -> None:
         self._balance = array("i", bytes(4 * BUCKETS))
-        self.swept = 0  # members that departures took out meanwhile, and that it was told of
+        self.swept = 0  # members that departures removed meanwhile, as it was told
 
     def put_in(self, members: Iterable[bytes]) -> None:
         """Members of the table, each once, that are in the set."""
@@ -43,7 +43,8 @@ class BucketFilter:
             balance[number & MASK] -= 1
 
     def take_swept(self, members: Sequence[bytes]) -> None:
-        """Members that departures have just taken out of the set. If they were put in, they are not there any more."""
+        """Members that departures have just removed from the set. If they were put in, they are no longer in the
+        set."""
         self.take_out(members)
         self.swept += len(members)
 

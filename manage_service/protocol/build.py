@@ -2,25 +2,24 @@
 
 Why the order is the proof:
 
-1. A snapshot gives the horizon; it is noted, with a new token, in the
-   counter's `fill`. In the same step the watermark is raised to what the fill is about to claim, as a pass does it: a sweep
-   on a replica that is earlier has to wait.
-2. Every distinct member of the table is added, chunk by chunk in the order of the index, each from a snapshot of its own
-   that shows at least what the first one showed (its lsn is not lower; a replica that crashed may come back earlier), of the same
-   table (its fingerprint is the same: a part that is not there while its chunk is read may come back). Else the fill begins anew.
-   A row from below the horizon is in the table for the whole time and so is in its chunk, or it has been deleted.
-3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both: after a crash of the
-   keeper, or a restart of Redis from an older save, the fill goes on from the position that is there.
-   Where something else has changed the set or the intake meanwhile, the fill ends: what it had added may be gone, and
-   it begins anew.
-4. If the fill with this token is still the one in progress, the cursor is set to the horizon, and the fill goes, in
-   one atomic step.
+1. A snapshot gives the horizon, which is noted in the counter's `fill`, with a new token. The same step raises the
+   watermark to what the fill is about to claim, as a pass does. So a sweep on a replica that is earlier has to wait.
+2. Every distinct member of the table is added, chunk by chunk in the order of the index. Each chunk comes from a
+   snapshot of its own that shows at least what the first one showed: its lsn is not lower (a replica that crashed may
+   come back earlier). It is of the same table: its fingerprint is the same (a part that is away while its chunk is read
+   may come back). Otherwise the fill begins again. A row from below the horizon is in the table for the whole time and
+   so is in its chunk, or it has been deleted.
+3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both. After a crash of
+   the keeper, or a restart of Redis from an older save, the fill goes on from the position that is there. If something
+   else has changed the set or the intake meanwhile, what the fill had added may be gone: it ends, and begins again.
+4. If the fill with this token is still the one in progress, one atomic step sets the cursor to the horizon and removes
+   the fill.
 
-Until then a counter without a cursor is cold. One whose source changed (failover, restore) keeps its answer: every row
-from before `complete_through` is still counted; its catch-up waits for the new cursor.
+Until then a counter without a cursor is cold. A counter whose source changed (failover, restore) keeps its answer:
+every row from before `complete_through` is still counted. Its catch-up waits for the new cursor.
 
-Members that were in the set before a build stay: ingest may have acknowledged them a moment ago. The first reconcile,
-which the schedule runs at once because the counter has never been verified, takes out those without a row.
+Members that were in the set before a build stay: ingest may have acknowledged them a moment ago. The first reconcile
+removes those without a row. The schedule runs it at once, because the counter has never been verified.
 """
 
 from __future__ import annotations
@@ -60,8 +59,8 @@ class Fill:
 def needs_building(state: State, source: str) -> bool:
     """Whether the counter has no cursor in this history of the database.
 
-    A replica that shows an earlier timeline than the counter's has not followed yet: it is waited for. A fill from it would
-    claim rows that the later timeline has lost.
+    A replica that shows an earlier timeline than the counter's has not followed yet, and the keeper waits for it. A
+    fill from it would claim rows that the later timeline has lost.
     """
     if state.lost or state.source == source:
         return state.lost
@@ -73,7 +72,7 @@ def needs_building(state: State, source: str) -> bool:
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
     """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError.
 
-    Ends early, with nothing wrong, where another fill of the same counter has begun since.
+    Ends early, without an error, if another fill of the same counter has begun since.
     """
     if states.read_state(redis, counter.name).unreadable:
         removed = states.remove_misfits(redis, counter.name)
@@ -113,7 +112,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
-    """Note a new fill from this snapshot on; one that was in progress is superseded."""
+    """Note a new fill from this snapshot on. It supersedes one that was in progress."""
     snapshot.check(counter)
     estimate = snapshot.estimate(counter)
     fill = Fill(
@@ -146,7 +145,7 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
 
 
 def read_fill(counter: Counter, redis: Redis) -> Fill | None:
-    """The fill that is in progress in Redis; None where there is none, or what is there is none."""
+    """The fill that is in progress in Redis; None if there is none, or if it cannot be parsed."""
     names = ("token", "source", "lsn", "fingerprint", "position", "read", "expected", "jumping")
     fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
     token, source, lsn, fingerprint, position, read, expected, jumping = fields

@@ -1,4 +1,4 @@
-"""Which texts a value of each type has: one, as Postgres writes it. A member with another one was never in a row."""
+"""The text that each type's values have: as Postgres writes them. A member with another text was never in a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAST_YEAR, FIRST_DAY_BC = 5_874_897, (4_714, 11, 24)
 
 
 def is_text(text: str) -> bool:
-    """Postgres has no U+0000."""
+    """Postgres cannot store U+0000."""
     return "\0" not in text
 
 
@@ -41,7 +41,7 @@ def is_date(text: str) -> bool:
     return not is_bc or year < FIRST_DAY_BC[0] or (month, day) >= FIRST_DAY_BC[1:]
 
 
-# By the type of a field. An enum's labels Postgres is asked for, with the rows.
+# By the type of a field. Postgres is asked for an enum's labels, with the rows.
 IS_CANONICAL: Mapping[str, Callable[[str], bool]] = {
     "text": is_text,
     "varchar": is_text,

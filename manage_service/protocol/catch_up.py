@@ -3,19 +3,22 @@
 Why the order is the proof:
 
 1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
-2. Their members are added, and taken off `suspects`, by the same atomic step that ingest uses. It raises the watermark
-   to what the pass is about to claim: a sweep on a replica that came back earlier, between this and step 3, has to wait.
-3. On the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the beginning, the cursor
-   is set. Redis cannot have lost the members of step 2 by then without the cursor's having gone, or the connection.
-4. Rows come and go without an xact where the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE,
-   labels of an enum). A pass that sees another fingerprint notes that; from then on `complete_through` stands still until a
-   reconcile, or a fill, which began after it, has ended. What changed back before a pass has seen it has changed nothing:
-   the cursor has not moved meanwhile, and nobody takes out what was asked of a table that is not noted (`sweep`).
+2. The atomic step that ingest uses adds their members and takes them off `suspects`. It also raises the watermark to
+   what the pass is about to claim. So a sweep on a replica that came back earlier, between this and step 3, has to
+   wait.
+3. The cursor is set on the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the
+   beginning. Redis cannot have lost the members of step 2 by then, unless the cursor or the connection is lost, too.
+4. If the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE, labels of an enum), rows
+   come and go without an xact. A pass that sees another fingerprint notes it. From then on `complete_through` stands
+   still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
+   changed nothing: the cursor has not moved meanwhile, and a sweep removes nothing that it asked of a table that is not
+   noted (`sweep`).
 
-A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats.
-Two passes at once do the same work twice, and one of them moves the cursor.
+A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats. Two
+passes at the same time do the same work twice, and one of them moves the cursor.
 
-Never ids or times instead of the horizon: an id is taken before its commit, and rows appear below a mark already passed.
+Ids or times cannot replace the horizon: an id is given out before the commit, and rows appear below a mark that was
+already passed.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from shared_models.protocol import states, steps
 from shared_models.protocol.members import encode_all
 from shared_models.protocol.states import State
 
-# About how many rows one pass takes on: a fraction of a second of work, which is not lost when the pass is.
+# About how many rows one pass reads: a fraction of a second of work. What it has added stays if the pass fails.
 PASS_ROWS = 50_000
 
 
@@ -66,7 +69,7 @@ def catch_up(
 ) -> Pass:
     """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
 
-    `redis` must be a client of `stores.connect_for_passes`. `finished` is false where more rows wait for another pass.
+    `redis` must be a client of `stores.connect_for_passes`. `finished` is false if more rows wait for another pass.
     `between` is called between two chunks of rows: to renew leases, for a transaction may be large.
     """
     state = states.read_state(redis, counter.name)
@@ -105,25 +108,25 @@ def pass_over(
         return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
     if state.count == 0 and state.gap < 0 and steps.make_cold(redis, counter.name, state):
         # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
-        return Pass(behind="its set was deleted: the counter is cold, and gets built")
+        return Pass(behind="its set was deleted: the counter is cold, and is built")
     if snapshot.fingerprint != state.fingerprint:
         changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
         state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
-    # Cut at an xact: what is below the cut is complete, and the next pass goes on from there.
+    # Cut at an xact: everything below the cut is complete, and the next pass goes on from there.
     cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
     cursor = snapshot.horizon if cut is None else cut
     # What a sweep has to see: complete_through claims the rows above the horizon, too, and no later pass may read them again.
     claim = cursor - 1 if cut is not None else snapshot.xmax - 1
     read = added = 0
-    # Without a cut this reads above the horizon too: a transaction left open for long must not keep later rows out of the
-    # count, though it keeps the cursor where it is. Below the horizon nothing is left out: the cursor rests on it.
+    # Without a cut this reads above the horizon too: a transaction that stays open keeps the cursor where it is, and
+    # must not keep later rows out of the count. Below the horizon nothing is left out: the cursor relies on that.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(values, len(counter.fields))
         try:
             added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
-            # Another pass has moved the cursor, and what this snapshot shows may have left since.
+            # Another pass has moved the cursor, and members that this snapshot shows may have left since.
             return Pass(behind="the counter was changed meanwhile")
         between()
     through = None

@@ -1,25 +1,30 @@
-"""Departures: take out the members of rows that were deleted or changed, within seconds.
+"""Departures: remove the members of rows that were deleted or changed, within seconds.
 
-Triggers note which members a statement may have taken a row away from, with its xact (`rollcall_triggers.departure`). That is
-a hint: before a member leaves, the table is asked. A hint that was lost costs time until the next reconcile, never truth.
+Triggers note which members a statement may have taken a row from, with its xact (`rollcall_triggers.departure`). That
+is a hint: before a member leaves, the table is asked. A lost hint costs time until the next reconcile, and never makes
+a count wrong.
 
-Why the order is the proof that what is said to have left, has left, and that a member with a row never leaves:
+Why the order is the proof that everything below `left_through` has left, and that a member with a row never leaves:
 
-1. Departures are read below the cursor, in a snapshot that shows everything below it. From then on nobody can add a member
-   for what was known before: a record with an xact below the cursor, and a pass or a run with a horizon below it, add nothing
-   (record.lua). So a member that is not in the set now, or leaves in step 4, comes back for a newer row only, whose own
-   departure comes later.
-2. Members that have a row in this snapshot are done with: when they lose that one, too, it is another departure. The others are
-   marked in `departing`, each mark with the token of this batch. Another keeper that begins a batch takes the token's place.
-3. Fence. The watermark and the cursor are read once, after the last mark (read anew at each try they would run ahead for as
-   long as ingest writes); the table is asked in a snapshot that shows all up to them: see `sweep`.
-4. Those that still have no row, and still carry the mark, are taken out. A mark that is gone was taken off by a record.
-   The table is the one that is noted on the counter, all the time (see `sweep`): else the batch begins anew at another tick.
-5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its connection,
-   leaves it where it was, and the next one does the batch again, with marks and a fence of its own.
+1. Departures are read below the cursor, in a snapshot that shows everything below it. From then on nobody can add a
+   member for what was known before: a record with an xact below the cursor, and a pass or a run with a horizon below
+   it, add nothing (record.lua). So a member that is not in the set now, or leaves in step 4, comes back only for a
+   newer row, whose own departure comes later.
+2. Members that have a row in this snapshot are done: when they lose that one, too, it is another departure. The others
+   are marked in `departing`, each with the token of this batch. If another keeper begins a batch, its token replaces
+   this one.
+3. Fence. The watermark and the cursor are read once, after the last mark. (If they were read again at each try, they
+   would run ahead for as long as ingest writes.) The table is asked in a snapshot that shows all up to them: see
+   `sweep`.
+4. Those that still have no row, and still carry the mark, are removed. If a mark is gone, a record took it off. All the
+   time the table is the one that is noted on the counter (see `sweep`). Otherwise the batch begins again at another
+   tick.
+5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its
+   connection, leaves it where it was, and the next one does the batch again, with marks and a fence of its own.
 
-A departure without a member means "all": TRUNCATE, a statement that removed very many, departures that were pruned. Then
-`left_through` goes, and the schedule has the counter reconciled at once, which sets it anew. So does a fill.
+A departure without a member means "all": TRUNCATE, a statement that removed very many, departures that were pruned.
+Then `left_through` is removed, and the schedule asks for a reconcile at once, which sets it again. A fill removes it,
+too.
 """
 
 from __future__ import annotations
@@ -41,9 +46,9 @@ from shared_models.protocol.members import encode_all
 def resolve_departures(
     counter: Counter, replica: Replica, redis: Redis, swept: Callable[[list[bytes]], None] = lambda members: None
 ) -> Steps:
-    """One batch of departures, if there are any. Gives what it takes out to `swept`.
+    """One batch of departures, if there are any. Gives the members that it removes to `swept`.
 
-    There has to be a table of departures (`Snapshot.has_departures`). Nothing waits inside: a step that could not go on says
+    There has to be a table of departures (`Snapshot.has_departures`). It never waits: a step that could not go on says
     so. `redis` must be a client of `stores.connect_for_passes`. Raises psycopg2.Error, redis.RedisError.
     """
     state = states.read_state(redis, counter.name)
@@ -69,7 +74,7 @@ def resolve_departures(
         try:
             yield from take_out(counter, token, leaving, replica, redis, swept)
         except (CounterWasLost, steps.TableChanged):
-            return  # it gets built, or the batch begins anew
+            return  # it is built, or the batch begins again
     if until != state.left_through:
         steps.resolve(redis, counter.name, state, token, until)
 

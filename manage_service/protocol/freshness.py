@@ -7,14 +7,14 @@ from shared_models.protocol.states import State
 
 
 class CounterWasLost(Exception):
-    """The counter was lost, or built anew, while the run was looking at it: nothing has been proved. Ask again."""
+    """The counter was lost, or built again, while the run was looking at it: nothing has been proved. Ask again."""
 
 
 def why_stale(snapshot: Snapshot, state: State) -> str | None:
-    """None where the snapshot shows all rows that the counter claims; else what it lacks yet.
+    """None if the snapshot shows all rows that the counter claims; else what it lacks yet.
 
-    Raises CounterWasLost where the replica has gone over to another history: that the counter comes there too takes a build,
-    which does not begin while a run waits.
+    Raises CounterWasLost if the replica has gone over to another history. The counter needs a build to follow it, and
+    no build begins while a run waits.
     """
     if snapshot.source != state.source:
         raise CounterWasLost(

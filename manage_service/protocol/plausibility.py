@@ -1,8 +1,8 @@
-"""Whether the marks of a counter can be, seen beside the replica; and mending them where they cannot.
+"""Whether the marks of a counter can be true, compared with the replica; and repairing them if they cannot.
 
-A watermark above everything that the replica knows is nothing unusual: the replica lags. But whoever acknowledges an xact
-has committed it before. A replica that shows commits from minutes later, and still knows of no such xact, never will: the
-mark was not written by the protocol, and every sweep would wait for it. The same goes for a cursor.
+A watermark above everything that the replica knows is nothing unusual: the replica lags. But an xact is committed
+before anybody acknowledges it. A replica that shows commits from minutes later, and still knows of no such xact, never
+will. So the protocol did not write the mark, and every sweep would wait for it. The same goes for a cursor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IMPOSSIBLE_AFTER = timedelta(minutes=2)
 class Plausibility:
     """Looks at the marks of all counters, once a tick, and remembers since when one is above the replica.
 
-    The memory is the process's: a keeper that starts anew waits once more.
+    The memory belongs to the process: a new keeper waits once more.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class Plausibility:
         self._disbelieved: dict[str, tuple[str, ...]] = {}
 
     def mend(self, name: str, state: State, snapshot: Snapshot, redis: Redis) -> None:
-        """Mend the marks of one counter that cannot be. Raises redis.RedisError."""
+        """Repair the marks of one counter that cannot be true. Raises redis.RedisError."""
         if state.disbelieved != self._disbelieved.get(name, ()):
             self._disbelieved[name] = state.disbelieved
             if state.disbelieved:
                 log.error("counter.disbelieved", counter=name, fields=state.disbelieved)
         if state.lost or state.cursor is None or state.source != snapshot.source:
-            return  # it gets built, and has other marks then
+            return  # it is built, and gets other marks
         if self._cannot_be(name, "cursor", state.cursor - 1, snapshot) and steps.make_cold(redis, name, state):
             log.error("counter.impossible_cursor", counter=name, cursor=state.cursor, replica_xact=snapshot.xmax)
         impossible = state.watermark is None or (

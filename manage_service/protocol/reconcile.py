@@ -1,27 +1,29 @@
 """Reconcile: make a counter equal the table, both ways, and report the drift.
 
-1. *missing*: the table's distinct members are read in the order of the index. Those that are not in the set are added.
-   A member is drift only if it has a row below the cursor, where the counter claims to be complete: one whose row is
-   newer is on its way (its ingest has committed and not yet counted), and is counted a little earlier by this.
-2. *extra*: the members of the set that have no row are found and taken out (`sweep`). The first half puts the members of the
-   table that it sees in the set, or adds to it, into a bucket filter (`bucket_filter`), which leaves few members of the set
-   to ask the table about. They are in the set until the run ends: only a sweep takes members out, only with its marks,
-   and those of earlier sweeps are removed before the filter is filled. Departures take members out meanwhile, and count them in
-   `swept`: in the same process they tell the filter (`filters`); a run that finds more swept than its filter was told of asks
-   about every member.
-   Where nothing was missing, and nothing swept, and the set had as many members before the first half as after it, and the
-   table has as many, there is nothing extra: the filter with one bucket would say so. That is how a counter with no drift is
-   verified at the price of reading its index once, as long as no new member comes, and none leaves, just then.
-3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes the
-   set's size right in the same step: whatever something else had put there, or taken away, before the run began, has
-   been looked at by now. All that left below the cursor that the run began with has been taken out, too, and
-   `left_through` says so. What is changed by hand during the run shows as another gap between the two; the run starts again.
-   So it does where a snapshot shows another table than the first one: a part that is away while its chunk is read, and comes
-   back, would be missing. A change of the table that was noted before the run began is settled by it, if none was noted since.
+1. *missing*: the table's distinct members are read in the order of the index, and those that are not in the set are
+   added. A member is drift only if it has a row below the cursor, where the counter claims to be complete. If its row
+   is newer, it is on its way (its ingest has committed and not yet counted), and this counts it a little earlier.
+2. *extra*: the members of the set that have no row are found and removed (`sweep`). The first half puts the members of
+   the table that are in the set, or that it adds, into a bucket filter (`bucket_filter`). The filter leaves few members
+   of the set to ask the table about. They stay in the set until the run ends, because only a sweep removes members,
+   only with its marks, and the marks of earlier sweeps are removed before the filter is filled. Departures remove
+   members meanwhile, and count them in `swept`. In the same process they tell the filter (`filters`). A run that finds
+   more swept than its filter was told of asks about every member. There is nothing extra if nothing was missing and
+   nothing swept, the set had as many members before the first half as after it, and the table has as many: the filter
+   with one bucket would say so. So a counter without drift is verified at the price of reading its index once, if no
+   member comes or leaves just then.
+3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes
+   the set's size right in the same step: by now the run has looked at whatever something else had added or removed
+   before the run began. All that left below the cursor that the run began with has been removed, too, and
+   `left_through` says so. A change by hand during the run shows as another gap between set and size, and the run starts
+   again. It also starts again if a snapshot shows another table than the first one: a part that is away while its chunk
+   is read, and comes back, would be missing. The run settles a change of the table that was noted before it began, if
+   none was noted since.
 
-A `check` does all of it but add and take out, and finds the same drift. A run goes on from its position after a crash: the
-position lies in the Redis that holds the members, so what is lost is lost together. It has no filter of what it read
-before, and asks about every member. The scan of the second half starts again; to look twice at a member changes nothing.
+A `check` does all of it except adding and removing, and finds the same drift. A run goes on from its position after a
+crash. The position lies in the Redis that holds the members, so both are lost together. Then it has no filter of what
+it read before, and asks about every member. The scan of the second half starts again; to look twice at a member changes
+nothing.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ def reconcile(
     repair: bool,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """Reconcile one counter. What is found goes into `findings`, with which the run can be gone on with.
+    """Reconcile one counter. What it finds goes into `findings`, from which the run can go on.
 
-    In `filters` it leaves its filter, for who resolves departures in this process, by the name of the counter.
-    A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
+    It puts its filter into `filters`, by the name of the counter, for the part of this process that resolves
+    departures. A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
     Raises CounterWasLost, steps.SetChanged, psycopg2.Error, redis.RedisError.
     """
     for attempt in range(1, ATTEMPTS + 1):
@@ -79,7 +81,7 @@ def reconcile_once(
     repair: bool,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """`reconcile`, but for its next attempt where the set was changed by hand."""
+    """One attempt of `reconcile`, which tries again if the set was changed by hand."""
     with replica.snapshot(counter) as snapshot:
         snapshot.check(counter)
         source, estimate = snapshot.source, snapshot.estimate(counter)
@@ -97,7 +99,7 @@ def reconcile_once(
         findings.look_again(repaired=repair)
     if not findings.build:
         findings.build, findings.gap, findings.changed_at = state.build, state.gap, state.changed_at
-    # None where this goes on from the middle: another run may have been at work in between.
+    # None if this goes on from the middle: another run may have worked in between.
     count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
     filters.pop(counter.name, None)
     if bucket_filter is not None:
@@ -108,7 +110,8 @@ def reconcile_once(
     expected = max(state.count, 1)
     while not findings.table_read:
         with replica.snapshot(counter) as snapshot:
-            # What was acknowledged may be among what was taken away by hand: it has to be seen before the set is right.
+            # Acknowledged members may be among those removed by hand: the table has to show them before the set is
+            # right.
             behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
                 if snapshot.fingerprint != state.fingerprint:
@@ -156,7 +159,7 @@ def reconcile_once(
         left_through=left_through,
         changed_at=findings.changed_at,
     ):
-        raise CounterWasLost(f"{counter.name} was lost or built anew during the run: nothing has been proved")
+        raise CounterWasLost(f"{counter.name} was lost or built again during the run: nothing has been proved")
     findings.verified_at = now
 
 
@@ -170,7 +173,7 @@ def compare_chunk(
     jumping: bool,
     repair: bool,
 ) -> bool:
-    """The next chunk of the table against the set; False where there is none. Raises steps.TooLate: read it again."""
+    """Compare the next chunk of the table with the set; False if there is none. Raises steps.TooLate: read it again."""
     chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
     if not chunk:
         return False

@@ -1,24 +1,27 @@
-"""Sweep: find the members that no row has, and take them out. The second half of a reconcile, in rounds of mark, fence, sweep.
+"""Sweep: find the members that no row has, and remove them. The second half of a reconcile, in rounds of mark, fence, sweep.
 
 Why the order is the proof that a member with a row never leaves:
 
-1. Mark. Members of the set that have no row on the replica are put on `suspects` with a token that nobody else has. They may have
-   a row that the replica does not show yet; or get one at any moment. Those that the bucket filter shows to have
-   a row are not asked about.
-2. Fence. The watermark and the cursor are read *after* the marks were made. Whoever recorded a member before its mark has
-   raised the watermark by then (one atomic step); whoever records it later takes the mark off (the same step).
+1. Mark. Members of the set that have no row on the replica are put on `suspects`, with a token that nobody else has.
+   They may have a row that the replica does not show yet, or get one at any moment. Members that have a row by the
+   bucket filter are not asked about.
+2. Fence. The watermark and the cursor are read *after* the marks were made. A process that recorded a member before its
+   mark has raised the watermark by then (one atomic step). One that records it later takes the mark off (the same
+   step).
 3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
    that was recorded before its mark now shows its row, if it still has one. The cursor, and what passes add to the
-   watermark, count because of a replica that came back earlier than it was: they relied on rows that it may not show.
-4. Take out those that still have no row, each only if it still carries this token (one atomic step).
-5. The table that is asked in step 3 is the one that is noted on the counter, and in step 4 nobody has seen another one since the
-   fence was read. Else a member whose row is in a part that was away for a moment would leave, and nobody would know.
+   watermark, count because a replica may come back earlier than it was: passes relied on rows that it may not show.
+4. Remove those that still have no row, each only if it still carries this token (one atomic step).
+5. The table that is asked in step 3 is the one that is noted on the counter, and in step 4 nobody has seen another one
+   since the fence was read. Otherwise a member whose row is in a part that was away for a moment would leave, and
+   nobody would know.
 
-A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes on in
-the same scan of the set: what is there for the whole time is given at least once, also where other members leave.
+A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes
+on in the same scan of the set. The scan gives at least once what is there for the whole time, also if other members
+leave.
 
-Another run at the same time can only take marks away from this one, so that it takes out fewer members. Batches of departures
-have marks of their own, and take out members beside a run: see `departures`.
+Another run at the same time can only take marks away from this one, so that it removes fewer members. Batches of
+departures have marks of their own, and may remove members during a run: see `departures`.
 """
 
 from __future__ import annotations
@@ -46,8 +49,8 @@ CHUNK_ASKED = 5_000
 ROUND_MEMBERS = 50_000
 # How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
 CHUNK_FILTERED = 25_000
-# The keeper's clock notes when it sets a watermark anew, the primary's clock when a row was committed. This is more than two
-# clocks differ that somebody looks after.
+# The keeper's clock says when it set a watermark again, the primary's clock when a row was committed. Two clocks that
+# are kept in time differ by less than this.
 RESET_SLACK = timedelta(seconds=10)
 
 
@@ -63,14 +66,15 @@ def sweep(
     expected: int,
     swept_before: int = 0,
 ) -> Generator[Progress, None, bool]:
-    """Find extra members, give them to `found`, and take them out unless `take_out` is off; whether it took out all of them.
+    """Find extra members, give them to `found`, and remove them unless `take_out` is off; whether it removed all of
+    them.
 
-    A step that waits for the replica says so, for as long as it takes: how long is the caller's to say. `redis` must be a
+    A step that waits for the replica says so, for as long as it takes: the caller limits the time. `redis` must be a
     client of `stores.connect_for_passes`; `bucket_filter` is what the table has, if that is known; `expected` is about how many
-    members the set has, for the progress; `swept_before` is how many members sweeps had taken out before the filter was filled.
-    `strict` is for a run that says that the set is right, whatever was in it: a member
-    without a row that it could not take out, because its mark was gone, may be still there.
-    Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where strict), psycopg2.Error, redis.RedisError.
+    members the set has, for the progress; `swept_before` is how many members sweeps had removed before the filter was
+    filled. `strict` is for a run that will say that the set is right: a member without a row that it could not remove,
+    because its mark was gone, may still be there. Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where
+    strict), psycopg2.Error, redis.RedisError.
     """
     # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
     # longer than its lease, must not sweep on each other's marks.
@@ -82,7 +86,7 @@ def sweep(
         for some in steps.chunks(suspected):
             redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
         marked += suspected
-        # A step of its own: between marking and sweeping, whoever executes this makes sure that it still may.
+        # A step of its own: between marking and sweeping, the caller makes sure that it still holds its lease.
         yield progress
         if len(marked) >= ROUND_MEMBERS:
             gone = yield from sweep_round(
@@ -142,7 +146,7 @@ def ask_behind_fence(
 
 
 def forget_marks(counter: Counter, redis: Redis) -> None:
-    """Remove what a run that died, or was stopped, has marked. To lose a mark is always safe."""
+    """Remove the marks of a run that died or was stopped. To lose a mark is always safe."""
     redis.unlink(keys.of_counter(counter.name).suspects)
 
 
@@ -163,8 +167,8 @@ def find_suspects(
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
-        # What departures took out meanwhile lies in the filter as if it were in the set, and would hide as many extra members:
-        # unless the filter was told of each, every member is asked about.
+        # A member that departures removed meanwhile is in the filter as if it were in the set, and would hide an extra
+        # one. Unless the filter was told of each, the table is asked about every member.
         if states.read_state(redis, counter.name).swept != swept_before + bucket_filter.swept:
             bucket_filter = None
         elif bucket_filter.even:
@@ -190,7 +194,7 @@ def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> lis
 
 
 def fence(snapshot: Snapshot, state: State) -> str | None:
-    """None where the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
+    """None if the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
 
     Raises CounterWasLost.
     """
@@ -198,10 +202,10 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
     if behind is not None:
         return behind
     if state.watermark is None:
-        return "the watermark of the counter is missing; the keeper has to set it anew"
+        return "the watermark of the counter is missing; the keeper has to set it again"
     if state.watermark_reset_at is not None and snapshot.committed_through <= state.watermark_reset_at + RESET_SLACK:
         return (
-            f"the watermark was set anew at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
+            f"the watermark was set again at {state.watermark_reset_at:%H:%M:%S}; the replica shows commits "
             f"up to {snapshot.committed_through:%H:%M:%S}, and has to show those of {RESET_SLACK.seconds} s later"
         )
     if state.watermark_source != snapshot.source:
@@ -221,7 +225,8 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
 
 
 def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
-    """Those of these members that no row has. What could never be in a row is among them: Postgres cannot be asked for it."""
+    """Those of these members that no row has. Members that could never be in a row are among them: Postgres cannot be
+    asked for these."""
     checks = [IS_CANONICAL[type_] for type_ in counter.types]
     asked: list[Values] = []
     junk = []
@@ -237,7 +242,7 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[
 
 
 def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:
-    """Those that would be taken out: what `steps.sweep` looks at, without the taking."""
+    """Those that would be removed: what `steps.sweep` looks at, without removing them."""
     marked = []
     for some in steps.chunks(members):
         holders = redis.hmget(suspects, list(some))

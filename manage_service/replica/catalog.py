@@ -1,7 +1,7 @@
-"""A counter's declaration beside what the database says of its table: before it is built, and at each reconcile.
+"""Compares a counter's declaration with the catalog of its table: before it is built, and at each reconcile.
 
-What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own words; the
-rest it would carry out, and the count would be another one than was asked for.
+What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own
+words. The rest it would carry out, and the count would not be the one that was asked for.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
             )
             yield (
                 f"the collation of {place}.{field}, that of {name}, has version {actual} on this server, and its indexes were "
-                f"made with {recorded}, which sorts otherwise: give the replica the primary's libraries; or, where the primary "
+                f"made with {recorded}, which sorts differently: give the replica the primary's libraries; or, if the primary "
                 f"has {actual} too, REINDEX TABLE {place} there, then ALTER {refresh}"
             )
         if generated == "v":
@@ -64,7 +64,7 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     if not any(names[:1] == ("xact",) and condition in (None, "(xact > 0)") for names, condition in indexes):
         yield f"{place} has no index on xact: run {adopt}"
     listed, wanted = ", ".join(counter.fields), len(counter.fields)
-    # Whether an index's own condition goes with the counter's, Postgres finds out.
+    # Postgres finds out whether an index's own condition fits the counter's.
     are_there = all(field in columns for field in counter.fields)
     if are_there and not any(
         names[:wanted] == counter.fields and (not cond or counter.where) for names, cond in indexes

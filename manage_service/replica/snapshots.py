@@ -18,16 +18,18 @@ and, where it is one of a table,
 Why it can be believed, where it is one of a table:
 
 1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, put a new file in the
-   table's place. A snapshot from before their commit, which then waits for the table, reads the new file as empty.
-2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica
-   shows only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
-   that are not on its disk yet (`synchronous_commit = off`, and whoever took an xact and wrote no row). So its log is
-   flushed before anything is read: each ended transaction has left its xact in the log before it could be seen to have ended.
+   table's place. A snapshot from before their commit that then waits for the table reads the new file as empty.
+2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica shows
+   only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
+   that are not on its disk yet (`synchronous_commit = off`, and transactions that took an xact and wrote no row). So
+   its log is flushed before anything is read. Each ended transaction has left its xact in the log before others could
+   see that it had ended.
 3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
-4. The fingerprint is read in the snapshot. What takes something away from the table (DETACH, TRUNCATE, a rewrite) waits for the
-   lock; a partition that is attached meanwhile may be read under the fingerprint from before, which claims less than is read.
+4. The fingerprint is read in the snapshot. Statements that take something away from the table (DETACH, TRUNCATE, a
+   rewrite) wait for the lock. A partition that is attached meanwhile may be read under the earlier fingerprint, which
+   claims less than is read.
 
-A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Whoever
+A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Code that
 combines several of them compares these facts (see `build` and `sweep`).
 """
 
@@ -53,17 +55,17 @@ from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
 
-# A chunk takes milliseconds. What takes longer than this is a disk that hangs, or an index that is gone. Whoever asks holds
-# leases, and renews them between two statements: see `leases.LEASE_SECONDS`.
+# A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is gone. The caller holds leases,
+# and renews them between two statements: see `leases.LEASE_SECONDS`.
 STATEMENT_SECONDS = 6.0
-# Each statement here has an index made for it. Without statistics (a table just loaded) the planner may prefer to hash
-# or sort the whole table for a chunk, so the ways of doing that are priced out.
+# Each statement here has an index made for it. Without statistics (a table was just loaded) the planner may prefer to
+# hash or sort the whole table for a chunk. So these settings make the other ways too expensive.
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
         "statement_timeout": f"{STATEMENT_SECONDS:g}s",
-        "lock_timeout": "200ms",  # who cannot have a table waits for that table alone, and not here
-        # A table that hides rows is an error, and not a table with fewer rows: a sweep would take out the hidden members.
+        "lock_timeout": "200ms",  # if a table is locked, only its counter waits, and not here
+        # A table that hides rows is an error, and not a table with fewer rows: a sweep would remove the hidden members.
         "row_security": "off",
         # The texts of dates, and what a counter's condition means, do not depend on a role's settings.
         "DateStyle": "ISO",
@@ -78,13 +80,13 @@ OPTIONS = " ".join(
         "jit": "off",
     }.items()
 )
-# Postgres refuses (no such table, no right to read it, a broken index), and will again. Whatever else it raises has to do with
-# its being away, or busy.
+# Postgres refuses (no such table, no right to read it, a broken index), and will refuse again. Its other errors mean
+# that it is away, or busy.
 REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
-# The time until a host that does not answer is given up, and until one that went away in the middle is noticed.
+# How long to wait for a host that does not answer, and to notice one that went away in the middle.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
-# A server that is stopped keeps no statement_timeout: an answer that is not there by then will not come.
+# A server that is stopped keeps no statement_timeout. An answer that has not come by then will not come.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
 
 FLUSH_WAIT_SECONDS = 1.0
@@ -132,7 +134,7 @@ class Snapshot:
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
 
-        Empty means that there are none behind it. Raises catalog.DoesNotFit where that order cannot be relied on.
+        Empty means that there are none behind it. Raises catalog.DoesNotFit if that order cannot be relied on.
         """
         self._check_order(counter)
         statement = sql.fill_in(
@@ -172,7 +174,7 @@ class Snapshot:
         ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
-        """Those of these members that no row has. Raises catalog.DoesNotFit where the index's order cannot be relied on."""
+        """Those of these members that no row has. Raises catalog.DoesNotFit if the index's order cannot be relied on."""
         self._check_order(counter)
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
@@ -185,7 +187,7 @@ class Snapshot:
         return set(ask(self._connection, sql.fill_in(statement, counter), (*arrays, *more)))
 
     def _check_order(self, counter: Counter) -> None:
-        # An index in another order hides rows: a build would not count them, a sweep would take their members out.
+        # An index in another order hides rows: a build would not count them, and a sweep would remove their members.
         if self.misordered:
             self.check(counter)
 
@@ -215,7 +217,7 @@ class Snapshot:
         return until, [tuple(element) for (element,) in found]
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """What the table's statistics say about this counter; None where it has never been analyzed."""
+        """What the table's statistics say about this counter; None if it has never been analyzed."""
         if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
@@ -246,13 +248,13 @@ class Replica:
     def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
         """A snapshot, for as long as the block runs; to read the counter's table in it, name the counter.
 
-        Raises psycopg2.Error; the next call connects anew then. LockNotAvailable is one of them: somebody is about to
-        change the table, and it is to be waited for.
+        Raises psycopg2.Error; then the next call connects again. One of these errors is LockNotAvailable: somebody is
+        about to change the table. Wait, and try again.
         """
         if self._connection is None:
             self._connection = self._connect()
         try:
-            # A no is asked again: a replica that lags shows the function later, and this connection may live long.
+            # After a no it asks again: a replica that lags shows the function later, and this connection may live long.
             self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, sql.MAY_ASK_TIMELINE) == [(True,)]
             standpoint = sql.standpoint(by_function=self._may_ask_timeline)
             # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
@@ -282,15 +284,15 @@ class Replica:
             self.close()
             raise
         finally:
-            # However the block ended (Redis failed, Ctrl-C): no transaction stays open.
+            # No transaction stays open, however the block ended (Redis failed, Ctrl-C).
             self._end()
 
     def ended_now(self, since: int, unended: Iterable[int]) -> Shown | None:
-        """What a snapshot that is taken after this call will show: every xact but those that are still open now.
+        """What a snapshot that is taken after this call will show: every xact except those that are still open now.
 
-        Looks at the xacts from `since` on, and at those that were unended before; None where these are too many to look at.
-        A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. What is said to have
-        ended here, has ended before the snapshot, and so is in it.
+        Looks at the xacts from `since` on, and at those that had not ended before; None if there are too many to look
+        at. A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. An xact that has
+        ended here has ended before the snapshot, and so is in it.
         """
         if self._connection is None:
             self._connection = self._connect()
@@ -331,7 +333,7 @@ class Replica:
         return connection
 
     def close_if_lost(self) -> None:
-        """Let go of a connection whose other end has gone: a server says nothing to who asks nothing, but its goodbye."""
+        """Close a connection whose other end has gone: a server sends an idle client nothing until it ends."""
         if self._connection is None:
             return
         poll = select.poll()
@@ -340,14 +342,14 @@ class Replica:
             self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
 
 
 def flush(connection: Connection, unflushed_lsn: str) -> None:
-    """Have the log of a primary on its disk up to there. Raises NotOnDisk where that takes longer than a moment."""
+    """Have the log of a primary on its disk up to there. Raises NotOnDisk if that takes longer than a moment."""
     if connection.server_version >= sql.FLUSHES_FROM_VERSION:
         ask(connection, sql.FLUSH)
         return
@@ -355,7 +357,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
     while ask(connection, sql.FLUSHED, (unflushed_lsn,)) != [(True,)]:
         if time.monotonic() > deadline:
             raise NotOnDisk(
-                f"what the primary shows is not on its disk yet: its log is to be flushed up to {unflushed_lsn}"
+                f"what the primary shows is not on its disk yet: its log has to be flushed up to {unflushed_lsn}"
             )
         time.sleep(FLUSH_POLL_SECONDS)
 

@@ -12,18 +12,18 @@ from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 from shared_models.declarations import NUMBERS, Counter
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
-# One statement reads at most this many index entries: about 10 ms where the index is in memory.
+# One statement reads at most this many index entries: about 10 ms if the index is in memory.
 CHUNK_ROWS = 50_000
 # One statement of jumps returns at most this many members: 5 to 7 µs each.
 CHUNK_JUMPS = 5_000
-# From so many rows a member on, jumping from one value to the next beats reading every row's index entry.
-# Measured on 2 million rows: a jump costs what 30 to 40 entries of an index-only scan cost.
+# If a member has at least so many rows, jumping from one value to the next is faster than reading every row's index
+# entry. Measured on 2 million rows: a jump costs as much as 30 to 40 entries of an index-only scan.
 JUMP_FROM_ROWS_PER_MEMBER = 40
 
 PLAIN = ("text", "varchar", *NUMBERS)
-# As what an array of values of a field is sent, where that is not the type itself.
+# The type with which an array of a field's values is sent, if it is not the field's own.
 ARRAYS = dict.fromkeys(NUMBERS, "bigint") | {"varchar": "text", "enum": "text"}
-# A label as the enum that the column has, whatever its name is; NULL where it has no such label.
+# A label as the enum that the column has, whatever its name is; NULL if it has no such label.
 LABEL = """CASE WHEN EXISTS (
     SELECT FROM pg_enum AS e JOIN pg_attribute AS a ON a.atttypid = e.enumtypid
     WHERE a.attrelid = {regclass}::regclass AND a.attname = {name} AND e.enumlabel = {value}
@@ -49,7 +49,7 @@ BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
 # them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
 LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
-# The last one is where the log ends once the snapshot has been taken; NULL where all of it is on the disk, and on a standby.
+# The last one is where the log ends once the snapshot has been taken; NULL if all of it is on the disk, and on a standby.
 HORIZON = """
     SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
            CASE WHEN pg_is_in_recovery() THEN NULL
@@ -114,23 +114,23 @@ WITHOUT_ROW = """
     SELECT {values} FROM {unnest} AS v({fields})
     WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
 """
-# The same, and then the heap for its xact, until a row below is found: mostly the first.
+# The same, and then the heap for its xact, until a row below is found: usually the first one.
 WITH_ROW_BELOW = """
     SELECT {values} FROM {unnest} AS v({fields})
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
-# The version of a column's collation that its indexes were made with, and that of this server's libraries; NULL where it has none.
-# A column of the database's own collation has that of the database.
+# The version of a column's collation that its indexes were made with, and that of this server's libraries; NULL if it
+# has none. A column with the database's own collation has the version of the database.
 RECORDED = "CASE o.collprovider WHEN 'd' THEN d.datcollversion ELSE o.collversion END"
 ACTUAL = """CASE o.collprovider WHEN 'd' THEN pg_database_collation_actual_version(d.oid)
                 ELSE pg_collation_actual_version(o.oid) END"""
 COLLATED = """LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
     LEFT JOIN pg_database AS d ON d.datname = current_database()"""
 # The fingerprint of a table, and whether an index on these columns may be in another order than this server's. Other oids and
-# files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other texts. The
-# columns are all of them where the counter has a condition: which ones are in it is not looked for.
-# A few descents of the catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
+# files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other
+# texts. If the counter has a condition, the columns are all of them: the condition is not parsed. A few descents of the
+# catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
 PREPARE_TABLE = f"""
     PREPARE rollcall_table (text, text[], boolean) AS WITH col AS (
         SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,
@@ -158,7 +158,7 @@ COLUMNS = f"""
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
-# The columns of each index in order, NULL where it is an expression, or is not in the order in which a counter is read.
+# The columns of each index in order, NULL if it is an expression, or is not in the order in which a counter is read.
 INDEXES = """
     SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
                         THEN a.attname::text END
@@ -190,7 +190,7 @@ DEPARTED = """
 """
 # About how many departures one batch has: a second's worth of questions to the table.
 BATCH_DEPARTURES = 20_000
-# More members than this in one batch, that is of one transaction: a reconcile is quicker.
+# If one batch, that is one transaction, has more members than this, a reconcile is quicker.
 MOST_DEPARTED = 200_000
 
 
@@ -224,7 +224,7 @@ def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     """One of the statements above, for this counter."""
     comma, conjunction = SQL(", "), SQL(" AND ")
     columns = [Identifier(name) for name in counter.fields]
-    # Texts and numbers come from psycopg2 as what `members.encode` writes down; of the others Postgres makes the text.
+    # psycopg2 gives texts and numbers as `members.encode` takes them. For other types Postgres makes the text.
     as_text = [SQL("" if type_ in PLAIN else "::text") for type_ in counter.types]
 
     def of(table: str) -> list[Composed]:

@@ -1,4 +1,4 @@
-"""Execute a run: its counters one after the other, with its lease, its record, its limits and its cancelling.
+"""Execute a run: its counters one after the other, with its lease, record, limits and cancelling.
 
 The same function serves the keeper (a step now and then) and the command line (all steps at once).
 """
@@ -61,12 +61,12 @@ def execute(
 ) -> Steps:
     """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
 
-    A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same; at its end the
-    run has failed, and says so in `detail`. It waits for a replica that is away, or lags, for `wait_seconds`, and once it has
-    waited in vain, for a tenth of that at each other counter; it does not wait for one that refuses (no such table, no right to
-    read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that is raised and leaves the run
-    open: whoever takes its lease next goes on. `filters` is for who resolves departures in this process: see `reconcile`.
-    `redis` must be a client of `stores.connect_for_passes`.
+    A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same. At its end
+    the run has failed, and says so in `detail`. It waits `wait_seconds` for a replica that is away, or lags. Once it
+    has waited in vain, it waits a tenth of that at each other counter. It does not wait for a replica that refuses (no
+    such table, no right to read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that
+    is raised and leaves the run open: the next process that takes its lease goes on. `filters` is for the part of this
+    process that resolves departures: see `reconcile`. `redis` must be a client of `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
@@ -84,7 +84,8 @@ def execute(
             except (TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
                 findings.failure = str(error)
             except WaitedTooLong as error:
-                # Mostly of the replica, and then of all counters; but it may be this one, and nobody knows yet.
+                # Usually the replica fails, and so do all counters. But it may be this counter alone, and nobody knows
+                # yet.
                 findings.failure, wait_seconds = str(error), wait_seconds / 10
             except REFUSALS as error:
                 findings.failure = first_line(error)
@@ -115,7 +116,8 @@ def one_counter(
             check_cancelled(redis, run)
             yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
         for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR, filters=filters):
-            lease.renew()  # before the record: whoever was stopped for so long that another has ended the run writes nothing
+            # Before the record: a process that was stopped until another one has ended the run writes nothing.
+            lease.renew()
             yield noted(run, name, redis, progress)
             check_cancelled(redis, run)
             if not progress.waiting:
@@ -141,7 +143,7 @@ def persistent(
     filters: dict[str, BucketFilter],
 ) -> Steps:
     """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
-    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow where the same statement times out again and
+    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow if the same statement times out again and
     again."""
     timeouts, read_before = 0, -1
     while True:
@@ -173,6 +175,6 @@ def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
 
 
 def check_cancelled(redis: Redis, run: Run) -> None:
-    """Raises Cancelled where somebody asked for it."""
+    """Raises Cancelled if somebody asked for it."""
     if registry.cancel_requested(redis, run.id):
         raise Cancelled

@@ -1,7 +1,7 @@
 """Runs: the reconciles that were asked for, by an operator or by the schedule. Their record, their history.
 
-A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. It is written by whoever
-holds its lease, and read by everybody.
+A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. The holder of its lease
+writes it, and everybody reads it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class UnknownRun(LookupError):
 
 
 class TooManyRuns(Exception):
-    """So many runs have not ended that no other is taken on."""
+    """Too many runs have not ended, and no other one is accepted."""
 
     def __init__(self) -> None:
         super().__init__(f"{MOST_OPEN} runs are queued or running already, which is the limit; wait, or cancel some")
 
 
 class Mode(StrEnum):
-    """Whether a run mends what it finds."""
+    """Whether a run repairs what it finds."""
 
     REPAIR = "repair"
     CHECK = "check"
 
 
 class Status(StrEnum):
-    """Where a run is in its life; the last three are its ENDS."""
+    """The states of a run; the last three are its ENDS."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -96,7 +96,7 @@ class Run(msgspec.Struct):
         return any(found.missing or found.extra for found in self.findings.values())
 
     def failures(self) -> str:
-        """Which counters could not be reconciled, and why: in a line, which is empty where all could."""
+        """Which counters could not be reconciled, and why: in a line, which is empty if all could."""
         failed = {name: found.failure for name, found in self.findings.items() if found.failure}
         return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
 
@@ -111,7 +111,7 @@ class Run(msgspec.Struct):
         self.status, self.detail, self.finished_at = status, detail, datetime.now(UTC)
 
     def eta_seconds(self) -> float | None:
-        """How long this phase of this counter will still take, at its speed so far; None where that says nothing."""
+        """How long this phase of this counter will still take, at its speed so far; None if that says nothing."""
         if self.status is not Status.RUNNING or not self.read or self.phase_started_at is None:
             return None
         elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()
@@ -122,9 +122,9 @@ _run = msgspec.json.Decoder(Run)
 
 
 def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: AskedBy) -> Run:
-    """Ask for a run; where the same one is queued already, it is that one. `redis` has to be able to open two connections.
+    """Ask for a run; if the same one is queued already, it is that one. `redis` has to be able to open two connections.
 
-    One that has begun is another one: it may have passed what the caller wants to have looked at. Raises
+    A run that has begun is not the same: it may have passed what the caller wants it to look at. Raises
     UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
     """
     names = [get_counter(name).name for name in dict.fromkeys(counters)]
@@ -157,7 +157,7 @@ def queue_new(pipe: Pipeline, run: Run) -> None:
 
 
 def get(redis: Redis, run_id: str) -> Run:
-    """The run of that id, or the newest one where that says "last"; or UnknownRun."""
+    """The run of that id, or the newest one for "last". Raises UnknownRun."""
     if run_id == LAST:
         for run in latest(redis, 1):
             return run
@@ -197,7 +197,7 @@ def _decoded(document: bytes | str, cancel: bytes | str | None) -> Run:
 
 
 def save(redis: Redis, run: Run) -> None:
-    """Write the document; for whoever holds the run's lease. One that has ended is no longer open."""
+    """Write the document; only the holder of the run's lease calls this. A run that has ended is no longer open."""
     pipe = redis.pipeline(transaction=True)
     pipe.hset(keys.of_run(run.id), "document", msgspec.json.encode(run))
     pipe.expire(keys.of_run(run.id), HISTORY_SECONDS)
@@ -207,7 +207,7 @@ def save(redis: Redis, run: Run) -> None:
 
 
 def request_cancel(redis: Redis, run_id: str) -> Run:
-    """Ask a run to stop; whoever executes it does so after its step. Raises UnknownRun."""
+    """Ask a run to stop; its executor stops after its current step. Raises UnknownRun."""
     run = get(redis, run_id)
     if run.open:
         redis.hset(keys.of_run(run.id), "cancel", 1)

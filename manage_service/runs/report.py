@@ -30,9 +30,7 @@ class CounterDrift(msgspec.Struct):
     missing_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
     extra_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
     verified_at: Moment | None
-    failure: Annotated[
-        str, Meta(description="why this counter could not be reconciled; empty where it was, or will be")
-    ]
+    failure: Annotated[str, Meta(description="why this counter could not be reconciled; empty if it was, or will be")]
 
 
 class RunReport(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""What was done since Redis was last empty, in numbers that only grow: for the metrics of processes that listen nowhere.
+"""What was done since Redis was last empty, in numbers that only grow, for the metrics of processes that have no port.
 
 They are no part of the protocol. A process that dies between the work and its note leaves them a little low.
 """

@@ -14,9 +14,9 @@ from shared_models.web.problems import BAD_REQUEST, Problem
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Nobody reads more, and each costs time: a body of sixty thousand unknown fields took seconds, and was answered with megabytes.
+# Nobody reads more, and each costs time: a body of 60,000 unknown fields took seconds, and its answer had megabytes.
 MOST_FAULTS = 10
-# Of the name of a field that there is not.
+# How much of an unknown field's name an error shows.
 SHOWN_CHARACTERS = 100
 
 # How msgspec says where in a document something is wrong: "Expected `str`, got `int` - at `$.counters[0]`".
@@ -25,7 +25,7 @@ UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 
 
 def decode(body: bytes, struct: type[T]) -> T:
-    """The body. Raises Problem: 400 where it is not JSON, 422 where it is not valid."""
+    """The body. Raises Problem: 400 if it is not JSON, 422 if it is not valid."""
     if not body:
         raise invalid(Fault("body", "Field required"))
     try:

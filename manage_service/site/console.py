@@ -11,8 +11,8 @@ from django.views.decorators.http import require_safe
 from shared_models.declarations import COUNTERS
 
 PATH = "/"
-# Nothing is loaded from another host, nothing runs that stands in the HTML, and no form leaves the page: the token goes into a
-# header, never into an address. The script may not make HTML out of text either (trusted types): members are text.
+# The page loads nothing from another host, runs no script in the HTML, and sends no form: the token goes into a header,
+# never into an address. The script may not make HTML out of text (trusted types), because members are text.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

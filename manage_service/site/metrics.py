@@ -1,5 +1,5 @@
-"""Manage's metrics, beside that of its requests. They are facts in Redis, where the keeper, which listens nowhere, leaves
-what it knows: any worker of any instance gives the same text at the same moment."""
+"""Manage's metrics, beside that of its requests. They are facts in Redis. The keeper has no port and leaves there what
+it knows. So any worker of any instance gives the same text at the same moment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Facts:
         now = datetime.now(UTC)
         found = states.read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
         live = GaugeMetricFamily(
-            "rollcall_counter_live", "1 where the counter can be counted, 0 where cold", labels=["counter"]
+            "rollcall_counter_live", "1 if the counter can be counted, 0 if it is cold", labels=["counter"]
         )
         count = GaugeMetricFamily("rollcall_counter_members", "Members of a live counter", labels=["counter"])
         age = GaugeMetricFamily(
@@ -37,11 +37,11 @@ class Facts:
             "rollcall_counter_drift_members", "Drift that the last reconcile found", labels=["counter", "kind"]
         )
         why = GaugeMetricFamily(
-            "rollcall_counter_cold", "1 where the counter cannot be counted, and why", labels=["counter", "reason"]
+            "rollcall_counter_cold", "1 if the counter cannot be counted, and why", labels=["counter", "reason"]
         )
         withheld = GaugeMetricFamily(
             "rollcall_counter_withheld",
-            "1 where complete_through stands still because the table has changed, until it is reconciled",
+            "1 if complete_through stands still because the table has changed, until it is reconciled",
             labels=["counter"],
         )
         for name, state in found.items():
@@ -82,7 +82,7 @@ class Facts:
         yield from (caught_up, took)
 
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
-        """How the keeper stands, and what the replica has shown it. Nothing, where there has never been one."""
+        """How the keeper stands, and what the replica has shown it. Nothing, if there has never been one."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
         ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
@@ -92,12 +92,12 @@ class Facts:
                 "rollcall_keeper_tick_age_seconds", "How long ago the keeper last turned its loop", value=age
             )
             yield GaugeMetricFamily(
-                "rollcall_replica_reachable", "1, or 0 where the keeper cannot read it", value=1 if source else 0
+                "rollcall_replica_reachable", "1, or 0 if the keeper cannot read it", value=1 if source else 0
             )
         if shown_through is not None and behind is not None and held is not None:
             yield GaugeMetricFamily(
                 "rollcall_replica_lag_seconds",
-                "How long ago the last commit was that the replica shows",
+                "How long ago the newest commit was that the replica shows",
                 value=max(0.0, (now - shown_through).total_seconds()),
             )
             yield GaugeMetricFamily(

@@ -1,4 +1,5 @@
-"""Manage's API, described: what each operation takes, answers and refuses. /openapi.json and the routes are made of it."""
+"""The description of manage's API: what operations take, answer and refuse. /openapi.json and the routes are made of
+it."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ CREATE_RUN = Operation(
     id="createRun",
     tag="runs",
     summary="Ask for a reconcile",
-    description="The keeper executes it. Follow it at the address in `Location`. Where the same run is queued already, that "
-    f"one is answered.\n\n{registry.MOST_OPEN} runs may be queued or running; one more is a 429.",
+    description="The keeper executes it. Follow it at the address in `Location`. If the same run is queued already, the "
+    f"answer is that one.\n\n{registry.MOST_OPEN} runs may be queued or running; one more is a 429.",
     body={JSON: {"schema": reference(RunRequest), "example": {"counters": NAMES, "mode": Mode.CHECK}}},
     answers={202: Answer(RunReport, headers={"Location": header("The address of the run.")})},
     refusals=(INVALID_QUERY, INVALID_REQUEST, UNKNOWN_COUNTER, TOO_MANY_RUNS, REDIS_UNAVAILABLE),
@@ -71,8 +72,8 @@ CANCEL_RUN = Operation(
     id="cancelRun",
     tag="runs",
     summary="Ask a run to stop after its current step",
-    description="Until it has stopped, `cancelling` is true. A run that has ended stays as it is. What the run has mended "
-    "stays mended.",
+    description="Until it has stopped, `cancelling` is true. A run that has ended stays as it is. What the run has repaired "
+    "stays repaired.",
     parameters=(RUN_ID,),
     answers={202: Answer(RunReport)},
     refusals=(INVALID_QUERY, UNKNOWN_RUN, REDIS_UNAVAILABLE, *OF_A_BODY),
@@ -113,7 +114,7 @@ def describe_api() -> bytes:
 def _describe(access: Access) -> bytes:
     return describe(
         "Rollcall manage",
-        "Keeps the counters true to the table: how they stand, and runs that reconcile them.",
+        "Keeps the counters equal to the table: how they stand, and runs that reconcile them.",
         OPERATIONS,
         RunRequest,
         access=access,

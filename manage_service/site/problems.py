@@ -1,4 +1,4 @@
-"""The problems that an operator is answered with: their types, and what went wrong as one of them."""
+"""The problems with which manage answers operators: their types, and which error becomes which."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UNKNOWN_COUNTER = ProblemType(
     422,
     "unknown-counter",
     "Unknown counter",
-    "There is no counter of this name; the detail names those that there are.",
+    "There is no counter of this name; the detail names the declared ones.",
 )
 UNKNOWN_RUN = ProblemType(
     404, "unknown-run", "Unknown run", "There is no run of this id, or it has gone from the history."
@@ -50,7 +50,7 @@ TOO_MANY_RUNS = ProblemType(
     429,
     "too-many-runs",
     "Too many runs",
-    "As many runs are queued or running as may be; wait, or cancel some.",
+    "The largest number of runs is queued or running; wait, or cancel some.",
     retry_seconds=10,
     members=Limit,
 )
@@ -69,7 +69,7 @@ def invalid(*faults: Fault) -> Problem:
 
 
 def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) -> Problem:
-    """What the domain refuses, and what is away, as HTTP says it."""
+    """Turns the domain's refusals, and stores that are away, into problems."""
     match error:
         case UnknownCounter():
             return Problem(UNKNOWN_COUNTER, str(error))

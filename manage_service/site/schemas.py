@@ -1,4 +1,4 @@
-"""What manage is asked, and the lists that it answers; what stands in them lies with the runs and the status."""
+"""What clients ask manage, and the lists that it answers. Their elements are described with the runs and the status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]],
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Which counters to reconcile, and whether to mend what is found."""
+    """Which counters to reconcile, and whether to repair what is found."""
 
     counters: Annotated[Names | None, Meta(description="names of counters; all of them by default")] = None
     mode: Annotated[Mode, Meta(description="by default repair; check finds the same drift, and changes nothing")] = (

@@ -1,6 +1,6 @@
-"""What is wrong with how everything stands: for each fault a sentence that says what, since when, and what to do.
+"""What is wrong: for each fault a sentence that says what, since when, and what to do.
 
-The limits come from the settings: what takes longer than the keeper needs where nothing is in its way is a fault.
+The limits come from the settings: it is a fault if something takes longer than an undisturbed keeper needs.
 """
 
 from __future__ import annotations
@@ -114,10 +114,12 @@ def judge_counter(
     now: datetime,
     limits: Limits,
 ) -> Iterator[Finding]:
-    """One counter: whether it can be counted, is complete, was proved, and what was found is mended."""
+    """One counter: whether it can be counted, is complete and verified, and whether its drift is repaired."""
     if state.disbelieved:
         fields = ", ".join(state.disbelieved)
-        yield Finding(name, "disbelieved", None, f"{name}: what Redis says cannot be ({fields}): a keeper mends it")
+        yield Finding(
+            name, "disbelieved", None, f"{name}: what Redis says cannot be true ({fields}): a keeper repairs it"
+        )
     if state.cold:
         yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
         return
@@ -150,13 +152,13 @@ def judge_counter(
             "drift",
             verified_at,
             f"{name}: a check {span(now - (verified_at or now))} ago found "
-            f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and mended nothing: "
+            f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and repaired nothing: "
             f"`reconcile {name}` does",
         )
 
 
 def last_failure(name: str, history: list[Run]) -> Run | None:
-    """The newest run of this counter that was not cancelled, where it failed for this counter."""
+    """The newest run of this counter that was not cancelled, if it failed for this counter."""
     ended = (run for run in history if name in run.counters and run.status in (Status.DONE, Status.FAILED))
     last = next(ended, None)
     if last is None or last.status is Status.DONE:

@@ -33,7 +33,7 @@ KEEPER_ALIVE = timedelta(seconds=15)
 def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
     """Counters, replica, keeper and open runs, and what is wrong with them. Raises redis.RedisError.
 
-    A replica that cannot be reached is said to be so: operators ask most when something is down.
+    If the replica cannot be reached, the answer says so: operators ask when something is down.
     """
     now = datetime.now(UTC)
     names = [counter.name for counter in declarations.COUNTERS]
@@ -63,7 +63,7 @@ def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return KeeperStatus(
         alive=alive,
-        # It ticks, and keeps its lock, also while a store keeps it from catching up: then it says which.
+        # It ticks, and keeps its lock, also while a store keeps it from catching up. Then it says which store.
         state="alive" if alive and not failure else "held up" if holder else "not running",
         ticked_at=ticked_at,
         job=(job or b"").decode(),

@@ -35,11 +35,11 @@ class LastRun(msgspec.Struct):
 
 
 class CounterStatus(msgspec.Struct):
-    """One counter. What only the replica could tell is null where it cannot be reached."""
+    """One counter. Fields that only the replica can tell are null if it cannot be reached."""
 
     state: Literal["live", "cold"]
-    reason: Annotated[str, Meta(description="why it is cold; empty where it is live")]
-    withheld: Annotated[str, Meta(description="why complete_through stands still; empty where nothing keeps it")]
+    reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]
+    withheld: Annotated[str, Meta(description="why complete_through stands still; empty if it moves")]
     count: int | None
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[
@@ -52,7 +52,7 @@ class CounterStatus(msgspec.Struct):
     complete_through: Moment | None
     verified_at: Moment | None
     drift: Annotated[Drift | None, Meta(description="what the last reconcile found")]
-    repaired: Annotated[bool, Meta(description="whether that reconcile has mended it; a check mends nothing")]
+    repaired: Annotated[bool, Meta(description="whether that reconcile has repaired it; a check repairs nothing")]
     building: BuildProgress | None
     last_run: LastRun | None
 
@@ -105,7 +105,7 @@ class Finding(msgspec.Struct):
 
     about: Annotated[str, Meta(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")]
     kind: Kind
-    since: Annotated[Moment | None, Meta(description="null where nobody knows")]
+    since: Annotated[Moment | None, Meta(description="null if nobody knows")]
     detail: Annotated[str, Meta(description="what is wrong, since when, and what to do, in a sentence")]
 
 

@@ -25,7 +25,7 @@ class Chart:
 
 
 def draw(samples: Sequence[Sample], until: datetime) -> Chart | None:
-    """The chart of the hour that ends at `until`; None where there is nothing to draw. Samples in the order of their times."""
+    """The chart of the hour that ends at `until`; None if there is nothing to draw. Samples in the order of their times."""
     if not samples:
         return None
     low, high = min(each.count for each in samples), max(each.count for each in samples)

@@ -24,7 +24,7 @@ from shared_models.wording import found_in_words
 if TYPE_CHECKING:
     from query_service.asgi import Query
 
-# Where the application that the request came through is found.
+# Under this name the request has the application that it came through.
 QUERY = "rollcall.query"
 
 # Nothing is loaded from another host, and nothing runs that stands in the HTML.
@@ -58,7 +58,7 @@ async def page(request: HttpRequest) -> HttpResponse:
 
 
 async def read_histories(query: Query) -> dict[str, list[Sample]]:
-    """The last hour of each counter. Without Redis there are no charts, and the page says so in its own way."""
+    """The last hour of each counter. Without Redis there are no charts; the page says why."""
     names = [counter.name for counter in declarations.COUNTERS]
     try:
         return await read_samples(query.memberships.client, names, datetime.now(UTC))
@@ -67,7 +67,7 @@ async def read_histories(query: Query) -> dict[str, list[Sample]]:
 
 
 class Question(TypedDict, total=False):
-    """What the form of a counter asked, and what is said to it."""
+    """What the form of a counter asked, and the answer."""
 
     counter: str
     values: dict[str, str]
@@ -139,7 +139,7 @@ def present_chart(chart: charts.Chart | None) -> dict[str, object]:
 
 
 def present_proof(described: DescribedCount) -> dict[str, str]:
-    """When it was verified, and what was mended before or is wrong still: text before and after the time."""
+    """When it was verified, and what was repaired or is still wrong: text before and after the time."""
     drift, repaired = described["drift"], described.get("repaired", True)
     if not drift:
         return {"before": "", "after": ""}

@@ -4,11 +4,11 @@
 -- ARGV[1] cursor, and ARGV[5] build, that the pass started from   ARGV[2] source that the pass read
 -- ARGV[3] new cursor   ARGV[4] new complete_through in microseconds; "" leaves it as it is
 -- ARGV[6] changed_at that the pass started from
--- Returns 1, or 0 where the counter is no longer as the pass found it (nothing is changed then).
+-- Returns 1, or 0 if the counter is no longer as the pass found it (nothing is changed then).
 --
 -- Atomic because Redis may have been emptied, or another pass may have moved on, since the pass began: a cursor
 -- may only stand over the adds that it stands for. The build, because a counter whose set was deleted may have been built
--- anew since, up to the same cursor. changed_at, because others may have seen another table since, and taken out members that
+-- again since, up to the same cursor. changed_at, because others may have seen another table since, and removed members that
 -- have a row in this one.
 local have = redis.call('HMGET', KEYS[1], 'cursor', 'source', 'build', 'changed_at')
 if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] or (have[4] or '') ~= ARGV[6] then return 0 end

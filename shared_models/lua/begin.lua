@@ -14,7 +14,7 @@ if size and not is_size(size) then
   redis.call('HDEL', KEYS[2], 'size')
   size = false
 end
--- A counter that is whole keeps its answer while it is filled anew (after a failover). One that was lost must not come
+-- A counter that is whole keeps its answer while it is filled again (after a failover). One that was lost must not come
 -- back to life by what is set right here.
 if not (size and build and build == counted_build) or (count == 0 and size ~= '0') then
   redis.call('HDEL', KEYS[3], 'cursor')

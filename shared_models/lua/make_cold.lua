@@ -1,10 +1,10 @@
--- Make a counter cold: what its cursor stands for is gone, or the cursor cannot be.
+-- Make a counter cold: what its cursor stands for is gone, or the cursor cannot be true.
 --
 -- KEYS[1] state
 -- ARGV[1] cursor, and ARGV[2] build, as the keeper has seen them
--- Returns 1, or 0 where the counter is no longer as it was seen (nothing is changed then).
+-- Returns 1, or 0 if the counter is no longer as it was seen (nothing is changed then).
 --
--- Atomic because the counter may have been built anew since the keeper looked.
+-- Atomic because the counter may have been built again since the keeper looked.
 local have = redis.call('HMGET', KEYS[1], 'cursor', 'build')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return 0 end
 return redis.call('HDEL', KEYS[1], 'cursor')

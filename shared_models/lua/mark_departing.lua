@@ -2,7 +2,7 @@
 --
 -- KEYS[1] state   KEYS[2] departing
 -- ARGV[1] token of the batch   ARGV[2…] members, a chunk at most
--- Returns 1, or 0 where another batch has begun (nothing is changed then).
+-- Returns 1, or 0 if another batch has begun (nothing is changed then).
 --
 -- Atomic because a keeper that was stopped for longer than its lease must not put its own marks over another's: that one would
 -- take its members for recorded.

@@ -1,8 +1,8 @@
 -- For the scripts that raise a watermark: put in front of them.
 --
--- Raise it to `xact` of `source`, if that is later. Where there is none it is set only if `first`: a counter that was built has
--- one, and where it is missing, what was acknowledged before is forgotten with it. Then it stays missing, and keeps sweeps from
--- going on, until the keeper has set it anew.
+-- Raise it to `xact` of `source`, if that is later. If there is none, it is set only if `first`: a counter that was built has
+-- one, and if it is missing, what was acknowledged before is forgotten with it. Then it stays missing, and keeps sweeps from
+-- going on, until the keeper has set it again.
 local function raise_watermark(intake, xact, source, first)
   local function split(s) return string.match(s, '^(%d+/%d+)/(%d+)$') end
   local water, water_source = unpack(redis.call('HMGET', intake, 'watermark', 'watermark_source'))

@@ -3,17 +3,17 @@
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] state
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
 --         to claim; decimal text, "" for none
--- ARGV[2] source of the xacts, "system identifier/database/timeline"; "" where there are none
+-- ARGV[2] source of the xacts, "system identifier/database/timeline"; "" if there are none
 -- ARGV[3] xact below which nothing is known of what has been deleted since: the one that stored the rows, or the horizon of
 --         the snapshot that showed them; "" for none
 -- ARGV[4…] members, a chunk at most
--- Returns how many of them were not in the set before; or -1 where they come too late: catch-up has passed that xact. They have
--- been counted, or they have left again; nothing is added, and not all of them are in the set. (0 where all are.)
+-- Returns how many of them were not in the set before; or -1 if they come too late: catch-up has passed that xact. They have
+-- been counted, or they have left again; nothing is added, and not all of them are in the set. (0 if all are.)
 --
--- Atomic because a sweep between "add" and "off the suspects" would take out a member that has just been
+-- Atomic because a sweep between "add" and "off the suspects" would remove a member that has just been
 -- acknowledged, a fence that reads the watermark between "add" and "raise" would not wait for its row, and a reader
--- between "add" and "size" would take the set for damaged. And a cursor that moved between the look at it and "add" would let a
--- member in whose departure has been resolved.
+-- between "add" and "size" would take the set for damaged. And if the cursor moved between the look at it and "add", a
+-- member whose departure has been resolved would come in.
 --
 -- Redis does not roll a script back. So everything that can fail comes before the first member is added: the hashes are
 -- read, and a mark that is lost is always safe.
@@ -35,7 +35,7 @@ if redis.call('EXISTS', departing) == 1 then
   redis.call('HDEL', departing, unpack(ARGV, 4))
 end
 local added = redis.call('SADD', members, unpack(ARGV, 4))
--- A size that is no number stays as it is: the counter is not live then, and the keeper builds it.
+-- A size that is not a number stays as it is: the counter is not live then, and the keeper builds it.
 if added > 0 and (not size or is_size(size)) then
   redis.call('HINCRBY', intake, 'size', added)
 end

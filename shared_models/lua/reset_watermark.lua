@@ -1,9 +1,9 @@
--- Set the watermark anew, where it is missing or cannot be.
+-- Set the watermark again, if it is missing or cannot be true.
 --
 -- KEYS[1] intake   KEYS[2] state
--- ARGV[1] watermark as the keeper has seen it; "" where it is missing, or is no number, or belongs to no source
+-- ARGV[1] watermark as the keeper has seen it; "" if it is missing, or is not a number, or belongs to no source
 -- ARGV[2] highest xact that the replica knows of   ARGV[3] source of that xact   ARGV[4] now in microseconds
--- Returns 1, or 0 where somebody has set it since (nothing is changed then).
+-- Returns 1, or 0 if somebody has set it since (nothing is changed then).
 --
 -- Atomic because a record may raise it at any moment. What was acknowledged before is not in the new mark, hence the note
 -- of when: sweeps wait until the replica shows commits from after it.

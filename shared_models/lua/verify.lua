@@ -2,11 +2,11 @@
 --
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state
 -- ARGV[1] build of the counter when the run began   ARGV[2] gap between set and size when it began
--- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has mended what it found, 0: it has only looked
--- ARGV[7] token: the counter's build from now on, where the run has settled a gap
--- ARGV[8] cursor when the run began: what has left below it is resolved; "" where the run could not take out all of it
+-- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has repaired what it found, 0: it has only looked
+-- ARGV[7] token: the counter's build from now on, if the run has settled a gap
+-- ARGV[8] cursor when the run began: what has left below it is resolved; "" if the run could not take out all of it
 -- ARGV[9] changed_at when the run began: if the table has not changed since, the change is settled
--- Returns 1; 0 where the counter has been lost or built anew since; -1 where something else has changed the set since
+-- Returns 1; 0 if the counter has been lost or built again since; -1 if something else has changed the set since
 -- (nothing is changed in either case).
 --
 -- Atomic because a counter that goes cold in between must not come back with the proof of its predecessor, and a set that

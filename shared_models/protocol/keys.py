@@ -26,7 +26,7 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                                             reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
-                                          repaired          … and 1 where it has mended that
+                                          repaired          … and 1 if it has repaired that
                                           left_through      departures with a lower xact are resolved; absent means that a
                                                             reconcile has to resolve them
                                           leaving           token of the batch of departures that is being resolved
@@ -36,7 +36,8 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                           settled           … and the change that a fill or a reconcile has settled; while it
                                                             is another one, complete_through stands still
                                           refused           why the keeper cannot build it
-                                          watermark_reset_at  microseconds since 1970: when the keeper set the watermark anew
+                                          watermark_reset_at  microseconds since 1970: when the keeper set the watermark
+                                          again
     rollcall:2:{TAG}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
                                           fingerprint, changed_at, jumping, gap, read, expected, position ("=" and
                                           the last member read; absent at the start)
@@ -87,7 +88,7 @@ def of_counter(name: str) -> CounterKeys:
     for counter in declarations.COUNTERS:
         if counter.name == name:
             return _of_tag(PREFIX, f"{name}.{counter.definition}")
-    return _of_tag(PREFIX, name)  # it was taken out of the file: there is nothing
+    return _of_tag(PREFIX, name)  # it was removed from the file: these keys do not exist
 
 
 @lru_cache(maxsize=1_000)
@@ -96,7 +97,7 @@ def _of_tag(prefix: str, tag: str) -> CounterKeys:
 
 
 def tag_of(key: str) -> str | None:
-    """The tag of the counter that a key belongs to; None where it is none of a counter."""
+    """The tag of the counter that a key belongs to; None if it belongs to no counter."""
     found = re.match(re.escape(PREFIX) + r"\{([^}]+)\}:", key)
     return None if found is None else found[1]
 
@@ -112,7 +113,7 @@ def of_run(run_id: str) -> str:
 
 
 def of_lock(name: str) -> str:
-    """A lock that avoids double work. Nothing is wrong where two hold it: the protocol is safe without."""
+    """A lock that avoids double work. It does no harm if two hold it: the protocol is safe without."""
     return f"{PREFIX}lock:{name}"
 
 

@@ -1,8 +1,8 @@
 """How a member is written, everywhere: one field as itself, several as a compact JSON array in UTF-8.
 
-Injective: two different tuples of values never give the same bytes. Numbers are written as their decimal text, so that
-a service that knows no types (query) writes the same member as one that does. Changing a single byte of what `encode`
-gives is a new layout: raise `keys.LAYOUT`, and every counter is cold and gets built.
+Injective: two different tuples of values never give the same bytes. Numbers are written as their decimal text. So a
+service that knows no types (query) writes the same member as one that does. A change of a single byte of what
+`encode` gives is a new layout: raise `keys.LAYOUT`. Then every counter is cold and is built.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def encode(values: Sequence[Value]) -> bytes:
 
 
 def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
-    """`encode` for many, with one look at the number of fields. What the write path and the keeper spend their time in."""
+    """`encode` for many, with one look at the number of fields. The write path and the keeper spend their time here."""
     if fields == 1:
         return [str(value).encode() for (value,) in rows]
     array = _array.encode
@@ -36,9 +36,9 @@ def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
 
 
 def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
-    """The values that this member stands for, as texts; None where no values could have been written like this.
+    """The values that this member stands for, as texts; None if no values could have been written like this.
 
-    None is what a hand-made entry gives (`SADD … junk`): no row can ever stand behind it.
+    A hand-made entry (`SADD … junk`) gives None: no row can have it.
     """
     try:
         if fields == 1:
@@ -46,5 +46,5 @@ def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
         values = tuple(_texts.decode(member))
     except (UnicodeDecodeError, msgspec.DecodeError):
         return None
-    # Only the canonical form is a member: `["a", "b"]` with a blank is junk beside `["a","b"]`.
+    # Only the canonical form is a member. `["a", "b"]` with a blank is junk; `["a","b"]` is the member.
     return values if len(values) == fields and encode(values) == member else None

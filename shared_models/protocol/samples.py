@@ -1,7 +1,7 @@
 """What a counter's count was: a sample every ten seconds, for an hour. The keeper takes them, query draws them.
 
-A sample is a count that query would have given as live at that moment. A counter that is cold has none: its hour has a gap
-there, and never a guess.
+A sample is a count that query would have given as live at that moment. A cold counter gets no sample: its hour has a
+gap there, and never a guess.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def queue_samples(pipe: Pipe, name: str) -> None:
 
 
 def parse_samples(reply: Sequence[bytes], until: datetime) -> list[Sample]:
-    """The samples of the hour that ends at `until`, in order. After a pause of the keeper the list holds older ones too."""
+    """The samples of the hour that ends at `until`, in order. After a pause of the keeper the list holds older ones,
+    too."""
     found = (Sample(EPOCH + int(at) * MICROSECOND, int(count)) for at, count in map(bytes.split, reply))
     return sorted((each for each in found if until - HOUR <= each.at <= until), key=lambda sample: sample.at)

@@ -1,8 +1,8 @@
 """What Redis says of a counter: read in one atomic step, typed, and believed only as far as it can be true.
 
-Ingest writes one of the hashes, people with a console may write any of them. What cannot be parsed, or cannot be (a
-moment in the future), is taken as not there, for this counter alone; `State.disbelieved` names it, and the keeper
-mends it: it builds the counter, or reconciles it.
+Ingest writes one of the hashes, and people with a console may write any of them. A value that cannot be parsed, or
+cannot be true (a moment in the future), is taken as missing, for this counter alone. `State.disbelieved` names it,
+and the keeper repairs it: it builds the counter, or reconciles it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from shared_models.protocol import keys
 from shared_models.protocol.moments import from_microseconds
 
-# Clocks differ. A moment that is further in the future than this was not read from any of them.
+# Clocks differ by less than this. A moment further in the future was not read from any of them.
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
@@ -52,7 +52,7 @@ class State:
     watermark_reset_at: datetime | None = None
     verified_at: datetime | None = None
     drift: Drift | None = None
-    repaired: bool = False  # the reconcile that found the drift has mended it
+    repaired: bool = False  # the reconcile that found the drift has repaired it
     filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
     left_through: int | None = None  # departures with a lower xact are resolved
     swept: int = 0  # members that sweeps have taken out
@@ -65,7 +65,7 @@ class State:
 
     @property
     def lost(self) -> bool:
-        """Never completed, or lost: what it has to have under a cursor is not there, or belongs to another build."""
+        """Never completed, or lost: the fields that a cursor needs are missing, or belong to another build."""
         return self.cursor is None or self.size is None or self.build != self.intake_build
 
     @property
@@ -103,16 +103,16 @@ class State:
 
     @property
     def why_cold(self) -> str:
-        """Why it cannot be counted, in a sentence; empty where it can."""
+        """Why it cannot be counted, in a sentence; empty if it can."""
         return {
             "live": "",
-            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds anew",
+            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds again",
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
             "building": "the keeper is building it",
             "changed": f"its set has {self.count} members, and {self.size} were recorded: something other than Rollcall has "
             "changed it; the keeper reconciles it",
-            "unclaimed": "it does not say how complete it is, or says what cannot be; the keeper's next pass says it anew",
+            "unclaimed": "it does not say how complete it is, or says what cannot be true; the keeper's next pass repairs that",
         }[self.condition]
 
 
@@ -157,7 +157,7 @@ _STATE = (
 )  # fmt: skip
 _INTAKE = ("size", "build", "watermark", "watermark_source")
 _FILL = ("token", "read", "expected")
-# Replies of `queue_state`, for whoever cuts a long answer into counters.
+# How many replies `queue_state` has, to cut a long answer into counters.
 REPLIES = 4
 
 
@@ -180,7 +180,7 @@ def queue_state(pipe: Pipe, name: str) -> None:
 
 
 def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
-    """The replies of `queue_state` for one counter, typed. Raises redis.RedisError where they are Redis' refusal."""
+    """The replies of `queue_state` for one counter, typed. Raises redis.RedisError if they are Redis' refusal."""
     for reply in replies:
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             return State(count=0, unreadable=str(reply))
@@ -197,7 +197,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
     cursor, left_through = state.number("cursor", XACT_LIMIT), state.number("left_through", XACT_LIMIT)
     if cursor is not None and left_through is not None and left_through > cursor:
-        # Departures are read below the cursor only. What claims more would hide those that come until then.
+        # Departures are read below the cursor only. A `left_through` above it would hide those that come until then.
         state.disbelieved.append("left_through")
         left_through = None
     return State(

@@ -1,7 +1,7 @@
 """A counter's roll in Redis: the atomic steps of the protocol.
 
-The scripts beside this module (`lua/`) are the steps; each opens with the reason why it has to be atomic. Here they
-get names and types. How the state is read that they leave: `shared_models.protocol.states`.
+The scripts beside this module (`lua/`) are the steps; each begins with the reason why it has to be atomic. Here they
+get names and types. `shared_models.protocol.states` reads the state that they leave.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from shared_models.protocol import keys
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import Drift, State
 
-# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time:
-# nobody else waits longer than that for a reconcile of whatever size.
+# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Nobody else
+# waits longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
-# The most members that are looked at in one round trip by who looks at all of them. Redis carries out what lies in a
-# client's buffer before it turns to the next client: 250 members are 0.1 to 0.2 ms that the others wait.
+# The most members that one round trip of a scan looks at. Redis carries out what lies in a client's buffer before it
+# turns to the next client. With 250 members the others wait 0.1 to 0.2 ms.
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
@@ -98,7 +98,8 @@ def _script(name: str) -> Script:
 
 
 def load_scripts(client: Redis) -> None:
-    """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call them, and load none."""
+    """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call scripts and may not
+    load them."""
     known = client.script_exists(*(script.sha for script in SCRIPTS))
     for script, is_known in zip(SCRIPTS, known, strict=True):
         if not is_known:
@@ -135,7 +136,7 @@ def _execute_one(client: Redis, script: Script, on: Sequence[str], *args: Argume
 
 
 def _seen(xact: int | None) -> int | str:
-    """An xact as a script takes it; "" where there is none."""
+    """An xact as a script takes it; "" for None."""
     return "" if xact is None else xact
 
 
@@ -144,7 +145,7 @@ class SetChanged(Exception):
 
 
 class TableChanged(SetChanged):
-    """The table is another one than the one that was asked: what it said is void. Ask again."""
+    """The table is no longer the one that was asked: its answer is void. Ask again."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -167,8 +168,8 @@ def record(
     """Add members to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
-    to claim. `horizon` is of the snapshot that showed the members; None where they were stored by `xact` itself. Raises
-    TooLate where some of them were not added, and redis.RedisError; any part may have been done then, which is harmless:
+    to claim. `horizon` is of the snapshot that showed the members; None if they were stored by `xact` itself. Raises
+    TooLate if some of them were not added, and redis.RedisError. Then a part may have been done, which is harmless:
     every member has a committed row.
     """
     calls: list[Call] = []
@@ -206,7 +207,8 @@ def make_cold(client: Redis, name: str, was: State) -> bool:
 
 
 def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str) -> bool:
-    """Set a watermark that is missing, or cannot be, to the highest xact that the replica knows of; whether it was done."""
+    """Set a watermark that is missing, or cannot be true, to the highest xact that the replica knows of; whether it was
+    done."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
     return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], _seen(was.watermark), xact, source, now))
@@ -221,7 +223,7 @@ def begin(client: Redis, name: str, token: str, horizon: int, source: str, field
 
 
 def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
-    """Add a chunk of a fill, and move its position; the new position, or None where the fill has been superseded."""
+    """Add a chunk of a fill, and move its position; the new position, or None if the fill has been superseded."""
     at = keys.of_counter(name)
     calls: list[Call] = []
     for chunk in chunks(members):
@@ -244,9 +246,9 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
 def sweep(
     client: Redis, name: str, token: str, members: Sequence[bytes], changed_at: str, *, departing: bool = False
 ) -> list[bytes]:
-    """Take out the members that this sweep, or this batch of departures, still has marked, and give them back.
+    """Remove the members that this sweep, or this batch of departures, still has marked, and return them.
 
-    `changed_at` is of the table that was asked about them. Raises TableChanged where that is another one now.
+    `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
     """
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
@@ -258,7 +260,7 @@ def sweep(
 
 
 def begin_departing(client: Redis, name: str, token: str) -> None:
-    """Begin a batch of departures: one that was begun before can make no marks any more, and resolves nothing."""
+    """Begin a batch of departures. An earlier batch can no longer make marks, and resolves nothing."""
     at = keys.of_counter(name)
     pipe = client.pipeline(transaction=True)
     pipe.hset(at.state, "leaving", token)
@@ -267,7 +269,7 @@ def begin_departing(client: Redis, name: str, token: str) -> None:
 
 
 def mark_departing(client: Redis, name: str, token: str, members: Sequence[bytes]) -> bool:
-    """Mark the members of a batch; False where another batch has begun."""
+    """Mark the members of a batch; False if another batch has begun."""
     at = keys.of_counter(name)
     calls: list[Call] = [((at.state, at.departing), (token, *chunk)) for chunk in chunks(members)]
     return 0 not in _execute(client, MARK_DEPARTING, calls)
@@ -296,8 +298,8 @@ def verify(
 
     `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
     set is as large as it has to be, and the counter has another build.
-    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises SetChanged
-    where the gap is another one now.
+    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises
+    SetChanged if the gap is another one now.
     """
     on = keys.of_counter(name)
     done = _execute_one(

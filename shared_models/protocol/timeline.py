@@ -1,15 +1,17 @@
 """Which history of which database a transaction id belongs to.
 
-Transaction ids are counted anew from the fork whenever a standby is promoted, and start over in a restored cluster.
-Every xact that is kept in Redis stands beside its source: "system identifier/database/timeline". The databases of one server
-share its transaction ids, but not their rows: the number of the database tells a copy of it from the one that was read before.
+When a standby is promoted, transaction ids are given out again from the fork. In a restored cluster they start again,
+too. Every xact in Redis stands beside its source: "system identifier/database/timeline". The databases of one server
+share its transaction ids, but not their rows. The number of the database tells a copy from the database that was read
+before.
 """
 
-# On a primary the timeline is that of the log being written, at once after a promotion. A standby that follows another
-# primary learns of a switch from the log that it receives (and says so to those only who may read all statistics, or by the
-# function of compose/postgres/roles.sql), and notes it in its control file with the next restart point, minutes later.
-# Early is harmless: what a standby has shown so far is a part of every history that it can still follow. Late is not, where
-# the counters come from a standby that was ahead of this one: xacts of rows that were lost are given out again.
+# On a primary the timeline is that of the log being written, at once after a promotion. A standby that follows
+# another primary learns of a switch from the log that it receives. It says so only to roles that may read all
+# statistics, or by the function of compose/postgres/roles.sql. It notes the switch in its control file with the next
+# restart point, minutes later. To learn of it early is harmless: what a standby has shown so far is a part of every
+# history that it can still follow. To learn of it late is not harmless if the counters come from a standby that was
+# ahead of this one: xacts of lost rows are given out again.
 RECEIVED_SQL = "(SELECT received_tli FROM pg_stat_wal_receiver)"
 SOURCE_SQL = f"""
     (SELECT system_identifier FROM pg_control_system())::text || '/' ||

@@ -1,11 +1,11 @@
 """The ASGI application around everything that a service answers: what every request passes, and what every answer has.
 
-A request has to come to a known host, to bring a token where one is needed, and to keep within its limits. Then it is
-answered: by a standing answer (a dictionary lookup), by a route of the service's own, or by Django. A problem that is
-raised anywhere becomes an answer here. There is one such application a worker, in the worker's event loop.
+A request has to name a known host, bring a token if one is needed, and keep within its limits. Then a standing answer
+(a dictionary lookup), a route of the service's own, or Django answers it. A problem that is raised anywhere becomes
+an answer here. Each worker has one such application, in its event loop.
 
-The server in front of it (uvicorn, under gunicorn) waits for slow clients, at the price of a connection each; `bodies`
-says for how long, and how much of them is held.
+The server in front of it (uvicorn, under gunicorn) waits for slow clients, at the price of a connection each.
+`bodies` says for how long, and how much of them it holds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 # Where Django's views find the name of the token, and leave their route. No header can set either.
 OWNER, ROUTE = "rollcall.owner", "rollcall.route"
 
-# Of these there is one in a request. Of two, whoever passed the request on may have judged it by the other one.
+# A request has one of each at most. If there were two, a proxy may have judged the request by the other one.
 SENT_ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"origin"})
 
 # What a page of another origin may send, and what it may read.
@@ -68,7 +68,7 @@ ANY_ORIGIN: Headers = [(b"access-control-allow-origin", b"*"), EXPOSED]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Who may ask, and for how much."""
+    """Who may ask, and how often."""
 
     tokens: Tokens | None
     metrics_public: bool = False
@@ -95,11 +95,11 @@ class Application:
     # What a service may say of itself.
 
     def standing_answer(self, request: Request) -> Answer | None:
-        """The answer to this request that was there before it came; None where there is none."""
+        """The answer to this request that was made before it came; None if there is none."""
         return None
 
     async def handle(self, request: Request) -> Answer | None:
-        """The answer to a request of the service's own; None where it has been sent already. The others are Django's."""
+        """The answer to a request of the service's own; None if it has been sent already. The others are Django's."""
         await self.hand_to_django(request)
         return None
 
@@ -119,7 +119,7 @@ class Application:
         """The event loop runs; the first request comes after this."""
 
     def leave(self) -> None:
-        """The worker was told to end, and still answers: let go of what would keep it."""
+        """The worker was told to end, and still answers: end what would keep it running."""
 
     async def stop(self) -> None:
         """All requests are answered."""
@@ -127,7 +127,7 @@ class Application:
     # The way of a request.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever becomes of it, and note it."""
+        """Answer one request, also if it fails, and note it."""
         if scope["type"] != "http":
             await self.live(scope, receive, send)
             return
@@ -156,7 +156,7 @@ class Application:
             self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
-        """Let the request in, and give the answer that was there before it came, if there is one. Raises Problem."""
+        """Check the request, and give its standing answer, if there is one. Raises Problem."""
         limits, headers = self.limits, request.headers
         if len(headers) != len(request.scope["headers"]):
             check_doubles(request.scope["headers"])
@@ -175,7 +175,7 @@ class Application:
         return self.standing_answer(request)
 
     async def find_answer(self, request: Request) -> Answer | None:
-        """Find who answers a request that was let in. Raises Problem."""
+        """Find what answers a request that has passed all checks. Raises Problem."""
         if not request.id:
             self.name(request, "")
         logs.bound.set(request_log.facts_of(request))
@@ -210,7 +210,7 @@ class Application:
 
     async def hand_to_django(self, request: Request) -> None:
         """Let Django answer. It gets the body whole: it would take any, and wait for it as long as it comes."""
-        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails where it cannot
+        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails if it cannot
         body = await self.bodies.read(request, self.limits.body_bytes)
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -228,8 +228,8 @@ class Application:
     # Its parts.
 
     async def look(self) -> Readiness:
-        """What the service needs. Who asks while somebody looks gets the same answer: a look may take seconds, and needs no
-        token, and so many at once would keep all threads waiting."""
+        """Whether the service is ready. Requests that come during a look share its answer. A look may take seconds
+        and needs no token, so many at once would keep all threads waiting."""
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(asyncio.to_thread(self.readiness))
         return await asyncio.shield(self.looking)
@@ -275,8 +275,8 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
     def hear_of_the_end(self) -> None:
-        """Have `leave` called on SIGTERM, before whoever hears of it now. The lifespan protocol says so only when all
-        connections have ended; an event stream ends only when it is told to."""
+        """Have `leave` called on SIGTERM, before the handler that is there now. The lifespan protocol reports the end
+        only when all connections have ended, and an event stream ends only when it is told to."""
         loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
 
         def end(number: int, frame: FrameType | None) -> object:
@@ -287,7 +287,7 @@ class Application:
 
 
 def check_doubles(sent: Headers) -> None:
-    """Raises Problem 400 where a header that there is one of is sent twice."""
+    """Raises Problem 400 if a header that may stand once is sent twice."""
     for name, times in Tally(name for name, _ in sent).items():
         if times > 1 and name in SENT_ONCE:
             raise Problem(BAD_REQUEST, f"the header {name.decode()} is sent {times} times")

@@ -18,12 +18,12 @@ ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 JSON = "application/json"
-# No browser takes JSON for a page then, whatever is in it: nothing runs, nothing has to be framed.
+# With it no browser takes JSON for a page, whatever the JSON holds.
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class ClientGone(Exception):
-    """The client has closed the connection; nobody is there to be answered."""
+    """The client has closed the connection; nobody reads an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Request:
     owner = ""  # the name of the token that it came with
     route = NO_ROUTE
     is_standing = False  # the answer was there before anybody asked
-    more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whoever gives it
+    more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whatever makes it
     held_bytes = 0  # of its body, in memory
     status = 0  # of the answer that has been begun
 
@@ -68,7 +68,7 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
 
     def header(self, name: bytes) -> str:
-        """A header as text; "" where it is not there."""
+        """A header as text; "" if it is not there."""
         return self.headers.get(name, b"").decode("latin-1")
 
     @property

@@ -1,7 +1,7 @@
 """The body of a request: read here and nowhere else, within limits of size, time and memory.
 
 The server hands over a body piece by piece as it arrives, and stops reading from the client while nobody takes a
-piece. Of a refused body it forgets what still comes: the client can read why.
+piece. It discards the rest of a refused body, so that the client can read why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared_models.web.problems import BAD_REQUEST, BODY_TOO_LARGE, NO_ROOM, REQ
 ARRIVE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 16_384
 # What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
-# A small one is let in all the same: 6,000 of them hold as much as this.
+# A small one is accepted all the same: 6,000 of them hold as much as this.
 HELD_BYTES = 384 << 20
 SMALL_BYTES = 1 << 16
 
@@ -30,7 +30,7 @@ class Bodies:
         self.most_bytes, self.held_bytes = most_bytes, 0
 
     async def read(self, request: Request, limit_bytes: int) -> bytes | bytearray:
-        """The body, as it was sent; b"" where there is none. `release` forgets it.
+        """The body, as it was sent; b"" if there is none. `release` forgets it.
 
         Raises Problem: 408 (too slow), 413 (larger than the limit), 503 (no memory for it); or ClientGone.
         """
@@ -40,7 +40,7 @@ class Bodies:
         if declared is not None and declared > limit_bytes:
             raise too_large(limit_bytes)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None  # noqa: S101  (for the type checker: whoever awaits is a task)
+        assert task is not None  # noqa: S101  (for the type checker: only a task awaits)
         began, body = loop.time(), bytearray()
         is_late = False
 
@@ -49,7 +49,8 @@ class Bodies:
             is_late = True
             task.cancel()
 
-        # What `asyncio.timeout` does, at a tenth of what it costs: as much as everything else here together.
+        # Does what `asyncio.timeout` does, at a tenth of its cost, which is as high as that of everything else here
+        # together.
         timer = loop.call_later(ARRIVE_SECONDS, give_up)
         try:
             while True:
@@ -76,7 +77,7 @@ class Bodies:
             timer.cancel()
 
     def hold(self, request: Request, more_bytes: int) -> None:
-        """Note that a request holds so much more memory. Raises Problem 503 where there is no room for it."""
+        """Note that a request holds so much more memory. Raises Problem 503 if there is no room for it."""
         if request.held_bytes + more_bytes > SMALL_BYTES and self.held_bytes + more_bytes > self.most_bytes:
             raise no_room()
         request.held_bytes += more_bytes
@@ -89,7 +90,7 @@ class Bodies:
 
 
 def declared_bytes(request: Request) -> int | None:
-    """How long the body is by the head of the request; None where only its end will tell."""
+    """How long the body is by the head of the request; None if the head does not say it."""
     declared = request.headers.get(b"content-length")
     if declared is not None:
         return int(declared)  # digits: the server has looked
@@ -101,7 +102,7 @@ def parse_content_type(header: bytes) -> tuple[str, str]:
     """The media type and the charset, in lower case. Raises Problem 400."""
     try:
         content_type, parameters = parse_header_parameters(header.decode("latin-1"))
-    except ValueError:  # a charset that there is not, by RFC 2231; too long
+    except ValueError:  # an unknown charset, by RFC 2231; too long
         raise Problem(BAD_REQUEST, "the Content-Type cannot be parsed") from None
     return content_type, parameters.get("charset", "").lower()
 
@@ -126,9 +127,9 @@ def too_slow() -> Problem:
 
 
 def no_room() -> Problem:
-    """The bodies of other requests fill the memory that there is for them."""
+    """The bodies of other requests fill the memory that bodies may have."""
     return Problem(
         NO_ROOM,
-        "the requests that are being sent and answered just now fill the memory that there is for them; nothing of this "
+        "the requests that are being sent and answered just now fill the memory for bodies; nothing of this "
         "one was looked at: send it again, or in smaller parts",
     )

@@ -1,4 +1,5 @@
-"""What gunicorn is told alike for all services: how much a worker may take, where its metrics are kept, and how it logs.
+"""Settings of gunicorn that all services share: how much memory a worker may take, where its metrics are kept, and
+how it logs.
 
 A gunicorn.conf.py imports the hooks under their own names, which are those that gunicorn looks for.
 """
@@ -29,7 +30,7 @@ STATM = Path("/proc/self/statm")  # Linux; the second number: what the process h
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
 # the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
-# does, one client could fill the machine. Larger than what all bodies may hold, and what becomes of them.
+# does, one client could fill the machine. It is larger than all bodies may be, together with what is made of them.
 WORKER_MEMORY_BYTES = int(os.environ.get("WORKER_MEMORY_BYTES", str(2 << 30)))
 LOOK_SECONDS = 0.5
 # What the system keeps of a connection until the server reads it, and so the most that the event loop is given at once: it
@@ -38,7 +39,7 @@ RECEIVE_BYTES = 1 << 16
 
 
 class Logger(glogging.Logger):
-    """gunicorn's and uvicorn's own lines (a worker was started, a request is no HTTP) go where all others go."""
+    """gunicorn's and uvicorn's own lines (a worker was started, a request is not HTTP) go where all others go."""
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
@@ -54,9 +55,10 @@ def make_metrics_folder(service: str) -> None:
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
-    """As many connections as the system lets us have, little of each at a time, and no more memory than we allow."""
+    """Set the limits of a worker: as many connections as the system allows, little of each at a time, and a limit of
+    memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # unlimited, or not ours to raise
+    with contextlib.suppress(ValueError, OSError):  # it is unlimited, or we may not raise it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for listener in worker.sockets:  # what it accepts inherits this
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
@@ -66,7 +68,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def end_when_too_large(worker: Worker) -> None:
     """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
-    connections, and the clients connect to another. (RLIMIT_DATA is no way: httptools crashes where memory is refused.)"""
+    connections, and the clients connect to another. (Not RLIMIT_DATA: httptools crashes if memory is refused.)"""
     held_bytes = 0
     with STATM.open("rb", buffering=0) as pages:  # kept open: connections may take all descriptors that there are
         while held_bytes <= WORKER_MEMORY_BYTES:

@@ -15,14 +15,15 @@ ALIVE = answer(200, b'{"alive":true}', more={"Cache-Control": "no-store"})
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What a service looked at: by name, None where all is well, or a sentence. It is ready without what is not `needed`."""
+    """What a service looked at: by name, None if all is well, or a sentence. The service is ready without those that
+    are not `needed`."""
 
     checks: Mapping[str, str | None]
     needed: frozenset[str]
 
     @property
     def missing(self) -> list[str]:
-        """What it cannot do its work without."""
+        """What the service needs to do its work."""
         return [f"{name}: {wrong}" for name, wrong in self.checks.items() if wrong and name in self.needed]
 
     def answer(self) -> Answer:

@@ -1,4 +1,4 @@
-"""Which hosts a service answers to, for what stands in front of Django."""
+"""Which hosts a service answers to, for the code in front of Django."""
 
 from __future__ import annotations
 

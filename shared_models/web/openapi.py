@@ -1,4 +1,5 @@
-"""An API, described: an OpenAPI 3.1 document, made of a table of operations and the structs that they take and give.
+"""The description of an API: an OpenAPI 3.1 document, made of a table of operations and the structs that they take
+and give.
 
 The JSON schemas are msgspec's, of the same structs that read requests and write answers; the refusals are those types of
 problems that the code raises. Each service has a module `openapi` with its table; this one puts the document together.
@@ -51,7 +52,7 @@ class Answer:
     """What an operation answers: the struct that the JSON has, or the schema of another media type; None: no body."""
 
     shape: type | Json | None
-    description: str = ""  # the struct's own where there is none
+    description: str = ""  # if empty, the struct's own
     media_type: str = JSON
     headers: Mapping[str, Json] = field(default_factory=dict)
 
@@ -110,7 +111,7 @@ class Access:
     limited: bool = False
 
     def refusals(self, path: str) -> tuple[ProblemType, ...]:
-        """What a request is told that may not ask, or not now."""
+        """The refusals of a request that may not ask, or not now."""
         if not needs_token(path, metrics_public=self.metrics_public):
             return ()
         return (problems.UNAUTHORIZED,) * self.tokens + (problems.TOO_MANY_REQUESTS,) * self.limited
@@ -164,7 +165,7 @@ def describe_operation(operation: Operation, refusals: Sequence[ProblemType], ac
 
 
 def describe_answer(answer: Answer) -> Json:
-    """A response that is no refusal."""
+    """A response that is not a refusal."""
     shape = answer.shape
     described = {"description": answer.description, "headers": {**REQUEST_ID, **answer.headers}}
     if isinstance(shape, type):
@@ -238,7 +239,7 @@ def say_type(schema: object) -> None:
 TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "`python -m shared_models.web.tokens NAME` makes a token, and what the service has to know of it.",
+    "description": "`python -m shared_models.web.tokens NAME` makes a token, and the line by which the service knows it.",
 }
 
 # What all services have.
@@ -249,7 +250,7 @@ HEALTH = (
         id="getLiveness",
         tag="health",
         summary="Whether the process answers",
-        description="It asks nothing else: restart what does not answer it.",
+        description="It asks nothing else: restart a service that does not answer it.",
         answers={200: Answer(Alive)},
     ),
     Operation(

@@ -1,6 +1,6 @@
-"""Query parameters: one that is not known is refused, and so is one that is given twice.
+"""Query parameters: an unknown one is refused, and so is one that is given twice.
 
-Nobody is answered as if a part of the question had not been there: `/v1/counts?country=DE` is not the total.
+No part of a question is ignored: `/v1/counts?country=DE` does not answer with the total.
 """
 
 from __future__ import annotations

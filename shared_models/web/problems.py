@@ -19,7 +19,7 @@ DETAIL_CHARACTERS = 2_000
 class ProblemType:
     """One kind of problem. `slug` is its stable name, and `when` says to readers of the API when it is answered.
 
-    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: what the answer says beside.
+    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: more members of the answer.
     """
 
     status: int
@@ -109,21 +109,21 @@ TOO_MANY_REQUESTS = ProblemType(
     retry_seconds=1,
     members=LimitPerSecond,
 )
-INTERNAL_ERROR = ProblemType(500, "internal-error", "Internal error", "The service has a fault, and has logged it.")
+INTERNAL_ERROR = ProblemType(500, "internal-error", "Internal error", "The service has a bug, and has logged it.")
 NOT_READY = ProblemType(
-    503, "not-ready", "Not ready", "Something that the service needs is away.", retry_seconds=2, members=Checks
+    503, "not-ready", "Not ready", "A store that the service needs does not answer.", retry_seconds=2, members=Checks
 )
 NO_ROOM = ProblemType(
     503,
     "no-room",
     "There is no room for the request",
-    "Other requests take all the room that there is for them just now.",
+    "Other requests take all the room just now. Send this one again later.",
     retry_seconds=2,
 )
 
 
 def fault() -> Problem:
-    """Nothing of the inside goes out."""
+    """It says nothing about the inside of the service."""
     return Problem(INTERNAL_ERROR, "this is a fault of the service and has been logged; try again")
 
 

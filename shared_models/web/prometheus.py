@@ -1,7 +1,7 @@
 """The metric that all services have alike: their requests, by route and status; and how a service's metrics are read.
 
-With several workers each writes its numbers to files in PROMETHEUS_MULTIPROC_DIR (gunicorn.conf.py makes it), and
-whichever worker is asked for /metrics adds them up.
+Each of several workers writes its numbers to files in PROMETHEUS_MULTIPROC_DIR (gunicorn.conf.py makes it). The
+worker that is asked for /metrics adds them up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def requests(route: str, status: int) -> Histogram:
 
 
 def exposition(*more: Collector) -> bytes:
-    """All metrics of all workers as Prometheus reads them, and what these collectors know beside."""
+    """All metrics of all workers as Prometheus reads them, and those of these collectors."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

@@ -1,7 +1,7 @@
 """A limit of requests per token and second, counted in Redis, so that all workers of a service count together.
 
-Windows of one second: a client may send twice the limit within one second that lies across two windows. That is accepted: the
-limit keeps one client from crowding out the others, and is no accounting.
+Windows last one second. So a client may send twice the limit within a second that lies across two windows. That is
+accepted: the limit keeps one client from crowding out the others, and does no accounting.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEEP_SECONDS = 10
 
 
 class RateLimit:
-    """Counts requests. While Redis is away everybody passes, which is logged."""
+    """Counts requests. While Redis is away, all requests pass, and the log says so."""
 
     def __init__(self, service: str, redis_url: str, limit: int) -> None:
         self.service, self.limit = service, limit
@@ -44,12 +44,12 @@ class RateLimit:
         )
 
     async def check(self, name: str) -> None:
-        """Count a request by the token of this name (by all clients together, where it is ""). Raises Problem 429."""
+        """Count a request by the token of this name ("": by all clients together). Raises Problem 429."""
         if await self.count(name) > self.limit:
             raise too_many(self.limit)
 
     async def count(self, name: str) -> int:
-        """How many requests this token has sent in this second; 0 where nobody knows."""
+        """How many requests this token has sent in this second; 0 if nobody knows."""
         if time.monotonic() < self._paused_until:
             return 0
         key = keys.of_rate(self.service, name, int(time.time()))

@@ -1,4 +1,4 @@
-"""What is noted of a request: an id, which the client may choose, and gets back; one log line; one measurement.
+"""What is noted of each request: an id, which the client may choose and gets back; one log line; one measurement.
 
 No bodies, no query strings, no addresses, no keys.
 """
@@ -21,13 +21,13 @@ SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
 
 # Asked every few seconds by machines; a line for each would bury the others.
 QUIET_ROUTES = {"/livez", "/readyz", "/metrics"}
-# Of a request that leads nowhere, or is refused before it is known where it leads. Paths are made up by others: they would
-# be metrics without end, and somebody's name in a log.
+# The route of a request that no route takes, or that is refused before its route is known. Clients make up paths: each
+# would be a metric of its own, and may put a name into the log.
 NO_ROUTE = "none"
 
 
 def id_of(sent: str) -> str:
-    """The id that the client sent, where it is fit for a log; else a new one, which is no secret."""
+    """The id that the client sent, if it is fit for a log; else a new one, which need not be secret."""
     return sent if SANE.fullmatch(sent) else f"{getrandbits(64):016x}"
 
 

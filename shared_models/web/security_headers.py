@@ -1,4 +1,4 @@
-"""What every answer tells a browser: run nothing, load nothing, frame nothing; a page says itself what it needs."""
+"""What every answer tells a browser: run nothing, load nothing, frame nothing. A page that needs more says so."""
 
 POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 # /docs: Swagger UI, and ingest's own page, from this host. Both style elements in place; neither runs a script in place.
@@ -15,7 +15,7 @@ SILENCED_CHECKS = [
     "security.W005",  # HSTS for subdomains, and …
     "security.W021",  # … preloading: promises for a whole domain, which are its owner's to make
     "security.W008",  # redirect to HTTPS: where TLS ends (a proxy) it is decided; a token sent in the clear is lost by then
-    # SECRET_KEY: nothing is signed; code that tried to would fail for want of a key, not use a known one. Where the admin is on
-    # something is, and ingest's settings let this check speak.
+    # SECRET_KEY: nothing is signed; code that tried to would fail for want of a key, not use a known one. If the admin
+    # is on, something is signed, and ingest's settings let this check speak.
     "security.W009",
 ]

@@ -1,11 +1,12 @@
 """Bearer tokens: who may use a service. `python -m shared_models.web.tokens NAME` makes one.
 
-A service knows of a token its name and its SHA-256, a line `name:hex` for each, in TOKENS or in the file TOKENS_FILE. A
-token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen configuration worthless.
+A service knows only the name and the SHA-256 of a token: a line `name:hex` for each, in TOKENS or in the file
+TOKENS_FILE. A token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen
+configuration worthless.
 
-Rotation without downtime: add the new token beside the old one, under the same name, move the clients, take the old one
-out. The name stays, and with it what belongs to it: the lines of the log, the limit of rate, the Idempotency-Keys. A
-TOKENS_FILE is read again when it changes, without a restart.
+To rotate without downtime, add the new token beside the old one, under the same name, move the clients, then remove
+the old one. The name stays, and so does what belongs to it: the lines of the log, the limit of rate, the
+Idempotency-Keys. A TOKENS_FILE is read again when it changes, without a restart.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from shared_models.web.problems import UNAUTHORIZED, Problem
 log = structlog.get_logger()
 
 LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([0-9a-f]{64})")
-# So that a token in the wrong place (a log, a repository) can be recognised for what it is, by people and scanners.
+# So that people and scanners recognise a token in the wrong place (a log, a repository).
 PREFIX = "rollcall_"
 # While a token is rotated.
 MOST_OF_A_NAME = 2
-# How often at most the file is looked at. A token that was taken out is refused after this long at the latest.
+# How often at most the file is looked at. A removed token is refused after this long at the latest.
 LOOK_SECONDS = 1.0
 
 # What needs no token: whether the service lives, what it can do, how its pages look.
@@ -80,14 +81,14 @@ class Tokens:
         return self._names
 
     def find(self, authorization: bytes) -> str | None:
-        """The name of the token that this Authorization header carries; None where it carries none of ours."""
-        # How long the lookup takes says something of the digest, and nothing of the token.
+        """The name of the token that this Authorization header carries; None if it carries none of ours."""
+        # The time of the lookup depends on the digest, and tells nothing about the token.
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
     @lru_cache(maxsize=1024)  # clients send the same header again and again
     def digest_of(authorization: bytes) -> bytes:
-        """The SHA-256 of the token that this Authorization header carries; b"" where it carries none."""
+        """The SHA-256 of the token that this Authorization header carries; b"" if it carries none."""
         scheme, _, token = authorization.strip().partition(b" ")
         return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" else b""
 
@@ -111,7 +112,7 @@ class Tokens:
         log.info("tokens.read", names=sorted(set(names.values())))
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """What changes when the file does, also where it is replaced by another one within a clock tick."""
+        """Something that changes when the file does, also if another file replaces it within a clock tick."""
         if self._path is None:
             return None
         try:
@@ -122,7 +123,7 @@ class Tokens:
 
 
 def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
-    """The tokens by the variables AUTH, TOKENS and TOKENS_FILE; None where there are none. Raises ValueError."""
+    """The tokens by the variables AUTH, TOKENS and TOKENS_FILE; None if there are none. Raises ValueError."""
     if auth not in ("", "off"):
         raise ValueError(f'AUTH: {auth!r} is not understood; it is "off", or not set')
     if not text.strip():
@@ -133,14 +134,15 @@ def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
 
 
 def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
-    """Why a service that must not be open by accident does not start; None where it may."""
+    """Why a service that must not be open by accident does not start; None if it may."""
     if tokens is None and auth != "off":
         return "it has no TOKENS: make one with `python -m shared_models.web.tokens NAME`, or say AUTH=off"
     return None
 
 
 def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
-    """Whether a request to this path has to bring a token; also where it leads nowhere: who may not ask learns nothing of it.
+    """Whether a request to this path has to bring a token; also if nothing is there, so that strangers do not learn
+    that.
 
     `also_open` are a service's own pages that show nothing by themselves.
     """

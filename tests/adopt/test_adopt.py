@@ -176,7 +176,7 @@ def test_a_declared_table_and_a_changed_declaration(shop: Shop, monkeypatch: pyt
     assert shop.adopt("--apply") == "" and "all is there already" in shop.said
     shop.adopt("orders", "--counter", "skus=sku")
     assert '[counters.skus]\ntable = "orders"\nmember = ["sku"]' in shop.said and "[tables." not in shop.said
-    assert "declared already, and otherwise" in shop.refusal("orders", "--counter", "places=sku")
+    assert "declared already, and differently" in shop.refusal("orders", "--counter", "places=sku")
 
 
 def test_an_index_of_the_application_serves(shop: Shop) -> None:

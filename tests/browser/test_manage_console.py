@@ -187,14 +187,14 @@ def test_drift_is_found_shown_with_its_members_and_mended(live: Stack, page: Pag
     counter(page).get_by_role("button", name="Check users").click()
     samples = counter(page).locator("[data-part=samples]")
     expect(counter(page).locator("[data-part=drift-words]")).to_have_text(
-        "The last check, which mends nothing: 1 missing, 2 extra"
+        "The last check, which repairs nothing: 1 missing, 2 extra"
     )
     expect(samples.locator(".missing bdi")).to_have_text(["console-lost"])
     expect(samples.locator(".extra")).to_contain_text("console-ghost")
     expect(samples.locator(".extra")).to_contain_text("<img src=x onerror=alert(1)>\\u{202e}")
     expect(newest_run(page)).to_contain_text("check users")
     expect(newest_run(page).locator(".pill")).to_have_text("done")
-    expect(page.locator("[data-part=findings]")).to_contain_text("found 1 missing, 2 extra, and mended nothing")
+    expect(page.locator("[data-part=findings]")).to_contain_text("found 1 missing, 2 extra, and repaired nothing")
     expect(page.locator("[data-part=all-is-well]")).to_be_hidden()
     newest_run(page).locator("summary").click()
     expect(newest_run(page).locator(".samples .missing")).to_contain_text("console-lost")

@@ -20,10 +20,11 @@ from compose.local.logs import LOG_BYTES, Follower, aside, rotate
 from compose.local.ordinary_user import own
 from compose.local.ports import DEFAULTS, remember
 from compose.local.processes import Process, kill
-from compose.local.servers import Primary, Replica, Valkey
+from compose.local.servers import Primary, Replica, Valkey, postgres_program
 from compose.local.stack import Stack, alone, open_stack
 from shared_models.declarations import COUNTERS
 from shared_models.protocol import keys
+from tests.contract.test_docs import ROOT, page
 from tests.servers import FAST, free_port, sql, wait_for
 
 NAMES = ["primary", "replica", "valkey", "ingest", "manage", "keeper", "query", "rotator"]
@@ -277,6 +278,59 @@ def test_the_adoption_demo_ends_with_equal_counts_and_can_be_run_again(checkout:
         counted = re.findall(r"^(customers|products): ([\d,]+) = COUNT\(DISTINCT\) \2$", output, re.MULTILINE)
         assert [name for name, _ in counted] == ["customers", "products"], output
         assert "0" not in dict(counted).values()
+
+
+TUTORIAL = page("tutorial")
+
+
+class Reader:
+    """Somebody who types what the tutorial says, at a stack with a folder and ports of its own."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        self.checkout = checkout
+        self.exported = ""
+        programs = (Path(sys.executable).parent, Path(postgres_program("psql")).parent, os.environ["PATH"])
+        # A second worker takes another second to start.
+        self.environment = os.environ | {"PATH": ":".join(map(str, programs)), "WORKERS": "1"}
+        self.environment.pop("DJANGO_SETTINGS_MODULE", None)
+
+    def follow(self, block: str) -> str:
+        """Run the lines, and if the page shows an answer of the API, again until it comes; what they print."""
+        said = [""]
+        answers = re.findall(r"^# (\{.*?)(?:, …)?$", block, re.MULTILINE)
+
+        def is_answered() -> bool:
+            said[0] = self.run(block)
+            return all(answer in said[0] for answer in answers)
+
+        wait_for(is_answered, f"the answer {answers}", seconds=60)
+        self.exported += "".join(f"{line}\n" for line in block.splitlines() if line.startswith("export "))
+        return said[0]
+
+    def run(self, block: str) -> str:
+        """What the lines print. The test fails if one of them does."""
+        script = self.of_this_stack(f"set -eo pipefail\n{self.exported}{block}")
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def of_this_stack(self, text: str) -> str:
+        for variable, port in DEFAULTS.items():
+            text = re.sub(rf"\b{port}\b", self.checkout.ports[variable], text)
+        command = f"python -m compose.local --folder {self.checkout.folder}"
+        text = re.sub(r"^make (?=up|restart)", f"{command} ", text, flags=re.MULTILINE)
+        text = text.replace("python -m compose.local variables", f"{command} variables")
+        return text.replace(".local/", f"{self.checkout.folder}/")
+
+
+def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
+    """In order. The lines for rollcall.toml are those that the command prints."""
+    checkout.up()
+    reader, declared = Reader(checkout), ""
+    for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL):
+        _, _, lines = reader.follow(block).partition("For rollcall.toml:\n")
+        declared = declared or lines.strip()
+    assert declared and f"\n{declared}\nTOML\n" in TUTORIAL
 
 
 def test_reset_keeps_the_ports_and_nothing_else(checkout: Checkout) -> None:

@@ -132,7 +132,7 @@ def test_what_a_check_has_found_is_wrong_until_it_is_mended(well):
     tick_until(well, lambda: well.state().cursor > well.state().watermark)
     well.reconcile("users", mode=Mode.CHECK)
     (fault,) = status_of(well)["findings"]
-    assert fault["kind"] == "drift" and "found 1 missing, 1 extra, and mended nothing" in fault["detail"]
+    assert fault["kind"] == "drift" and "found 1 missing, 1 extra, and repaired nothing" in fault["detail"]
     assert status_of(well)["counters"]["users"]["repaired"] is False
     well.reconcile("users")
     status = status_of(well)

@@ -99,7 +99,7 @@ def test_a_watermark_that_is_missing_stops_sweeps_until_the_keeper_has_set_it_an
     # What was acknowledged a moment before need not be on the replica.
     monkeypatch.setattr(sweep, "RESET_SLACK", timedelta(minutes=5))
     failed = live.reconcile("users", wait_seconds=0.05)
-    assert failed.status is Status.FAILED and "set anew" in failed.detail and b"ann" in live.set()
+    assert failed.status is Status.FAILED and "set again" in failed.detail and b"ann" in live.set()
     monkeypatch.setattr(sweep, "RESET_SLACK", timedelta())
     live.post("dora")
     live.replay()
@@ -259,7 +259,7 @@ def test_an_acknowledged_member_stays_where_the_intake_of_a_counter_was_deleted_
         world.redis.delete(USERS.intake)
         world.build("users")
         run = world.reconcile("users", wait_seconds=0.05)
-        assert run.status is Status.FAILED and "set anew" in run.detail
+        assert run.status is Status.FAILED and "set again" in run.detail
         assert world.set() == {b"ann"} and world.state().cold
     world.replay()
     monkeypatch.setattr(sweep, "RESET_SLACK", -timedelta(minutes=5))

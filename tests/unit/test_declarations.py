@@ -52,7 +52,7 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
             "counters.customers.member: tables.orders.fields does not have 'mail'",
         ),
         (CUSTOMERS.replace('["email"]', '["seen_at"]'), "seen_at is timestamptz, and a member is made of"),
-        (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field stands there twice"),
+        (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field is named twice"),
         (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
         (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),
         (CUSTOMERS + 'by = ["shop"]', "counters.customers.by: this version does not know it yet"),

@@ -38,9 +38,9 @@ def cursor_of_psycopg() -> Cursor:
 
 class Command(BaseCommand):
     help = (
-        "Make a table of your own countable. Prints the SQL, for psql, and the lines for rollcall.toml where the table is not "
+        "Make a table of your own countable. Prints the SQL, for psql, and the lines for rollcall.toml if the table is not "
         "declared there yet; --apply runs it, while the application writes. Run it with DATABASE_URL of the table's owner, or "
-        "of a superuser; as often as you like: what is there already is left alone."
+        "of a superuser. You can run it again: it leaves alone what is there already."
     )
     requires_system_checks = []
 
@@ -60,7 +60,7 @@ class Command(BaseCommand):
             help="a counter of the table that is not declared yet, and the columns that make its members",
         )
         parser.add_argument("--apply", action="store_true", help="run the SQL instead of printing it")
-        parser.add_argument("--undo", action="store_true", help="take off all that adopting has put on")
+        parser.add_argument("--undo", action="store_true", help="remove everything that adopting has added")
         parser.add_argument(
             "--patience-seconds",
             type=float,
@@ -71,7 +71,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: object, names: list[str], **options: Any) -> None:
         if options["counter"] and len(names) != 1:
-            raise CommandError("--counter belongs to one table: name it, and no other")
+            raise CommandError("--counter belongs to one table: name one table")
         try:
             for chosen in self.choose(names, dict(options["counter"])):
                 self.see_to(*chosen, **options)
@@ -81,7 +81,7 @@ class Command(BaseCommand):
             raise CommandError(f"no connection to the database: {str(error).strip()}") from error
         except psycopg2.Error as error:
             raise CommandError(
-                f"Postgres says: {str(error).strip()}. Once that is settled, the same command goes on from here"
+                f"Postgres says: {str(error).strip()}. Once you have repaired that, the same command goes on from here"
             ) from error
         finally:
             connection.close()
@@ -93,10 +93,11 @@ class Command(BaseCommand):
         tables = {table.name: table for table in declarations.TABLES}
         names = names or [name for name, table in tables.items() if not table.ingest]
         if not names:
-            raise CommandError("no table of others is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
+            raise CommandError("no table of an application is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
         chosen = []
         with cursor_of_psycopg() as cursor:
-            # By the search_path of whoever runs this; all that follows is read with one that nobody can put anything into.
+            # Names are found by the search_path of the caller. All that follows is read with one that nobody can put
+            # anything into.
             found = {name: None if name in tables else catalog.find(cursor, name) for name in names}
             cursor.execute("SET search_path = pg_catalog, pg_temp")
             oids = {catalog.find(cursor, triggers.relation(table)): table for table in tables.values()}
@@ -120,7 +121,7 @@ class Command(BaseCommand):
                     }
                     taken = {each.name for each in declarations.COUNTERS} & set(unknown)
                     if taken:
-                        raise CannotAdopt(f"the counter {taken.pop()} is declared already, and otherwise")
+                        raise CannotAdopt(f"the counter {taken.pop()} is declared already, and differently")
                     described, new = declaring.declare(relation, table, unknown)
                 chosen.append((table or described, [*declared, *new], new, table is not None))
         return chosen
@@ -137,7 +138,7 @@ class Command(BaseCommand):
         else:
             if not counters:
                 raise CannotAdopt(
-                    f"nothing is to be counted in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
+                    f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
                 )
             made = self.plan_of(table, counters, undo=False)
         for note in made.notes:
@@ -161,7 +162,7 @@ class Command(BaseCommand):
             return plan.to_release(cursor, table) if undo else plan.to_adopt(cursor, table, counters)
 
     def countable(self, table: Table) -> str:
-        """The columns that can be counted by, for whoever does not know what to say."""
+        """The columns that can make members, for the message to somebody who named none."""
         with cursor_of_psycopg() as cursor:
             columns = plan.relation_of(cursor, table).columns.values()
         named = [column.name for column in columns if column.declared and column.name != "xact"]
@@ -192,9 +193,7 @@ class Command(BaseCommand):
         apart = [f"{statement};" for statement in made.apart]
         together = [f"{statement};" for statement in made.together]
         if together:
-            lock = (
-                f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000:.0f}; -- where it is not enough, run it again"
-            )
+            lock = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000:.0f}; -- if that is not enough, run it again"
             together = ["BEGIN;", lock, *together, "COMMIT;"]
         lines = [*apart, *together] if made.apart_first else [*together, *apart]
         self.stdout.write("\n".join(["SET search_path = pg_catalog, pg_temp;", *lines]))

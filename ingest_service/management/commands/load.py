@@ -19,7 +19,7 @@ from ingest_service.writing.transactions import TransactionFailed
 
 # Errors that are printed; the rest are counted.
 SHOWN_ERRORS = 20
-# How often a line is printed where nobody looks at a bar.
+# How often a line is printed if the output is not a terminal.
 LINE_SECONDS = 5.0
 
 
@@ -33,13 +33,13 @@ def positive(text: str) -> int:
 class Command(BaseCommand):
     help = (
         "Store the rows of FILE.ndjson or FILE.csv (also .gz, or - for NDJSON on standard input) and count them. "
-        "Ends with 1 where any row is not valid."
+        "The exit code is 1 if any row is not valid."
     )
     requires_migrations_checks = True
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", metavar="FILE")
-        parser.add_argument("--collection", help="what the rows are; needed where there is more than one collection")
+        parser.add_argument("--collection", help="what the rows are; needed if there is more than one collection")
         parser.add_argument("--batch-rows", type=positive, default=10_000, metavar="N", help="rows in a transaction")
         parser.add_argument(
             "--resume",
@@ -72,7 +72,7 @@ class Command(BaseCommand):
 
 
 def find_collection(name: str | None) -> Collection:
-    """The collection of that name; the only one where there is one."""
+    """The collection of that name; without a name the only one."""
     collections = read_collections()
     if name is None and len(collections) == 1:
         return next(iter(collections.values()))

@@ -28,7 +28,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--number", type=int, default=10_000, help="how many messages (10,000)")
-        parser.add_argument("--rate", type=float, help="messages a second; as many as possible without")
+        parser.add_argument("--rate", type=float, help="messages a second; without it, as many as possible")
         parser.add_argument("--users", type=int, default=20_000, help="how many different users may write (20,000)")
         parser.add_argument("--seed", type=int, default=1, help="another number, other messages (1)")
         parser.add_argument("--clear", action="store_true", help="delete every message before")
@@ -69,7 +69,7 @@ class Command(BaseCommand):
             uncounted += 0 if record_batch(collection, rows, {}).counted else len(rows)
             written += len(rows)
             if rate is not None:
-                # By the clock and not by the batch, so that time lost is made up for.
+                # By the clock and not by the batch, so that lost time is caught up.
                 time.sleep(max(0.0, begun + written / rate - time.monotonic()))
         seconds = time.monotonic() - begun
         self.stdout.write(

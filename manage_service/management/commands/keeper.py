@@ -1,4 +1,4 @@
-"""`python -m manage_service keeper`: keep the counters true until SIGTERM or Ctrl-C."""
+"""`python -m manage_service keeper`: keep the counters equal to their tables, until SIGTERM or Ctrl-C."""
 
 import signal
 from threading import Event

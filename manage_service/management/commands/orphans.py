@@ -1,4 +1,4 @@
-"""`python -m manage_service orphans [--remove]`: the keys of counters that are not declared any more, or otherwise."""
+"""`python -m manage_service orphans [--remove]`: the keys that no declaration names any longer."""
 
 import sys
 from collections import defaultdict
@@ -17,14 +17,14 @@ SCANNED_AT_ONCE = 1_000
 
 class Command(BaseCommand):
     help = (
-        "List what is left in Redis of counters that the file does not declare any more, or declares otherwise: a line for each, "
-        "with the keys and how many members it has."
+        "List the keys in Redis that no declaration names any longer: a line for each counter, "
+        "with its keys and how many members it has."
     )
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
             "A service that still has the older file counts by these keys: restart all of them before you remove any. "
-            "The user in REDIS_URL has to be allowed to SCAN, which those of the services are not: name an administrator's."
+            "The user in REDIS_URL must be allowed to SCAN. The services' own users are not: name an administrator."
         )
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
 

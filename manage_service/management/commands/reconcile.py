@@ -30,7 +30,7 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
-            "Exit codes: 0 no drift, or mended; 1 a check found drift; 2 a counter could not be reconciled, "
+            "Exit codes: 0 no drift, or repaired; 1 a check found drift; 2 a counter could not be reconciled, "
             "with the reason (the others were), or nothing could; "
             "130 interrupted, which ends the run."
         )
@@ -38,8 +38,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         known = ", ".join(counter.name for counter in declarations.COUNTERS)
-        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them where none is named")
-        parser.add_argument("--check", action="store_true", help="only look: add nothing, take nothing out")
+        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them if none is named")
+        parser.add_argument("--check", action="store_true", help="only look: add nothing, remove nothing")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
@@ -78,7 +78,7 @@ class Command(BaseCommand):
 
 
 def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
-    """The run to its end: here, or by the keeper where that was quicker to take it."""
+    """Execute the run to its end: here, or wait for the keeper if it was quicker to take it."""
     lease = Lease(control, f"run:{run.id}")
     with held(lease) as ours, Follower(run, quiet=quiet) as follower:
         return work_off(run, lease, follower) if ours else watch(run, control, follower)
@@ -111,7 +111,7 @@ def watch(run: Run, control: Redis, follower: Follower) -> Run:
 
 
 def stop(run: Run, control: Redis) -> Run:
-    """Ctrl-C ends the run, and leaves nothing open: here, or by telling whoever has it."""
+    """Ctrl-C ends the run, and leaves nothing open: here, or by telling the process that executes it."""
     with held(Lease(control, f"run:{run.id}")) as ours:
         if not ours:
             return registry.request_cancel(control, run.id)

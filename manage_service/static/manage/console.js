@@ -79,7 +79,7 @@ function driftWords({ missing, extra }) {
 
 const members = (many) => (many === 1 ? "1 member" : `${number.format(many)} members`);
 
-// What a repair has mended, or what a check has found and left as it was.
+// What a repair has repaired, or what a check has found and left as it was.
 function foundWords(drift, repaired) {
   const { missing, extra } = drift;
   if (!repaired || !(missing || extra)) return driftWords(drift);
@@ -272,7 +272,7 @@ function lastLook({ drift, repaired }) {
   if (!drift) return "Nobody has looked yet.";
   const words = foundWords(drift, repaired);
   if (!drift.missing && !drift.extra) return `The last look: ${words}`;
-  return repaired ? `The last repair: ${words}` : `The last check, which mends nothing: ${words}`;
+  return repaired ? `The last repair: ${words}` : `The last check, which repairs nothing: ${words}`;
 }
 
 // Members hold whatever a producer sent. What would not be seen, or would turn the writing around, is spelled out.
