@@ -104,6 +104,13 @@ def test_every_picture_is_small():
     assert {picture.name for picture in pictures if picture.stat().st_size > 150_000} == set()
 
 
+def test_the_page_of_examples_shows_the_files_themselves():
+    """A formatter takes the line for Python where the block says `python`, and changes it."""
+    shown = re.findall(r"^--8<-- \"([\w./]+)(?::script)?\"$", page("examples/index"), re.M)
+    assert len(shown) == page("examples/index").count("--8") == 5
+    assert all((ROOT / "docs" / "examples" / name).exists() for name in shown)
+
+
 def test_every_command_that_is_named_exists():
     commands = set(re.findall(r"python -m (\w+_service) (\w+)", DOCS))
     own = {(path.parts[-4], path.stem) for path in ROOT.glob("*_service/management/commands/*.py")}
