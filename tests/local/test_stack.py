@@ -291,7 +291,7 @@ class Reader:
         self.exported = ""
         programs = (Path(sys.executable).parent, Path(postgres_program("psql")).parent, os.environ["PATH"])
         # A second worker takes another second to start.
-        self.environment = os.environ | {"PATH": ":".join(map(str, programs)), "WORKERS": "1"}
+        self.environment = os.environ | checkout.ports | {"PATH": ":".join(map(str, programs)), "WORKERS": "1"}
         self.environment.pop("DJANGO_SETTINGS_MODULE", None)
 
     def follow(self, block: str) -> str:
@@ -325,7 +325,6 @@ class Reader:
 
 def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
     """In order. The lines for rollcall.toml are those that the command prints."""
-    checkout.up()
     reader, declared = Reader(checkout), ""
     for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL):
         _, _, lines = reader.follow(block).partition("For rollcall.toml:\n")
