@@ -38,7 +38,7 @@ FAST: tuple[str, ...] = ("protocol/test_worlds.py", "protocol/test_rules.py", "c
 PROGRAMS = ("ingest_service", "manage_service", "query_service", "shared_models", "compose")
 
 # Those with tests that are marked as long.
-LONG = ("failures", "protocol", "manage/test_stateful.py", "browser/test_docs.py")
+LONG = ("failures", "protocol", "system", "local", "manage", "browser")
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 

@@ -248,6 +248,7 @@ def test_after_a_switchover_manage_reads_the_old_primary_as_a_replica(site: Site
     assert site.members() == {"ann", "bob", "not counted by ingest"} and site.state()["source"] == source
 
 
+@pytest.mark.long
 def test_a_restored_backup_is_followed_by_exact_counters(site: Site) -> None:
     """A base backup, and rows after it that are gone: the restored server begins a timeline of its own."""
     stack = site.stack

@@ -323,6 +323,7 @@ class Reader:
         return text.replace(".local/", f"{self.checkout.folder}/")
 
 
+@pytest.mark.long
 def test_every_command_of_the_tutorial_works(checkout: Checkout) -> None:
     """In order. The lines for rollcall.toml are those that the command prints."""
     reader, declared = Reader(checkout), ""

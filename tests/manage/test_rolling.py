@@ -7,6 +7,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from manage_service.runs import registry
 from tests.manage.serving import Gunicorn
 from tests.manage.world import World
@@ -57,6 +59,7 @@ def test_a_reload_under_load_loses_no_run_and_cuts_no_answer_short(world: World,
         assert running.stop() == 0
 
 
+@pytest.mark.long
 def test_two_instances_are_restarted_one_after_the_other_and_one_always_answers(world: World, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:

@@ -97,6 +97,7 @@ def next_version(exact: Stack) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_another_layout_is_built_beside_the_old_one_and_the_old_one_can_be_gone_back_to(
     exact: Stack, next_version: Path
 ) -> None:
@@ -158,6 +159,7 @@ def redis_replica(exact: Stack) -> Iterator[Valkey]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_a_replica_of_redis_is_promoted_and_what_it_lacks_is_caught_up(exact: Stack, redis_replica: Valkey) -> None:
     stack = exact
     with Witness(stack) as witness, redis_replica.client() as second, stack.valkey.client() as first:
