@@ -23,7 +23,7 @@ def sizes(name: str, world: World):
     """The world as it is written, and the smaller one where it is another."""
     if once(world) == world:
         return [pytest.param(world, id=name, marks=[pytest.mark.deep] if name in LARGE else [])]
-    depth = pytest.mark.long if name in VERY_LARGE else pytest.mark.deep
+    depth = [pytest.mark.deep, pytest.mark.long] if name in VERY_LARGE else [pytest.mark.deep]
     return [pytest.param(once(world), id=f"{name}, once"), pytest.param(world, id=name, marks=depth)]
 
 
