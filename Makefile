@@ -40,7 +40,7 @@ reset: .venv/complete ## End every process and remove the data; the ports stay c
 test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
 
-test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 15 seconds
+test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 20 seconds
 	@$(BIN)/python -m tests.run --fast
 
 test-long: .venv/complete ## What takes minutes: a stack that is robbed of a rule is found out, and the like

@@ -10,7 +10,10 @@ from tests.protocol.telling import passage, written
 from tests.protocol.worlds import NEEDED, NOT_FLUSHED, WITHOUT_THE_LOCK
 
 # They take seconds: two runs, or two passes.
-SLOW = {"all taken out", "later of both", "compare change"}
+SLOW = {
+    *("all taken out", "later of both", "compare change", "not after the fork", "verify build", "timelines"),
+    *("source of a pass", "settled once", "compare build", "claim"),
+}
 
 
 @pytest.mark.parametrize(

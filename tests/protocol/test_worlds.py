@@ -6,7 +6,7 @@ states, in a fifth of the time. `make test-fast` leaves the deep ones out, `make
 which `make test-long` looks at: whoever changes a rule runs both.
 
 What the fast tier still has: every actor, every kind of damage and every event from outside, in every order, against each other
-as before; and every world of `test_rules.py`, where leaving a rule out must break a promise. So a rule that is forgotten or
+as before; and all but ten worlds of `test_rules.py`, where leaving a rule out must break a promise. So a rule that is forgotten or
 turned round in the model is noticed. What it does not have: what only two of a kind do to each other (two runs,
 the second damage while the first is being settled).
 """
@@ -21,9 +21,9 @@ from tests.protocol.worlds import LARGE, VERY_LARGE, WORLDS, World, once
 
 def sizes(name: str, world: World):
     """The world as it is written, and the smaller one where it is another."""
-    if once(world) == world:
-        return [pytest.param(world, id=name, marks=[pytest.mark.deep] if name in LARGE else [])]
     depth = [pytest.mark.deep, pytest.mark.long] if name in VERY_LARGE else [pytest.mark.deep]
+    if once(world) == world:
+        return [pytest.param(world, id=name, marks=depth if name in LARGE | VERY_LARGE else [])]
     return [pytest.param(once(world), id=f"{name}, once"), pytest.param(world, id=name, marks=depth)]
 
 

@@ -75,7 +75,14 @@ WORLDS: dict[str, World] = {
 
 
 # Large also where each thing in them happens once.
-LARGE = {"departures, and keys changed", "departures, and all stores go back", "departures, and a promotion"}
+LARGE = {
+    "departures, and keys changed",
+    "departures, and all stores go back",
+    "departures, and a promotion",
+    "a promotion, and a second replica that was ahead",
+    "a promotion, and other rows come",
+    "a part comes",
+}
 
 # Together they take longer than all others.
 VERY_LARGE = {
