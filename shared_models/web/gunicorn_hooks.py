@@ -6,6 +6,7 @@ A gunicorn.conf.py imports the hooks under their own names, which are those that
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -51,7 +52,14 @@ class Logger(glogging.Logger):
 def make_metrics_folder(service: str) -> None:
     """To be called before anything imports prometheus_client, which looks for the folder then, and only then."""
     if FOLDER not in os.environ:
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix=f"rollcall-{service}-metrics-")
+        os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix=f"rollcall-{service}-metrics-")
+        atexit.register(remove_here, folder, os.getpid())
+
+
+def remove_here(folder: str, pid: int) -> None:
+    """Remove a folder at the end of the process that made it, also where a refused setting ends its start; not at a worker's."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def post_fork(server: Arbiter, worker: Worker) -> None:

@@ -143,6 +143,20 @@ def test_a_service_that_would_be_open_by_accident_does_not_start(tmp_path: Path,
     assert "x" * 40 not in line
 
 
+def test_a_start_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "AUTH": ""}
+    environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+    refused = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "ingest_service/gunicorn.conf.py"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode != 0 and "TOKENS" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("service", "variables"),
     [
