@@ -111,7 +111,12 @@ TOO_MANY_REQUESTS = ProblemType(
 )
 INTERNAL_ERROR = ProblemType(500, "internal-error", "Internal error", "The service has a bug, and has logged it.")
 NOT_READY = ProblemType(
-    503, "not-ready", "Not ready", "A store that the service needs does not answer.", retry_seconds=2, members=Checks
+    503,
+    "not-ready",
+    "Not ready",
+    "Something that the service needs does not answer, or is not as it has to be.",
+    retry_seconds=2,
+    members=Checks,
 )
 NO_ROOM = ProblemType(
     503,
