@@ -20,7 +20,7 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> 
         return []
     replica = stores.connect_replica()
     try:
-        return [found for counter in declarations.COUNTERS for found in check_table(counter, replica)]
+        return [found for counter in declarations.derived() for found in check_table(counter, replica)]
     except psycopg2.Error as error:
         return [
             Error(f"the database cannot be read: {str(error).strip()}", hint="see DATABASE_URL", id="rollcall.E202")

@@ -11,7 +11,13 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
     table = "orders"
     member = ["email"]                      # a row with NULL in any of them does not count
     where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
+    by = ["country", "day(created_at)", ["country", "day(created_at)"]]   # also one count for each group
+    last_seen = "created_at"                # also counts of the last days: windows
+    time_zone = "UTC"                       # of the days; what Postgres and Python call it
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
+
+A declared counter expands into derived counters: the total, and one for each entry of `by`. Each has keys, a cursor and a
+state of its own; the protocol treats them alike (`derived`).
 
 It is read when this module is imported, which needs neither a database nor Django: query has no database. A service that was
 started with another file counts other counters: see `Counter.definition`.
@@ -23,9 +29,12 @@ import hashlib
 import os
 import re
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -39,7 +48,14 @@ TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
 # What Postgres calls those that have another name there (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
 # They belong to what comes next, and are refused by name rather than overlooked.
-NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
+NOT_YET = ("shards", "tag")
+UNITS = ("day", "week", "month")
+# Columns that have a day.
+TIMES = ("timestamptz", "date")
+OF_A_TIME = re.compile(rf"({'|'.join(UNITS)})\((.+)\)")
+ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
+# How many entries `by` may have, and how many terms one of them.
+MOST_GROUPINGS, MOST_TERMS = 8, 3
 
 
 class UnknownCounter(LookupError):
@@ -48,6 +64,14 @@ class UnknownCounter(LookupError):
 
 class BadDeclaration(ValueError):
     """The file cannot be used; the message names the key, and what is allowed."""
+
+
+class Storage(Enum):
+    """What holds the elements of a derived counter in Redis: see `shared_models.protocol.storages`."""
+
+    SET = "set"  # an element is a member
+    GROUPS = "groups"  # … a group and a member: a set for each group
+    LAST_SEEN = "last_seen"  # … a member, and the last day on which it has a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +101,38 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Term:
+    """What a part of an element is in a row: a column, or the day, week or month that a column lies in.
+
+    A week is named by its Monday, a month by its first day. `type` is the text's: one of TYPES.
+    """
+
+    column: str
+    type: str
+    unit: str = ""
+    zone: str = ""  # of a timestamptz; a date has no zone
+
+    @property
+    def name(self) -> str:
+        """As it is declared: "country", "day(created_at)"."""
+        return f"{self.unit}({self.column})" if self.unit else self.column
+
+    def sql(self, row: str = "") -> str:
+        """The SQL of its value in a row; `row` is what stands before the column's name: "gone."."""
+        column = row + '"' + self.column.replace('"', '""') + '"'
+        time = f"timezone('{self.zone}', {column})" if self.zone else column
+        if self.unit in ("", "day"):
+            return f"({time})::date" if self.zone else column
+        return f"(date_trunc('{self.unit}', {time if self.zone else f'{column}::timestamp'}))::date"
+
+
+@dataclass(frozen=True, slots=True)
 class Counter:
     """A named question over a table: how many different values do these fields have, in the rows for which `where` is true?
 
-    `name` appears in URLs, metrics and Redis keys. `fields` make a member, in this order; an index has to begin with them,
-    in this order. `example` is a member that people recognise.
+    `name` appears in URLs, metrics and Redis keys. `fields` make a member, in this order. `example` is a member that people
+    recognise. A declared counter is the total; `groupings` are the counters that are derived from it, one for each entry of
+    `by`. Of a derived one, `of` is the name of the total, and `by` what makes a group.
     """
 
     name: str
@@ -89,24 +140,58 @@ class Counter:
     fields: tuple[str, ...]
     where: str = ""
     example: tuple[str | int, ...] = ()
+    last_seen: Term | None = None
+    time_zone: str = "UTC"
+    of: str = ""
+    by: tuple[Term, ...] = ()
+    groupings: tuple[Counter, ...] = ()
+    # What makes an element, in the order of the index that it is read by: the group and then the member; or the member and
+    # then the day.
+    terms: tuple[Term, ...] = field(init=False, compare=False)
     # What it counts, in 8 hex digits. It is part of the counter's keys. So an edited declaration is a cold counter,
     # and never a live one with the old meaning, however long other services go on with the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not NAME.match(self.name):
+        if not NAME.match(self.of or self.name):
             raise BadDeclaration(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
         if not self.fields:
             raise BadDeclaration(f"counter {self.name!r}: name at least one field")
         if self.example and len(self.example) != len(self.fields):
             raise BadDeclaration(f"counter {self.name!r}: the example needs one value for each field")
-        meaning = (self.table.schema, self.table.relation, self.fields, self.types, self.where)
+        made_of = tuple(Term(name, self.table.type_of(name)) for name in self.fields)
+        terms = (*self.by, *(each for each in made_of if each not in self.by), *filter(None, [self.last_seen]))
+        object.__setattr__(self, "terms", terms)
+        meaning: tuple[object, ...] = (self.table.schema, self.table.relation, self.fields, self.types, self.where)
+        if self.storage is not Storage.SET:
+            meaning = (*meaning, self.storage.value, tuple((each.name, each.type, each.zone) for each in terms))
         object.__setattr__(self, "definition", hashlib.sha256(repr(meaning).encode()).hexdigest()[:8])
 
     @property
     def types(self) -> tuple[str, ...]:
         """The types of its fields."""
         return tuple(map(self.table.type_of, self.fields))
+
+    @property
+    def storage(self) -> Storage:
+        """What holds its elements."""
+        if self.by:
+            return Storage.GROUPS
+        return Storage.LAST_SEEN if self.last_seen else Storage.SET
+
+    @property
+    def by_names(self) -> tuple[str, ...]:
+        """What makes a group, as it is declared."""
+        return tuple(each.name for each in self.by)
+
+    def grouped(self, *by: Term) -> Counter:
+        """The counter of the same members by group."""
+        name = f"{self.name}:{','.join(each.name for each in by)}"
+        return replace(self, name=name, of=self.name, by=by, last_seen=None, groupings=())
+
+    def grouping(self, by: tuple[str, ...]) -> Counter | None:
+        """The derived counter by these; None if it is not declared."""
+        return next((each for each in self.groupings if each.by_names == by), None)
 
     def example_member(self) -> dict[str, str | int]:
         """A member, field by field; made of the fields' names if the declaration gives none."""
@@ -127,6 +212,9 @@ class CounterLines(msgspec.Struct, forbid_unknown_fields=True):
     table: str
     member: list[str]
     where: str = ""
+    by: list[str | list[str]] = []
+    last_seen: str = ""
+    time_zone: str = "UTC"
     example: list[str | int] = []
 
 
@@ -208,7 +296,75 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
         )
     if ";" in lines.where or "--" in lines.where:
         raise BadDeclaration(f"{key}.where: one SQL condition, without ; and --")
-    return Counter(name, table, tuple(lines.member), lines.where.strip(), tuple(lines.example))
+    check_zone(key, lines.time_zone)
+    last_seen = (
+        read_time(f"{key}.last_seen", "day", lines.last_seen, table, lines.time_zone) if lines.last_seen else None
+    )
+    total = Counter(
+        name,
+        table,
+        tuple(lines.member),
+        lines.where.strip(),
+        tuple(lines.example),
+        last_seen,
+        lines.time_zone,
+    )
+    return replace(total, groupings=tuple(read_groupings(f"{key}.by", lines.by, total)))
+
+
+def read_groupings(key: str, by: list[str | list[str]], total: Counter) -> Iterator[Counter]:
+    """The derived counters of `by`."""
+    if len(by) > MOST_GROUPINGS:
+        raise BadDeclaration(f"{key}: {len(by)} entries, and at most {MOST_GROUPINGS} are allowed")
+    seen = set()
+    for entry in by:
+        texts = [entry] if isinstance(entry, str) else entry
+        if not 0 < len(texts) <= MOST_TERMS:
+            raise BadDeclaration(f"{key}: a group is made of 1 to {MOST_TERMS} columns, and not of {len(texts)}")
+        terms = tuple(read_term(key, text, total) for text in texts)
+        if len({each.name for each in terms}) < len(terms) or terms in seen:
+            raise BadDeclaration(f"{key}: {', '.join(texts)} stands there twice")
+        seen.add(terms)
+        grouped = total.grouped(*terms)
+        if set(total.fields) <= {each.column for each in grouped.by if not each.unit}:
+            raise BadDeclaration(f"{key}: {', '.join(texts)} names the whole member, and each group would have one")
+        yield grouped
+
+
+def read_term(key: str, text: str, total: Counter) -> Term:
+    """One of the things that make a group."""
+    found = OF_A_TIME.fullmatch(text)
+    if found:
+        return read_time(key, found[1], found[2], total.table, total.time_zone)
+    known = {each.name: each.type for each in total.table.fields}
+    if text not in known:
+        raise BadDeclaration(
+            f"{key}: tables.{total.table.name}.fields does not have {text!r}; it has {', '.join(known)}. "
+            f"Of a time there are {', '.join(f'{unit}(column)' for unit in UNITS)}"
+        )
+    if known[text] not in TYPES:
+        raise BadDeclaration(f"{key}: {text} is {known[text]}: write day({text}), week({text}) or month({text})")
+    return Term(text, known[text])
+
+
+def read_time(key: str, unit: str, column: str, table: Table, zone: str) -> Term:
+    """The day, week or month of a column."""
+    known = {each.name: each.type for each in table.fields}
+    if known.get(column) not in TIMES:
+        has = f"is {known[column]}" if column in known else f"is not in tables.{table.name}.fields"
+        raise BadDeclaration(f"{key}: {column} {has}, and has to be {' or '.join(TIMES)} there")
+    return Term(column, "date", unit, zone if known[column] == "timestamptz" else "")
+
+
+def check_zone(key: str, zone: str) -> None:
+    """Raises BadDeclaration if there is no such time zone."""
+    try:
+        if ZONE.fullmatch(zone):
+            ZoneInfo(zone)
+            return
+    except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError
+        pass
+    raise BadDeclaration(f'{key}.time_zone: there is no time zone {zone!r}; write "UTC", or a place: "Europe/Berlin"')
 
 
 def convert(found: dict[str, Any], to: type[T], key: str) -> T:
@@ -222,10 +378,15 @@ def convert(found: dict[str, Any], to: type[T], key: str) -> T:
 TABLES, COUNTERS = read_file(Path(os.environ.get("ROLLCALL_FILE") or FILE))
 
 
+def derived() -> tuple[Counter, ...]:
+    """All derived counters: each declared one is its total, and is followed by those by group."""
+    return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
+
+
 def get_counter(name: str) -> Counter:
-    """The counter of that name, or UnknownCounter."""
-    for counter in COUNTERS:
+    """The derived counter of that name, or UnknownCounter."""
+    for counter in derived():
         if counter.name == name:
             return counter
-    known = ", ".join(counter.name for counter in COUNTERS)
+    known = ", ".join(counter.name for counter in derived())
     raise UnknownCounter(f"there is no counter {name!r}; there are: {known}")

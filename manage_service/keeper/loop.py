@@ -7,6 +7,7 @@ due. Everything that it would have to remember lies in Redis, so it may be kille
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
@@ -27,15 +28,17 @@ from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up
 from manage_service.protocol.departures import resolve_departures
+from manage_service.protocol.groups import mend, watch
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
 from manage_service.runs import registry, totals
 from manage_service.runs.execution import execute, first_line
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Storage
 from shared_models.protocol import keys, moments, samples, steps
 from shared_models.protocol.states import read_states
+from shared_models.protocol.steps import TooManyGroups
 
 log = structlog.get_logger()
 
@@ -95,6 +98,9 @@ class Keeper:
         self.has_departures = False
         self.departures: dict[str, Steps] = {}
         self.filters: dict[str, BucketFilter] = {}
+        # What is looked at beside the elements, by counter, and the groups that have to be read again.
+        self.looks: dict[str, Iterator[dict[bytes, str]]] = {}
+        self.broken: dict[str, dict[bytes, str]] = {}
         # What passes over this connection to Redis have added above the cursors.
         self.memories: dict[str, Memory] = {}
 
@@ -142,15 +148,23 @@ class Keeper:
             # read again what is above the horizon.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
             self.begin_departures()
+            self.look_at_groups()
         self.resolve_departures()
         if now >= self.sample_at:
             self.sample_at = now + samples.SAMPLE_SECONDS
             self.sample()
         return self.step_job()
 
+    def look_at_groups(self) -> None:
+        """Look at a piece of what each counter keeps beside its elements."""
+        for counter in declarations.derived():
+            if counter.storage is not Storage.SET:
+                looks = self.looks.setdefault(counter.name, watch(counter, self.redis))
+                self.broken[counter.name] = next(looks)
+
     def begin_departures(self) -> None:
         """Begin a batch of departures for each counter that is not resolving one."""
-        for counter in declarations.COUNTERS:
+        for counter in declarations.derived():
             if self.has_departures and counter.name not in self.departures:
                 swept = partial(self.tell_filter, counter.name)
                 self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
@@ -207,7 +221,7 @@ class Keeper:
     def catch_up_all(self) -> bool:
         """One pass over each counter that has a cursor; whether all of them are through."""
         steps.load_scripts(self.redis)
-        found = read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
+        found = read_states(self.redis, [counter.name for counter in declarations.derived()])
         with self.replica.snapshot() as snapshot:
             self.source = snapshot.source
             self.has_departures = snapshot.has_departures()
@@ -215,7 +229,7 @@ class Keeper:
             for name, state in found.items():
                 self.plausibility.mend(name, state, snapshot, self.redis)
         finished, failing = True, []
-        for counter in declarations.COUNTERS:
+        for counter in declarations.derived():
             did = self.catch_up_one(counter)
             finished = finished and did.finished
             if did.failed:
@@ -285,10 +299,10 @@ class Keeper:
             self.drop_job()
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
-        except psycopg2.Error as error:
+        except (psycopg2.Error, TooManyGroups) as error:
             # A build; runs wait by themselves. It goes on from the position that it has reached: at once if the replica
             # was away, and after the others if Postgres refuses it or is too slow.
-            if is_away(error):
+            if isinstance(error, psycopg2.Error) and is_away(error):
                 self.note_failure("replica", error)
                 self.drop_job()
                 return PAUSE_AFTER_FAILURE_SECONDS
@@ -299,8 +313,8 @@ class Keeper:
 
     def next_job(self) -> Job | None:
         """What to do next: complete what is cold, then what was asked for, then what is due."""
-        found = read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
-        for counter in declarations.COUNTERS:
+        found = read_states(self.redis, [counter.name for counter in declarations.derived()])
+        for counter in declarations.derived():
             if not needs_building(found[counter.name], self.source):
                 self.refused.pop(counter.name, None)
                 continue
@@ -311,6 +325,13 @@ class Keeper:
                     log.info("job.started", job=f"build {counter.name}")
                     steps = build(counter, self.replica, self.redis)
                     return Job(f"build {counter.name}", steps, lease, counter.name)
+        for counter in declarations.derived():
+            while broken := self.broken.get(counter.name):
+                group, token = broken.popitem()
+                lease = Lease(self.control, f"mend:{counter.name}")
+                if lease.acquire():
+                    name = f"mend {counter.name}"
+                    return Job(name, mend(counter, group, token, self.replica, self.redis), lease, counter.name)
         self.schedule.ask_for_what_is_due(found, self.refused, self.control)
         for run in registry.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
@@ -329,7 +350,7 @@ class Keeper:
                 lease.release()
         return None
 
-    def put_off(self, name: str, error: psycopg2.Error) -> None:
+    def put_off(self, name: str, error: Exception) -> None:
         """Put off a counter that cannot be built, and say why."""
         # The holder of a lock on the table releases it soon, or is killed; somebody grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
@@ -351,6 +372,8 @@ class Keeper:
         self.drop_job()
         self.memories.clear()
         self.departures.clear()
+        self.looks.clear()
+        self.broken.clear()
         self.replica.close()
         self.redis.close()
         self.redis.connection_pool.disconnect()

@@ -30,11 +30,13 @@ from secrets import token_hex
 import structlog
 from redis import Redis
 
+from manage_service.protocol.groups import forget_generations
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps
-from shared_models.protocol.members import Values, decode, encode_all
+from shared_models.protocol.elements import decode, encode_all
+from shared_models.protocol.members import Values
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import State
 from shared_models.protocol.timeline import split
@@ -70,7 +72,8 @@ def needs_building(state: State, source: str) -> bool:
 
 
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
-    """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError.
+    """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError,
+    steps.TooManyGroups.
 
     Ends early, without an error, if another fill of the same counter has begun since.
     """
@@ -98,8 +101,9 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
             continue
         if not chunk:
             steps.promote(redis, counter.name, fill.token, position)
+            forget_generations(counter, redis)
             return
-        moved = steps.fill(redis, counter.name, fill.token, position, encode_all(chunk, len(counter.fields)))
+        moved = steps.fill(redis, counter.name, fill.token, position, encode_all(counter, chunk))
         if moved is None:
             return
         position, read = moved, read + len(chunk)
@@ -108,7 +112,7 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
 
 def values_at(counter: Counter, position: bytes) -> Values | None:
     """The values of the member that a position names; None at the start."""
-    return decode(position[1:], len(counter.fields)) if position else None
+    return decode(counter, position[1:]) if position else None
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:

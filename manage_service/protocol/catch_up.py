@@ -30,9 +30,9 @@ from psycopg2.errors import LockNotAvailable
 from redis import Redis
 
 from manage_service.replica.snapshots import NotOnDisk, Replica, Shown, Snapshot
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Storage
 from shared_models.protocol import states, steps
-from shared_models.protocol.members import encode_all
+from shared_models.protocol.elements import encode_all
 from shared_models.protocol.states import State
 
 # About how many rows one pass reads: a fraction of a second of work. What it has added stays if the pass fails.
@@ -106,9 +106,10 @@ def pass_over(
     if snapshot.horizon < cursor_before:
         # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
         return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
-    if state.count == 0 and state.gap < 0 and steps.make_cold(redis, counter.name, state):
-        # Cheaper than the reconcile that settles any other gap: there is nothing left to compare with.
-        return Pass(behind="its set was deleted: the counter is cold, and is built")
+    is_gone = state.count == 0 and state.gap < 0
+    if (is_gone or (state.gap and counter.storage is not Storage.SET)) and steps.make_cold(redis, counter.name, state):
+        # Cheaper than the reconcile that settles any other gap of a set: there is nothing left to compare with.
+        return Pass(behind="its keys were deleted, or changed: the counter is cold, and is built")
     if snapshot.fingerprint != state.fingerprint:
         changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
         state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
@@ -122,12 +123,16 @@ def pass_over(
     # must not keep later rows out of the count. Below the horizon nothing is left out: the cursor relies on that.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
-        members = encode_all(values, len(counter.fields))
+        members = encode_all(counter, list(values))
         try:
             added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
             # Another pass has moved the cursor, and members that this snapshot shows may have left since.
             return Pass(behind="the counter was changed meanwhile")
+        except steps.TooManyGroups as error:
+            # The cursor stays. What is there is not all, and is not shown; a build says when there is room again.
+            steps.make_cold(redis, counter.name, state)
+            return Pass(behind=str(error), failed=True)
         between()
     through = None
     if cut is None and state.changed_at == state.settled:

@@ -16,7 +16,9 @@ Why the order is the proof that everything below `left_through` has left, and th
 3. Fence. The watermark and the cursor are read once, after the last mark. (If they were read again at each try, they
    would run ahead for as long as ingest writes.) The table is asked in a snapshot that shows all up to them: see
    `sweep`.
-4. Those that still have no row, and still carry the mark, are removed. If a mark is gone, a record took it off. All the
+4. Those that still have no row, and still carry the mark, are removed. If a mark is gone, a record took it off. Where the
+   last day of a member counts, it is lowered to that of its last row; a record of an earlier day in between leaves another
+   mark, because it does not say that the marked day has a row: then the batch begins again. All the
    time the table is the one that is noted on the counter (see `sweep`). Otherwise the batch begins again at another
    tick.
 5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its
@@ -29,7 +31,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from secrets import token_hex
 
 from redis import Redis
@@ -40,7 +42,11 @@ from manage_service.protocol.sweep import CHUNK_ASKED, ask_behind_fence, rowless
 from manage_service.replica.snapshots import Replica
 from shared_models.declarations import Counter
 from shared_models.protocol import states, steps
-from shared_models.protocol.members import encode_all
+from shared_models.protocol.elements import encode_all
+
+
+class AskAgain(Exception):
+    """A record of an earlier day came between the mark and the sweep: the last day has to be asked once more."""
 
 
 def resolve_departures(
@@ -63,7 +69,7 @@ def resolve_departures(
         if elements is None:
             steps.resolve(redis, counter.name, state, "", None)
             return
-        leaving = rowless(counter, encode_all(elements, len(counter.fields)), snapshot)
+        leaving = rowless(counter, encode_all(counter, elements), snapshot)
     token = ""
     if leaving:
         token = token_hex(8)
@@ -73,7 +79,7 @@ def resolve_departures(
         yield Progress("mark", len(leaving))
         try:
             yield from take_out(counter, token, leaving, replica, redis, swept)
-        except (CounterWasLost, steps.TableChanged):
+        except (CounterWasLost, steps.TableChanged, AskAgain):
             return  # it is built, or the batch begins again
     if until != state.left_through:
         steps.resolve(redis, counter.name, state, token, until)
@@ -82,14 +88,20 @@ def resolve_departures(
 def take_out(
     counter: Counter,
     token: str,
-    leaving: list[bytes],
+    leaving: Mapping[bytes, bytes],
     replica: Replica,
     redis: Redis,
     swept: Callable[[list[bytes]], None],
 ) -> Steps:
-    """Fence and sweep for the members that have been marked. Raises CounterWasLost, steps.TableChanged."""
+    """Fence and sweep for the members that have been marked. Raises CounterWasLost, steps.TableChanged,
+    AskAgain."""
     fence_state = states.read_state(redis, counter.name)
-    for chunk in steps.chunks(leaving, CHUNK_ASKED):
+    again = False
+    for chunk in steps.chunks(list(leaving), CHUNK_ASKED):
         extra = yield from ask_behind_fence(counter, fence_state, list(chunk), replica)
-        swept(steps.sweep(redis, counter.name, token, extra, fence_state.changed_at, departing=True))
+        gone, some_again = steps.sweep(redis, counter.name, token, extra, fence_state.changed_at, departing=True)
+        swept(gone)
+        again = again or some_again
         yield Progress("sweep")
+    if again:
+        raise AskAgain

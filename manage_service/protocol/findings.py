@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from shared_models.declarations import Counter
-from shared_models.protocol.members import decode
+from shared_models.protocol.elements import decode
 
 SAMPLE_MEMBERS = 20
 
@@ -23,6 +23,7 @@ class Findings(msgspec.Struct):
     read: int = 0
     table_read: bool = False
     absent: int = 0  # members of the table that were not in the set, drift or on their way
+    later: int = 0  # … that were seen later than the table says
     missing: int = 0
     extra: int = 0
     # Up to SAMPLE_MEMBERS of each, by field; one that no row could have made is given as {"member": …}.
@@ -62,9 +63,9 @@ def sample(counter: Counter, members: Sequence[bytes], most: int) -> list[dict[s
     """The first few of these members, by field."""
     shown = []
     for member in members[: max(most, 0)]:
-        values = decode(member, len(counter.fields))
+        values = decode(counter, member)
         if values is None:
             shown.append({"member": member.decode(errors="backslashreplace")})
         else:
-            shown.append(dict(zip(counter.fields, values, strict=True)))
+            shown.append({each.name: value for each, value in zip(counter.terms, values, strict=True)})
     return shown

@@ -39,10 +39,11 @@ from manage_service.protocol.freshness import CounterWasLost, why_stale
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import fence, forget_marks, sweep
 from manage_service.replica.snapshots import Replica, Snapshot
-from shared_models.declarations import Counter
-from shared_models.protocol import keys, states, steps
-from shared_models.protocol.members import encode, encode_all
-from shared_models.protocol.states import Drift
+from shared_models.declarations import Counter, Storage
+from shared_models.protocol import keys, states, steps, storages
+from shared_models.protocol.elements import encode_all
+from shared_models.protocol.states import Drift, State
+from shared_models.protocol.storages import Found
 
 # A set that something else changes each time while a run looks at it cannot be verified.
 ATTEMPTS = 3
@@ -133,7 +134,7 @@ def reconcile_once(
         findings.forget_extra()
     after = states.read_state(redis, counter.name)
     all_gone = True
-    if findings.absent or after.swept != state.swept or not count_before == findings.read == after.count:
+    if is_suspicious(counter, findings, state, after, count_before):
         all_gone = yield from sweep(
             counter,
             replica,
@@ -177,30 +178,43 @@ def compare_chunk(
     chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
     if not chunk:
         return False
-    members = encode_all(chunk, len(counter.fields))
-    cursor, absent = find_absent(counter, members, redis)
+    members = encode_all(counter, chunk)
+    cursor, found = find(counter, members, redis)
+    absent = [index for index, each in enumerate(found) if each is Found.ABSENT]
     if absent:
         values = [chunk[index] for index in absent]
         # The cursor was read together with the absence: below it, a member with a row had to be there.
         owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
         if repair:
-            found = [members[index] for index in absent]
-            steps.record(redis, {counter.name: found}, source=snapshot.source, horizon=snapshot.horizon)
-        findings.note_missing(counter, [encode(value) for value in owed])
+            added = [members[index] for index in absent]
+            steps.record(redis, {counter.name: added}, source=snapshot.source, horizon=snapshot.horizon)
+        findings.note_missing(counter, encode_all(counter, owed))
         findings.absent += len(absent)
+    # A member that is there with a later day is looked at in the second half, as one that is in the set only.
+    findings.later += found.count(Found.LATER)
     if bucket_filter is not None:
-        bucket_filter.put_in(members)
-        if not repair:
-            bucket_filter.take_out([members[index] for index in absent])  # they are not in the set
+        there = (Found.THERE, Found.ABSENT) if repair else (Found.THERE,)  # what was absent has been added, or not
+        bucket_filter.put_in([member for member, each in zip(members, found, strict=True) if each in there])
     findings.position, findings.read = steps.position_after(members[-1]), findings.read + len(chunk)
     return True
 
 
-def find_absent(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[int]]:
-    """Which of these are not in the set (their indexes), and where the cursor was a moment before the first look."""
+def is_suspicious(counter: Counter, findings: Findings, before: State, after: State, count_before: int | None) -> bool:
+    """Whether the set may hold something that the table does not have: see 2. above.
+
+    Of a counter by group only the groups were counted, and their members may be too many.
+    """
+    if counter.storage is Storage.GROUPS:
+        return True
+    same_count = count_before == findings.read == after.count
+    return bool(findings.absent or findings.later or after.swept != before.swept or not same_count)
+
+
+def find(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[Found]]:
+    """What the set has of these, and where the cursor was a moment before the first look."""
     at = keys.of_counter(counter.name)
     cursor = redis.hget(at.state, "cursor")
-    present: list[int] = []
+    found: list[Found] = []
     for some in steps.chunks(members, steps.LOOK_MEMBERS):
-        present += redis.smismember(at.members, list(some))
-    return None if cursor is None else int(cursor), [index for index, flag in enumerate(present) if not flag]
+        found += storages.find(redis, at, some)
+    return None if cursor is None else int(cursor), found

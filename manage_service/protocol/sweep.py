@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from secrets import token_hex
-from typing import cast
 
 from redis import Redis
 
@@ -39,8 +38,8 @@ from manage_service.protocol.freshness import why_stale
 from manage_service.protocol.progress import Progress
 from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models.declarations import Counter
-from shared_models.protocol import keys, states, steps, timeline
-from shared_models.protocol.members import Values, decode, encode
+from shared_models.protocol import elements, keys, states, steps, storages, timeline
+from shared_models.protocol.members import Values
 from shared_models.protocol.states import State
 
 # How many members one question to the replica names. The answer takes 20 to 40 ms.
@@ -83,8 +82,7 @@ def sweep(
     marked: list[bytes] = []
     all_gone = True
     for progress, suspected in find_suspects(counter, replica, redis, bucket_filter, expected, swept_before):
-        for some in steps.chunks(suspected):
-            redis.hset(keys.of_counter(counter.name).suspects, mapping=dict.fromkeys(some, token))
+        steps.mark(redis, counter.name, token, suspected)
         marked += suspected
         # A step of its own: between marking and sweeping, the caller makes sure that it still holds its lease.
         yield progress
@@ -109,29 +107,28 @@ def sweep_round(
     found: Callable[[list[bytes]], None],
 ) -> Generator[Progress, None, bool]:
     """Fence and sweep for members that have been marked; whether all that had no row were taken out."""
-    suspects = keys.of_counter(counter.name).suspects
     state = states.read_state(redis, counter.name)
     all_gone = True
     for chunk in steps.chunks(marked, CHUNK_ASKED):
         extra = yield from ask_behind_fence(counter, state, list(chunk), replica)
         if take_out:
-            gone = steps.sweep(redis, counter.name, token, extra, state.changed_at)
+            gone, _ = steps.sweep(redis, counter.name, token, extra, state.changed_at)
             found(gone)
             all_gone = all_gone and len(gone) == len(extra)
             if strict and not all_gone:
                 raise steps.SetChanged(f"members of {counter.name} came back, or another run took their marks off")
         else:
-            found(still_marked(redis, suspects, token, extra))
-        for some in steps.chunks(chunk):
-            redis.hdel(suspects, *some)
+            found(still_marked(counter, redis, token, list(extra)))
+        steps.unmark(redis, counter.name, chunk)
         yield Progress("sweep")
     return all_gone
 
 
 def ask_behind_fence(
     counter: Counter, state: State, members: list[bytes], replica: Replica
-) -> Generator[Progress, None, list[bytes]]:
-    """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on.
+) -> Generator[Progress, None, dict[bytes, bytes]]:
+    """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on;
+    and what takes their place: see `rowless`.
 
     Says why it waits, step by step. Raises CounterWasLost, steps.TableChanged.
     """
@@ -163,7 +160,7 @@ def find_suspects(
     read, scans, step = 0, 1, CHUNK_ASKED
     if bucket_filter is not None:
         scans, step = 2, CHUNK_FILTERED
-        for members in scan(redis, at.members, step):
+        for members in storages.scan(redis, at, step):
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
@@ -174,7 +171,7 @@ def find_suspects(
         elif bucket_filter.even:
             return
     asked: list[bytes] = []
-    for members in scan(redis, at.members, step):
+    for members in storages.scan(redis, at, step):
         asked += members if bucket_filter is None else bucket_filter.crowded(members)
         read += len(members)
         progress = Progress("extra", read, max(read, scans * expected))
@@ -190,7 +187,7 @@ def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> lis
     if not members:
         return []
     with replica.snapshot(counter) as snapshot:
-        return rowless(counter, members, snapshot)
+        return list(rowless(counter, members, snapshot))
 
 
 def fence(snapshot: Snapshot, state: State) -> str | None:
@@ -224,45 +221,38 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
     return None
 
 
-def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> list[bytes]:
-    """Those of these members that no row has. Members that could never be in a row are among them: Postgres cannot be
-    asked for these."""
-    checks = [IS_CANONICAL[type_] for type_ in counter.types]
-    asked: list[Values] = []
-    junk = []
+def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[bytes, bytes]:
+    """Those of these elements that no row has, each with what takes its place: b"" for nothing; where the last day of a member
+    counts, the day of its last row, which is an earlier one.
+
+    Elements that could never be in a row are among them: Postgres cannot be asked for these."""
+    checks = [IS_CANONICAL[each.type] for each in counter.terms]
+    asked: dict[Values, bytes] = {}
+    gone = {}
     for member in members:
-        values = decode(member, len(checks))
+        values = elements.decode(counter, member)
         if values is None or not all(check(text) for check, text in zip(checks, values, strict=True)):
-            junk.append(member)
+            gone[member] = b""
         else:
-            asked.append(values)
+            asked[values] = member
     if not asked:
-        return junk
-    return junk + [encode(values) for values in snapshot.without_row(counter, asked)]
+        return gone
+    if counter.last_seen is None:
+        return gone | dict.fromkeys(elements.encode_all(counter, snapshot.without_row(counter, list(asked))), b"")
+    last = snapshot.last_seen(counter, [values[:-1] for values in asked])
+    for of_row, member in asked.items():
+        text = last[tuple(map(str, of_row[:-1]))]
+        day = b"" if text is None else elements.day_of(text)
+        if day < elements.split(member)[0]:
+            gone[member] = day
+    return gone
 
 
-def still_marked(redis: Redis, suspects: str, token: str, members: list[bytes]) -> list[bytes]:
+def still_marked(counter: Counter, redis: Redis, token: str, members: list[bytes]) -> list[bytes]:
     """Those that would be removed: what `steps.sweep` looks at, without removing them."""
+    at = keys.of_counter(counter.name)
     marked = []
     for some in steps.chunks(members):
-        holders = redis.hmget(suspects, list(some))
+        holders = redis.hmget(at.suspects, [storages.mark_of(at.storage, each) for each in some])
         marked += [member for member, holder in zip(some, holders, strict=True) if holder == token.encode()]
     return marked
-
-
-def scan(redis: Redis, key: str, step: int) -> Iterator[list[bytes]]:
-    """The members of a set, in runs of at most about `step`.
-
-    What is there for the whole time is given at least once, which is all that is needed: a member that comes or goes
-    meanwhile was recorded, or is gone.
-    """
-    position = 0
-    pending: list[bytes] = []
-    while True:
-        position, members = redis.sscan(key, position, count=steps.LOOK_MEMBERS)
-        pending += cast("list[bytes]", members)
-        if pending and (position == 0 or len(pending) >= step):
-            yield pending
-            pending = []
-        if position == 0:
-            return

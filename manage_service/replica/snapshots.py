@@ -143,7 +143,8 @@ class Snapshot:
             behind=SQL("") if after is None else sql.fill_in(sql.BEHIND, counter),
             limit=Literal(sql.CHUNK_JUMPS if jumping else sql.CHUNK_ROWS),
         )
-        return ask(self._connection, statement, after or ())
+        marks = () if after is None else after[: len(counter.fields)] if counter.last_seen else after
+        return ask(self._connection, statement, marks)
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """Where to cut the rows from `cursor_xact` on so that about `rows` are in front; None: there are fewer.
@@ -177,6 +178,20 @@ class Snapshot:
         """Those of these members that no row has. Raises catalog.DoesNotFit if the index's order cannot be relied on."""
         self._check_order(counter)
         return self._filter(sql.WITHOUT_ROW, counter, values)
+
+    def last_seen(self, counter: Counter, values: Sequence[Values]) -> dict[tuple[str, ...], str | None]:
+        """By member (as texts) its last day, as Postgres writes it; None if it has no row."""
+        self._check_order(counter)
+        terms = counter.terms[:-1]
+        statement = sql.fill_in(
+            sql.LAST_SEEN,
+            counter,
+            terms,
+            day=SQL(counter.terms[-1].sql("t.").replace("%", "%%")),
+            last=SQL(", ").join(SQL(each.sql().replace("%", "%%") + " DESC") for each in counter.terms),
+        )
+        arrays = map(list, zip(*values, strict=True))
+        return {tuple(map(str, member)): day for *member, day in ask(self._connection, statement, tuple(arrays))}
 
     def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
         """Those of these members that have a row with a lower xact, or one that no pass reads: of another history."""

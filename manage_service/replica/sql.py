@@ -5,11 +5,12 @@ Each is made for one index. What a snapshot proves by them stands in `snapshots`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import add
 
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
-from shared_models.declarations import NUMBERS, Counter
+from shared_models.declarations import NUMBERS, Counter, Storage, Term
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
 # One statement reads at most this many index entries: about 10 ms if the index is in memory.
@@ -68,39 +69,44 @@ FLUSHED = """
     FROM (SELECT pg_current_wal_flush_lsn() AS flushed, %s::pg_lsn AS shown) AS log
 """
 
-# From here on `fill_in` puts the fields and the table of a counter in: {fields} f, g · {texts} f, g::text · {table} ·
-# {counts} f IS NOT NULL AND g IS NOT NULL AND (the counter's condition) · {marks} %s, %s · {walked} w.f, w.g ·
-# {ordered} members.f, members.g · {unnest} unnest(%s::text[], %s::uuid[]) · {values} v.f, v.g::text ·
-# {joined} t.f = v.f AND t.g = v.g AND (the condition)
+# From here on `fill_in` puts the terms and the table of a counter in. The terms are what makes an element (`Counter.terms`):
+# columns, or the days of times. The names of f and g are f and g, also where they are made of something else:
+# {terms} f AS "f", g AS "g" · {names} "f", "g" · {texts} "f", "g"::text · {table} ·
+# {counts} f IS NOT NULL AND g IS NOT NULL AND (the counter's condition) · {unnest} unnest(%s::text[], %s::uuid[]) ·
+# {values} v.f, v.g::text · {joined} t.f = v.f AND t.g = v.g AND (the condition)
+# What an index is walked by: all terms, upwards; where the last day is wanted only the member, downwards, so that the last day
+# comes first. {key} f, g · {walked} w.f, w.g · {marks} %s, %s · {beyond} > · {order} f, g · {distinct}, {ordered}: of the names
 #
-# A row counts if none of its fields is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
+# A row counts if none of its terms is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
 
 # Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries. Sorted by the values, and not by
 # their texts, which have the same names: the last member is where the next chunk begins.
 SCAN = """
     SELECT {texts} FROM
-        (SELECT DISTINCT {fields} FROM
-            (SELECT {fields} FROM {table} WHERE {counts} {behind} ORDER BY {fields} LIMIT {limit}) AS chunk) AS members
+        (SELECT {distinct} FROM
+            (SELECT {terms} FROM {table} WHERE {counts} {behind} ORDER BY {order} LIMIT {limit}) AS chunk {first}) AS members
     ORDER BY {ordered}
 """
 # Loose index scan: one descent of the counter's index a member.
 JUMP = """
     WITH RECURSIVE walk AS (
-        (SELECT {fields} FROM {table} WHERE {counts} {behind} ORDER BY {fields} LIMIT 1)
+        (SELECT {terms} FROM {table} WHERE {counts} {behind} ORDER BY {order} LIMIT 1)
         UNION ALL
         SELECT next.* FROM walk AS w CROSS JOIN LATERAL
-            (SELECT {fields} FROM {table} WHERE {counts} AND ({fields}) > ({walked}) ORDER BY {fields} LIMIT 1) AS next
+            (SELECT {terms} FROM {table} WHERE {counts} AND ({key}) {beyond} ({walked}) ORDER BY {order} LIMIT 1) AS next
     )
     SELECT {texts} FROM walk LIMIT {limit}
 """
-BEHIND = "AND ({fields}) > ({marks})"
+BEHIND = "AND ({key}) {beyond} ({marks})"
 # The planner's own guess from the table's statistics: two numbers of a plan that is not run.
-ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {fields} FROM {table} WHERE {counts}"
+ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {table} WHERE {counts}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
 # The index on xact, which may leave out the rows from before there was the column (xact = 0): where the slice of at most so many
 # rows ends, and its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
-RECENT = "SELECT {texts} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}"
+RECENT = (
+    "SELECT {texts} FROM (SELECT {terms} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}) AS rows"
+)
 # Xacts that have not ended: of those in a list, and of a range.
 OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
@@ -111,12 +117,17 @@ MOST_XACTS_ASKED = 1_000_000
 FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
 # One descent of the counter's index a value.
 WITHOUT_ROW = """
-    SELECT {values} FROM {unnest} AS v({fields})
+    SELECT {values} FROM {unnest} AS v({names})
     WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
+"""
+# The last day of each of these members; NULL if it has no row.
+LAST_SEEN = """
+    SELECT {values}, (SELECT {day} FROM {table} AS t WHERE {joined} AND {counts} ORDER BY {last} LIMIT 1)::text
+    FROM {unnest} AS v({names})
 """
 # The same, and then the heap for its xact, until a row below is found: usually the first one.
 WITH_ROW_BELOW = """
-    SELECT {values} FROM {unnest} AS v({fields})
+    SELECT {values} FROM {unnest} AS v({names})
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))
 """
 
@@ -201,7 +212,7 @@ def standpoint(*, by_function: bool) -> str:
 
 def described_by(counter: Counter) -> tuple[object, ...]:
     """The parameters of TABLE for this counter."""
-    return quoted_table(counter), list(counter.fields), bool(counter.where)
+    return quoted_table(counter), [each.column for each in counter.terms], bool(counter.where)
 
 
 def quoted_table(counter: Counter) -> str:
@@ -220,31 +231,49 @@ def label_of(counter: Counter, name: str, value: Composable) -> Composed:
     )
 
 
-def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
-    """One of the statements above, for this counter."""
+def fill_in(statement: str, counter: Counter, terms: Sequence[Term] | None = None, **more: Composable) -> Composed:
+    """One of the statements above, for this counter; or for some of its terms."""
+    terms = counter.terms if terms is None else terms
+    walks_back = counter.storage is Storage.LAST_SEEN
+    key = terms[: len(counter.fields)] if walks_back else terms
     comma, conjunction = SQL(", "), SQL(" AND ")
-    columns = [Identifier(name) for name in counter.fields]
     # psycopg2 gives texts and numbers as `members.encode` takes them. For other types Postgres makes the text.
-    as_text = [SQL("" if type_ in PLAIN else "::text") for type_ in counter.types]
+    as_text = [SQL("" if each.type in PLAIN else "::text") for each in terms]
 
-    def of(table: str) -> list[Composed]:
-        return [SQL("{}.{}").format(SQL(table), column) for column in columns]
+    def made(of: Sequence[Term], row: str = "") -> list[Composable]:
+        return [SQL(each.sql(row).replace("%", "%%")) for each in of]
 
+    def named(of: Sequence[Term], row: str = "") -> list[Composable]:
+        return [SQL(row) + Identifier(each.name) for each in of]
+
+    down = SQL(" DESC" if walks_back else "")
+    names = comma.join(named(terms))
     condition = [SQL(f"({counter.where})".replace("%", "%%"))] if counter.where else []
-    arrays = [SQL(f"%s::{ARRAYS.get(type_, type_)}[]") for type_ in counter.types]
+    filled = dict.fromkeys(each.column for each in counter.terms)
+    arrays = [SQL(f"%s::{ARRAYS.get(each.type, each.type)}[]") for each in terms]
     equal = [
-        SQL("{} = {}").format(t, label_of(counter, name, v) if type_ == "enum" else v)
-        for t, v, name, type_ in zip(of("t"), of("v"), counter.fields, counter.types, strict=True)
+        SQL("{} = {}").format(t, label_of(counter, each.column, v) if each.type == "enum" else v)
+        for t, v, each in zip(made(terms, "t."), named(terms, "v."), terms, strict=True)
     ]
     known = {
-        "fields": comma.join(columns),
-        "texts": comma.join(map(add, columns, as_text)),
+        "terms": comma.join(
+            SQL("{} AS {}").format(value, name) for value, name in zip(made(terms), named(terms), strict=True)
+        ),
+        "names": names,
+        "texts": comma.join(map(add, named(terms), as_text)),
         "table": Identifier(counter.table.schema, counter.table.relation),
-        "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(column) for column in columns), *condition]),
-        "marks": comma.join([SQL("%s")] * len(columns)),
-        "walked": comma.join(of("w")),
-        "ordered": comma.join(of("members")),
-        "values": comma.join(map(add, of("v"), as_text)),
+        "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(Identifier(name)) for name in filled), *condition]),
+        "key": comma.join(made(key)),
+        "marks": comma.join([SQL("%s")] * len(key)),
+        "walked": comma.join(named(key, "w.")),
+        "beyond": SQL("<" if walks_back else ">"),
+        "order": comma.join(each + down for each in made(terms)),
+        "distinct": SQL("DISTINCT ON ({}) {}").format(comma.join(named(key)), names)
+        if walks_back
+        else SQL("DISTINCT ") + names,
+        "first": SQL("ORDER BY ") + comma.join(each + down for each in named(terms)) if walks_back else SQL(""),
+        "ordered": comma.join(each + down for each in named(key, "members.")),
+        "values": comma.join(map(add, named(terms, "v."), as_text)),
         "unnest": SQL("unnest({})").format(comma.join(arrays)),
         "joined": conjunction.join([*equal, *condition]),
     }

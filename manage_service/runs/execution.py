@@ -24,7 +24,7 @@ from manage_service.replica.snapshots import REFUSALS, STATEMENT_SECONDS, Replic
 from manage_service.runs import registry, totals
 from manage_service.runs.registry import Mode, Run, Status
 from shared_models.declarations import UnknownCounter, get_counter
-from shared_models.protocol.steps import SetChanged
+from shared_models.protocol.steps import SetChanged, TooManyGroups
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ def execute(
                 continue
             try:
                 yield from one_counter(run, name, findings, replica, redis, wait_seconds, filters)
-            except (TooSlow, CounterWasLost, SetChanged, UnknownCounter) as error:
+            except (TooSlow, CounterWasLost, SetChanged, TooManyGroups, UnknownCounter) as error:
                 findings.failure = str(error)
             except WaitedTooLong as error:
                 # Usually the replica fails, and so do all counters. But it may be this counter alone, and nobody knows

@@ -6,10 +6,11 @@
 -- Returns nothing.
 --
 -- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
--- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none.
+-- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none. Storages
+-- other than a set begin with nothing where there is a gap, or where the counter was refused because it had too many groups.
 local size, build, water = unpack(redis.call('HMGET', KEYS[2], 'size', 'build', 'watermark'))
-local cursor, counted_build = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build'))
-local count = redis.call('SCARD', KEYS[1])
+local cursor, counted_build, refused = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build', 'refused'))
+local count = count_of(KEYS[1])
 if size and not is_size(size) then
   redis.call('HDEL', KEYS[2], 'size')
   size = false
@@ -28,6 +29,12 @@ if not build and (gap ~= 0 or (count > 0 and not water)) then
   -- The set holds members that the intake does not know of. It may have been deleted, and the watermark with it, also where the
   -- counter was never built: sweeps wait until the replica shows what was acknowledged before.
   redis.call('HSET', KEYS[3], 'watermark_reset_at', ARGV[2])
+end
+if not KEEPS_GAP and (count == 0 or gap ~= 0 or refused or not is_whole(KEYS[1])) then
+  clear(KEYS[1], KEYS[2], ARGV[1])
+  redis.call('HSET', KEYS[2], 'size', '0')
+  redis.call('HDEL', KEYS[3], 'cursor')
+  gap = 0
 end
 redis.call('HSET', KEYS[2], 'fill', ARGV[1])
 redis.call('DEL', KEYS[4])

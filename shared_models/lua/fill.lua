@@ -2,8 +2,9 @@
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] fill
 -- ARGV[1] token of the fill   ARGV[2] position that the chunk was read from: "=" and a member, or "" at the start
--- ARGV[3…] members, a chunk at most, in the order of the index
--- Returns how many were not in the set before, or -1 if this fill is no longer in progress, or what it has added is lost.
+-- ARGV[3…] elements, a chunk at most, in the order of the index
+-- Returns how many were not there before; -1 if this fill is no longer in progress, or what it has added is lost; -2 if there is
+-- no room for so many groups (nothing is added then).
 --
 -- Atomic because the position says "all up to here are in the set": it has to be lost, or rolled back to an older
 -- save, together with them. That is what lets another keeper go on from it.
@@ -12,18 +13,15 @@ if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return -1 end
 -- A position says that members are there. If something else has changed the set, or the intake, they may not be.
 local size, token = unpack(redis.call('HMGET', KEYS[4], 'size', 'fill'))
 if token ~= ARGV[1] or (size and not is_size(size))
-    or redis.call('SCARD', KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
+    or count_of(KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
   redis.call('DEL', KEYS[5])
   return -1
 end
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
-end
-if redis.call('EXISTS', KEYS[3]) == 1 then
-  redis.call('HDEL', KEYS[3], unpack(ARGV, 3))
-end
-local added = redis.call('SADD', KEYS[1], unpack(ARGV, 3))
-redis.call('HINCRBY', KEYS[4], 'size', added)
+unmark(KEYS[1], KEYS[2], 3)
+unmark(KEYS[1], KEYS[3], 3)
+local moved, added = put(KEYS[1], KEYS[4], 3)
+if not moved then return -2 end
+redis.call('HINCRBY', KEYS[4], 'size', moved)
 redis.call('HSET', KEYS[5], 'position', '=' .. ARGV[#ARGV])
 redis.call('HINCRBY', KEYS[5], 'read', #ARGV - 2)
 return added

@@ -11,7 +11,7 @@ local have = redis.call('HMGET', KEYS[4], 'token', 'position', 'gap', 'horizon',
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return 0 end
 local size, token = unpack(redis.call('HMGET', KEYS[2], 'size', 'fill'))
 if token ~= ARGV[1] or (size and not is_size(size))
-    or redis.call('SCARD', KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
+    or count_of(KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then
   redis.call('DEL', KEYS[4])
   return 0
 end

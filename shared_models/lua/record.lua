@@ -6,9 +6,10 @@
 -- ARGV[2] source of the xacts, "system identifier/database/timeline"; "" if there are none
 -- ARGV[3] xact below which nothing is known of what has been deleted since: the one that stored the rows, or the horizon of
 --         the snapshot that showed them; "" for none
--- ARGV[4…] members, a chunk at most
--- Returns how many of them were not in the set before; or -1 if they come too late: catch-up has passed that xact. They have
--- been counted, or they have left again; nothing is added, and not all of them are in the set. (0 if all are.)
+-- ARGV[4…] elements, a chunk at most
+-- Returns how many of them were not there before; or -1 if they come too late: catch-up has passed that xact. They have been
+-- counted, or they have left again; nothing is added, and not all of them are there. (0 if all are.) Or -2 if there is no room
+-- for so many groups; nothing is added.
 --
 -- Atomic because a sweep between "add" and "off the suspects" would remove a member that has just been
 -- acknowledged, a fence that reads the watermark between "add" and "raise" would not wait for its row, and a reader
@@ -23,21 +24,15 @@ local size, build = unpack(redis.call('HMGET', intake, 'size', 'build'))
 local cursor, cursor_source = unpack(redis.call('HMGET', KEYS[5], 'cursor', 'source'))
 
 if cursor and cursor_source == source and known ~= '' and below(known, cursor) then
-  for _, present in ipairs(redis.call('SMISMEMBER', members, unpack(ARGV, 4))) do
-    if present == 0 then return -1 end
-  end
-  return 0
+  return holds(members, intake, 4) and 0 or -1
 end
-if redis.call('EXISTS', suspects) == 1 then
-  redis.call('HDEL', suspects, unpack(ARGV, 4))
-end
-if redis.call('EXISTS', departing) == 1 then
-  redis.call('HDEL', departing, unpack(ARGV, 4))
-end
-local added = redis.call('SADD', members, unpack(ARGV, 4))
+unmark(members, suspects, 4)
+unmark(members, departing, 4)
+local moved, added = put(members, intake, 4)
+if not moved then return -2 end
 -- A size that is not a number stays as it is: the counter is not live then, and the keeper builds it.
-if added > 0 and (not size or is_size(size)) then
-  redis.call('HINCRBY', intake, 'size', added)
+if moved > 0 and (not size or is_size(size)) then
+  redis.call('HINCRBY', intake, 'size', moved)
 end
 
 if xact ~= '' then

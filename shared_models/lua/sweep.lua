@@ -1,9 +1,10 @@
 -- Remove those members that are still marked by this sweep.
 --
 -- KEYS[1] members   KEYS[2] suspects, or departing   KEYS[3] intake   KEYS[4] state
--- ARGV[1] token of the sweep   ARGV[2] changed_at when its fence was read   ARGV[3…] members without a row, a chunk at most
--- Returns those that were removed, or -1 if some are marked and the table has changed since (nothing is
--- changed then).
+-- ARGV[1] token of the sweep   ARGV[2] changed_at when its fence was read   ARGV[3…] elements without a row, a chunk at most;
+-- last seen: each with the day that takes its place, "" for none
+-- Returns how many have to be asked about again, and then those that were removed; or -1 if some are marked and the table has
+-- changed since (nothing is changed then).
 --
 -- Atomic because a member that is recorded after the look at its mark must stay, and because the size goes with the
 -- members. So does `swept`, by which a run sees that another sweep has removed members that it had counted on. If the
@@ -11,19 +12,23 @@
 -- the hashes are read first, so that nothing that can fail comes after the first SREM.
 local size = redis.call('HMGET', KEYS[3], 'size')[1]
 local swept, changed_at = unpack(redis.call('HMGET', KEYS[4], 'swept', 'changed_at'))
-local gone, removed = {}, 0
-for i = 3, #ARGV do
-  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1] then
+local gone, removed = { 0 }, 0
+for i = 3, #ARGV, WIDTH do
+  local mark = mark_of(ARGV[i])
+  local holder = redis.call('HGET', KEYS[2], mark)
+  if holder == ARGV[1] then
     if (changed_at or '') ~= ARGV[2] then return -1 end
-    redis.call('HDEL', KEYS[2], ARGV[i])
-    removed = removed + redis.call('SREM', KEYS[1], ARGV[i])
+    redis.call('HDEL', KEYS[2], mark)
+    removed = removed + take(KEYS[1], KEYS[3], ARGV[i], ARGV[i + 1])
     gone[#gone + 1] = ARGV[i]
+  elseif holder == 'again' then
+    gone[1] = gone[1] + 1
   end
 end
 if removed > 0 and is_size(size) then
   redis.call('HINCRBY', KEYS[3], 'size', -removed)
 end
-if #gone > 0 then
-  redis.call('HSET', KEYS[4], 'swept', string.format('%d', (is_size(swept) and tonumber(swept) or 0) + #gone))
+if #gone > 1 then
+  redis.call('HSET', KEYS[4], 'swept', string.format('%d', (is_size(swept) and tonumber(swept) or 0) + #gone - 1))
 end
 return gone

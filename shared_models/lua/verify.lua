@@ -16,7 +16,7 @@ local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local left = redis.call('HMGET', KEYS[3], 'left_through')[1]
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
 if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not is_size(size) then return 0 end
-local count = redis.call('SCARD', KEYS[1])
+local count = count_of(KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])
 if ARGV[6] == '1' then

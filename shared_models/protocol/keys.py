@@ -1,24 +1,34 @@
 """Every key that Rollcall has in Redis. No key string stands anywhere else.
 
-The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
-live in one slot, so that its atomic steps may touch several of them. TAG is the counter's name, a dot, and its definition
-(`Counter.definition`): `{users.1f2e3d4c}`. So a counter that is declared otherwise is another one, cold until it is built;
-a service that still has the old file goes on with the old one. The 2 is the layout: a new one is a set of cold counters, too.
+The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one declared
+counter lie in one slot, so that its atomic steps may touch several of them, and its groups can be intersected. WHAT is
+`{users}:users.1f2e3d4c`: the tag, the derived counter's name, a dot, and its definition (`Counter.definition`). So a counter
+that is declared otherwise is another one, cold until it is built; a service that still has the old file goes on with the old
+one. The 2 is the layout: a new one is a set of cold counters, too.
 
-    rollcall:2:{TAG}:members    SET     the members; absent while the count is zero
-    rollcall:2:{TAG}:suspects   HASH    member -> token of the sweep that suspects it of having no row
-    rollcall:2:{TAG}:departing  HASH    member -> token of the batch of departures that it is in
-    rollcall:2:{TAG}:intake     HASH    what ingest writes, too:
-                                          size              members that the protocol has put into the set, less those that
-                                                            it has taken out: another number than the set's own means that
+    rollcall:2:WHAT:members    the elements; absent while there are none. By the counter's storage:
+                               SET     member
+                               ZSET    group -> how many members it has (a directory)
+                               HASH    member -> the last day on which it has a row
+    rollcall:2:WHAT:members:GENERATION:GROUP  SET  the members of one group. One that the directory does not name is nobody's
+    rollcall:2:WHAT:names      ZSET    the groups of the directory, all with score 0: in the order of their bytes
+    rollcall:2:WHAT:broken     HASH    group -> token: something else has changed its set; it was dropped, and is read again
+    rollcall:2:WHAT:days       HASH    day -> how many members were last seen on it
+    rollcall:2:WHAT:suspects   HASH    element (last seen: member) -> token of the sweep that suspects it of having no row
+    rollcall:2:WHAT:departing  HASH    the same -> token of the batch of departures that it is in
+    rollcall:2:WHAT:intake     HASH    what ingest writes, too:
+                                          size              entries that the protocol has put into `members`, less those that
+                                                            it has taken out: another number than there are means that
                                                             something else has changed it, and the counter is not live
+                                          generation        of the sets of groups: the token of the fill that began them
+                                          elements          how many members all groups have together
                                           build             token of the fill that completed this counter; under a cursor
                                                             a missing size, or another build, means: lost
                                           fill              token of the fill in progress
                                           watermark         highest xact acknowledged into it by ingest, or relied on
                                                             by a pass: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
-    rollcall:2:{TAG}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
+    rollcall:2:WHAT:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted
                                           source            "system identifier/database/timeline" that the cursor belongs to
@@ -38,10 +48,10 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark
                                           again
-    rollcall:2:{TAG}:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
+    rollcall:2:WHAT:fill       HASH    the fill in progress: token, source, horizon, lsn, complete_through,
                                           fingerprint, changed_at, jumping, gap, read, expected, position ("=" and
                                           the last member read; absent at the start)
-    rollcall:2:{TAG}:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
+    rollcall:2:WHAT:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
     rollcall:2:run:{ID}           HASH    one run: see manage_service.runs.registry
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
@@ -53,7 +63,7 @@ a service that still has the old file goes on with the old one. The 2 is the lay
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest the first four of a counter, and reads the state; manage everything; query nothing; ingest and manage
+Who writes: ingest all of a counter down to the intake, and reads the state; manage everything; query nothing; ingest and manage
 their own rates.
 What ingest writes is not believed blindly: see `shared_models.protocol.states`. compose/redis/users.acl gives each exactly that.
 """
@@ -62,9 +72,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from shared_models import declarations
+from shared_models.declarations import Counter, Storage
 
 LAYOUT = 2
 PREFIX = f"rollcall:{LAYOUT}:"
@@ -72,8 +82,9 @@ PREFIX = f"rollcall:{LAYOUT}:"
 
 @dataclass(frozen=True, slots=True)
 class CounterKeys:
-    """The keys of one counter."""
+    """The keys of one derived counter, and what holds its elements."""
 
+    storage: Storage
     members: str
     suspects: str
     departing: str
@@ -81,30 +92,53 @@ class CounterKeys:
     state: str
     fill: str
     samples: str
+    names: str
+    broken: str
+    days: str
+
+    def group(self, generation: object, group: bytes) -> bytes:
+        """The set of one group; `generation` as Redis gave it: bytes, or None before the first."""
+        assert generation is None or isinstance(generation, bytes)  # noqa: S101  (for the type checker)
+        return b"%s:%s:%s" % (self.members.encode(), generation or b"", group)
+
+
+# By name, for the declarations that they were made of: a file is read once, and tests read others.
+_keys: dict[str, CounterKeys] = {}
+_declared: tuple[Counter, ...] = ()
 
 
 def of_counter(name: str) -> CounterKeys:
-    """The keys of the counter with this name, as it is declared here and now."""
-    for counter in declarations.COUNTERS:
-        if counter.name == name:
-            return _of_tag(PREFIX, f"{name}.{counter.definition}")
-    return _of_tag(PREFIX, name)  # it was removed from the file: these keys do not exist
+    """The keys of the derived counter with this name, as it is declared here and now."""
+    global _keys, _declared
+    if _declared is not declarations.COUNTERS:
+        _keys, _declared = {each.name: keys_of(each) for each in declarations.derived()}, declarations.COUNTERS
+    # One that was removed from the file has keys that do not exist.
+    return _keys.get(name) or _keys_at(name, name, Storage.SET)
 
 
-@lru_cache(maxsize=1_000)
-def _of_tag(prefix: str, tag: str) -> CounterKeys:
-    return CounterKeys(*(f"{prefix}{{{tag}}}:{name}" for name in CounterKeys.__slots__))
+def keys_of(counter: Counter) -> CounterKeys:
+    """The keys of this derived counter."""
+    return _keys_at(counter.of or counter.name, what_of(counter), counter.storage)
 
 
-def tag_of(key: str) -> str | None:
-    """The tag of the counter that a key belongs to; None if it belongs to no counter."""
-    found = re.match(re.escape(PREFIX) + r"\{([^}]+)\}:", key)
-    return None if found is None else found[1]
+def _keys_at(tag: str, what: str, storage: Storage) -> CounterKeys:
+    return CounterKeys(storage, *(f"{PREFIX}{{{tag}}}:{what}:{each}" for each in CounterKeys.__slots__[1:]))
 
 
-def declared_tags() -> set[str]:
-    """The tags of the counters that are declared here and now."""
-    return {f"{counter.name}.{counter.definition}" for counter in declarations.COUNTERS}
+def what_of(counter: Counter) -> str:
+    """How keys, and departures, name a derived counter."""
+    return f"{counter.name}.{counter.definition}"
+
+
+def what_in(key: str) -> str | None:
+    """The counter that a key names, or named in an earlier version; None if it names none."""
+    found = re.match(re.escape(PREFIX) + r"\{([^}]+)\}:(?:(.+?\.[0-9a-f]{8}):)?", key, re.DOTALL)
+    return None if found is None else found[2] or found[1]
+
+
+def declared_prefixes() -> tuple[str, ...]:
+    """What the keys of the counters begin with that are declared here and now."""
+    return tuple(keys_of(each).members.removesuffix("members") for each in declarations.derived())
 
 
 def of_run(run_id: str) -> str:

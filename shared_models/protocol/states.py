@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from shared_models.protocol import keys
+from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import from_microseconds
 
 # Clocks differ by less than this. A moment further in the future was not read from any of them.
@@ -165,6 +165,8 @@ class Pipe(Protocol):
     """A pipeline of redis-py, sync or async."""
 
     def scard(self, name: str, /) -> object: ...
+    def zcard(self, name: str, /) -> object: ...
+    def hlen(self, name: str, /) -> object: ...
     def hmget(self, name: str, keys: Sequence[str], /) -> object: ...
 
 
@@ -173,7 +175,7 @@ def queue_state(pipe: Pipe, name: str) -> None:
     a count from before Redis was emptied with a state from after it, or the other way round, is not a fact.
     Execute it with raise_on_error=False: a key of another type concerns one counter only."""
     at = keys.of_counter(name)
-    pipe.scard(at.members)
+    storages.queue_count(pipe, at)
     pipe.hmget(at.intake, _INTAKE)
     pipe.hmget(at.state, _STATE)
     pipe.hmget(at.fill, _FILL)
@@ -255,7 +257,10 @@ def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
     """
     at = keys.of_counter(name)
     expected = {
-        at.members: "set",
+        at.members: storages.type_of(at.storage),
+        at.names: "zset",
+        at.broken: "hash",
+        at.days: "hash",
         at.suspects: "hash",
         at.departing: "hash",
         at.intake: "hash",

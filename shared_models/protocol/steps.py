@@ -7,7 +7,7 @@ get names and types. `shared_models.protocol.states` reads the state that they l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -17,21 +17,24 @@ from typing import Any, TypeAlias, TypeVar
 from redis import Redis
 from redis.exceptions import NoScriptError
 
-from shared_models.protocol import keys
+from shared_models.declarations import Storage
+from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import Drift, State
 
 # The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Nobody else
 # waits longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
+# … and of a counter by group, whose every element may be of another group.
+CHUNK_OF_GROUPS = 200
 # The most members that one round trip of a scan looks at. Redis carries out what lies in a client's buffer before it
 # turns to the next client. With 250 members the others wait 0.1 to 0.2 ms.
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
 Argument: TypeAlias = bytes | str | int
-# One call of a script: its keys, its arguments.
-Call: TypeAlias = tuple[Sequence[str], tuple[Argument, ...]]
+# One call of a script: its name and the storage that it works on, its keys, its arguments.
+Call: TypeAlias = "tuple[Script, Sequence[str], tuple[Argument, ...]]"
 
 
 def chunks(items: Sequence[T], size: int = CHUNK_MEMBERS) -> Iterator[Sequence[T]]:
@@ -55,68 +58,58 @@ def _text(name: str) -> str:
     return (files("shared_models") / "lua" / f"{name}.lua").read_text()
 
 
-def _script(name: str) -> Script:
+# What the scripts have in common, in the order in which they need each other.
+_SHARED = ("below", "is_size", "raise_watermark")
+_OF_STORAGES = ("record", "begin", "fill", "promote", "sweep", "verify")
+_OF_GROUPS = ("drop_group", "mend_group")
+_OTHERS = ("advance", "make_cold", "reset_watermark", "mark_departing", "resolve", "note_table")
+
+
+def _script(name: str, storage: Storage | None) -> Script:
     text = _text(name)
-    for shared in ("raise_watermark", "below", "is_size"):
-        if f"{shared}(" in text:
-            text = _text(shared) + text
-    return Script(text)
+    if storage is not None:
+        text = f"local MAX_GROUPS = {storages.MAX_GROUPS}\n{_text(f'storage_{storage.value}')}{text}"
+    shared = {each: _text(each) for each in _SHARED}
+    needed = [each for each in _SHARED if f"{each}(" in text]
+    if "raise_watermark" in needed and "below" not in needed:
+        needed.insert(0, "below")
+    return Script("".join(shared[each] for each in needed) + text)
 
 
-(
-    RECORD,
-    ADVANCE,
-    BEGIN,
-    FILL,
-    PROMOTE,
-    SWEEP,
-    VERIFY,
-    MAKE_COLD,
-    RESET_WATERMARK,
-    MARK_DEPARTING,
-    RESOLVE,
-    NOTE_TABLE,
-) = SCRIPTS = tuple(
-    map(
-        _script,
-        (
-            "record",
-            "advance",
-            "begin",
-            "fill",
-            "promote",
-            "sweep",
-            "verify",
-            "make_cold",
-            "reset_watermark",
-            "mark_departing",
-            "resolve",
-            "note_table",
-        ),
-    )
-)
+# By name and storage. A script that does not care what holds the elements is the same for each.
+SCRIPTS: Mapping[tuple[str, Storage], Script] = {
+    **{(name, storage): _script(name, storage) for name in _OF_STORAGES for storage in Storage},
+    **{(name, Storage.GROUPS): _script(name, Storage.GROUPS) for name in _OF_GROUPS},
+    **{(name, storage): script for name in _OTHERS for script in [_script(name, None)] for storage in Storage},
+}
 
 
 def load_scripts(client: Redis) -> None:
     """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call scripts and may not
     load them."""
-    known = client.script_exists(*(script.sha for script in SCRIPTS))
-    for script, is_known in zip(SCRIPTS, known, strict=True):
+    scripts = list(dict.fromkeys(SCRIPTS.values()))
+    known = client.script_exists(*(script.sha for script in scripts))
+    for script, is_known in zip(scripts, known, strict=True):
         if not is_known:
             client.script_load(script.text)
 
 
-def _execute(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
-    """Calls of one script, in order, in one round trip. Not a transaction: each call is atomic by itself.
+def _chunks_of(name: str, elements: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return chunks(elements, CHUNK_OF_GROUPS if keys.of_counter(name).storage is Storage.GROUPS else CHUNK_MEMBERS)
+
+
+def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
+    """Calls of scripts, in order, in one round trip. Not a transaction: each call is atomic by itself.
 
     A call that Redis has answered is never repeated: only those that found no script, because Redis has forgotten it
     in between, and so did nothing.
     """
-    replies = _call(client, script, calls)
+    replies = _call(client, calls)
     unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
-        client.script_load(script.text)
-        for index, reply in zip(unknown, _call(client, script, [calls[index] for index in unknown]), strict=True):
+        for script in dict.fromkeys(calls[index][0] for index in unknown):
+            client.script_load(script.text)
+        for index, reply in zip(unknown, _call(client, [calls[index] for index in unknown]), strict=True):
             replies[index] = reply
     for reply in replies:
         if isinstance(reply, Exception):
@@ -124,15 +117,16 @@ def _execute(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
     return replies
 
 
-def _call(client: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+def _call(client: Redis, calls: Sequence[Call]) -> list[Any]:
     pipe = client.pipeline(transaction=False)
-    for on, args in calls:
+    for script, on, args in calls:
         pipe.execute_command("EVALSHA", script.sha, len(on), *on, *args)
     return pipe.execute(raise_on_error=False)
 
 
-def _execute_one(client: Redis, script: Script, on: Sequence[str], *args: Argument) -> Any:
-    return _execute(client, script, [(on, args)])[0]
+def _execute_one(client: Redis, step: str, name: str, on: Sequence[str], *args: Argument) -> Any:
+    """One step on one counter."""
+    return _execute(client, [(SCRIPTS[step, keys.of_counter(name).storage], on, args)])[0]
 
 
 def _seen(xact: int | None) -> int | str:
@@ -153,34 +147,47 @@ class TableChanged(SetChanged):
         )
 
 
+class TooManyGroups(Exception):
+    """A counter by group would have more groups than it may have. It is refused, and the others go on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} has more than {storages.MAX_GROUPS:,} groups (MAX_GROUPS): group by something that has fewer values"
+        )
+
+
 class TooLate(Exception):
     """Catch-up has passed the members that were to be added. They have been counted, or they have left again."""
 
 
 def record(
     client: Redis,
-    members_by_counter: Mapping[str, Sequence[bytes]],
+    elements_by_counter: Mapping[str, Sequence[bytes]],
     xact: int | None = None,
     source: str = "",
     *,
     horizon: int | None = None,
 ) -> int:
-    """Add members to their counters, in one round trip; how many were new.
+    """Add elements to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
     to claim. `horizon` is of the snapshot that showed the members; None if they were stored by `xact` itself. Raises
-    TooLate if some of them were not added, and redis.RedisError. Then a part may have been done, which is harmless:
-    every member has a committed row.
+    TooLate or TooManyGroups if some of them were not added, and redis.RedisError. Then a part may have been done, which is
+    harmless: every element has a committed row.
     """
     calls: list[Call] = []
-    for name, members in members_by_counter.items():
+    names: list[str] = []
+    for name, elements in elements_by_counter.items():
         at = keys.of_counter(name)
         on = (at.members, at.suspects, at.departing, at.intake, at.state)
-        known = _seen(xact if horizon is None else horizon)
-        calls += [(on, (_seen(xact), source, known, *chunk)) for chunk in chunks(members)]
-    added = _execute(client, RECORD, calls) if calls else []
+        known, script = _seen(xact if horizon is None else horizon), SCRIPTS["record", at.storage]
+        calls += [(script, on, (_seen(xact), source, known, *chunk)) for chunk in _chunks_of(name, elements)]
+        names += [name] * (len(calls) - len(names))
+    added = _execute(client, calls) if calls else []
     if -1 in added:
         raise TooLate("catch-up has passed these rows: their members were counted, or have left again")
+    if -2 in added:
+        raise TooManyGroups(names[added.index(-2)])
     return sum(added)
 
 
@@ -189,7 +196,9 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
     through = "" if complete_through is None else to_microseconds(complete_through)
     on = [keys.of_counter(name).state]
     return bool(
-        _execute_one(client, ADVANCE, on, _seen(was.cursor), was.source, cursor, through, was.build, was.changed_at)
+        _execute_one(
+            client, "advance", name, on, _seen(was.cursor), was.source, cursor, through, was.build, was.changed_at
+        )
     )
 
 
@@ -197,13 +206,13 @@ def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: st
     """Note which table a snapshot shows, that knows of this xact at most; the change that is noted now."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
-    changed_at: bytes = _execute_one(client, NOTE_TABLE, [at.intake, at.state], fingerprint, now, xact, source)
+    changed_at: bytes = _execute_one(client, "note_table", name, [at.intake, at.state], fingerprint, now, xact, source)
     return changed_at.decode()
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:
     """Make the counter cold, if its cursor is still the one that was seen; whether it is cold now."""
-    return bool(_execute_one(client, MAKE_COLD, [keys.of_counter(name).state], _seen(was.cursor), was.build))
+    return bool(_execute_one(client, "make_cold", name, [keys.of_counter(name).state], _seen(was.cursor), was.build))
 
 
 def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str) -> bool:
@@ -211,7 +220,9 @@ def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str
     done."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
-    return bool(_execute_one(client, RESET_WATERMARK, [at.intake, at.state], _seen(was.watermark), xact, source, now))
+    return bool(
+        _execute_one(client, "reset_watermark", name, [at.intake, at.state], _seen(was.watermark), xact, source, now)
+    )
 
 
 def begin(client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Argument]) -> None:
@@ -219,17 +230,24 @@ def begin(client: Redis, name: str, token: str, horizon: int, source: str, field
     at = keys.of_counter(name)
     pairs = [part for pair in {"horizon": horizon, "source": source, **fields}.items() for part in pair]
     on = [at.members, at.intake, at.state, at.fill]
-    _execute_one(client, BEGIN, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
+    _execute_one(client, "begin", name, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
 
 
-def fill(client: Redis, name: str, token: str, position: bytes, members: Sequence[bytes]) -> bytes | None:
-    """Add a chunk of a fill, and move its position; the new position, or None if the fill has been superseded."""
+def fill(client: Redis, name: str, token: str, position: bytes, elements: Sequence[bytes]) -> bytes | None:
+    """Add a chunk of a fill, and move its position; the new position, or None if the fill has been superseded.
+
+    Raises TooManyGroups, redis.RedisError.
+    """
     at = keys.of_counter(name)
+    on = (at.members, at.suspects, at.departing, at.intake, at.fill)
     calls: list[Call] = []
-    for chunk in chunks(members):
-        calls.append(((at.members, at.suspects, at.departing, at.intake, at.fill), (token, position, *chunk)))
+    for chunk in _chunks_of(name, elements):
+        calls.append((SCRIPTS["fill", at.storage], on, (token, position, *chunk)))
         position = position_after(chunk[-1])
-    return None if -1 in _execute(client, FILL, calls) else position
+    done = _execute(client, calls)
+    if -2 in done:
+        raise TooManyGroups(name)
+    return None if -1 in done else position
 
 
 def position_after(member: bytes) -> bytes:
@@ -240,23 +258,27 @@ def position_after(member: bytes) -> bytes:
 def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
     """Complete the counter, if this fill is still the one in progress."""
     at = keys.of_counter(name)
-    return bool(_execute_one(client, PROMOTE, [at.members, at.intake, at.state, at.fill], token, position))
+    return bool(_execute_one(client, "promote", name, [at.members, at.intake, at.state, at.fill], token, position))
 
 
 def sweep(
-    client: Redis, name: str, token: str, members: Sequence[bytes], changed_at: str, *, departing: bool = False
-) -> list[bytes]:
-    """Remove the members that this sweep, or this batch of departures, still has marked, and return them.
+    client: Redis, name: str, token: str, gone: Mapping[bytes, bytes], changed_at: str, *, departing: bool = False
+) -> tuple[list[bytes], bool]:
+    """Take out the elements that this sweep, or this batch of departures, still has marked: which they were.
 
-    `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
+    And whether some have to be asked about again: a record of an earlier day came in between. `gone`: what takes the place of
+    each; b"" for nothing. `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
     """
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
-    calls: list[Call] = [(on, (token, changed_at, *chunk)) for chunk in chunks(members)]
-    swept = _execute(client, SWEEP, calls)
+    calls: list[Call] = []
+    for chunk in _chunks_of(name, list(gone)):
+        args = [part for each in chunk for part in (each, gone[each])] if at.storage is Storage.LAST_SEEN else chunk
+        calls.append((SCRIPTS["sweep", at.storage], on, (token, changed_at, *args)))
+    swept = _execute(client, calls)
     if -1 in swept:
         raise TableChanged(name)
-    return [member for gone in swept for member in gone]
+    return [element for _, *some in swept for element in some], any(again for again, *_ in swept)
 
 
 def begin_departing(client: Redis, name: str, token: str) -> None:
@@ -268,18 +290,47 @@ def begin_departing(client: Redis, name: str, token: str) -> None:
     pipe.execute()
 
 
-def mark_departing(client: Redis, name: str, token: str, members: Sequence[bytes]) -> bool:
-    """Mark the members of a batch; False if another batch has begun."""
+def mark_departing(client: Redis, name: str, token: str, elements: Iterable[bytes]) -> bool:
+    """Mark the elements of a batch; False if another batch has begun."""
     at = keys.of_counter(name)
-    calls: list[Call] = [((at.state, at.departing), (token, *chunk)) for chunk in chunks(members)]
-    return 0 not in _execute(client, MARK_DEPARTING, calls)
+    script, marks = SCRIPTS["mark_departing", at.storage], [storages.mark_of(at.storage, each) for each in elements]
+    calls: list[Call] = [(script, (at.state, at.departing), (token, *chunk)) for chunk in chunks(marks)]
+    return 0 not in _execute(client, calls)
+
+
+def mark(client: Redis, name: str, token: str, elements: Sequence[bytes]) -> None:
+    """Mark the elements that a sweep suspects."""
+    at = keys.of_counter(name)
+    for some in chunks([storages.mark_of(at.storage, each) for each in elements]):
+        client.hset(at.suspects, mapping=dict.fromkeys(some, token))
+
+
+def unmark(client: Redis, name: str, elements: Sequence[bytes]) -> None:
+    """Take the marks of a sweep off."""
+    at = keys.of_counter(name)
+    for some in chunks([storages.mark_of(at.storage, each) for each in elements]):
+        client.hdel(at.suspects, *some)
+
+
+def drop_group(client: Redis, name: str, group: bytes, token: str) -> bool:
+    """Drop the set of a group that something else has changed, to read it again; False if it is as large as it has to be."""
+    at = keys.of_counter(name)
+    return bool(_execute_one(client, "drop_group", name, [at.members, at.intake, at.state, at.broken], group, token))
+
+
+def mend_group(client: Redis, name: str, group: bytes, token: str, build: str, changed_at: str) -> bool:
+    """Note that a group that was dropped has been read again, if the counter is still the one of the beginning."""
+    at = keys.of_counter(name)
+    return bool(_execute_one(client, "mend_group", name, [at.broken, at.state], group, token, build, changed_at))
 
 
 def resolve(client: Redis, name: str, was: State, token: str, left_through: int | None) -> bool:
     """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile has to do it."""
     at = keys.of_counter(name)
     on = (at.state, at.departing)
-    return bool(_execute_one(client, RESOLVE, on, _seen(was.left_through), was.build, token, _seen(left_through)))
+    return bool(
+        _execute_one(client, "resolve", name, on, _seen(was.left_through), was.build, token, _seen(left_through))
+    )
 
 
 def verify(
@@ -304,7 +355,8 @@ def verify(
     on = keys.of_counter(name)
     done = _execute_one(
         client,
-        VERIFY,
+        "verify",
+        name,
         [on.members, on.intake, on.state],
         *(
             build,

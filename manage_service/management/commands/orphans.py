@@ -44,11 +44,11 @@ class Command(BaseCommand):
 
 
 def orphans(redis: Redis) -> dict[str, list[str]]:
-    """The keys of counters that are not declared here and now, by their tag. Raises redis.RedisError."""
-    declared, found = keys.declared_tags(), defaultdict(set)
+    """The keys of counters that are not declared here and now, by what they name. Raises redis.RedisError."""
+    declared, found = keys.declared_prefixes(), defaultdict(set)
     for key in redis.scan_iter(match=keys.COUNTERS, count=SCANNED_AT_ONCE):
         name = key.decode(errors="surrogateescape")
-        tag = keys.tag_of(name)
-        if tag is not None and tag not in declared:
-            found[tag].add(name)
-    return {tag: sorted(names) for tag, names in found.items()}
+        what = keys.what_in(name)
+        if what is not None and not name.startswith(declared):
+            found[what].add(name)
+    return {what: sorted(names) for what, names in found.items()}

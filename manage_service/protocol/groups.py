@@ -1,0 +1,160 @@
+"""Watch what is kept beside the elements of a counter: the sets of groups, the number of members by day.
+
+A group whose set has another size than the directory says was changed by something else. It is dropped, in one atomic
+step, and read again from the table. Meanwhile that group alone is not live. Why the order is the proof that it is right
+afterwards:
+
+1. From the drop on, whatever is recorded goes into the new set.
+2. What was in the old one had a row that was acknowledged, or that a pass relied on: the fence is read after the drop,
+   and the group's range of the index is read behind it (see `sweep`). What has left meanwhile does not come back:
+   a record with a horizon below the cursor adds nothing.
+3. The group counts again if it has not been dropped once more, and nobody has built the counter, or seen another table.
+
+A directory, or numbers of days, that do not fit together make the counter cold: it is built.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from secrets import token_hex
+from typing import cast
+
+import structlog
+from redis import Redis
+
+from manage_service.protocol.freshness import CounterWasLost
+from manage_service.protocol.progress import Progress, Steps
+from manage_service.protocol.sweep import fence
+from manage_service.replica.snapshots import Replica
+from shared_models.declarations import Counter, Storage
+from shared_models.protocol import elements, keys, members, states, steps, storages
+from shared_models.protocol.members import Values
+from shared_models.triggers import literal
+
+log = structlog.get_logger()
+
+# How many groups are looked at between two pauses: half a millisecond of Redis' time.
+GROUPS_AT_ONCE = 1_000
+
+
+def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
+    """Look at a counter again and again, a piece each time; the groups that have to be read again, with their tokens.
+
+    Raises redis.RedisError.
+    """
+    at = keys.of_counter(counter.name)
+    while True:
+        if counter.storage is Storage.SET:
+            yield {}
+        elif not is_whole(counter, redis):
+            state = states.read_state(redis, counter.name)
+            if not state.lost and not is_whole(counter, redis) and steps.make_cold(redis, counter.name, state):
+                log.error("counter.not_whole", counter=counter.name)
+            yield {}
+        elif counter.storage is Storage.LAST_SEEN:
+            yield {}
+        else:
+            looked_at = 0
+            for sizes in storages.scan_groups(redis, at):
+                drop_changed(counter, list(sizes), redis)
+                looked_at += len(sizes)
+                if looked_at >= GROUPS_AT_ONCE:
+                    looked_at = 0
+                    yield broken_groups(counter, redis)
+            yield broken_groups(counter, redis)
+
+
+def broken_groups(counter: Counter, redis: Redis) -> dict[bytes, str]:
+    """The groups that were dropped and have not been read again, with their tokens."""
+    found = cast("dict[bytes, bytes]", redis.hgetall(keys.of_counter(counter.name).broken))
+    return {group: token.decode() for group, token in found.items()}
+
+
+def is_whole(counter: Counter, redis: Redis) -> bool:
+    """Whether the directory and the names have the same groups, and the days as many members as there are."""
+    at = keys.of_counter(counter.name)
+    pipe = redis.pipeline(transaction=True)
+    if counter.storage is Storage.GROUPS:
+        pipe.zcard(at.members)
+        pipe.zcard(at.names)
+        size, names = pipe.execute()
+        return bool(size == names)
+    pipe.hlen(at.members)
+    pipe.hvals(at.days)
+    size, numbers = pipe.execute()
+    return all(number.isdigit() for number in numbers) and size == sum(map(int, numbers))
+
+
+def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
+    """Drop those of these groups that are not as large as their size."""
+    at = keys.of_counter(counter.name)
+    if not groups:
+        return
+    generation = redis.hget(at.intake, "generation")
+    pipe = redis.pipeline(transaction=True)
+    pipe.zmscore(at.members, groups)
+    for group in groups:
+        pipe.scard(at.group(generation, group))  # type: ignore[arg-type]
+    sizes, *counts = pipe.execute(raise_on_error=False)
+    if isinstance(sizes, Exception):
+        raise sizes
+    for group, size, count in zip(groups, sizes, counts, strict=True):
+        if size is not None and size != count and steps.drop_group(redis, counter.name, group, token_hex(8)):
+            log.error("group.changed", counter=counter.name, size=size, count=str(count))
+
+
+def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Redis) -> Steps:
+    """Read one group again that was dropped. Raises psycopg2.Error, redis.RedisError.
+
+    Ends early, without an error, if it has to be begun again.
+    """
+    state = states.read_state(redis, counter.name)
+    values = members.decode(group, len(counter.by))
+    if state.lost or values is None:
+        return
+    alone, position, read = within(counter, values), None, 0
+    while True:
+        chunk: list[Values] = []
+        with replica.snapshot(counter) as snapshot:
+            try:
+                behind = fence(snapshot, state)
+            except CounterWasLost:
+                return
+            if behind is None:
+                if snapshot.fingerprint != state.fingerprint:
+                    return
+                chunk = snapshot.read_members(alone, position, jumping=False)
+        if behind is not None:
+            yield Progress("mend", read, waiting=behind)
+            continue
+        if not chunk:
+            if steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at):
+                log.info("group.mended", counter=counter.name, members=read)
+            return
+        try:
+            found = elements.encode_all(counter, chunk)
+            steps.record(redis, {counter.name: found}, source=snapshot.source, horizon=snapshot.horizon)
+        except steps.TooLate:
+            yield Progress("mend", read, waiting="catch-up has passed this snapshot")
+            continue
+        position, read = chunk[-1], read + len(chunk)
+        yield Progress("mend", read)
+
+
+def within(counter: Counter, group: tuple[str, ...]) -> Counter:
+    """The counter of the rows of one group: to read them, and not to be counted."""
+    same = [f"{term.sql()} = {literal(value)}" for term, value in zip(counter.by, group, strict=True)]
+    return replace(counter, where=" AND ".join([f"({counter.where})", *same] if counter.where else same))
+
+
+def forget_generations(counter: Counter, redis: Redis) -> None:
+    """Remove the sets of groups whose directory was lost: nobody counts them, and nobody else removes them."""
+    if counter.storage is not Storage.GROUPS:
+        return
+    at = keys.of_counter(counter.name)
+    current = at.group(redis.hget(at.intake, "generation"), b"")
+    pattern = re.sub(r"([\[\]*?\\])", r"\\\1", f"{at.members}:") + "*"
+    for some in steps.chunks([key for key in redis.scan_iter(pattern, count=1_000) if not key.startswith(current)]):
+        redis.unlink(*some)

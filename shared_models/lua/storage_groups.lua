@@ -1,0 +1,99 @@
+-- The storage of a counter by group: a SET for each group, and a directory (ZSET group -> how many members it has).
+-- An element is a group, a zero byte, and a member. What the functions do: see storage_set.lua.
+--
+-- The size is that of the directory. Each group has a size of its own, its score: another number than its set has means that
+-- something else has changed that set, and that group alone is not live. A set that the directory does not name is nobody's,
+-- and is removed before its group is begun. A directory that was lost is begun anew, and its sets with it: the next generation.
+local WIDTH, KEEPS_GAP = 1, false
+
+local function split(element)
+  local at = string.find(element, '\0', 1, true)
+  return string.sub(element, 1, at - 1), string.sub(element, at + 1)
+end
+local function generation_of(intake) return redis.call('HMGET', intake, 'generation')[1] or '' end
+local function names_of(members) return string.sub(members, 1, -8) .. 'names' end
+local function set_of(members, generation, group) return members .. ':' .. generation .. ':' .. group end
+local function count_of(members) return redis.call('ZCARD', members) end
+
+local function holds(members, intake, first)
+  local generation = generation_of(intake)
+  for i = first, #ARGV do
+    local group, member = split(ARGV[i])
+    if redis.call('SISMEMBER', set_of(members, generation, group), member) == 0 then return false end
+  end
+  return true
+end
+
+local function mark_of(element) return element end
+
+local function unmark(members, marks, first)
+  if redis.call('EXISTS', marks) == 1 then
+    redis.call('HDEL', marks, unpack(ARGV, first))
+  end
+end
+
+-- How many members all groups have together: a number that is only told.
+local function move_elements(intake, by)
+  local elements = redis.call('HMGET', intake, 'elements')[1]
+  if by ~= 0 and (not elements or is_size(elements)) then
+    redis.call('HINCRBY', intake, 'elements', by)
+  end
+end
+
+local function put(members, intake, first)
+  local generation, names = generation_of(intake), names_of(members)
+  local by_group, groups = {}, {}
+  for i = first, #ARGV do
+    local group, member = split(ARGV[i])
+    if not by_group[group] then
+      by_group[group] = {}
+      groups[#groups + 1] = group
+    end
+    table.insert(by_group[group], member)
+  end
+  -- All that can fail, because a key is of another type, before the first write.
+  redis.call('ZCARD', names)
+  local sizes, new = redis.call('ZMSCORE', members, unpack(groups)), 0
+  for i, group in ipairs(groups) do
+    if sizes[i] then
+      redis.call('SCARD', set_of(members, generation, group))
+    else
+      new = new + 1
+    end
+  end
+  if new > 0 and redis.call('ZCARD', members) + new > MAX_GROUPS then return nil end
+  local added = 0
+  for i, group in ipairs(groups) do
+    local set = set_of(members, generation, group)
+    if not sizes[i] then redis.call('UNLINK', set) end
+    local more = redis.call('SADD', set, unpack(by_group[group]))
+    if more > 0 then
+      redis.call('ZINCRBY', members, more, group)
+      added = added + more
+    end
+    if not sizes[i] then redis.call('ZADD', names, 0, group) end
+  end
+  move_elements(intake, added)
+  return new, added
+end
+
+local function take(members, intake, element)
+  local group, member = split(element)
+  local set = set_of(members, generation_of(intake), group)
+  if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0 end
+  move_elements(intake, -1)
+  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 then return 0 end
+  redis.call('ZREM', members, group)
+  redis.call('ZREM', names_of(members), group)
+  redis.call('UNLINK', set)
+  return 1
+end
+
+-- Whether everything that belongs together is there.
+local function is_whole(members) return redis.call('ZCARD', names_of(members)) == redis.call('ZCARD', members) end
+
+-- Begin with nothing. What is left of an earlier generation belongs to nobody; the keeper removes it.
+local function clear(members, intake, token)
+  redis.call('UNLINK', members, names_of(members), string.sub(members, 1, -8) .. 'broken')
+  redis.call('HSET', intake, 'generation', token, 'elements', '0')
+end

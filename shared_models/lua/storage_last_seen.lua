@@ -1,0 +1,110 @@
+-- The storage of a counter that knows when each member was last seen: a HASH member -> day, and a HASH day -> how many members
+-- were last seen on it. An element is a day (ten characters, in the order of time), a zero byte, and a member: it says that the
+-- member's last row is of that day. What the functions do: see storage_set.lua.
+--
+-- To put in an element keeps the later day. To take one out lowers the member's day to that of its last row, or removes it.
+local WIDTH, KEEPS_GAP = 2, false
+
+local function split(element)
+  local at = string.find(element, '\0', 1, true)
+  return string.sub(element, 1, at - 1), string.sub(element, at + 1)
+end
+local function days_of(members) return string.sub(members, 1, -8) .. 'days' end
+local function count_of(members) return redis.call('HLEN', members) end
+
+local function members_in(first)
+  local found = {}
+  for i = first, #ARGV do
+    local _, member = split(ARGV[i])
+    found[#found + 1] = member
+  end
+  return found
+end
+
+local function holds(members, intake, first)
+  for i, have in ipairs(redis.call('HMGET', members, unpack(members_in(first)))) do
+    if not have or have < split(ARGV[first + i - 1]) then return false end
+  end
+  return true
+end
+
+local function mark_of(element)
+  local _, member = split(element)
+  return member
+end
+
+-- A record of an earlier day than the one that is marked does not say that there is still a row of the marked day. And who asks
+-- for the last day may not see the row that is recorded here. So the mark becomes another one: ask again.
+local function unmark(members, marks, first)
+  if redis.call('EXISTS', marks) == 0 then return end
+  local names = members_in(first)
+  local holders = redis.call('HMGET', marks, unpack(names))
+  local have = redis.call('HMGET', members, unpack(names))
+  for i, member in ipairs(names) do
+    if holders[i] then
+      if have[i] and split(ARGV[first + i - 1]) < have[i] then
+        redis.call('HSET', marks, member, 'again')
+      else
+        redis.call('HDEL', marks, member)
+      end
+    end
+  end
+end
+
+local function move_days(members, moves)
+  local days = days_of(members)
+  for day, by in pairs(moves) do
+    if by ~= 0 and redis.call('HINCRBY', days, day, by) == 0 then redis.call('HDEL', days, day) end
+  end
+end
+
+local function put(members, intake, first)
+  local have = redis.call('HMGET', members, unpack(members_in(first)))
+  local later, moves, new = {}, {}, 0
+  for i = first, #ARGV do
+    local day, member = split(ARGV[i])
+    local was = later[member] or have[i - first + 1]
+    if not was then
+      new = new + 1
+    elseif was < day then
+      moves[was] = (moves[was] or 0) - 1
+    end
+    if not was or was < day then
+      moves[day] = (moves[day] or 0) + 1
+      later[member] = day
+    end
+  end
+  local written = {}
+  for member, day in pairs(later) do
+    written[#written + 1] = member
+    written[#written + 1] = day
+  end
+  -- The days first: what fails there, because somebody has written into them, has put nothing in.
+  move_days(members, moves)
+  if #written > 0 then redis.call('HSET', members, unpack(written)) end
+  return new, new
+end
+
+local function take(members, intake, element, instead)
+  local day, member = split(element)
+  if redis.call('HGET', members, member) ~= day then return 0 end
+  if instead == '' then
+    redis.call('HDEL', members, member)
+    move_days(members, { [day] = -1 })
+    return 1
+  end
+  redis.call('HSET', members, member, instead)
+  move_days(members, { [day] = -1, [instead] = 1 })
+  return 0
+end
+
+local function is_whole(members)
+  local sum = 0
+  for _, number in ipairs(redis.call('HVALS', days_of(members))) do
+    if not string.match(number, '^%d+$') then return false end
+    sum = sum + tonumber(number)
+  end
+  return sum == redis.call('HLEN', members)
+end
+
+local function clear(members, intake, token) redis.call('UNLINK', members, days_of(members)) end

@@ -1,0 +1,78 @@
+"""How an element is written: what a derived counter's storage holds, made of the values of a row.
+
+    set         the member                               "ann"
+    groups      the group, a zero byte, the member       "NY\\0ann"
+    last seen   the day, a zero byte, the member         "2026-11-27\\0ann"
+
+Injective: Postgres stores no U+0000, so that none is in a group or a member. The values are in the order of `Counter.terms`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from shared_models.declarations import Counter, Storage
+from shared_models.protocol import members
+from shared_models.protocol.members import Value, Values
+
+SEPARATOR = b"\0"
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
+# Days have ten characters, in the order of time. Postgres knows earlier and later ones, and two that are infinite.
+FIRST_DAY, LAST_DAY = "0001-01-01", "9999-12-31"
+
+
+def encode_all(counter: Counter, rows: Iterable[Values]) -> list[bytes]:
+    """The elements that stand for these rows' values."""
+    fields = len(counter.fields)
+    if counter.storage is Storage.SET:
+        return members.encode_all(rows, fields)
+    rows = list(rows)
+    if counter.storage is Storage.LAST_SEEN:
+        heads = [day_of(row[-1]) for row in rows]
+        tails = members.encode_all([row[:-1] for row in rows], fields)
+    else:
+        width, places = len(counter.by), member_places(counter)
+        heads = members.encode_all([row[:width] for row in rows], width)
+        tails = members.encode_all([tuple(row[place] for place in places) for row in rows], fields)
+    return [head + SEPARATOR + tail for head, tail in zip(heads, tails, strict=True)]
+
+
+def decode(counter: Counter, element: bytes) -> tuple[str, ...] | None:
+    """The values that this element stands for, as texts; None if no row could have made it."""
+    fields = len(counter.fields)
+    if counter.storage is Storage.SET:
+        return members.decode(element, fields)
+    head, separator, tail = element.partition(SEPARATOR)
+    member = members.decode(tail, fields)
+    if not separator or member is None:
+        return None
+    if counter.storage is Storage.LAST_SEEN:
+        day = head.decode(errors="replace")
+        return (*member, day) if DAY.fullmatch(day) else None
+    group = members.decode(head, len(counter.by))
+    if group is None:
+        return None
+    places = member_places(counter)
+    values = group + tuple(value for value, place in zip(member, places, strict=True) if place >= len(group))
+    return values if tuple(values[place] for place in places) == member else None
+
+
+def member_places(counter: Counter) -> list[int]:
+    """Where the member's fields stand among the values of a counter by group. One that is a group, too, stands there once."""
+    names = [each.name for each in counter.terms]
+    return [names.index(field) for field in counter.fields]
+
+
+def split(element: bytes) -> tuple[bytes, bytes]:
+    """The group, or the day, and the member."""
+    head, _, member = element.partition(SEPARATOR)
+    return head, member
+
+
+def day_of(text: Value) -> bytes:
+    """A date as Postgres writes it, in ten characters."""
+    day = str(text)
+    if DAY.fullmatch(day):
+        return day.encode()
+    return (FIRST_DAY if day.startswith("-") or day.endswith("BC") else LAST_DAY).encode()
