@@ -11,7 +11,7 @@ import msgspec
 from django.db import connection, models
 
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Term
 from shared_models.models import Countable, Field, model_of
 
 TEXT_FIELDS = (models.CharField, models.TextField)
@@ -27,18 +27,21 @@ class Collection:
     name: str
     model: type[Countable]
     counters: tuple[Counter, ...]
+    # Days, weeks and months that counters are made of: of create_time, which is the same for all rows of a transaction.
+    times: tuple[Term, ...]
     # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
     row: type[msgspec.Struct]
     decoder: msgspec.json.Decoder[msgspec.Struct]
     array_decoder: msgspec.json.Decoder[list[msgspec.Struct]]
     # INSERT …, up to the values of a row; the values of one row; what comes after the last row.
     insert_sql: tuple[str, str, str]
+    own_sql: str
     copy_sql: str
 
 
 def read_collections() -> Mapping[str, Collection]:
     """The collections by name, for the counters that are declared now."""
-    return _derive(declarations.COUNTERS)
+    return _derive(declarations.derived())
 
 
 def counted_models() -> tuple[type[Countable], ...]:
@@ -71,18 +74,24 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
     quote = connection.ops.quote_name
     table = quote(model._meta.db_table)
     columns = ", ".join(quote(str(field.column)) for field in fields)
+    counters = tuple(counter for counter in declared if model_of(counter.table) is model)
+    times = tuple(dict.fromkeys(each for counter in counters for each in counter.terms if each.unit))
     return Collection(
         name=name_of(model),
         model=model,
-        counters=tuple(counter for counter in declared if model_of(counter.table) is model),
+        counters=counters,
+        times=times,
         row=row,
         decoder=msgspec.json.Decoder(row),
         array_decoder=msgspec.json.Decoder(list[row]),  # type: ignore[valid-type]
         insert_sql=(
             f"INSERT INTO {table} ({columns}) VALUES ",
             f"({', '.join(['%s'] * len(fields))})",
-            " RETURNING id, xact",
+            ", ".join([" RETURNING id, xact", *(f"({each.sql()})::text" for each in times)]),
         ),
+        # Of the rows that a transaction is about to write: their xact, and the days of their create_time.
+        own_sql=", ".join(["SELECT pg_current_xact_id()::text::bigint", *(f"({each.sql()})::text" for each in times)])
+        + " FROM (SELECT now() AS create_time) AS own",
         copy_sql=f"COPY {table} ({columns}) FROM STDIN",
     )
 

@@ -9,7 +9,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import models
 
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Storage
 from shared_models.models import model_of
 
 # Types whose text is the same wherever it is made: in Python from a request, in Postgres from a row.
@@ -20,7 +20,7 @@ COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
 def check_counters(**kwargs: object) -> list[CheckMessage]:
     """Every counter of a table that takes rows through ingest, in order. What the file says by itself was checked when it was
     read, and a table of others is compared with the database: see `manage_service.replica.catalog`."""
-    return [found for counter in declarations.COUNTERS if counter.table.ingest for found in check_counter(counter)]
+    return [found for counter in declarations.derived() if counter.table.ingest for found in check_counter(counter)]
 
 
 def check_counter(counter: Counter) -> Iterator[CheckMessage]:
@@ -53,7 +53,15 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
                 f"count one of: {', '.join(sent.name for sent in model.sent_fields())}",
                 id="rollcall.E006",
             )
-    for needed in (counter.fields, ("xact",)):
+    for term in (each for each in counter.terms if each.unit and each.column != "create_time"):
+        yield Error(
+            f"{who}: {term.name} is of another column than create_time",
+            hint="ingest knows no other time of a row before it is committed",
+            id="rollcall.E007",
+        )
+    # Those of counters by group, and of days, are made by adopt.
+    fields = [counter.fields] if counter.storage is Storage.SET else []
+    for needed in (*fields, ("xact",)):
         if needed not in leading_fields(model, len(needed)):
             listed = ", ".join(needed)
             yield Error(

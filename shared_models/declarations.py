@@ -117,6 +117,11 @@ class Term:
         """As it is declared: "country", "day(created_at)"."""
         return f"{self.unit}({self.column})" if self.unit else self.column
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is made of its column, and is not the column itself."""
+        return bool(self.zone) or self.unit in ("week", "month")
+
     def sql(self, row: str = "") -> str:
         """The SQL of its value in a row; `row` is what stands before the column's name: "gone."."""
         column = row + '"' + self.column.replace('"', '""') + '"'
@@ -124,6 +129,15 @@ class Term:
         if self.unit in ("", "day"):
             return f"({time})::date" if self.zone else column
         return f"(date_trunc('{self.unit}', {time if self.zone else f'{column}::timestamp'}))::date"
+
+    @property
+    def indexed(self) -> str:
+        """As Postgres shows it in an index, without the quotes of names."""
+        time = f"timezone('{self.zone}'::text, {self.column})" if self.zone else self.column
+        if self.unit in ("", "day"):
+            return f"(({time})::date)" if self.zone else self.column
+        time = time if self.zone else f"({self.column})::timestamp without time zone"
+        return f"((date_trunc('{self.unit}'::text, {time}))::date)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ class NoteDepartures(Operation):
 
     def pieces(self, schema_editor: BaseDatabaseSchemaEditor) -> list[triggers.Piece]:
         """The function and the triggers; none if nothing of the table is counted."""
-        counters = [each for each in declarations.COUNTERS if each.table.ingest and each.table.relation == self.table]
+        counters = [each for each in declarations.derived() if each.table.ingest and each.table.relation == self.table]
         if not counters:
             return []
         with schema_editor.connection.cursor() as cursor:
@@ -107,7 +107,7 @@ class NoteDepartures(Operation):
                 for column in schema_editor.connection.introspection.get_table_description(cursor, self.table)
             ]
         # It does not parse conditions: if there is one, it looks at a change of any column.
-        watched = {each.name: columns if each.where else each.fields for each in counters}
+        watched = {each.name: columns if each.where else [term.column for term in each.terms] for each in counters}
         return triggers.triggers(counters[0].table, counters, watched, stamps=False)
 
 

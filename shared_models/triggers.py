@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shared_models.declarations import Counter, Table
+    from shared_models.declarations import Counter, Table, Term
 
 SCHEMA = "rollcall_triggers"
 DEPARTURE = f"{SCHEMA}.departure"
@@ -112,7 +112,7 @@ def triggers(
     its first migration, and whose xact nobody may send: an INSERT calls no trigger then.
     """
     names = sorted({name for counter in counters for name in watched[counter.name]})
-    counted = {field for counter in counters for field in counter.fields}
+    counted = {each.column for counter in counters for each in counter.terms}
     changed = differs([*names, "xact"] if stamps else names, {*counted, "xact"})
     pieces = [function(table, counters, watched)]
 
@@ -142,7 +142,7 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
     lines += ["IF TG_OP = 'UPDATE' THEN"]
     for counter in counters:
         lines += [
-            f"    IF {differs(watched[counter.name], counter.fields)} THEN",
+            f"    IF {differs(watched[counter.name], [each.column for each in counter.terms])} THEN",
             *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
             "    END IF;",
         ]
@@ -191,7 +191,7 @@ def body(lines: Sequence[str]) -> str:
 
 def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Iterator[str]:
     """The statement that notes the distinct members of these rows, none of whose fields is NULL."""
-    texts = ", ".join(f"gone.{quote(field)}::text" for field in counter.fields)
+    texts = ", ".join(f"({each.sql('gone.')})::text" for each in counter.terms)
     last = LAST_XACT if by_statement else f"CASE WHEN gone.xact < {NEXT_XACT} THEN gone.xact END"
     lines = [
         f"INSERT INTO {DEPARTURE} (counter, element, xact)",
@@ -199,14 +199,14 @@ def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Ite
         f"FROM {rows} WHERE {counts(counter)}",
     ]
     if by_statement:
-        lines.append("GROUP BY " + ", ".join(f"gone.{quote(field)}" for field in counter.fields))
+        lines.append("GROUP BY " + ", ".join(each.sql("gone.") for each in counter.terms))
     lines[-1] += ";"
     return (" " * indent + line for line in lines)
 
 
 def members_of(counter: Counter) -> str:
     """What follows SELECT: a row for each of the deleted members, or as many as are enough to note "all"."""
-    fields = ", ".join(f"gone.{quote(field)}" for field in counter.fields)
+    fields = ", ".join(each.sql("gone.") for each in counter.terms)
     return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
 
 
@@ -217,7 +217,7 @@ def are_many(rows: str) -> str:
 
 def counts(counter: Counter) -> str:
     """Whether a row counts."""
-    filled = [f"gone.{quote(field)} IS NOT NULL" for field in counter.fields]
+    filled = [f"gone.{quote(column)} IS NOT NULL" for column in dict.fromkeys(each.column for each in counter.terms)]
     return " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
 
 
@@ -236,25 +236,35 @@ def differs(columns: Sequence[str], plain: Collection[str]) -> str:
     return " OR ".join(tests)
 
 
-def index(schema: str, of: str, columns: Sequence[str], where: str = "") -> Piece:
+def index(schema: str, of: str, terms: Sequence[Term], where: str = "") -> Piece:
     """An index that has every row that counts. Its name says what it is made of, so that it is found again."""
-    listed = ", ".join(quote(name) for name in columns)
-    name = shorten("rollcall_" + "_".join((of, *columns)), f"{schema}.{of} ({listed}) {where}")
+    listed = ", ".join(f"({each.sql()})" if each.is_made else each.sql() for each in terms)
+    name = shorten("rollcall_" + "_".join((of, *(each.name for each in terms))), f"{schema}.{of} ({listed}) {where}")
+    # Postgres reads an index alone, and not the table, only where it has the columns that its expressions are made of, too.
+    times = ", ".join(dict.fromkeys(quote(each.column) for each in terms if each.is_made))
+    included = f" INCLUDE ({times})" if times else ""
     condition = f" WHERE {where}" if where else ""
-    create = f"CREATE INDEX {quote(name)} ON {quote(schema)}.{quote(of)} ({listed}){condition}"
+    create = f"CREATE INDEX {quote(name)} ON {quote(schema)}.{quote(of)} ({listed}){included}{condition}"
     return Piece("INDEX", name, f"{quote(schema)}.{quote(name)}", create)
 
 
 def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
     """For counters of several fields: how many combinations these have. See `operations.CountCombinations`."""
     pieces = []
-    for fields in dict.fromkeys(counter.fields for counter in counters if len(counter.fields) > 1):
+    for fields in dict.fromkeys(map(columns_together, counters)):
+        if len(fields) < 2:
+            continue
         listed = ", ".join(quote(field) for field in sorted(fields))
         name = shorten("rollcall_" + "_".join((table.relation, *fields)), f"{relation(table)} ({listed})")
         identity = f"{quote(table.schema)}.{quote(name)}"
         create = f"CREATE STATISTICS {identity} (ndistinct) ON {listed} FROM {relation(table)}"
         pieces.append(Piece("STATISTICS", name, identity, create))
     return pieces
+
+
+def columns_together(counter: Counter) -> tuple[str, ...]:
+    """The columns whose combinations the planner has to know of; none where it knows an index's expressions instead."""
+    return () if any(each.is_made for each in counter.terms) else tuple(each.column for each in counter.terms)
 
 
 def key(counter: Counter) -> str:

@@ -105,12 +105,14 @@ STATISTICS = """
     FROM pg_statistic_ext AS s JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     WHERE s.stxrelid = %s AND 'd' = ANY (s.stxkind) AND s.stxexprs IS NULL
 """
-# `fields`: the columns in order, NULL if it is an expression, or is not in the order in which a counter is read.
+# `columns`: the columns and expressions in order, as `Term.indexed` has them; NULL if one is not in the order in which a
+# counter is read.
 INDEXES = """
     SELECT n.nspname, c.relname, i.indisvalid AND i.indisready, i.indpred IS NULL,
            coalesce(obj_description(c.oid, 'pg_class'), ''),
-           ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
-                        THEN a.attname::text END
+           ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
+                             WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
+                             WHEN a.attnum IS NULL THEN replace(pg_get_indexdef(i.indexrelid, k + 1, false), '"', '') END
                  FROM generate_series(0, i.indnkeyatts - 1) AS k
                  LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
                  LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k)
@@ -145,7 +147,7 @@ def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[s
 
     If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
-    copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, counter.where)
+    copy = triggers.index("pg_temp", "rollcall_copy", counter.terms, counter.where)
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:

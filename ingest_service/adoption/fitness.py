@@ -157,10 +157,11 @@ def check_counter(cursor: Cursor, relation: Relation, table: Table, counter: Cou
     """One counter's fields and condition. The columns by which its rows differ, in the order of the triggers."""
     who = f"counter {counter.name}"
     declared = {field.name: field.type for field in table.fields}
-    for name in counter.fields:
+    columns = [each.column for each in counter.terms]
+    for name in columns:
         check_field(who, relation, name, declared.get(name))
     if not counter.where:
-        return relation.stored(counter.fields)
+        return relation.stored(columns)
     try:
         filtered = catalog.filtered_by(cursor, relation, counter)
     except psycopg2.Error as error:
@@ -169,7 +170,7 @@ def check_counter(cursor: Cursor, relation: Relation, table: Table, counter: Cou
     for name in filtered:
         if relation.columns[name].generated == "v":
             raise CannotAdopt(f"{who}: {name} in its condition is generated when it is read: triggers do not see it")
-    return relation.stored((*counter.fields, *filtered))
+    return relation.stored((*columns, *filtered))
 
 
 def check_field(who: str, relation: Relation, name: str, declared: str | None) -> None:

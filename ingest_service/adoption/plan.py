@@ -11,7 +11,7 @@ from ingest_service.adoption import catalog, fitness
 from ingest_service.adoption.catalog import Relation
 from ingest_service.grants import DEPARTURE_RIGHTS, INGEST, MANAGE, OWNER
 from shared_models import triggers
-from shared_models.declarations import Counter, Table
+from shared_models.declarations import Counter, Table, Term
 from shared_models.triggers import Piece, quote
 
 # How a trigger is enabled, by what its statement says: as pg_trigger has it.
@@ -124,9 +124,10 @@ def missing_statistics(cursor: Cursor, relation: Relation, table: Table, counter
     cursor.execute(catalog.STATISTICS, [relation.oid])
     there = {tuple(columns) for _, _, _, columns in cursor.fetchall()}
     for counter in counters:
-        if tuple(sorted(counter.fields)) not in there:
+        columns = tuple(sorted(triggers.columns_together(counter)))
+        if columns not in there:
             for piece in triggers.statistics(table, [counter]):
-                there.add(tuple(sorted(counter.fields)))
+                there.add(columns)
                 yield from piece.statements()
 
 
@@ -163,15 +164,16 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
 def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
     """The indexes, each made without blocking a write. What is left of an interrupted attempt is removed."""
     there = read_indexes(cursor, relation.oid)
-    for piece, columns, is_full in wanted_indexes(table, counters):
+    for piece, terms, is_full in wanted_indexes(table, counters):
+        wanted = tuple(each.indexed for each in terms)
         if any(
             index.is_valid
-            and (index.name == piece.name or (is_full and index.is_full and index.columns[: len(columns)] == columns))
+            and (index.name == piece.name or (is_full and index.is_full and index.columns[: len(wanted)] == wanted))
             for index in there
         ):
             continue
         if relation.kind == "p":
-            yield from partitioned_index(cursor, relation, piece, columns)
+            yield from partitioned_index(cursor, relation, piece, terms)
             continue
         if any(index.name == piece.name for index in there):
             yield f"DROP INDEX CONCURRENTLY IF EXISTS {piece.identity}"
@@ -179,19 +181,15 @@ def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: 
         yield piece.statements()[-1]
 
 
-def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[str, ...], bool]]:
-    """Each index, its columns, and whether one over all rows serves as well: not if the index has to answer a
-    condition."""
-    yield triggers.index(table.schema, table.relation, ("xact",), "xact > 0"), ("xact",), True
-    for counter in {(c.fields, c.where): c for c in counters}.values():
-        yield (
-            triggers.index(table.schema, table.relation, counter.fields, counter.where),
-            counter.fields,
-            not counter.where,
-        )
+def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[Term, ...], bool]]:
+    """Each index, its terms, and whether one over all rows serves as well: not if the index has to answer a condition."""
+    xact = (Term("xact", "bigint"),)
+    yield triggers.index(table.schema, table.relation, xact, "xact > 0"), xact, True
+    for terms, where in dict.fromkeys((each.terms, each.where) for each in counters):
+        yield triggers.index(table.schema, table.relation, terms, where), terms, not where
 
 
-def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, columns: tuple[str, ...]) -> Iterator[str]:
+def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, terms: tuple[Term, ...]) -> Iterator[str]:
     """An index of a partitioned table: an empty frame on each level that has partitions, then one on each leaf, attached.
 
     CREATE INDEX CONCURRENTLY knows no partitioned tables. The frame is valid when the last leaf is in it.
@@ -211,7 +209,7 @@ def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, columns:
     parents = {(schema, name): (of_schema, of) for schema, name, _, _, of_schema, of in below}
 
     def of(place: tuple[str, str]) -> Piece:
-        return triggers.index(*place, columns, where)
+        return triggers.index(*place, terms, where)
 
     attached = attached_indexes(cursor)
     for place, oid in (*frames.items(), *leaves.items()):

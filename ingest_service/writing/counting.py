@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -16,11 +15,12 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from ingest_service import metrics, stores
 from ingest_service.catalog import Collection
 from shared_models.declarations import Counter
-from shared_models.protocol import keys, members, steps
+from shared_models.protocol import elements, keys, steps, storages
+from shared_models.protocol.storages import Found
 
 log = structlog.get_logger()
 
-# The members of some rows, by the name of their counter.
+# The elements of some rows, by the name of their counter.
 Members: TypeAlias = dict[str, list[bytes]]
 
 # After Redis has not answered, nobody asks it for this long. Otherwise every request would wait for the whole time
@@ -39,7 +39,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     try:
         with _unless_paused():
             added = steps.record(stores.open_redis(), found, xact, source)
-    except (RedisError, steps.TooLate) as error:
+    except (RedisError, steps.TooLate, steps.TooManyGroups) as error:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:
@@ -51,35 +51,54 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
 
 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
-    """For each of these rows, whether all its members are in the sets now; False if Redis does not say."""
+    """For each of these rows, whether all its members are in the sets now; False if Redis does not say.
+
+    Nobody knows any more on which day a row was written: then the answer is no.
+    """
+    if collection.times:
+        return [False] * len(rows)
     try:
         with _unless_paused():
-            pipe = stores.open_redis().pipeline(transaction=False)
+            redis, there = stores.open_redis(), []
             for counter in collection.counters:
-                for chunk in steps.chunks(encode(counter, map(attrgetter(*counter.fields), rows))):
-                    pipe.smismember(keys.of_counter(counter.name).members, list(chunk))
-            found = list(chain.from_iterable(pipe.execute()))
+                for chunk in steps.chunks(encode(counter, rows, ())):
+                    there += storages.find(redis, keys.of_counter(counter.name), chunk)
     except RedisError as error:
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
     except Exception:
         log.exception("record.not_looked_up", collection=collection.name, rows=len(rows))
     else:
         # The answers to all rows for the first counter, then those for the next.
-        return [all(found[n :: len(rows)]) for n in range(len(rows))]
+        return [all(each is Found.THERE for each in there[n :: len(rows)]) for n in range(len(rows))]
     return [False] * len(rows)
 
 
-def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Members:
-    """The distinct members that these rows have in each counter of the collection."""
+def members_of(collection: Collection, rows: Sequence[msgspec.Struct], days: Sequence[str] = ()) -> Members:
+    """The distinct elements that these rows have in each counter of the collection; `days`: what `Collection.times` are."""
+    known = dict(zip(collection.times, days, strict=True))
     return {
-        counter.name: encode(counter, set(map(attrgetter(*counter.fields), rows))) for counter in collection.counters
+        counter.name: encode(counter, rows, [known[each] for each in counter.terms if each.unit], distinct=True)
+        for counter in collection.counters
     }
 
 
-def encode(counter: Counter, values: Iterable[Any]) -> list[bytes]:
-    """The members for what attrgetter gives of a row: of one field the value, of several a tuple of them."""
-    tuples = zip(values, strict=True) if len(counter.fields) == 1 else values
-    return members.encode_all(tuples, len(counter.fields))
+def encode(
+    counter: Counter, rows: Sequence[msgspec.Struct], days: Sequence[str], *, distinct: bool = False
+) -> list[bytes]:
+    """The elements of these rows. `days`: the counter's own, which are the same for all rows."""
+    columns = [each.column for each in counter.terms if not each.unit]
+    found = map(attrgetter(*columns), rows) if columns else [()] * len(rows)
+    values: Iterable[Any] = set(found) if distinct else found
+    tuples = zip(values, strict=True) if len(columns) == 1 else values
+    if days:
+        tuples = (with_days(counter, row, days) for row in tuples)
+    return elements.encode_all(counter, tuples)
+
+
+def with_days(counter: Counter, row: Sequence[Any], days: Sequence[str]) -> tuple[Any, ...]:
+    """The values of a row, and the days, in the order of the terms."""
+    of_row, of_day = iter(row), iter(days)
+    return tuple(next(of_day if each.unit else of_row) for each in counter.terms)
 
 
 @contextmanager

@@ -176,10 +176,10 @@ def record_together(collection: Collection, group: Sequence[Request], lock_milli
         new, known = choose(transaction, group, lock_milliseconds)
         rows = [request.row for request in new]
         written = recording.insert(transaction, collection, rows) if rows else []
-        answers: Answers = [(request, {"id": row_id}) for request, (row_id, _) in zip(new, written, strict=True)]
+        answers: Answers = [(request, {"id": row_id}) for request, (row_id, *_) in zip(new, written, strict=True)]
         idempotency.keep_all(transaction, [(request.claim, answer) for request, answer in answers if request.claim])
         first = idempotency.read_answers(transaction, [request.claim for request in known if request.claim])
-        members = counting.members_of(collection, rows)
+        members = counting.members_of(collection, rows, written[0][2:]) if written else {}
         stored = Stored({}, written[0][1] if written else None, transaction.source, members)
         return stored, answers, list(zip(known, first, strict=True))
 

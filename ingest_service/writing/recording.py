@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import chain
+from typing import Any, TypeAlias
 
 import msgspec
 import structlog
@@ -25,11 +26,11 @@ from shared_models.protocol.steps import chunks
 log = structlog.get_logger()
 
 Rows = Sequence[msgspec.Struct]
+# Of a transaction's rows: their xact, and then their days (`Collection.times`).
+Own: TypeAlias = "list[Any]"
 
 # How many rows COPY gets at a time: the server begins with the first while the next are being written.
 COPY_ROWS = 1_000
-
-XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a committed transaction has left: an answer, the xact of the rows (None if it was a replay), their members."""
+    """What a committed transaction has left: an answer, the xact of the rows (None if it was a replay), their elements."""
 
     answer: Answer
     xact: int | None
@@ -55,9 +56,9 @@ class Stored:
 def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None = None) -> Recorded:
     """Record one row; the answer is its id. Raises what `record` raises."""
 
-    def write(transaction: Transaction) -> tuple[Answer, int]:
-        ((row_id, xact),) = insert(transaction, collection, [row])
-        return {"id": row_id}, xact
+    def write(transaction: Transaction) -> tuple[Answer, Own]:
+        ((row_id, *own),) = insert(transaction, collection, [row])
+        return {"id": row_id}, own
 
     return record(collection, [row], write, partial(counting.members_of, collection, [row]), claim)
 
@@ -67,18 +68,18 @@ def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Clai
 
     members = cache(partial(counting.members_of, collection, rows))
 
-    def pieces() -> Iterator[bytes]:
+    def pieces(days: tuple[str, ...]) -> Iterator[bytes]:
         for some in chunks(rows, COPY_ROWS):
             yield as_copy_lines(some) + b"\n"
         # All is sent, and the server still works on most of it. Later it would have to wait for this.
-        members()
+        members(days)
 
-    def write(transaction: Transaction) -> tuple[Answer, int]:
+    def write(transaction: Transaction) -> tuple[Answer, Own]:
         # The xact first: a COPY cannot be a transaction's first statement here, and returns nothing.
-        ((xact,),) = transaction.execute(XACT_SQL)
+        ((xact, *days),) = transaction.execute(collection.own_sql)
         if rows:
-            transaction.copy(collection.copy_sql, pieces())
-        return answer, xact
+            transaction.copy(collection.copy_sql, pieces(tuple(days)))
+        return answer, [xact, *days]
 
     if not rows and claim is None:
         return Recorded(answer, counted=True)
@@ -88,11 +89,11 @@ def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Clai
 def record(
     collection: Collection,
     rows: Rows,
-    write: Callable[[Transaction], tuple[Answer, int]],
-    members: Callable[[], counting.Members],
+    write: Callable[[Transaction], tuple[Answer, Own]],
+    members: Callable[[tuple[str, ...]], counting.Members],
     claim: Claim | None,
 ) -> Recorded:
-    """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
+    """Store the rows by `write`, which gives the answer, the xact and the days; then count their `members`.
 
     1. In one transaction: take the claim, if there is one (if it was taken before, there is nothing to store); write
        the rows; keep the answer with the claim; make the members, so that rows of which none can be made are not
@@ -106,10 +107,10 @@ def record(
     def work(transaction: Transaction) -> Stored:
         if claim is not None and not claim.take(transaction):
             return Stored(claim.read_answer(transaction), None, transaction.source)
-        answer, xact = write(transaction)
+        answer, (xact, *days) = write(transaction)
         if claim is not None:
             claim.keep(transaction, answer)
-        return Stored(answer, xact, transaction.source, members())
+        return Stored(answer, xact, transaction.source, members(tuple(days)))
 
     try:
         stored = transact(work)
@@ -139,8 +140,8 @@ def log_failure(error: TransactionFailed, rows: int) -> None:
         log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
 
-def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list[tuple[int, int]]:
-    """INSERT a few rows; the id and the xact of each, in their order."""
+def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list[tuple[Any, ...]]:
+    """INSERT a few rows; the id, the xact and the days (`Collection.times`) of each, in their order."""
     start, values, end = collection.insert_sql
     sql = start + ", ".join([values] * len(rows)) + end
     return transaction.execute(sql, *chain.from_iterable(map(msgspec.structs.astuple, rows)))

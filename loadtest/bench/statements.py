@@ -15,6 +15,7 @@ from loadtest.bench import orders
 from loadtest.bench.results import Report, Result
 from loadtest.bench.world import World, connected, run_sql
 from shared_models import declarations, triggers
+from shared_models.declarations import Term
 
 # Alike but for what of `adopt` they have: each has what those before it have.
 PLAIN, COLUMN, INDEX, ADOPTED = "shop.plain", "shop.with_column", "shop.with_index", orders.TABLE
@@ -85,7 +86,7 @@ def make_tables(world: World, table_rows: int) -> None:
         twin = declarations.Table("twin", schema, relation, ())
         for statement in triggers.column(twin):
             run_sql(world.primary.url, statement)
-    run_sql(world.primary.url, triggers.index(schema, relation, ("xact",), "xact > 0").create)
+    run_sql(world.primary.url, triggers.index(schema, relation, (Term("xact", "bigint"),), "xact > 0").create)
     for table in TABLES:
         # VACUUM comes between the rounds, and not in the middle of one table's.
         run_sql(world.primary.url, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+from shared_models.declarations import Storage
 from shared_models.protocol import states, steps
 
 Patch = Callable[[Any, str, Any], None]
@@ -22,10 +23,16 @@ def leave_out(rule: str, patch: Patch = setattr) -> None:
     RULES[rule](patch)
 
 
-def cut_out(script: steps.Script, text: str, instead: str = "") -> steps.Script:
-    """A script without a part of it, which has to be there."""
-    assert text in script.text, text
-    return steps.Script(script.text.replace(text, instead))
+def scripts_without(name: str, text: str, instead: str = "") -> dict[tuple[str, Storage], steps.Script]:
+    """All scripts; this one without a part of it, which has to be there for some storage."""
+    cut = {key: script for key, script in steps.SCRIPTS.items() if key[0] == name and text in script.text}
+    assert cut, text
+    return {**steps.SCRIPTS, **{key: steps.Script(each.text.replace(text, instead)) for key, each in cut.items()}}
+
+
+def cut_out(patch: Patch, name: str, text: str, instead: str = "") -> None:
+    """Leave a part of a script out."""
+    patch(steps, "SCRIPTS", scripts_without(name, text, instead))
 
 
 def module_with(module: Any, **changed: Any) -> SimpleNamespace:
@@ -35,8 +42,7 @@ def module_with(module: Any, **changed: Any) -> SimpleNamespace:
 
 def token(patch: Patch) -> None:
     """A sweep takes out what carries any mark, not only its own."""
-    own = "redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[1]"
-    patch(steps, "SWEEP", cut_out(steps.SWEEP, own, "redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1"))
+    cut_out(patch, "sweep", "if holder == ARGV[1] then", "if holder then")
 
 
 def fence(patch: Patch) -> None:
@@ -50,8 +56,8 @@ def claim_of_a_fill(patch: Patch) -> None:
     """… nor what a fill relies on: it raises no watermark, and the cursor that it sets is not looked at."""
     from manage_service.protocol import sweep
 
-    patch(steps, "BEGIN", cut_out(steps.BEGIN, "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)"))
-    patch(steps, "NOTE_TABLE", cut_out(steps.NOTE_TABLE, "raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)"))
+    cut_out(patch, "begin", "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)")
+    cut_out(patch, "note_table", "raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)")
 
     whole = sweep.fence
     patch(sweep, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
@@ -70,57 +76,44 @@ def claim(patch: Patch) -> None:
 def filter_present(patch: Patch) -> None:
     """A check puts members of the table that are not in the set into its bucket filter."""
     from manage_service.protocol import reconcile
-    from manage_service.protocol import sweep as sweeping
-    from manage_service.protocol.bucket_filter import BucketFilter
+    from shared_models.protocol.storages import Found
 
-    class Filter(BucketFilter):
-        reading = True
-
-        def take_out(self, members: Any) -> None:
-            if not self.reading:
-                super().take_out(members)
-
-    def sweep(counter: Any, replica: Any, redis: Any, bucket_filter: Any, **options: Any) -> Any:
-        bucket_filter.reading = False
-        return sweeping.sweep(counter, replica, redis, bucket_filter, **options)
-
-    patch(reconcile, "BucketFilter", Filter)
-    patch(reconcile, "sweep", sweep)
+    patch(reconcile, "is_there", lambda found, repair: found is not Found.LATER)
 
 
 def departures(patch: Patch) -> None:
     """Departures are said to be resolved, and the table is not asked whether their members have a row."""
     from manage_service.protocol import departures
 
-    patch(departures, "rowless", lambda counter, members, snapshot: [])
+    patch(departures, "rowless", lambda counter, members, snapshot: {})
 
 
 def late_records(patch: Patch) -> None:
     """A record adds its members also where catch-up has passed it, and they may have left again."""
     too_late = "cursor and cursor_source == source and known ~= '' and below(known, cursor)"
-    patch(steps, "RECORD", cut_out(steps.RECORD, too_late, "false"))
+    cut_out(patch, "record", too_late, "false")
 
 
-UNMARK = "redis.call('HDEL', suspects, unpack(ARGV, 4))"
+UNMARK = "unmark(members, suspects, 4)"
 
 
 def unmark(patch: Patch) -> None:
     """Recording leaves the mark of a sweep on."""
-    patch(steps, "RECORD", cut_out(steps.RECORD, UNMARK))
+    cut_out(patch, "record", UNMARK)
 
 
 def unmark_in_catch_up(patch: Patch) -> None:
     """Catching up leaves the mark of a sweep on."""
     from manage_service.protocol import catch_up
 
-    whole, marked = steps.RECORD, cut_out(steps.RECORD, UNMARK)
+    whole, marked = steps.SCRIPTS, scripts_without("record", UNMARK)
 
     def record(*args: Any, **options: Any) -> int:
-        steps.RECORD = marked
+        steps.SCRIPTS = marked
         try:
             return steps.record(*args, **options)
         finally:
-            steps.RECORD = whole
+            steps.SCRIPTS = whole
 
     patch(catch_up, "steps", module_with(steps, record=record))
 
@@ -128,7 +121,7 @@ def unmark_in_catch_up(patch: Patch) -> None:
 def compare(patch: Patch) -> None:
     """A pass sets the cursor wherever it is by now."""
     compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] or (have[4] or '') ~= ARGV[6] then return 0 end"
-    patch(steps, "ADVANCE", cut_out(steps.ADVANCE, compare))
+    cut_out(patch, "advance", compare)
 
 
 def one_connection(patch: Patch) -> None:
@@ -156,8 +149,7 @@ def fill_lsn(patch: Patch) -> None:
 
 def fill_position(patch: Patch) -> None:
     """The position of a fill and its members are two steps."""
-    position_only = cut_out(steps.FILL, "redis.call('SADD', KEYS[1], unpack(ARGV, 3))", "0")
-    patch(steps, "FILL", position_only)
+    cut_out(patch, "fill", "local moved, added = put(KEYS[1], KEYS[4], 3)", "local moved = 0")
     whole = steps.fill
 
     def fill(client: Any, name: str, token: str, position: bytes, members: Any) -> bytes | None:
@@ -223,7 +215,7 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
 def gap(patch: Patch) -> None:
     """A run makes the size right, whatever was changed while it looked."""
     differs = "if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end"
-    patch(steps, "VERIFY", cut_out(steps.VERIFY, differs))
+    cut_out(patch, "verify", differs)
 
 
 def lock_first(patch: Patch) -> None:

@@ -36,7 +36,7 @@ from manage_service.runs import registry, totals
 from manage_service.runs.execution import execute, first_line
 from shared_models import declarations
 from shared_models.declarations import Counter, Storage
-from shared_models.protocol import keys, moments, samples, steps
+from shared_models.protocol import keys, moments, samples, states, steps
 from shared_models.protocol.states import read_states
 from shared_models.protocol.steps import TooManyGroups
 
@@ -255,6 +255,12 @@ class Keeper:
             if is_away(error):
                 raise
             return Pass(behind=reason_of(error), failed=True)
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            # A key beside the state is not Rollcall's. If it is a group's, `watch` drops the group.
+            removed = states.remove_misfits(self.redis, counter.name)
+            return Pass(behind=f"keys of another type were found, and removed: {removed or 'of a group'}", failed=True)
         if did.memory is not None:
             self.memories[counter.name] = did.memory
         return did

@@ -77,8 +77,8 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
 
     Ends early, without an error, if another fill of the same counter has begun since.
     """
-    if states.read_state(redis, counter.name).unreadable:
-        removed = states.remove_misfits(redis, counter.name)
+    removed = states.remove_misfits(redis, counter.name)
+    if removed:
         log.error("build.removed_misfits", counter=counter.name, keys=removed)
     fill = read_fill(counter, redis)
     if fill is None:

@@ -23,6 +23,7 @@ from typing import cast
 
 import structlog
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
@@ -79,12 +80,17 @@ def is_whole(counter: Counter, redis: Redis) -> bool:
     if counter.storage is Storage.GROUPS:
         pipe.zcard(at.members)
         pipe.zcard(at.names)
-        size, names = pipe.execute()
-        return bool(size == names)
-    pipe.hlen(at.members)
-    pipe.hvals(at.days)
-    size, numbers = pipe.execute()
-    return all(number.isdigit() for number in numbers) and size == sum(map(int, numbers))
+    else:
+        pipe.hlen(at.members)
+        pipe.hvals(at.days)
+    size, beside = pipe.execute(raise_on_error=False)
+    if any(isinstance(each, ResponseError) and str(each).startswith("WRONGTYPE") for each in (size, beside)):
+        return False
+    if isinstance(error := size if isinstance(size, Exception) else beside, Exception):
+        raise error
+    if counter.storage is Storage.GROUPS:
+        return bool(size == beside)
+    return all(number.isdigit() for number in beside) and size == sum(map(int, beside))
 
 
 def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
@@ -94,9 +100,9 @@ def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
         return
     generation = redis.hget(at.intake, "generation")
     pipe = redis.pipeline(transaction=True)
-    pipe.zmscore(at.members, groups)
+    pipe.zmscore(at.members, groups)  # type: ignore[arg-type]
     for group in groups:
-        pipe.scard(at.group(generation, group))  # type: ignore[arg-type]
+        pipe.scard(at.group(generation, group))
     sizes, *counts = pipe.execute(raise_on_error=False)
     if isinstance(sizes, Exception):
         raise sizes
@@ -127,7 +133,7 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
                     return
                 chunk = snapshot.read_members(alone, position, jumping=False)
         if behind is not None:
-            yield Progress("mend", read, waiting=behind)
+            yield Progress("build", read, waiting=behind)
             continue
         if not chunk:
             if steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at):
@@ -137,10 +143,10 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
             found = elements.encode_all(counter, chunk)
             steps.record(redis, {counter.name: found}, source=snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
-            yield Progress("mend", read, waiting="catch-up has passed this snapshot")
+            yield Progress("build", read, waiting="catch-up has passed this snapshot")
             continue
         position, read = chunk[-1], read + len(chunk)
-        yield Progress("mend", read)
+        yield Progress("build", read)
 
 
 def within(counter: Counter, group: tuple[str, ...]) -> Counter:

@@ -193,10 +193,16 @@ def compare_chunk(
     # A member that is there with a later day is looked at in the second half, as one that is in the set only.
     findings.later += found.count(Found.LATER)
     if bucket_filter is not None:
-        there = (Found.THERE, Found.ABSENT) if repair else (Found.THERE,)  # what was absent has been added, or not
-        bucket_filter.put_in([member for member, each in zip(members, found, strict=True) if each in there])
+        bucket_filter.put_in(
+            [member for member, each in zip(members, found, strict=True) if is_there(each, repair=repair)]
+        )
     findings.position, findings.read = steps.position_after(members[-1]), findings.read + len(chunk)
     return True
+
+
+def is_there(found: Found, *, repair: bool) -> bool:
+    """Whether an element is in the set by now: what was absent has been added by a repair."""
+    return found is Found.THERE or (repair and found is Found.ABSENT)
 
 
 def is_suspicious(counter: Counter, findings: Findings, before: State, after: State, count_before: int | None) -> bool:

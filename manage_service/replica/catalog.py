@@ -33,7 +33,9 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     place, regclass = f"{counter.table.schema}.{counter.table.relation}", sql.quoted_table(counter)
     adopt = f"python -m ingest_service adopt {counter.table.name}"
     columns = {name: rest for name, *rest in ask(sql.COLUMNS, [regclass])}
-    for field, declared in zip(counter.fields, counter.types, strict=True):
+    types = {each.name: each.type for each in counter.table.fields}
+    for field in dict.fromkeys(each.column for each in counter.terms):
+        declared = types[field]
         if field not in columns:
             yield f"{place} has no column {field}"
             continue
@@ -63,12 +65,10 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     indexes = [(tuple(names), condition) for names, condition in ask(sql.INDEXES, [regclass])]
     if not any(names[:1] == ("xact",) and condition in (None, "(xact > 0)") for names, condition in indexes):
         yield f"{place} has no index on xact: run {adopt}"
-    listed, wanted = ", ".join(counter.fields), len(counter.fields)
+    listed, wanted = ", ".join(each.name for each in counter.terms), tuple(each.indexed for each in counter.terms)
     # Postgres finds out whether an index's own condition fits the counter's.
-    are_there = all(field in columns for field in counter.fields)
-    if are_there and not any(
-        names[:wanted] == counter.fields and (not cond or counter.where) for names, cond in indexes
-    ):
+    are_there = all(each.column in columns for each in counter.terms)
+    if are_there and not any(names[: len(wanted)] == wanted and (not cond or counter.where) for names, cond in indexes):
         yield f"no index of {place} begins with ({listed}), ascending and in the columns' collations: run {adopt}"
     enabled = [state for (state,) in ask(sql.STAMPS, [regclass])]
     if not enabled:

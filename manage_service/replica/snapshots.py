@@ -51,6 +51,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.sql import SQL, Composable, Literal
 
 from manage_service.replica import catalog, sql
+from shared_models import triggers
 from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
@@ -223,7 +224,7 @@ class Snapshot:
 
         None instead of members is "all". One transaction is never cut in two.
         """
-        key = f"{counter.name}:{counter.definition}"
+        key = triggers.key(counter)
         cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES))
         until = max(cut[0][0], since + 1) if cut else below
         found = ask(self._connection, sql.DEPARTED, (key, since, until, sql.MOST_DEPARTED + 1))

@@ -169,10 +169,12 @@ COLUMNS = f"""
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
-# The columns of each index in order, NULL if it is an expression, or is not in the order in which a counter is read.
+# The columns and expressions of each index in order, as `Term.indexed` has them; NULL if one is not in the order in which a
+# counter is read.
 INDEXES = """
-    SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
-                        THEN a.attname::text END
+    SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
+                             WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
+                             WHEN a.attnum IS NULL THEN replace(pg_get_indexdef(i.indexrelid, k + 1, false), '"', '') END
                  FROM generate_series(0, i.indnkeyatts - 1) AS k
                  LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
                  LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k),

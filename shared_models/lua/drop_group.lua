@@ -18,6 +18,9 @@ redis.call('UNLINK', set)
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZREM', names_of(KEYS[1]), ARGV[1])
 if is_size(entries) then redis.call('HINCRBY', KEYS[2], 'size', -1) end
-move_elements(KEYS[2], -tonumber(size))
+-- Which of both was wrong, the set or its size, nobody knows: the members of all groups are added up anew.
+local elements, sizes = 0, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 2, #sizes, 2 do elements = elements + tonumber(sizes[i]) end
+redis.call('HSET', KEYS[2], 'elements', string.format('%d', elements))
 redis.call('HSET', KEYS[3], 'swept', string.format('%d', (is_size(swept) and tonumber(swept) or 0) + 1))
 return 1

@@ -80,13 +80,13 @@ end
 local function take(members, intake, element)
   local group, member = split(element)
   local set = set_of(members, generation_of(intake), group)
-  if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0 end
+  if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0, element end
   move_elements(intake, -1)
-  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 then return 0 end
+  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 then return 0, element end
   redis.call('ZREM', members, group)
   redis.call('ZREM', names_of(members), group)
   redis.call('UNLINK', set)
-  return 1
+  return 1, element
 end
 
 -- Whether everything that belongs together is there.

@@ -85,17 +85,20 @@ local function put(members, intake, first)
   return new, new
 end
 
+-- `instead`: the day of the member's last row; "" if it has none. The mark says that nothing was recorded since that was asked.
+-- So a later day has no row, whichever day was marked.
 local function take(members, intake, element, instead)
-  local day, member = split(element)
-  if redis.call('HGET', members, member) ~= day then return 0 end
+  local _, member = split(element)
+  local day = redis.call('HGET', members, member)
+  if not day or day <= instead then return 0 end
   if instead == '' then
     redis.call('HDEL', members, member)
     move_days(members, { [day] = -1 })
-    return 1
+    return 1, day .. '\0' .. member
   end
   redis.call('HSET', members, member, instead)
   move_days(members, { [day] = -1, [instead] = 1 })
-  return 0
+  return 0, day .. '\0' .. member
 end
 
 local function is_whole(members)

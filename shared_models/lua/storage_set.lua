@@ -32,5 +32,5 @@ local function put(members, intake, first)
   return added, added
 end
 
--- Take one element out. By how much `size` moves.
-local function take(members, intake, element) return redis.call('SREM', members, element) end
+-- Take one element out. By how much `size` moves, and what was taken out.
+local function take(members, intake, element) return redis.call('SREM', members, element), element end

@@ -19,8 +19,9 @@ for i = 3, #ARGV, WIDTH do
   if holder == ARGV[1] then
     if (changed_at or '') ~= ARGV[2] then return -1 end
     redis.call('HDEL', KEYS[2], mark)
-    removed = removed + take(KEYS[1], KEYS[3], ARGV[i], ARGV[i + 1])
-    gone[#gone + 1] = ARGV[i]
+    local moved, element = take(KEYS[1], KEYS[3], ARGV[i], ARGV[i + 1])
+    removed = removed + moved
+    gone[#gone + 1] = element
   elseif holder == 'again' then
     gone[1] = gone[1] + 1
   end

@@ -68,7 +68,7 @@ def find(client: Redis, at: CounterKeys, asked: Sequence[bytes]) -> list[Found]:
     pipe = client.pipeline(transaction=False)
     # In the order of the index, so that those of one group follow each other.
     for group, some in groupby(heads_and_members, key=lambda pair: pair[0]):
-        pipe.smismember(at.group(generation, group), [member for _, member in some])  # type: ignore[arg-type]
+        pipe.smismember(at.group(generation, group), [member for _, member in some])
     return [_there(each) for present in pipe.execute() for each in present]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared_models import triggers
-from shared_models.declarations import Counter, Field, Table
+from shared_models.declarations import Counter, Field, Table, Term
 from tests.servers import sql, started_primary
 
 ORDERS = """
@@ -55,8 +55,8 @@ def make_countable(
 
 def indexes(table: Table, *counters: Counter) -> list[triggers.Piece]:
     """Those that `adopt` makes, by then CONCURRENTLY."""
-    wanted = [(("xact",), "xact > 0"), *((counter.fields, counter.where) for counter in counters)]
-    return [triggers.index(table.schema, table.relation, columns, where) for columns, where in wanted]
+    wanted = [((Term("xact", "bigint"),), "xact > 0"), *((counter.terms, counter.where) for counter in counters)]
+    return [triggers.index(table.schema, table.relation, terms, where) for terms, where in wanted]
 
 
 def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:

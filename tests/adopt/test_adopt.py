@@ -22,7 +22,7 @@ from django.db import connection
 from compose.local.servers import postgres_program
 from ingest_service.adoption import applying
 from shared_models import declarations, triggers
-from shared_models.declarations import Counter, Field, Table
+from shared_models.declarations import Counter, Field, Table, Term
 from tests.adopt.shop import CUSTOMERS, ORDERS, PARTITIONED, PLACES, TABLE, departed, make_shop, run
 from tests.servers import started_primary, wait_for
 
@@ -202,7 +202,7 @@ def test_a_condition_has_an_index_of_its_own(shop: Shop, monkeypatch: pytest.Mon
 def test_what_is_interrupted_is_made_anew(shop: Shop) -> None:
     """An index that was being built when the machine went is there, and not valid."""
     run("INSERT INTO shop.orders (email) SELECT 'same' FROM generate_series(1, 2)")
-    name = triggers.index("shop", "orders", ("email",)).name
+    name = triggers.index("shop", "orders", (Term("email", "text"),)).name
     with pytest.raises(psycopg2.errors.UniqueViolation):
         run(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON shop.orders (email)")
     assert indexes("NOT indisvalid") == [name]
@@ -290,7 +290,7 @@ def test_how_far_an_index_is(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
     """One that waits for an old transaction says so, and whose."""
     monkeypatch.setattr(applying, "PROGRESS_SECONDS", 0.02)
     shop.adopt(*ASKED, "--apply")
-    run(f"DROP INDEX shop.{triggers.index('shop', 'orders', ('email',)).name}")
+    run(f"DROP INDEX shop.{triggers.index('shop', 'orders', (Term('email', 'text'),)).name}")
     with closing(psycopg2.connect(started_primary().url)) as writer, writer.cursor() as cursor:
         cursor.execute("INSERT INTO shop.orders (email) VALUES ('open')")
         waiting = "SELECT count(*) FROM pg_stat_progress_create_index WHERE current_locker_pid <> 0"

@@ -15,7 +15,7 @@ import pytest
 
 from compose.local.servers import Primary
 from shared_models import triggers
-from shared_models.declarations import Counter, Field, Table
+from shared_models.declarations import Counter, Field, Table, Term
 from tests.adopt.shop import (
     COUNTERS,
     CUSTOMERS,
@@ -475,7 +475,7 @@ def test_names_are_not_cut_and_differ() -> None:
     longer = replace(long, relation="é" * 30 + "x")
     names = {triggers.function_text(table) for table in (long, longer)}
     names |= {
-        triggers.index(table.schema, table.relation, ("f",), where).name
+        triggers.index(table.schema, table.relation, (Term("f", "text"),), where).name
         for table in (long, longer)
         for where in ("", "f = 'x'")
     }

@@ -168,17 +168,20 @@ def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatc
     members = [b"ghost %05d" % number for number in range(3 * steps.CHUNK_MEMBERS)]
     call = steps._call
 
-    def forgetful(client, script, calls):
+    def forgetful(client, calls):
         monkeypatch.setattr(steps, "_call", call)
-        first = call(client, script, calls[:1])
+        first = call(client, calls[:1])
         live.redis.script_flush()
-        return first + call(client, script, calls[1:])
+        return first + call(client, calls[1:])
 
     monkeypatch.setattr(steps, "_call", forgetful)
     assert steps.record(live.redis, {"users": members}) == len(members)
     live.redis.hset(USERS.suspects, mapping=dict.fromkeys(members, "sweep"))
     monkeypatch.setattr(steps, "_call", forgetful)
-    assert sorted(steps.sweep(live.redis, "users", "sweep", members, live.state().changed_at)) == members
+    assert (
+        sorted(steps.sweep(live.redis, "users", "sweep", dict.fromkeys(members, b""), live.state().changed_at))
+        == members
+    )
 
 
 def test_a_sweep_marks_no_more_than_a_round_at_a_time(live, monkeypatch):

@@ -163,6 +163,7 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
         "FETCH": "FETCH",
         "WITHOUT_ROW": "unnest",
         "WITH_ROW_BELOW": "unnest",
+        "LAST_SEEN": "unnest",
         "RECENT": "",  # read through FETCH
         "ESTIMATE": "EXPLAIN",
     }

@@ -181,8 +181,9 @@ def sweeper_held_before_its_sweep(world, monkeypatch, between):
     def held(redis, name, token, members, changed_at):
         monkeypatch.setattr(steps, "sweep", take_out)
         between(token, members)
-        world.swept = take_out(redis, name, token, members, changed_at)
-        return world.swept
+        done = take_out(redis, name, token, members, changed_at)
+        world.swept = done[0]
+        return done
 
     monkeypatch.setattr(steps, "sweep", held)
     return world.reconcile("users")

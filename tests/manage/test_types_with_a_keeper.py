@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared_models import declarations, triggers
-from shared_models.declarations import Counter, Field, Table
+from shared_models.declarations import Counter, Field, Table, Term
 from shared_models.protocol import keys
 from tests.manage.keepers import keeper_at_work, tick_until
 from tests.manage.world import World
@@ -72,8 +72,8 @@ def things(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """The table with its first rows and its triggers; its counters are the only ones."""
     pieces = [
         *triggers.triggers(THINGS, COUNTERS, {counter.name: counter.fields for counter in COUNTERS}),
-        triggers.index(THINGS.schema, THINGS.relation, ("xact",), "xact > 0"),
-        *(triggers.index(THINGS.schema, THINGS.relation, each.fields, each.where) for each in COUNTERS),
+        triggers.index(THINGS.schema, THINGS.relation, (Term("xact", "bigint"),), "xact > 0"),
+        *(triggers.index(THINGS.schema, THINGS.relation, each.terms, each.where) for each in COUNTERS),
     ]
     try:
         for statement in (MAKE, FIRST, *triggers.column(THINGS)):

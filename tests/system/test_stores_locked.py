@@ -13,6 +13,7 @@ import redis
 
 from compose.local.servers import POSTGRES_ROLES, REDIS_USERS
 from compose.local.stack import Stack
+from shared_models.declarations import Storage
 from shared_models.protocol import keys, steps
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, distinct_users
@@ -154,6 +155,7 @@ def refused(live: Stack, user: str, *command: Any) -> bool:
 
 
 # Each a command that fits the keys, so that only the user decides; what is allowed leaves the counters as they are.
+RECORD, SWEEP, MARK_DEPARTING = (steps.SCRIPTS[name, Storage.SET] for name in ("record", "sweep", "mark_departing"))
 RECORDED = (USERS.members, USERS.suspects, USERS.departing, USERS.intake, USERS.state)
 Commands: TypeAlias = list[tuple[str | int, ...]]
 READS: Commands = [
@@ -165,7 +167,7 @@ READS: Commands = [
 ALLOWED: dict[str, Commands] = {
     "query": [*READS, ("INFO", "memory"), ("HMGET", USERS.fill, "token"), ("LRANGE", USERS.samples, 0, 9)],
     "ingest": [
-        ("EVALSHA", steps.RECORD.sha, 5, *RECORDED, "", "", "", "door"),
+        ("EVALSHA", RECORD.sha, 5, *RECORDED, "", "", "", "door"),
         ("SMISMEMBER", USERS.members, "x"),
         ("HMGET", USERS.state, "cursor"),
         ("INCRBY", keys.of_rate("ingest", "door", 0), 1),  # what redis-py sends for incr
@@ -212,7 +214,7 @@ REFUSED: dict[str, Commands] = {
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
         ("EVAL", "return 1", 0),
-        ("EVALSHA", steps.RECORD.sha, 5, *RECORDED, "", "", "", "mallory"),
+        ("EVALSHA", RECORD.sha, 5, *RECORDED, "", "", "", "mallory"),
         ("SCRIPT", "LOAD", "return 1"),
         ("HMGET", USERS.suspects, "x"),
         ("HMGET", keys.KEEPER, "job"),
@@ -227,11 +229,11 @@ REFUSED: dict[str, Commands] = {
         ("DEL", USERS.members),
         ("UNLINK", USERS.state),
         ("SSCAN", USERS.members, 0),
-        ("EVAL", steps.RECORD.text, 5, *RECORDED, "", "", "", "door"),
+        ("EVAL", RECORD.text, 5, *RECORDED, "", "", "", "door"),
         ("SCRIPT", "LOAD", "while true do end"),
-        ("SCRIPT", "EXISTS", steps.RECORD.sha),
-        ("EVALSHA", steps.SWEEP.sha, 4, USERS.members, USERS.suspects, USERS.intake, USERS.state, "token", "", "door"),
-        ("EVALSHA", steps.MARK_DEPARTING.sha, 2, USERS.state, USERS.departing, "token", "door"),
+        ("SCRIPT", "EXISTS", RECORD.sha),
+        ("EVALSHA", SWEEP.sha, 4, USERS.members, USERS.suspects, USERS.intake, USERS.state, "token", "", "door"),
+        ("EVALSHA", MARK_DEPARTING.sha, 2, USERS.state, USERS.departing, "token", "door"),
         ("HSET", USERS.fill, "token", "x"),
         ("HGET", USERS.fill, "token"),
         ("DEL", USERS.fill),

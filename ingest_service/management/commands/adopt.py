@@ -106,7 +106,7 @@ class Command(BaseCommand):
                 if table is None and found[name] is None:
                     raise CannotAdopt(f"there is no table {name}, neither in rollcall.toml nor in this database")
                 declared = [
-                    each for each in declarations.COUNTERS if table is not None and each.table.name == table.name
+                    each for each in declarations.derived() if table is not None and each.table.name == table.name
                 ]
                 new: list[Counter] = []
                 if table is None or fields_by_counter:

@@ -1,0 +1,205 @@
+"""Counters by group, and last seen: built, caught up, left, reconciled, damaged; each time compared with Postgres."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from shared_models import declarations
+from shared_models.declarations import Storage, get_counter
+from shared_models.protocol import keys, steps, storages
+from tests.manage.grouped import differences, in_redis, in_table, is_exact, orders
+from tests.manage.keepers import keeper_at_work, tick_until
+from tests.manage.world import World
+
+INSERT = "INSERT INTO shop.orders (email, country, shop, created_at, due) "
+# In St. John's, until 2011, a minute after midnight was once more an hour before it.
+FIRST = f"""
+    {INSERT} VALUES
+        ('ann', 'CA', 1, '2024-03-01 12:00Z', '2024-03-01'), ('ann', 'CA', 1, '2024-02-28 23:00Z', '2024-12-31'),
+        ('ann', 'DE', 2, '2010-11-07 02:30:30Z', '2010-11-07'), ('bob', 'DE', 2, '2010-11-07 02:31:30Z', '-infinity'),
+        ('bob', 'DE', NULL, 'infinity', 'infinity'), ('cid', NULL, 3, NULL, NULL), (NULL, 'DE', 3, now(), now()),
+        ('dee', '', -4, '0044-03-15 00:00Z BC', '0044-03-15 BC'),
+        ('dee', 'Å, "x" %', 2147483647, '2024-03-01 03:29Z', '12345-06-07'),
+        ('', '["a"]', 0, '2024-03-01 03:31Z', '2024-02-29')
+"""
+MORE = f"""
+    {INSERT} VALUES ('ann', 'CA', 1, '2024-03-05 12:00Z', '2023-01-01'), ('eve', 'US', 9, '2024-03-05 12:00Z', '2024-03-05'),
+        ('bob', 'DE', 2, '2009-01-01 00:00Z', '2025-01-01')
+"""
+
+
+@pytest.fixture
+def shop(world: World) -> Iterator[World]:
+    with orders(world):
+        yield world
+
+
+def write(world: World, *statements: str) -> None:
+    """As the application, shown by the replica."""
+    for statement in statements:
+        world.ask_primary(statement.replace("%", "%%"))
+    world.replay()
+
+
+def test_everything_a_row_can_do_is_in_the_groups_and_the_days(shop: World) -> None:
+    write(shop, FIRST)
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: is_exact(shop), "the builds")
+        for statement in (
+            MORE,
+            "UPDATE shop.orders SET country = 'FR' WHERE email = 'ann' AND country = 'CA'",
+            "UPDATE shop.orders SET created_at = created_at - interval '3 days' WHERE email = 'ann' AND created_at > '2024-03-01'",
+            "UPDATE shop.orders SET due = due + 40 WHERE email IN ('ann', 'eve')",
+            "DELETE FROM shop.orders WHERE created_at = (SELECT max(created_at) FROM shop.orders WHERE email = 'ann')",
+            "UPDATE shop.orders SET cancelled = true WHERE country = 'DE'",
+            "DELETE FROM shop.orders WHERE due > '2024-01-01' OR due = '-infinity'",
+            "UPDATE shop.orders SET cancelled = false, email = upper(email)",
+            f"{INSERT} SELECT 'user ' || i % 700, 'country ' || i % 300, i % 7,"
+            " timestamptz '2024-01-01 00:00Z' + i * interval '37 min', date '2024-01-01' + i % 90"
+            " FROM generate_series(1, 3000) AS i",
+            "DELETE FROM shop.orders WHERE shop = 3 OR email LIKE 'user 1%'",
+            "TRUNCATE shop.orders",
+        ):
+            write(shop, statement)
+            try:
+                tick_until(keeper, lambda: is_exact(shop), statement)
+            except BaseException:
+                print(differences(shop), keeper.unresolved, [shop.state(c.name) for c in declarations.derived()])
+                raise
+    assert not in_redis(shop, get_counter("customers:country"))
+
+
+def test_a_day_that_was_lowered_comes_from_the_last_row_that_is_left(shop: World) -> None:
+    write(shop, FIRST)
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: is_exact(shop), "the builds")
+        at = keys.of_counter("customers")
+        assert shop.redis.hget(at.members, "ann") == b"2024-03-01"
+        write(shop, "DELETE FROM shop.orders WHERE created_at = '2024-03-01 12:00Z'")
+        tick_until(keeper, lambda: shop.redis.hget(at.members, "ann") == b"2024-02-28", "the departure")
+        assert is_exact(shop) and shop.redis.hlen(at.departing) == 0
+
+
+@pytest.fixture
+def counted(shop: World) -> World:
+    """The table with its first rows, counted."""
+    write(shop, FIRST, MORE)
+    for counter in declarations.derived():
+        shop.build(counter.name)
+        shop.reconcile(counter.name)
+    assert not differences(shop)
+    return shop
+
+
+def test_what_was_put_there_by_hand_or_taken_away_is_found_by_a_reconcile(counted: World) -> None:
+    """The sizes fit: what was done outweighs itself, and nothing but a comparison with the table finds it."""
+    steps.record(
+        counted.redis,
+        {
+            "customers:country": [b"CA\0nobody", b"ZZ\0ann", b"junk\0\xff"],
+            "customers": [b"2031-01-01\0ann", b"2000-01-01\0nobody"],
+            "baskets": [b"2000-01-01\0not an array"],
+            "baskets:shop": [b'x\0["DE","bob"]'],
+        },
+    )
+    take = {"customers:day(created_at)": b"2024-03-05\0eve", "baskets": b'2024-03-05\0["US","eve"]'}
+    for name, element in take.items():
+        steps.mark(counted.redis, name, "token", [element])
+        gone, _ = steps.sweep(counted.redis, name, "token", {element: b""}, counted.state(name).changed_at)
+        assert gone == [element]
+    run = counted.reconcile(*(each.name for each in declarations.derived()))
+    assert run.status == "done", run.detail
+    found = {name: (each.missing, each.extra) for name, each in run.findings.items() if each.missing or each.extra}
+    assert found == {
+        "customers": (0, 2),
+        "customers:country": (0, 3),
+        "customers:day(created_at)": (1, 0),
+        "baskets": (1, 1),
+        "baskets:shop": (0, 1),
+    }
+    assert not differences(counted)
+    again = counted.reconcile(*(each.name for each in declarations.derived()))
+    assert not any(each.missing or each.extra for each in again.findings.values())
+
+
+def test_a_check_finds_the_same_and_changes_nothing(counted: World) -> None:
+    steps.record(counted.redis, {"customers:country": [b"CA\0nobody"], "customers": [b"2031-01-01\0ann"]})
+    before = {each.name: in_redis(counted, each) for each in declarations.derived()}
+    run = counted.reconcile("customers", "customers:country", mode="check")
+    assert {name: each.extra for name, each in run.findings.items()} == {"customers": 1, "customers:country": 1}
+    assert {each.name: in_redis(counted, each) for each in declarations.derived()} == before
+
+
+DAMAGES = {
+    "a set is gone": lambda redis, at, group: redis.delete(group),
+    "a member is gone": lambda redis, at, group: redis.srem(group, "bob"),
+    "a member was added": lambda redis, at, group: redis.sadd(group, "mallory"),
+    "another type": lambda redis, at, group: redis.delete(group) and redis.set(group, "x"),
+    "another size": lambda redis, at, group: redis.zincrby(at.members, 3, "DE"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_group_that_was_changed_by_hand_is_cold_alone_and_is_read_again(counted: World, damage: str) -> None:
+    name = "customers:country"
+    at = keys.of_counter(name)
+    DAMAGES[damage](counted.redis, at, at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: counted.redis.hexists(at.broken, "DE"), "the group to be dropped")
+        assert not counted.state(name).cold
+        assert counted.redis.zscore(at.members, "CA") == 1
+        tick_until(keeper, lambda: not counted.redis.exists(at.broken), "the group to be read again")
+        tick_until(keeper, lambda: is_exact(counted), "all to be exact")
+
+
+LOSSES = {
+    "the directory": lambda redis, at: redis.delete(at.members),
+    "directory and names": lambda redis, at: redis.delete(at.members, at.names),
+    "a name": lambda redis, at: redis.zrem(at.names, "DE"),
+    "a group of the directory": lambda redis, at: redis.zrem(at.members, "DE"),
+    "the intake": lambda redis, at: redis.delete(at.intake),
+    "the days": lambda redis, at: redis.delete(at.days),
+    "a day": lambda redis, at: redis.hincrby(at.days, "2024-03-05", 1),
+    "a number that is none": lambda redis, at: redis.hset(at.days, "2024-03-05", "many"),
+    "members": lambda redis, at: redis.delete(at.members),
+    "one member": lambda redis, at: redis.hdel(at.members, "ann"),
+    "another type": lambda redis, at: redis.set(at.days, "x"),
+}
+OF_DAYS = ("the days", "a day", "a number that is none", "members", "one member", "another type")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_lost_as_a_whole_is_cold_and_built_again(counted: World, loss: str) -> None:
+    name = "customers" if loss in OF_DAYS else "customers:country"
+    build, at = counted.state(name).build, keys.of_counter(name)
+    LOSSES[loss](counted.redis, at)
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: counted.state(name).build != build and is_exact(counted), "the build")
+    known = [at.group(counted.redis.hget(at.intake, "generation"), b""), f"{at.members}:days".encode()]
+    for key in counted.redis.scan_iter(f"{at.members}:*"):
+        assert key.startswith(known[0]), "a set that nobody counts"
+
+
+def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
+    counted: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {
+        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
+        for key, each in steps.SCRIPTS.items()
+    }
+    monkeypatch.setattr(steps, "SCRIPTS", few)
+    write(counted, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 30) AS i")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: counted.state("customers:country").condition == "refused", "the refusal")
+        assert "MAX_GROUPS" in counted.state("customers:country").why_cold
+        tick_until(keeper, lambda: not counted.state("customers").cold and not counted.state("baskets:shop").cold)
+        assert in_redis(counted, get_counter("customers")) == in_table(counted, get_counter("customers"))
+        write(counted, "DELETE FROM shop.orders WHERE country LIKE 'country%'")
+        keeper.refused.clear()  # a minute later
+        tick_until(keeper, lambda: is_exact(counted), "room again")
+
+
+def test_every_storage_is_there(shop: World) -> None:
+    assert {each.storage for each in declarations.derived()} == {Storage.GROUPS, Storage.LAST_SEEN}
