@@ -10,7 +10,7 @@ import pytest
 
 from shared_models import declarations, triggers
 from shared_models.declarations import Counter, Storage, Term
-from shared_models.protocol import elements, keys, storages
+from shared_models.protocol import elements, keys, states, storages
 from tests.manage.world import World
 
 DECLARED = """
@@ -61,7 +61,7 @@ def orders(world: World) -> Iterator[World]:
 
 def adopted() -> Iterator[str]:
     """What `adopt` would run."""
-    (table,), counters = declarations.TABLES, declarations.derived()
+    table, counters = declarations.TABLES[0], declarations.derived()
     watched = {
         each.name: tuple(dict.fromkeys([*(term.column for term in each.terms), *(["cancelled"] if each.where else [])]))
         for each in counters
@@ -118,11 +118,10 @@ def beside(at: keys.CounterKeys, storage: Storage) -> list[str]:
 
 def is_exact(world: World) -> bool:
     """Whether every derived counter is live, settled, and has what the table has."""
-    found = [(counter, world.state(counter.name)) for counter in declarations.derived()]
-    return all(
-        not state.cold and state.left_through == state.cursor and in_redis(world, counter) == in_table(world, counter)
-        for counter, state in found
-    )
+    found = states.read_states(world.redis, [counter.name for counter in declarations.derived()])
+    if any(state.cold or state.left_through != state.cursor for state in found.values()):
+        return False
+    return not differences(world)
 
 
 def differences(world: World) -> dict[str, tuple[set[bytes], set[bytes]]]:

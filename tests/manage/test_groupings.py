@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from manage_service.runs.registry import Mode
 from shared_models import declarations
 from shared_models.declarations import Storage, get_counter
 from shared_models.protocol import keys, steps, storages
@@ -127,7 +128,7 @@ def test_what_was_put_there_by_hand_or_taken_away_is_found_by_a_reconcile(counte
 def test_a_check_finds_the_same_and_changes_nothing(counted: World) -> None:
     steps.record(counted.redis, {"customers:country": [b"CA\0nobody"], "customers": [b"2031-01-01\0ann"]})
     before = {each.name: in_redis(counted, each) for each in declarations.derived()}
-    run = counted.reconcile("customers", "customers:country", mode="check")
+    run = counted.reconcile("customers", "customers:country", mode=Mode.CHECK)
     assert {name: each.extra for name, each in run.findings.items()} == {"customers": 1, "customers:country": 1}
     assert {each.name: in_redis(counted, each) for each in declarations.derived()} == before
 
