@@ -100,7 +100,7 @@ def in_redis(world: World, counter: Counter) -> set[bytes]:
     found = {element for some in storages.scan(world.redis, at, 1_000) for element in some}
     heads = Tally(elements.split(each)[0] for each in found)
     if counter.storage is Storage.GROUPS:
-        directory = {group: int(size) for group, size in world.redis.zrange(at.members, 0, -1, withscores=True)}
+        directory = {group: size for some in storages.scan_groups(world.redis, at) for group, size in some.items()}
         assert directory == heads
         assert set(world.redis.zrange(at.names, 0, -1)) == set(directory)
         assert int(world.redis.hget(at.intake, "elements") or 0) == len(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import psycopg2
@@ -13,8 +14,10 @@ import redis
 
 from compose.local.servers import POSTGRES_ROLES, REDIS_USERS
 from compose.local.stack import Stack
-from shared_models.declarations import Storage
-from shared_models.protocol import keys, steps
+from manage_service.protocol import groups
+from shared_models import declarations
+from shared_models.declarations import Storage, Term
+from shared_models.protocol import keys, steps, storages
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, distinct_users
 
@@ -179,6 +182,7 @@ ALLOWED: dict[str, Commands] = {
         ("LRANGE", keys.RUNS_OPEN, 0, -1),
         ("LTRIM", USERS.samples, -1_000, -1),
         ("ZREVRANGE", keys.RUNS, 0, 1),
+        ("SCAN", 0),
         ("SSCAN", USERS.members, 0),
         ("SET", keys.of_lock("door"), "x", "PX", 1),
         ("INCRBY", keys.of_rate("manage", "door", 0), 1),
@@ -187,7 +191,6 @@ ALLOWED: dict[str, Commands] = {
 # For all three: what takes long, what tells or changes how Redis runs, other databases' and other programs' keys.
 FOR_NOBODY: Commands = [
     ("KEYS", "*"),
-    ("SCAN", 0),
     ("SMEMBERS", USERS.members),
     ("FLUSHALL",),
     ("FLUSHDB",),
@@ -210,6 +213,7 @@ FOR_NOBODY: Commands = [
 ]
 REFUSED: dict[str, Commands] = {
     "query": [
+        ("SCAN", 0),
         ("SADD", USERS.members, "mallory"),
         ("DEL", USERS.members),
         ("HSET", USERS.state, "cursor", 1),
@@ -224,6 +228,7 @@ REFUSED: dict[str, Commands] = {
         ("LRANGE", keys.RUNS_OPEN, 0, -1),
     ],
     "ingest": [
+        ("SCAN", 0),
         ("RPUSH", USERS.samples, "0 1"),
         ("SREM", USERS.members, "x"),
         ("DEL", USERS.members),
@@ -241,7 +246,6 @@ REFUSED: dict[str, Commands] = {
         ("HSET", USERS.state, "cursor", "x"),
         ("HINCRBY", USERS.state, "cursor", 1),
         ("HDEL", USERS.state, "cursor"),
-        ("HSET", USERS.departing, "x", "y"),
         ("HDEL", USERS.intake, "size"),
         ("DEL", USERS.intake),
         ("HSET", keys.of_run("x"), "document", "{}"),
@@ -251,8 +255,6 @@ REFUSED: dict[str, Commands] = {
         ("INCRBY", keys.of_rate("manage", "x", 0), 1),
         ("EXPIRE", USERS.members, 0),
         ("EXPIRE", USERS.state, 0),
-        ("HSET", USERS.members, "x", "y"),
-        ("HSET", USERS.suspects, "x", "y"),
         ("SADD", USERS.intake, "x"),
     ],
     "manage": [
@@ -307,3 +309,41 @@ def test_the_secrets_of_a_stack_are_its_users_alone(live: Stack) -> None:
     secret = [path for path in live.folder.rglob("*") if path.name.startswith(("password", "token", "users.acl"))]
     assert len(secret) > 10
     assert {path.stat().st_mode & 0o777 for path in secret} == {0o600}
+
+
+@pytest.mark.parametrize("storage", [Storage.GROUPS, Storage.LAST_SEEN])
+def test_what_holds_groups_and_days_may_be_written_by_the_protocol(live: Stack, storage: Storage) -> None:
+    """Each step by the service that takes it, with that service's rights."""
+    (users,) = (each for each in declarations.COUNTERS if each.name == "users")
+    day = Term("create_time", "date", "day", "UTC")
+    counter = users.grouped(day) if storage is Storage.GROUPS else replace(users, name="seen", last_seen=day)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(declarations, "COUNTERS", (*declarations.COUNTERS, counter))
+        name, at, element, later = counter.name, keys.of_counter(counter.name), b"2026-11-27\0ann", b"2026-11-28\0ann"
+        with (
+            redis.Redis.from_url(live.valkey.url_of("manage")) as manage,
+            redis.Redis.from_url(live.valkey.url_of("ingest")) as ingest,
+        ):
+            steps.load_scripts(manage)
+            try:
+                steps.begin(manage, name, "t", 1, "1/1/1", {"complete_through": 0})
+                steps.record(ingest, {name: [element, b"2026-11-27\0bob"]}, 5, "1/1/1")
+                position = steps.fill(manage, name, "t", b"", [element])
+                assert position is not None and steps.promote(manage, name, "t", position)
+                assert steps.record(ingest, {name: [element]}, 0, "1/1/1") == 0  # late, and there
+                steps.mark(manage, name, "sweep", [element, b"2026-11-27\0bob"])
+                steps.record(ingest, {name: [later]}, 6, "1/1/1")
+                gone, _ = steps.sweep(manage, name, "sweep", {b"2026-11-27\0bob": b""}, "")
+                assert gone == [b"2026-11-27\0bob"]
+                assert [each for some in storages.scan(manage, at, 10) for each in some]
+                assert storages.find(manage, at, [later]) == [storages.Found.THERE]
+                assert groups.is_whole(counter, manage)
+                if storage is Storage.GROUPS:
+                    groups.drop_changed(counter, [b"2026-11-28"], manage)
+                    manage.srem(at.group(manage.hget(at.intake, "generation"), b"2026-11-28"), "ann")
+                    groups.drop_changed(counter, [b"2026-11-28"], manage)
+                    ((group, token),) = groups.broken_groups(counter, manage).items()
+                    assert steps.mend_group(manage, name, group, token, "t", "")
+                groups.forget_generations(counter, manage)
+            finally:
+                manage.unlink(*manage.scan_iter(f"{at.members.removesuffix('members')}*".replace("[", "[[]")))
