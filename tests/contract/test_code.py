@@ -212,9 +212,13 @@ def test_scripts_name_every_key_through_KEYS() -> None:
         # A function is handed its key: as the first argument of each call of it, which is looked at like any other.
         handed = dict(re.findall(r"^local function (\w+)\((\w+)", text, re.MULTILINE))
         first_arguments += re.findall(r"^ *raise_watermark\(([\w\[\]]+)", text, re.MULTILINE)
-        # Either KEYS[n] itself, or a local that was assigned from it.
+        # Either KEYS[n] itself, or a local that was assigned from it, or made of it by a function: it lies in the same slot.
         assigned = re.findall(r"^local ([\w, ]+) = (KEYS[^\n]*)$", path.read_text(), re.MULTILINE)
         local = {name for names_, _ in assigned for name in names_.split(", ")} | set(handed.values())
+        made = ("set_of", "names_of", "days_of")
+        local |= {*made, *re.findall(rf"local (\w+) = (?:{'|'.join(made)})\(", text), "intake", "marks"}
+        pairs_ = re.findall(rf"local (\w+), (\w+) = [^\n]*(?:{'|'.join(made)})\(", text)
+        local |= {name for pair in pairs_ for name in pair}
         assert {a for a in first_arguments if not re.fullmatch(r"KEYS\[\d\]", a)} <= local, path
 
 

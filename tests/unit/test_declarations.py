@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shared_models import declarations
-from shared_models.declarations import BadDeclaration, Field, parse, read_file
+from shared_models.declarations import BadDeclaration, Field, Storage, parse, read_file
 
 ORDERS = """
     [tables.orders]
@@ -55,7 +55,23 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
         (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field is named twice"),
         (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
         (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),
-        (CUSTOMERS + 'by = ["shop"]', "counters.customers.by: this version does not know it yet"),
+        (CUSTOMERS + "shards = 2", "counters.customers.shards: this version does not know it yet"),
+        (CUSTOMERS + 'by = ["city"]', "counters.customers.by: tables.orders.fields does not have 'city'"),
+        (CUSTOMERS + 'by = ["seen_at"]', "seen_at is timestamptz: write day(seen_at), week(seen_at) or month(seen_at)"),
+        (
+            CUSTOMERS + 'by = ["day(shop)"]',
+            "counters.customers.by: shop is uuid, and has to be timestamptz or date there",
+        ),
+        (CUSTOMERS + 'by = ["year(seen_at)"]', "Of a time there are day(column), week(column), month(column)"),
+        (CUSTOMERS + 'by = ["shop", ["shop"]]', "counters.customers.by: shop stands there twice"),
+        (CUSTOMERS + 'by = [["shop", "shop"]]', "counters.customers.by: shop, shop stands there twice"),
+        (CUSTOMERS + "by = [[]]", "a group is made of 1 to 3 columns, and not of 0"),
+        (CUSTOMERS + 'by = ["email"]', "email names the whole member"),
+        (CUSTOMERS + f"by = {['shop'] * 9}", "counters.customers.by: 9 entries, and at most 8 are allowed"),
+        (CUSTOMERS + 'last_seen = "at"', "counters.customers.last_seen: at is not in tables.orders.fields"),
+        (CUSTOMERS + 'last_seen = "email"', "email is text, and has to be timestamptz or date there"),
+        (CUSTOMERS + 'time_zone = "Berlin"', "counters.customers.time_zone: there is no time zone 'Berlin'"),
+        (CUSTOMERS + 'time_zone = "UTC\'); DROP TABLE x; --"', "counters.customers.time_zone: there is no time zone"),
         (CUSTOMERS + 'where = "true; DROP TABLE x"', "counters.customers.where: one SQL condition"),
         (CUSTOMERS + "example = [1, 2]", "the example needs one value for each field"),
         (CUSTOMERS.replace("[counters", "ingest = true\n[counters") + 'where = "true"', "come in through ingest"),
@@ -119,3 +135,38 @@ def test_the_packaged_file_declares_the_message() -> None:
     tables, counters = read_file(declarations.FILE)
     assert [table.name for table in tables] == ["message"] and tables[0].ingest
     assert [counter.name for counter in counters] == ["cities", "users"]
+
+
+def test_a_counter_expands_into_its_total_and_one_for_each_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        CUSTOMERS
+        + """
+        by = ["shop", "week(seen_at)", ["day(seen_at)", "shop"]]
+        last_seen = "seen_at"
+        time_zone = "Europe/Berlin"
+    """
+    )
+    monkeypatch.setattr(declarations, "COUNTERS", parse(lines)[1])
+    total, *groupings = declarations.derived()
+    assert [each.name for each in groupings] == [
+        "customers:shop",
+        "customers:week(seen_at)",
+        "customers:day(seen_at),shop",
+    ]
+    assert total.storage is Storage.LAST_SEEN and {each.storage for each in groupings} == {Storage.GROUPS}
+    assert [each.name for each in total.terms] == ["email", "day(seen_at)"]
+    assert [each.sql("t.") for each in groupings[2].terms] == [
+        "(timezone('Europe/Berlin', t.\"seen_at\"))::date",
+        't."shop"',
+        't."email"',
+    ]
+    assert len({each.definition for each in declarations.derived()}) == 4
+    assert declarations.get_counter("customers:week(seen_at)").of == "customers"
+    assert total.grouping(("day(seen_at)", "shop")) is groupings[2] and total.grouping(("shop", "day(seen_at)")) is None
+
+
+@pytest.mark.parametrize("changed", [("Berlin", "Paris"), ("day(", "month("), ('last_seen = "seen_at"', "")])
+def test_what_groups_and_days_mean_is_part_of_the_definition(changed: tuple[str, str]) -> None:
+    lines = CUSTOMERS + 'by = ["day(seen_at)"]\nlast_seen = "seen_at"\ntime_zone = "Europe/Berlin"'
+    before, after = (parse(text)[1][0] for text in (lines, lines.replace(*changed)))
+    assert (before.definition, before.groupings) != (after.definition, after.groupings)
