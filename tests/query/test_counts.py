@@ -218,6 +218,7 @@ class TestCold:
         self, query: Query, rolls: Rolls, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(keys, "PREFIX", "rollcall:0:")
+        monkeypatch.setattr(keys, "_keys", {})  # made again
         monkeypatch.setattr(keys, "_declared", ())
         rolls.make_all_live()
         monkeypatch.undo()
