@@ -79,10 +79,11 @@ def index_of(counter: Counter) -> triggers.Piece:
     return triggers.index(counter.table.schema, counter.table.relation, counter.terms, counter.where)
 
 
-def in_table(world: World, counter: Counter) -> set[bytes]:
-    """The elements that the table has, by plain SQL."""
+def in_table(world: World, counter: Counter, below: int | None = None) -> set[bytes]:
+    """The elements that the table has, by plain SQL; only of rows with a lower xact, if that is given."""
     filled = [f'"{term.column}" IS NOT NULL' for term in counter.terms]
-    where = " AND ".join([*filled, *([f"({counter.where})"] if counter.where else [])])
+    bound = [f"xact < {below}"] if below is not None else []
+    where = " AND ".join([*filled, *([f"({counter.where})"] if counter.where else []), *bound])
     columns = ", ".join(f"({term.sql()})::text" for term in counter.terms)
     rows = world.ask_primary(f"SELECT DISTINCT {columns} FROM shop.orders WHERE {where}".replace("%", "%%"))
     found = elements.encode_all(counter, rows)
@@ -94,10 +95,12 @@ def in_table(world: World, counter: Counter) -> set[bytes]:
     return {day + elements.SEPARATOR + member for member, day in last.items()}
 
 
-def in_redis(world: World, counter: Counter) -> set[bytes]:
-    """The elements that Redis has. Asserts that everything which is kept beside them fits."""
+def in_redis(world: World, counter: Counter, *, whole: bool = True) -> set[bytes]:
+    """The elements that Redis has. Asserts that everything which is kept beside them fits, unless it need not be `whole`."""
     at = keys.of_counter(counter.name)
     found = {element for some in storages.scan(world.redis, at, 1_000) for element in some}
+    if not whole:
+        return found
     heads = Tally(elements.split(each)[0] for each in found)
     if counter.storage is Storage.GROUPS:
         directory = {group: size for some in storages.scan_groups(world.redis, at) for group, size in some.items()}
