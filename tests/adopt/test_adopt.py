@@ -380,6 +380,7 @@ def test_two_owners_in_one_database(shop: Shop, seller: Callable[[], None]) -> N
             "email is numeric, and a member cannot be made of that (of these it can: text",
         ),
         ("CREATE TABLE shop.other (email char(9))", "email is character(9)"),
+        ("CREATE TABLE shop.other (email timestamptz)", "email is timestamp with time zone, and a member cannot be"),
         ("CREATE DOMAIN shop.mail AS text; CREATE TABLE shop.other (email shop.mail)", "email is shop.mail"),
         ("CREATE TABLE shop.other (email text COLLATE shop.ci)", "the collation of email is nondeterministic"),
         *([(f"CREATE TABLE shop.other (m text, email text {VIRTUAL})", "make it STORED")] if HAS_VIRTUAL else []),
