@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -560,6 +562,18 @@ def test_manage_and_ingest_may_do_what_they_need_and_no_more(shop: Shop) -> None
         cursor.execute(f"DELETE FROM {triggers.DEPARTURE} WHERE create_time < now()")
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             cursor.execute("SELECT FROM shop.orders")
+
+
+def test_adopting_needs_the_database_and_nothing_else(shop: Shop) -> None:
+    command = [sys.executable, "-m", "ingest_service", "adopt", "shop.orders", "--counter", "customers=email"]
+    done = subprocess.run(
+        command,
+        env={"DATABASE_URL": started_primary().url, "PATH": os.environ["PATH"]},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "this is what --apply would run" in done.stderr, done.stderr
 
 
 DOCS = (Path(__file__).parents[2] / "docs" / "adopt.md").read_text()
