@@ -10,9 +10,8 @@ does. What it does:
   function stamps the row.
 - UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
   Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
-- DELETE: it notes the distinct members of the deleted rows, once a statement. When logical replication applies
-  changes, statement triggers do not fire. A row trigger that fires only in a replica's session does it there, row by
-  row.
+- DELETE: it notes the members of the deleted rows, once a statement. When logical replication applies changes, statement
+  triggers do not fire. A row trigger that fires only in a replica's session does it there, row by row.
 - TRUNCATE: it notes "all".
 
 (Not in a schema "rollcall": of a user of this name, it would come before "public".)
@@ -34,19 +33,19 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which gives a bigint at once. It is for the one condition that each inserted row
-# must pass: through a text it would cost twice as much. (Not in the column's default, which a dump takes along to any
-# Postgres.)
+# The same function by its older name, which gives a bigint at once. It is for what runs with each row: through a text it
+# would cost twice as much. (Not in the column's default, which a dump takes along to any Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
-# Every committed xact is below it. An xact of another history (a restored dump) may be anything, and says nothing.
-NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
-LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
+# The xact of a departure: the transaction's own, or the latest one that has ended, if that is later. No row that can be
+# deleted or changed was written later. (Its own xact does not say so: a restored dump brings xacts of another history.)
+LATEST_XACT = "greatest(txid_current(), txid_snapshot_xmax(txid_current_snapshot()) - 1)"
 # Triggers fire in the order of their names, and the stamping ones have to see the row as the others have changed it.
 PREFIX = "zzz_rollcall_"
 MARK = "Rollcall "  # the comment of everything that is made here begins with this
 NAME_BYTES = 63
 
-# element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
+# element: members, each an array of the canonical texts of its fields, in the declared order. Some may be there twice. NULL
+# is "all": reconcile the counter. One row for all members of a statement costs a tenth of a row for each.
 # counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
 MAKE_DEPARTURE = (
@@ -56,6 +55,8 @@ MAKE_DEPARTURE = (
     xact bigint NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now()
 )""",
+    # Postgres would compress long arrays, and that takes longer than to write them.
+    f"ALTER TABLE {DEPARTURE} ALTER COLUMN element SET STORAGE EXTERNAL",
     f"CREATE INDEX departure_counter_xact ON {DEPARTURE} (counter, xact)",
     f"CREATE INDEX departure_create_time ON {DEPARTURE} (create_time)",
     f"COMMENT ON TABLE {DEPARTURE} IS '{MARK}: members that rows may have left, for the keeper to look at'",
@@ -137,36 +138,32 @@ def triggers(
 def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Sequence[str]]) -> Piece:
     """The function that all triggers of the table run."""
     name = f"{function_name(table)}()"
-    # A column may be named like a variable of PL/pgSQL.
-    lines = ["#variable_conflict use_column", "BEGIN"]
-    lines += ["IF TG_OP = 'UPDATE' THEN"]
+    lines = [
+        "#variable_conflict use_column",  # a column may be named like a variable of PL/pgSQL
+        f"DECLARE latest bigint := {LATEST_XACT};",
+        "BEGIN",
+        "IF TG_OP = 'UPDATE' THEN",
+    ]
     for counter in counters:
-        lines += [
-            f"    IF {differs(watched[counter.name], counter.fields)} THEN",
-            *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
-            "    END IF;",
-        ]
-    # The rows are quicker to count than their members, and usually few.
-    lines += ["ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'STATEMENT' THEN", f"    IF {are_many('gone')} THEN"]
-    for counter in counters:
-        lines += [
-            f"        IF {are_many(f'(SELECT {members_of(counter)}) AS members')} THEN",
-            f"            INSERT INTO {DEPARTURE} (counter, element, xact)",
-            f"            SELECT {literal(key(counter))}, NULL, greatest({OWN_XACT}, {LAST_XACT}) FROM gone;",
-            "        ELSE",
-            *note(counter, "gone", by_statement=True, indent=12),
-            "        END IF;",
-        ]
-    lines += ["    ELSE"]
-    for counter in counters:
-        lines += note(counter, "gone", by_statement=True, indent=8)
-    lines += ["    END IF;", "    RETURN NULL;", "ELSIF TG_OP = 'DELETE' THEN"]
-    for counter in counters:
-        lines += note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=4)
-    lines += ["    RETURN NULL;", "ELSIF TG_OP = 'TRUNCATE' THEN"]
-    for counter in counters:
-        lines += [f"    INSERT INTO {DEPARTURE} (counter, xact) VALUES ({literal(key(counter))}, {OWN_XACT});"]
-    lines += ["    RETURN NULL;", "END IF;", f"NEW.xact := {OWN_XACT};", "RETURN NEW;", "END"]
+        lines += note_old(counter, f"({differs(watched[counter.name], counter.fields)}) AND ")
+    all_of_each = ", ".join(f"({literal(key(counter))}, latest)" for counter in counters)
+    lines += [
+        "ELSIF TG_OP = 'TRUNCATE' THEN",
+        f"    INSERT INTO {DEPARTURE} (counter, xact) VALUES {all_of_each};",
+        "ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'ROW' THEN",
+        *(line for counter in counters for line in note_old(counter)),
+        "ELSIF TG_OP = 'DELETE' THEN",
+        f"    IF (SELECT count(*) <= {MAX_MEMBERS} FROM gone) THEN",
+        *note_gone(counters),
+        "    ELSE",
+        *note_gone(counters, distinct=True),
+        "    END IF;",
+        "END IF;",
+        "IF TG_WHEN = 'AFTER' THEN RETURN NULL; END IF;",
+        f"NEW.xact := {OWN_XACT_AT_ONCE};",
+        "RETURN NEW;",
+        "END",
+    ]
     settings = "SET search_path = pg_catalog, pg_temp"
     if any(declared.type in ("date", "timestamptz") for declared in table.fields):
         # Canonical texts, however the session writes its dates.
@@ -189,36 +186,36 @@ def body(lines: Sequence[str]) -> str:
     return tag + text + tag
 
 
-def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Iterator[str]:
-    """The statement that notes the distinct members of these rows, none of whose fields is NULL."""
-    texts = ", ".join(f"gone.{quote(field)}::text" for field in counter.fields)
-    last = LAST_XACT if by_statement else f"CASE WHEN gone.xact < {NEXT_XACT} THEN gone.xact END"
-    lines = [
-        f"INSERT INTO {DEPARTURE} (counter, element, xact)",
-        f"SELECT {literal(key(counter))}, ARRAY[{texts}], greatest({OWN_XACT}, {last})",
-        f"FROM {rows} WHERE {counts(counter)}",
-    ]
-    if by_statement:
-        lines.append("GROUP BY " + ", ".join(f"gone.{quote(field)}" for field in counter.fields))
-    lines[-1] += ";"
-    return (" " * indent + line for line in lines)
+def note_old(counter: Counter, unless_same: str = "") -> Iterator[str]:
+    """The statement that notes the member of the row OLD, if that counts."""
+    filled = " AND ".join(f"OLD.{quote(field)} IS NOT NULL" for field in counter.fields)
+    where = f" AND (SELECT ({counter.where}) FROM (SELECT OLD.*) AS gone)" if counter.where else ""
+    texts = ", ".join(f"OLD.{quote(field)}::text" for field in counter.fields)
+    yield f"    IF {unless_same}{filled}{where} THEN"
+    yield f"        INSERT INTO {DEPARTURE} (counter, element, xact)"
+    yield f"        VALUES ({literal(key(counter))}, ARRAY[ARRAY[{texts}]], latest);"
+    yield "    END IF;"
 
 
-def members_of(counter: Counter) -> str:
-    """What follows SELECT: a row for each of the deleted members, or as many as are enough to note "all"."""
-    fields = ", ".join(f"gone.{quote(field)}" for field in counter.fields)
-    return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
+def note_gone(counters: Sequence[Counter], *, distinct: bool = False) -> Iterator[str]:
+    """The statement that notes the members of all deleted rows.
+
+    `distinct`: each member once, or "all". To look for those that come twice takes longer than to note them twice.
+    """
+    element = f"CASE WHEN array_length(element, 1) <= {MAX_MEMBERS} THEN element END" if distinct else "element"
+    yield f"        INSERT INTO {DEPARTURE} (counter, element, xact)"
+    yield f"        SELECT counter, {element}, latest FROM (VALUES"
+    yield ",\n".join(f"            ({literal(key(each))}, ARRAY({members_gone(each, distinct)}))" for each in counters)
+    yield "        OFFSET 0) AS noted (counter, element) WHERE element <> '{}';"
 
 
-def are_many(rows: str) -> str:
-    """Whether these are more than the members that are noted one by one."""
-    return f"(SELECT count(*) > {MAX_MEMBERS} FROM {rows})"
-
-
-def counts(counter: Counter) -> str:
-    """Whether a row counts."""
-    filled = [f"gone.{quote(field)} IS NOT NULL" for field in counter.fields]
-    return " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
+def members_gone(counter: Counter, distinct: bool) -> str:
+    """The statement that finds the members of the deleted rows that count."""
+    fields = [f"gone.{quote(field)}" for field in counter.fields]
+    counts = [f"({counter.where})"] * bool(counter.where) + [f"{field} IS NOT NULL" for field in fields]
+    once = f" GROUP BY {', '.join(fields)} LIMIT {MAX_MEMBERS + 1}" if distinct else ""
+    texts = ", ".join(f"{field}::text" for field in fields)
+    return f"SELECT ARRAY[{texts}] FROM gone WHERE {' AND '.join(counts)}{once}"
 
 
 def differs(columns: Sequence[str], plain: Collection[str]) -> str:

@@ -145,13 +145,13 @@ def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[s
 
     If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
-    copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, counter.where)
+    # In parentheses, the last one on a line of its own: the condition cannot end the statement around it.
+    copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, f"({counter.where}\n)")
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:
         cursor.execute(f"CREATE TEMPORARY TABLE rollcall_copy (LIKE {table})")
-        # In parentheses, so that the condition cannot end the statement around it.
-        cursor.execute(copy.create.replace(f"WHERE {counter.where}", f"WHERE ({counter.where})"))
+        cursor.execute(copy.create)
         cursor.execute(
             """SELECT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                WHERE d.classid = 'pg_class'::regclass AND d.objid = %s::regclass AND d.refclassid = 'pg_class'::regclass

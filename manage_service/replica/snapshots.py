@@ -208,13 +208,15 @@ class Snapshot:
 
         None instead of members is "all". One transaction is never cut in two.
         """
-        key = f"{counter.name}:{counter.definition}"
-        cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES))
+        key, fields = f"{counter.name}:{counter.definition}", len(counter.fields)
+        cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES * fields))
         until = max(cut[0][0], since + 1) if cut else below
-        found = ask(self._connection, sql.DEPARTED, (key, since, until, sql.MOST_DEPARTED + 1))
-        if len(found) > sql.MOST_DEPARTED or (None,) in found:
+        found = ask(self._connection, sql.DEPARTED, (sql.MOST_DEPARTED * fields, key, since, until))
+        if (None,) in found:
             return until, None
-        return until, [tuple(element) for (element,) in found]
+        # Members, or one member: an earlier version's triggers noted one alone.
+        arrays = (element if isinstance(element[0], list) else [element] for (element,) in found)
+        return until, list({tuple(member) for array in arrays for member in array})
 
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter; None if it has never been analyzed."""

@@ -180,15 +180,16 @@ HAS_DEPARTURES = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
 """
-# The index on (counter, xact): where a batch ends, and its members.
-DEPARTED_END = """
-    SELECT xact FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
-    ORDER BY xact OFFSET %s LIMIT 1
+# The index on (counter, xact): how many texts of members the departures up to each one have. One departure may have many
+# members, and its array has all of their texts.
+_DEPARTED = """
+    SELECT xact, element, sum(cardinality(element)) OVER (ORDER BY xact) AS texts
+    FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
 """
-DEPARTED = """
-    SELECT DISTINCT element FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s LIMIT %s
-"""
-# About how many departures one batch has: a second's worth of questions to the table.
+# Where a batch of so many texts ends, and what it has: "all" in place of what is too much.
+DEPARTED_END = f"SELECT xact FROM ({_DEPARTED}) AS noted WHERE texts > %s ORDER BY xact LIMIT 1"
+DEPARTED = f"SELECT DISTINCT CASE WHEN texts <= %s THEN element END FROM ({_DEPARTED}) AS noted"
+# About how many members one batch has: a second's worth of questions to the table.
 BATCH_DEPARTURES = 20_000
 # If one batch, that is one transaction, has more members than this, a reconcile is quicker.
 MOST_DEPARTED = 200_000

@@ -168,7 +168,7 @@ def test_a_declared_table_and_a_changed_declaration(shop: Shop, monkeypatch: pyt
     shop.adopt("orders", "--apply")
     assert "For rollcall.toml" not in shop.said
     run("DELETE FROM shop.orders WHERE email = 'u1'")
-    assert (departed(PLACES), departed(CUSTOMERS)) == ([("c", "s")], [])
+    assert set(departed(PLACES)) == {("c", "s")} and departed(CUSTOMERS) == []
     declare(monkeypatch, PLACES, CUSTOMERS)
     printed = shop.adopt()  # all that is declared
     assert "ADD COLUMN" not in printed and "zzz_rollcall_delete" not in printed, "only what has changed"
@@ -266,7 +266,9 @@ def test_while_the_application_writes_nothing_is_lost_or_counted_twice(shop: Sho
         over.set()
         writer.join()
     assert not failed
-    noted = {member for (member,) in run(f"SELECT element[1] FROM {triggers.DEPARTURE} WHERE counter ~ '^customers:'")}
+    noted = {
+        member for (member,) in run(f"SELECT unnest(element) FROM {triggers.DEPARTURE} WHERE counter ~ '^customers:'")
+    }
     assert {f"w{number}{x}" for number in range(reached + 1, reached + 5) for x in ("", "x")} <= noted
     assert run("SELECT count(*) FROM shop.orders WHERE xact = 0") == [(99,)]
 
@@ -327,8 +329,8 @@ def test_as_an_ordinary_owner(shop: Shop, seller: Callable[[], None]) -> None:
     shop.adopt(*ASKED, "--apply")
     run("CREATE ROLE app; GRANT USAGE ON SCHEMA shop TO app; GRANT SELECT, DELETE ON shop.orders TO app")
     run("SET ROLE app; DELETE FROM shop.orders WHERE email = 'u3'; RESET ROLE; DROP OWNED BY app; DROP ROLE app")
-    noted = run(f"SELECT DISTINCT element FROM {triggers.DEPARTURE} WHERE counter ~ '^customers:'")
-    assert noted == [(["u3"],)]
+    noted = run(f"SELECT DISTINCT unnest(element) FROM {triggers.DEPARTURE} WHERE counter ~ '^customers:'")
+    assert noted == [("u3",)]
     run("REVOKE CREATE ON DATABASE rollcall FROM seller")
     assert shop.adopt(*ASKED) == "", "needed once"
     shop.adopt("shop.orders", "--undo", "--apply")
@@ -490,7 +492,7 @@ def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
     assert run("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)]
     assert shop.adopt(*ASKED) == ""
     run("DELETE FROM shop.rest_a")
-    assert run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter ~ '^customers'") == [(["bob"],)]
+    assert run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter ~ '^customers'") == [([["bob"]],)]
     run("CREATE TABLE shop.it PARTITION OF shop.orders FOR VALUES IN ('IT')")
     assert "zzz_rollcall_delete" in shop.adopt(*ASKED)
     shop.adopt(*ASKED, "--apply")
@@ -531,8 +533,8 @@ def test_dumped_and_restored_all_is_there(shop: Shop, monkeypatch: pytest.Monkey
         cursor.execute(
             "INSERT INTO shop.orders (email) VALUES ('zoe'); UPDATE shop.orders SET email = 'zo' WHERE email = 'zoe'"
         )
-        cursor.execute(f"SELECT element FROM {triggers.DEPARTURE} WHERE element = ARRAY['zoe']")
-        assert cursor.fetchall() == [(["zoe"],)]
+        cursor.execute(f"SELECT element FROM {triggers.DEPARTURE} WHERE 'zoe' = ANY (element)")
+        assert cursor.fetchall() == [([["zoe"]],)]
     run("DROP DATABASE restored")
 
 
