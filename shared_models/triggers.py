@@ -61,6 +61,19 @@ MAKE_DEPARTURE = (
     f"CREATE INDEX departure_create_time ON {DEPARTURE} (create_time)",
     f"COMMENT ON TABLE {DEPARTURE} IS '{MARK}: members that rows may have left, for the keeper to look at'",
 )
+# Whether there is their schema, and the oid of their table. A role without USAGE on the schema may ask, too.
+FIND_DEPARTURE = f"""
+    SELECT n.oid IS NOT NULL, c.oid::int8 FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = '{SCHEMA}'
+    LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'departure'
+"""
+# The columns of the index `i` in order, NULL for one that is an expression, or not in the order in which a counter is read.
+INDEXED_COLUMNS = """
+    ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
+                      THEN a.attname::text END
+          FROM generate_series(0, i.indnkeyatts - 1) AS k
+          LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
+          LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +85,22 @@ class Piece:
     identity: str  # as COMMENT ON and DROP want to read it
     create: str
     then: str = ""  # a statement that belongs to it
+    enabled: str = (
+        ""  # when a trigger fires, as pg_trigger has it: O except in a replica's session, R only there, A always
+    )
 
     @property
     def mark(self) -> str:
-        """The comment."""
+        """The text of its comment."""
         return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
         """What makes it, or replaces it. (An index or statistics have to be dropped before.)"""
-        made = (self.create, self.then) if self.then else (self.create,)
-        return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
+        return (self.create, *([self.then] if self.then else []), self.comment())
+
+    def comment(self) -> str:
+        """What marks it as ours."""
+        return f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'"
 
     def drop(self) -> str:
         """What removes it."""
@@ -121,7 +140,7 @@ def triggers(
         name, place = PREFIX + what, f"{quote(on[0])}.{quote(on[1])}"
         enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
         create = f"CREATE OR REPLACE TRIGGER {name} {when.format(place)} EXECUTE FUNCTION {function_name(table)}()"
-        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable)
+        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable, enabled[:1] or "O")
 
     if stamps:
         foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT_AT_ONCE}"
@@ -245,8 +264,8 @@ def index(schema: str, of: str, columns: Sequence[str], where: str = "") -> Piec
 def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
     """For counters of several fields: how many combinations these have. See `operations.CountCombinations`."""
     pieces = []
-    for fields in dict.fromkeys(counter.fields for counter in counters if len(counter.fields) > 1):
-        listed = ", ".join(quote(field) for field in sorted(fields))
+    for fields in dict.fromkeys(tuple(sorted(counter.fields)) for counter in counters if len(counter.fields) > 1):
+        listed = ", ".join(map(quote, fields))
         name = shorten("rollcall_" + "_".join((table.relation, *fields)), f"{relation(table)} ({listed})")
         identity = f"{quote(table.schema)}.{quote(name)}"
         create = f"CREATE STATISTICS {identity} (ndistinct) ON {listed} FROM {relation(table)}"

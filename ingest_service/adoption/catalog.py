@@ -105,15 +105,9 @@ STATISTICS = """
     FROM pg_statistic_ext AS s JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     WHERE s.stxrelid = %s AND 'd' = ANY (s.stxkind) AND s.stxexprs IS NULL
 """
-# `fields`: the columns in order, NULL if it is an expression, or is not in the order in which a counter is read.
-INDEXES = """
+INDEXES = f"""
     SELECT n.nspname, c.relname, i.indisvalid AND i.indisready, i.indpred IS NULL,
-           coalesce(obj_description(c.oid, 'pg_class'), ''),
-           ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
-                        THEN a.attname::text END
-                 FROM generate_series(0, i.indnkeyatts - 1) AS k
-                 LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
-                 LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k)
+           coalesce(obj_description(c.oid, 'pg_class'), ''), {triggers.INDEXED_COLUMNS}
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_am AS m ON m.oid = c.relam
     WHERE i.indrelid = %s AND m.amname = 'btree' AND i.indislive

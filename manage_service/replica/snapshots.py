@@ -51,6 +51,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.sql import SQL, Composable, Literal
 
 from manage_service.replica import catalog, sql
+from shared_models import triggers
 from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
@@ -208,7 +209,7 @@ class Snapshot:
 
         None instead of members is "all". One transaction is never cut in two.
         """
-        key, fields = f"{counter.name}:{counter.definition}", len(counter.fields)
+        key, fields = triggers.key(counter), len(counter.fields)
         cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES * fields))
         until = max(cut[0][0], since + 1) if cut else below
         found = ask(self._connection, sql.DEPARTED, (sql.MOST_DEPARTED * fields, key, since, until))
@@ -220,7 +221,7 @@ class Snapshot:
 
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter; None if it has never been analyzed."""
-        if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:
+        if ask(self._connection, sql.ANALYZED, (triggers.relation(counter.table),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
         plan = document["Plan"]

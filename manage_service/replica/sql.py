@@ -9,6 +9,7 @@ from operator import add
 
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
+from shared_models import triggers
 from shared_models.declarations import NUMBERS, Counter
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
@@ -158,14 +159,9 @@ COLUMNS = f"""
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
-# The columns of each index in order, NULL if it is an expression, or is not in the order in which a counter is read.
-INDEXES = """
-    SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] = 0 AND o.opcdefault AND (i.indcollation::oid[])[k] = a.attcollation
-                        THEN a.attname::text END
-                 FROM generate_series(0, i.indnkeyatts - 1) AS k
-                 LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
-                 LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k),
-           pg_get_expr(i.indpred, i.indrelid)
+# The columns of each index in order.
+INDEXES = f"""
+    SELECT {triggers.INDEXED_COLUMNS}, pg_get_expr(i.indpred, i.indrelid)
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
     WHERE i.indrelid = %s::regclass AND m.amname = 'btree' AND i.indisvalid AND i.indislive
 """
@@ -202,18 +198,13 @@ def standpoint(*, by_function: bool) -> str:
 
 def described_by(counter: Counter) -> tuple[object, ...]:
     """The parameters of TABLE for this counter."""
-    return quoted_table(counter), list(counter.fields), bool(counter.where)
-
-
-def quoted_table(counter: Counter) -> str:
-    """The counter's table, as Postgres wants to read it in a regclass."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in (counter.table.schema, counter.table.relation))
+    return triggers.relation(counter.table), list(counter.fields), bool(counter.where)
 
 
 def label_of(counter: Counter, name: str, value: Composable) -> Composed:
     """A text as the enum that this column has."""
     return SQL(LABEL).format(
-        regclass=Literal(quoted_table(counter)),
+        regclass=Literal(triggers.relation(counter.table)),
         name=Literal(name),
         value=value,
         row=Identifier(counter.table.schema, counter.table.relation),

@@ -131,16 +131,11 @@ class Command(BaseCommand):
     ) -> None:
         """One table."""
         where = f"{table.schema}.{table.relation}"
-        if options["undo"]:
-            if table.ingest:
-                raise CannotAdopt(f"{where} is Rollcall's own: its migrations make it")
-            made = self.plan_of(table, counters, undo=True)
-        else:
-            if not counters:
-                raise CannotAdopt(
-                    f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
-                )
-            made = self.plan_of(table, counters, undo=False)
+        if options["undo"] and table.ingest:
+            raise CannotAdopt(f"{where} is Rollcall's own: its migrations make it")
+        if not options["undo"] and not counters:
+            raise CannotAdopt(f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}")
+        made = self.plan_of(table, counters, undo=options["undo"])
         for note in made.notes:
             self.stderr.write(f"Note: {note}.")
         if not made:
