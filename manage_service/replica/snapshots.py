@@ -111,26 +111,24 @@ class Estimate:
         return self.rows >= sql.JUMP_FROM_ROWS_PER_MEMBER * max(1, self.members)
 
 
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One repeatable-read transaction on the replica: see the head of this module. Made by `Replica.snapshot`."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        source: str,
-        lsn: int,
-        committed_through: datetime,
-        horizon: int,
-        xmax: int,
-        *,
-        behind_bytes: int = 0,
-        fingerprint: str = "",
-        misordered: bool = False,
-    ) -> None:
-        self._connection = connection
-        self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
-        self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
-        self.fingerprint, self.misordered = fingerprint, misordered
+    _connection: Connection
+    source: str
+    lsn: int
+    committed_through: datetime
+    horizon: int
+    xmax: int
+    behind_bytes: int = 0
+    fingerprint: str = ""
+    misordered: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether a transaction is open at the horizon."""
+        return self.horizon < self.xmax
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -272,17 +270,8 @@ class Replica:
                 if unflushed_lsn is not None:
                     flush(self._connection, unflushed_lsn)
                 ((fingerprint, misordered),) = ask(self._connection, sql.TABLE, sql.described_by(counter))
-            yield Snapshot(
-                self._connection,
-                source,
-                lsn,
-                committed_through,
-                horizon,
-                xmax,
-                behind_bytes=behind_bytes,
-                fingerprint=fingerprint,
-                misordered=misordered,
-            )
+            of_server = (source, lsn, committed_through, horizon, xmax, behind_bytes)
+            yield Snapshot(self._connection, *of_server, fingerprint, misordered)
         except psycopg2.Error:
             self.close()
             raise

@@ -178,6 +178,8 @@ def test_a_declared_table_and_a_changed_declaration(shop: Shop, monkeypatch: pyt
     assert shop.adopt("--apply") == "" and "all is there already" in shop.said
     shop.adopt("orders", "--counter", "skus=sku")
     assert '[counters.skus]\ntable = "orders"\nmember = ["sku"]' in shop.said and "[tables." not in shop.said
+    shop.adopt("orders", "--counter", "notes=note")
+    assert 'sku = "text", note = "text"}' in shop.said, "the table has one field more"
     assert "declared already, and differently" in shop.refusal("orders", "--counter", "places=sku")
 
 
