@@ -155,6 +155,7 @@ def test_replica_lag_is_found_by_the_commands_of_the_runbook(live: Stack, shell:
     assert "│" not in RUNBOOK
 
 
+@pytest.mark.long
 def test_the_commands_that_the_runbook_begins_with_work(shell: Shell) -> None:
     for command in in_sentences(BEGINNING):
         if not is_listed(command):
