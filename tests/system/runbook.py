@@ -13,11 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from compose.local import ports
 from compose.local.ordinary_user import CHECKOUT, ordinary_user, own
-from compose.local.processes import MARK, make_folder
+from compose.local.processes import MARK, kill, make_folder
 from compose.local.servers import postgres_program, redis_program
 from compose.local.stack import Stack
 from tests.contract.test_docs import page, section
@@ -125,8 +126,16 @@ class Shell:
             make_folder(folder)
         self.provide("python", f'exec {sys.executable} "$@"')
         self.provide("redis-cli", f"exec {sys.executable} -c '{REDIS_CLI}' \"$@\"")
-        self.provide("valkey-server", f'exec {redis_program()} "$@"')
+        # It writes its title over its environment, by which the stack finds what it has left.
+        self.provide("valkey-server", f'echo $$ > {self.programs}/valkey.pid; exec {redis_program()} "$@"')
         self.provide("make", f'exec {sys.executable} -m compose.local --folder {stack.folder} "$@"')
+
+    def close(self) -> None:
+        """End the Redis that a command has started."""
+        pid = self.programs / "valkey.pid"
+        if pid.exists():
+            kill(psutil.Process(int(pid.read_text())))
+            pid.unlink()
 
     def provide(self, name: str, script: str) -> None:
         """A program that the page takes for granted."""

@@ -66,8 +66,10 @@ def test_every_command_is_run_or_it_stands_why_not() -> None:
 
 
 @pytest.fixture
-def shell(live: Stack) -> Shell:
-    return Shell(live)
+def shell(live: Stack) -> Iterator[Shell]:
+    shell = Shell(live)
+    yield shell
+    shell.close()
 
 
 @pytest.fixture
