@@ -64,7 +64,7 @@ types: .venv/complete ## mypy, strict
 		$(BIN)/mypy ingest_service manage_service query_service shared_models compose loadtest tests docs/examples/client.py
 
 docs: .venv/complete ## Build the documentation as a site, into .local/site; a link that leads nowhere is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html."
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html. Its search needs a server: python3 -m http.server --directory .local/site 8004"
 
 check: .venv/complete ## Lint, types and every test
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """`python -m ingest_service <command>`: migrate, load, write_messages, admin_user, adopt, check."""
 
 import os
+import sys
 
 from shared_models.commands import run
 
@@ -18,4 +19,6 @@ if __name__ == "__main__":
     # These two are made for requests. A migration may build an index for an hour, and wait for its lock meanwhile.
     os.environ.setdefault("DATABASE_STATEMENT_SECONDS", "0")
     os.environ.setdefault("DATABASE_LOCK_SECONDS", "0")
+    if sys.argv[1:2] == ["adopt"]:  # settings want one; adopt uses none
+        os.environ.setdefault("REDIS_URL", "redis://unused")
     run("ingest_service", COMMANDS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import RunSQL
 from django.db.migrations.operations.base import Operation
@@ -76,10 +74,11 @@ class NoteDepartures(Operation):
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
     ) -> None:
         with schema_editor.connection.cursor() as cursor:
-            has_schema, has_table = read_schema(cursor)
+            cursor.execute(triggers.FIND_DEPARTURE)
+            ((has_schema, departure),) = cursor.fetchall()
         if not has_schema:
             schema_editor.execute(triggers.MAKE_SCHEMA)
-        if not has_table:
+        if departure is None:
             for statement in triggers.MAKE_DEPARTURE:
                 schema_editor.execute(statement)
         for piece in self.pieces(schema_editor):
@@ -109,15 +108,3 @@ class NoteDepartures(Operation):
         # It does not parse conditions: if there is one, it looks at a change of any column.
         watched = {each.name: columns if each.where else [term.column for term in each.terms] for each in counters}
         return triggers.triggers(counters[0].table, counters, watched, stamps=False)
-
-
-def read_schema(cursor: Any) -> tuple[bool, bool]:
-    """Whether there are the schema of the departures, and their table. A role without rights there may ask, too."""
-    cursor.execute(
-        """SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s),
-                  EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-                          WHERE n.nspname = %s AND c.relname = 'departure')""",
-        [triggers.SCHEMA, triggers.SCHEMA],
-    )
-    ((has_schema, has_table),) = cursor.fetchall()
-    return bool(has_schema), bool(has_table)

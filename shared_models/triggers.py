@@ -10,9 +10,8 @@ does. What it does:
   function stamps the row.
 - UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
   Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
-- DELETE: it notes the distinct members of the deleted rows, once a statement. When logical replication applies
-  changes, statement triggers do not fire. A row trigger that fires only in a replica's session does it there, row by
-  row.
+- DELETE: it notes the members of the deleted rows, once a statement. When logical replication applies changes, statement
+  triggers do not fire. A row trigger that fires only in a replica's session does it there, row by row.
 - TRUNCATE: it notes "all".
 
 (Not in a schema "rollcall": of a user of this name, it would come before "public".)
@@ -34,19 +33,19 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which gives a bigint at once. It is for the one condition that each inserted row
-# must pass: through a text it would cost twice as much. (Not in the column's default, which a dump takes along to any
-# Postgres.)
+# The same function by its older name, which gives a bigint at once. It is for what runs with each row: through a text it
+# would cost twice as much. (Not in the column's default, which a dump takes along to any Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
-# Every committed xact is below it. An xact of another history (a restored dump) may be anything, and says nothing.
-NEXT_XACT = "(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint)"
-LAST_XACT = f"max(gone.xact) FILTER (WHERE gone.xact < {NEXT_XACT})"
+# The xact of a departure: the transaction's own, or the latest one that has ended, if that is later. No row that can be
+# deleted or changed was written later. (Its own xact does not say so: a restored dump brings xacts of another history.)
+LATEST_XACT = "greatest(txid_current(), txid_snapshot_xmax(txid_current_snapshot()) - 1)"
 # Triggers fire in the order of their names, and the stamping ones have to see the row as the others have changed it.
 PREFIX = "zzz_rollcall_"
 MARK = "Rollcall "  # the comment of everything that is made here begins with this
 NAME_BYTES = 63
 
-# element: the canonical texts of the member's fields, in the declared order. NULL is "all": reconcile the counter.
+# element: members, each an array of the canonical texts of its fields, in the declared order. Some may be there twice. NULL
+# is "all": reconcile the counter. One row for all members of a statement costs a tenth of a row for each.
 # counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
 MAKE_DEPARTURE = (
@@ -56,10 +55,27 @@ MAKE_DEPARTURE = (
     xact bigint NOT NULL,
     create_time timestamptz NOT NULL DEFAULT now()
 )""",
+    # Postgres would compress long arrays, and that takes longer than to write them.
+    f"ALTER TABLE {DEPARTURE} ALTER COLUMN element SET STORAGE EXTERNAL",
     f"CREATE INDEX departure_counter_xact ON {DEPARTURE} (counter, xact)",
     f"CREATE INDEX departure_create_time ON {DEPARTURE} (create_time)",
     f"COMMENT ON TABLE {DEPARTURE} IS '{MARK}: members that rows may have left, for the keeper to look at'",
 )
+# Whether there is their schema, and the oid of their table. A role without USAGE on the schema may ask, too.
+FIND_DEPARTURE = f"""
+    SELECT n.oid IS NOT NULL, c.oid::int8 FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = '{SCHEMA}'
+    LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'departure'
+"""
+# The columns and expressions of the index `i` in order, as `Term.indexed` has them; NULL for one that is not in the order in
+# which a counter is read.
+INDEXED_COLUMNS = """
+    ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
+                      WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
+                      WHEN a.attnum IS NULL THEN replace(pg_get_indexdef(i.indexrelid, k + 1, false), '"', '') END
+          FROM generate_series(0, i.indnkeyatts - 1) AS k
+          LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
+          LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +87,22 @@ class Piece:
     identity: str  # as COMMENT ON and DROP want to read it
     create: str
     then: str = ""  # a statement that belongs to it
+    enabled: str = (
+        ""  # when a trigger fires, as pg_trigger has it: O except in a replica's session, R only there, A always
+    )
 
     @property
     def mark(self) -> str:
-        """The comment."""
+        """The text of its comment."""
         return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
         """What makes it, or replaces it. (An index or statistics have to be dropped before.)"""
-        made = (self.create, self.then) if self.then else (self.create,)
-        return (*made, f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'")
+        return (self.create, *([self.then] if self.then else []), self.comment())
+
+    def comment(self) -> str:
+        """What marks it as ours."""
+        return f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'"
 
     def drop(self) -> str:
         """What removes it."""
@@ -120,7 +142,7 @@ def triggers(
         name, place = PREFIX + what, f"{quote(on[0])}.{quote(on[1])}"
         enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
         create = f"CREATE OR REPLACE TRIGGER {name} {when.format(place)} EXECUTE FUNCTION {function_name(table)}()"
-        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable)
+        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable, enabled[:1] or "O")
 
     if stamps:
         foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT_AT_ONCE}"
@@ -137,36 +159,32 @@ def triggers(
 def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Sequence[str]]) -> Piece:
     """The function that all triggers of the table run."""
     name = f"{function_name(table)}()"
-    # A column may be named like a variable of PL/pgSQL.
-    lines = ["#variable_conflict use_column", "BEGIN"]
-    lines += ["IF TG_OP = 'UPDATE' THEN"]
+    lines = [
+        "#variable_conflict use_column",  # a column may be named like a variable of PL/pgSQL
+        f"DECLARE latest bigint := {LATEST_XACT};",
+        "BEGIN",
+        "IF TG_OP = 'UPDATE' THEN",
+    ]
     for counter in counters:
-        lines += [
-            f"    IF {differs(watched[counter.name], [each.column for each in counter.terms])} THEN",
-            *note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=8),
-            "    END IF;",
-        ]
-    # The rows are quicker to count than their members, and usually few.
-    lines += ["ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'STATEMENT' THEN", f"    IF {are_many('gone')} THEN"]
-    for counter in counters:
-        lines += [
-            f"        IF {are_many(f'(SELECT {members_of(counter)}) AS members')} THEN",
-            f"            INSERT INTO {DEPARTURE} (counter, element, xact)",
-            f"            SELECT {literal(key(counter))}, NULL, greatest({OWN_XACT}, {LAST_XACT}) FROM gone;",
-            "        ELSE",
-            *note(counter, "gone", by_statement=True, indent=12),
-            "        END IF;",
-        ]
-    lines += ["    ELSE"]
-    for counter in counters:
-        lines += note(counter, "gone", by_statement=True, indent=8)
-    lines += ["    END IF;", "    RETURN NULL;", "ELSIF TG_OP = 'DELETE' THEN"]
-    for counter in counters:
-        lines += note(counter, "(SELECT OLD.*) AS gone", by_statement=False, indent=4)
-    lines += ["    RETURN NULL;", "ELSIF TG_OP = 'TRUNCATE' THEN"]
-    for counter in counters:
-        lines += [f"    INSERT INTO {DEPARTURE} (counter, xact) VALUES ({literal(key(counter))}, {OWN_XACT});"]
-    lines += ["    RETURN NULL;", "END IF;", f"NEW.xact := {OWN_XACT};", "RETURN NEW;", "END"]
+        lines += note_old(counter, f"({differs(watched[counter.name], [each.column for each in counter.terms])}) AND ")
+    all_of_each = ", ".join(f"({literal(key(counter))}, latest)" for counter in counters)
+    lines += [
+        "ELSIF TG_OP = 'TRUNCATE' THEN",
+        f"    INSERT INTO {DEPARTURE} (counter, xact) VALUES {all_of_each};",
+        "ELSIF TG_OP = 'DELETE' AND TG_LEVEL = 'ROW' THEN",
+        *(line for counter in counters for line in note_old(counter)),
+        "ELSIF TG_OP = 'DELETE' THEN",
+        f"    IF (SELECT count(*) <= {MAX_MEMBERS} FROM gone) THEN",
+        *note_gone(counters),
+        "    ELSE",
+        *note_gone(counters, distinct=True),
+        "    END IF;",
+        "END IF;",
+        "IF TG_WHEN = 'AFTER' THEN RETURN NULL; END IF;",
+        f"NEW.xact := {OWN_XACT_AT_ONCE};",
+        "RETURN NEW;",
+        "END",
+    ]
     settings = "SET search_path = pg_catalog, pg_temp"
     if any(declared.type in ("date", "timestamptz") for declared in table.fields):
         # Canonical texts, however the session writes its dates.
@@ -189,36 +207,37 @@ def body(lines: Sequence[str]) -> str:
     return tag + text + tag
 
 
-def note(counter: Counter, rows: str, *, by_statement: bool, indent: int) -> Iterator[str]:
-    """The statement that notes the distinct members of these rows, none of whose fields is NULL."""
-    texts = ", ".join(f"({each.sql('gone.')})::text" for each in counter.terms)
-    last = LAST_XACT if by_statement else f"CASE WHEN gone.xact < {NEXT_XACT} THEN gone.xact END"
-    lines = [
-        f"INSERT INTO {DEPARTURE} (counter, element, xact)",
-        f"SELECT {literal(key(counter))}, ARRAY[{texts}], greatest({OWN_XACT}, {last})",
-        f"FROM {rows} WHERE {counts(counter)}",
-    ]
-    if by_statement:
-        lines.append("GROUP BY " + ", ".join(each.sql("gone.") for each in counter.terms))
-    lines[-1] += ";"
-    return (" " * indent + line for line in lines)
+def note_old(counter: Counter, unless_same: str = "") -> Iterator[str]:
+    """The statement that notes the member of the row OLD, if that counts."""
+    filled = " AND ".join(f"OLD.{quote(column)} IS NOT NULL" for column in columns_of(counter))
+    where = f" AND (SELECT ({counter.where}) FROM (SELECT OLD.*) AS gone)" if counter.where else ""
+    texts = ", ".join(f"({each.sql('OLD.')})::text" for each in counter.terms)
+    yield f"    IF {unless_same}{filled}{where} THEN"
+    yield f"        INSERT INTO {DEPARTURE} (counter, element, xact)"
+    yield f"        VALUES ({literal(key(counter))}, ARRAY[ARRAY[{texts}]], latest);"
+    yield "    END IF;"
 
 
-def members_of(counter: Counter) -> str:
-    """What follows SELECT: a row for each of the deleted members, or as many as are enough to note "all"."""
-    fields = ", ".join(each.sql("gone.") for each in counter.terms)
-    return f"FROM gone WHERE {counts(counter)} GROUP BY {fields} LIMIT {MAX_MEMBERS + 1}"
+def note_gone(counters: Sequence[Counter], *, distinct: bool = False) -> Iterator[str]:
+    """The statement that notes the members of all deleted rows.
+
+    `distinct`: each member once, or "all". To look for those that come twice takes longer than to note them twice.
+    """
+    element = f"CASE WHEN array_length(element, 1) <= {MAX_MEMBERS} THEN element END" if distinct else "element"
+    yield f"        INSERT INTO {DEPARTURE} (counter, element, xact)"
+    yield f"        SELECT counter, {element}, latest FROM (VALUES"
+    yield ",\n".join(f"            ({literal(key(each))}, ARRAY({members_gone(each, distinct)}))" for each in counters)
+    yield "        OFFSET 0) AS noted (counter, element) WHERE element <> '{}';"
 
 
-def are_many(rows: str) -> str:
-    """Whether these are more than the members that are noted one by one."""
-    return f"(SELECT count(*) > {MAX_MEMBERS} FROM {rows})"
-
-
-def counts(counter: Counter) -> str:
-    """Whether a row counts."""
-    filled = [f"gone.{quote(column)} IS NOT NULL" for column in dict.fromkeys(each.column for each in counter.terms)]
-    return " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
+def members_gone(counter: Counter, distinct: bool) -> str:
+    """The statement that finds the members of the deleted rows that count."""
+    terms = [each.sql("gone.") for each in counter.terms]
+    filled = [f"gone.{quote(column)} IS NOT NULL" for column in columns_of(counter)]
+    counts = [f"({counter.where})"] * bool(counter.where) + filled
+    once = f" GROUP BY {', '.join(terms)} LIMIT {MAX_MEMBERS + 1}" if distinct else ""
+    texts = ", ".join(f"({term})::text" for term in terms)
+    return f"SELECT ARRAY[{texts}] FROM gone WHERE {' AND '.join(counts)}{once}"
 
 
 def differs(columns: Sequence[str], plain: Collection[str]) -> str:
@@ -254,7 +273,7 @@ def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
     for fields in dict.fromkeys(map(columns_together, counters)):
         if len(fields) < 2:
             continue
-        listed = ", ".join(quote(field) for field in sorted(fields))
+        listed = ", ".join(map(quote, fields))
         name = shorten("rollcall_" + "_".join((table.relation, *fields)), f"{relation(table)} ({listed})")
         identity = f"{quote(table.schema)}.{quote(name)}"
         create = f"CREATE STATISTICS {identity} (ndistinct) ON {listed} FROM {relation(table)}"
@@ -262,9 +281,14 @@ def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
     return pieces
 
 
+def columns_of(counter: Counter) -> tuple[str, ...]:
+    """The columns that its terms are made of."""
+    return tuple(dict.fromkeys(each.column for each in counter.terms))
+
+
 def columns_together(counter: Counter) -> tuple[str, ...]:
-    """The columns whose combinations the planner has to know of; none where it knows an index's expressions instead."""
-    return () if any(each.is_made for each in counter.terms) else tuple(each.column for each in counter.terms)
+    """The columns, sorted, of whose combinations the planner has to know; none where it knows an index's expressions instead."""
+    return () if any(each.is_made for each in counter.terms) else tuple(sorted(columns_of(counter)))
 
 
 def key(counter: Counter) -> str:

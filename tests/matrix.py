@@ -1,7 +1,8 @@
 """`python -m tests.matrix`: the tests that depend on a store, with other versions of it than the wheels'.
 
 It runs what is installed, one version after the other, and says what is missing. Postgres is looked for where Debian and
-Ubuntu put it. Of Redis and Valkey only one version each can be installed by a package: the one in PATH is taken.
+Ubuntu put it. Of Redis and Valkey only one version each can be installed by a package: the one in PATH is taken. A server that
+POSTGRES_BIN or REDIS_SERVER names, of whatever version, is run in place of all these.
 """
 
 from __future__ import annotations
@@ -41,37 +42,46 @@ WITH_REDIS = (
 
 @dataclass(frozen=True)
 class Member:
-    """One version of one server: the variable that leads to it, or None where it is not installed."""
+    """One version of one server: the variable that leads to it, or None if it is not installed."""
 
     name: str
     variable: tuple[str, str] | None
     parts: tuple[str, ...]
 
 
-def members() -> Iterator[Member]:
+def named() -> Iterator[Member]:
+    """Those that a variable names."""
+    for variable, program, parts in (("POSTGRES_BIN", "postgres", WITH_POSTGRES), ("REDIS_SERVER", "", WITH_REDIS)):
+        if value := os.environ.get(variable):
+            yield Member(version_of(str(Path(value) / program)), (variable, value), parts)
+
+
+def installed() -> Iterator[Member]:
+    """Those that are looked for."""
     for version in POSTGRES:
         folder = POSTGRES_FOLDER / str(version) / "bin"
         found = ("POSTGRES_BIN", str(folder)) if (folder / "postgres").exists() else None
         yield Member(f"Postgres {version}", found, WITH_POSTGRES)
     for program, versions in REDIS:
         path = shutil.which(program)
-        installed = major_version(path) if path else None
         for version in versions:
-            found = ("REDIS_SERVER", path) if path and installed == version else None
-            yield Member(f"{program.partition('-')[0].capitalize()} {version}", found, WITH_REDIS)
+            name = f"{program.partition('-')[0].capitalize()} {version}"
+            found = ("REDIS_SERVER", path) if path and version_of(path).startswith(f"{name}.") else None
+            yield Member(name, found, WITH_REDIS)
 
 
-def major_version(program: str) -> int:
-    """Of "Redis server v=7.0.15 sha=…": 7."""
+def version_of(program: str) -> str:
+    """Of "Redis server v=7.0.15 sha=…": Redis 7.0.15; of "postgres (PostgreSQL) 17.10": Postgres 17.10."""
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    return int(re.findall(r"v=(\d+)", said)[0])
+    version = re.findall(r"(?:v=|PostgreSQL\) )([\d.]+)", said)[0]
+    return f"{said.split()[0].capitalize()} {version}"
 
 
 def main() -> int:
     results: list[str] = []
     missing: list[str] = []
     all_well = True
-    for member in members():
+    for member in list(named()) or installed():
         if member.variable is None:
             missing.append(member.name)
             continue
@@ -81,7 +91,7 @@ def main() -> int:
             tally, failed = run_parts(member.parts, ["-m", "not long", *sys.argv[1:]])
         results.append(f"{member.name}: {in_words(tally)}." + (f" Failed: {', '.join(failed)}." if failed else ""))
         all_well = all_well and not failed and tally["passed"] > 0
-    print(*results, f"Not installed, so not run: {', '.join(missing) or 'nothing'}.", sep="\n")
+    print(*results, *([f"Not installed, so not run: {', '.join(missing)}."] if missing else []), sep="\n")
     if not results:
         print(
             "Nothing was run. On Debian 12: apt install postgresql-15 redis-server. The servers that apt starts may be ended."

@@ -11,7 +11,7 @@ from shared_models import triggers
 from shared_models.declarations import TYPE_NAMES, Counter
 
 # The types of Postgres that a member can be made of, under their names in rollcall.toml.
-TYPES = {name: name for name in ("text", "varchar", "uuid", "date", "timestamptz")} | TYPE_NAMES
+TYPES = {name: name for name in ("text", "varchar", "uuid", "date")} | TYPE_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,9 @@ STATISTICS = """
     FROM pg_statistic_ext AS s JOIN pg_namespace AS n ON n.oid = s.stxnamespace
     WHERE s.stxrelid = %s AND 'd' = ANY (s.stxkind) AND s.stxexprs IS NULL
 """
-# `columns`: the columns and expressions in order, as `Term.indexed` has them; NULL if one is not in the order in which a
-# counter is read.
-INDEXES = """
+INDEXES = f"""
     SELECT n.nspname, c.relname, i.indisvalid AND i.indisready, i.indpred IS NULL,
-           coalesce(obj_description(c.oid, 'pg_class'), ''),
-           ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
-                             WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
-                             WHEN a.attnum IS NULL THEN replace(pg_get_indexdef(i.indexrelid, k + 1, false), '"', '') END
-                 FROM generate_series(0, i.indnkeyatts - 1) AS k
-                 LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
-                 LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k)
+           coalesce(obj_description(c.oid, 'pg_class'), ''), {triggers.INDEXED_COLUMNS}
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_am AS m ON m.oid = c.relam
     WHERE i.indrelid = %s AND m.amname = 'btree' AND i.indislive
@@ -147,13 +139,13 @@ def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[s
 
     If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
-    copy = triggers.index("pg_temp", "rollcall_copy", counter.terms, counter.where)
+    # In parentheses, the last one on a line of its own: the condition cannot end the statement around it.
+    copy = triggers.index("pg_temp", "rollcall_copy", counter.terms, f"({counter.where}\n)")
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:
         cursor.execute(f"CREATE TEMPORARY TABLE rollcall_copy (LIKE {table})")
-        # In parentheses, so that the condition cannot end the statement around it.
-        cursor.execute(copy.create.replace(f"WHERE {counter.where}", f"WHERE ({counter.where})"))
+        cursor.execute(copy.create)
         cursor.execute(
             """SELECT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                WHERE d.classid = 'pg_class'::regclass AND d.objid = %s::regclass AND d.refclassid = 'pg_class'::regclass

@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ingest_service.adoption import fitness
 from ingest_service.adoption.catalog import Relation
+from shared_models import declarations
 from shared_models.declarations import Counter, Field, Table
 
 
 def declare(
-    relation: Relation, declared: Table | None, fields_by_counter: Mapping[str, Sequence[str]]
-) -> tuple[Table, list[Counter]]:
-    """The table and these counters of it, with the types that the catalog has."""
-    wanted = dict.fromkeys(field for fields in fields_by_counter.values() for field in fields)
-    for counter, fields in fields_by_counter.items():
+    relation: Relation, declared: Table | None, fields_by_counter: Mapping[str, tuple[str, ...]]
+) -> tuple[Table, list[Counter], list[str]]:
+    """The table with the types that the catalog has, those of these counters that are not in the file, and their lines."""
+    there = {counter.name: (counter.table, counter.fields) for counter in declarations.COUNTERS}
+    new = {name: fields for name, fields in fields_by_counter.items() if there.get(name) != (declared, fields)}
+    for counter, fields in new.items():
+        if counter in there:
+            raise fitness.CannotAdopt(f"the counter {counter} is declared already, and differently")
         for field in fields:
             fitness.check_field(f"counter {counter}", relation, field, None)
-    known = declared.fields if declared else ()
-    more = tuple(
-        Field(name, relation.columns[name].declared) for name in wanted if name not in {field.name for field in known}
-    )
-    name = declared.name if declared else re.sub(r"[^a-z0-9_]", "_", relation.name.lower())
-    table = Table(name, relation.schema, relation.name, (*known, *more), declared.ingest if declared else False)
-    return table, [Counter(counter, table, tuple(fields)) for counter, fields in fields_by_counter.items()]
+    table = declared or Table(re.sub(r"[^a-z0-9_]", "_", relation.name.lower()), relation.schema, relation.name, ())
+    known = {field.name: field for field in table.fields}
+    for name in (name for fields in new.values() for name in fields):
+        known.setdefault(name, Field(name, relation.columns[name].declared))
+    table = replace(table, fields=tuple(known.values()))
+    counters = [Counter(counter, table, fields) for counter, fields in new.items()]
+    return table, counters, list(lines(table, counters, with_table=table != declared)) if new else []
 
 
 def lines(table: Table, counters: Sequence[Counter], *, with_table: bool) -> Iterator[str]:

@@ -115,12 +115,7 @@ def check_schema(cursor: Cursor, relation: Relation) -> None:
 
 def read_departure(cursor: Cursor) -> tuple[bool, int | None]:
     """Whether the schema of the departures is there; the table's oid."""
-    # A role without USAGE on the schema has to know, too.
-    cursor.execute(
-        """SELECT n.oid IS NOT NULL, c.oid::int8 FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = %s
-           LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'departure'""",
-        [triggers.SCHEMA],
-    )
+    cursor.execute(triggers.FIND_DEPARTURE)
     ((has_schema, departure),) = cursor.fetchall()
     return has_schema, departure
 

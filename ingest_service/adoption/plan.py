@@ -14,9 +14,6 @@ from shared_models import triggers
 from shared_models.declarations import Counter, Table, Term
 from shared_models.triggers import Piece, quote
 
-# How a trigger is enabled, by what its statement says: as pg_trigger has it.
-ENABLED = {"": "O", "ALWAYS": "A", "REPLICA": "R"}
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -91,15 +88,8 @@ def missing_triggers(
     for piece in triggers.triggers(table, counters, watched, partitions, stamps=not table.ingest):
         if piece.kind == "FUNCTION":
             yield from missing_function(cursor, relation, table, piece)
-        elif marks.get(piece.identity) != piece.mark or states[piece.identity] != {enabled_by(piece)}:
+        elif marks.get(piece.identity) != piece.mark or states[piece.identity] != {piece.enabled}:
             yield from piece.statements()
-
-
-def enabled_by(piece: Piece) -> str:
-    """When this trigger fires, as pg_trigger has it."""
-    return next(
-        state for word, state in reversed(ENABLED.items()) if f"ENABLE {word} TRIGGER" in piece.then or not word
-    )
 
 
 def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Piece) -> Iterator[str]:
@@ -114,7 +104,9 @@ def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Pi
     if owner != relation.owner:
         yield f"ALTER FUNCTION {piece.identity} OWNER TO {quote(relation.owner)}"
     _, departure = fitness.read_departure(cursor)
-    if not fitness.may_note(cursor, relation.owner) if departure is not None else user != relation.owner:
+    # Who makes the table of the departures owns it.
+    may_note = user == relation.owner if departure is None else fitness.may_note(cursor, relation.owner)
+    if not may_note:
         yield f"GRANT USAGE ON SCHEMA {triggers.SCHEMA} TO {quote(relation.owner)}"
         yield f"GRANT INSERT ON {triggers.DEPARTURE} TO {quote(relation.owner)}"
 
@@ -123,12 +115,9 @@ def missing_statistics(cursor: Cursor, relation: Relation, table: Table, counter
     """Extended statistics for counters of several fields, unless somebody has made some of the same columns."""
     cursor.execute(catalog.STATISTICS, [relation.oid])
     there = {tuple(columns) for _, _, _, columns in cursor.fetchall()}
-    for counter in counters:
-        columns = tuple(sorted(triggers.columns_together(counter)))
-        if columns not in there:
-            for piece in triggers.statistics(table, [counter]):
-                there.add(columns)
-                yield from piece.statements()
+    counted = [each for each in counters if triggers.columns_together(each) not in there]
+    for piece in triggers.statistics(table, counted):
+        yield from piece.statements()
 
 
 def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator[str]:
@@ -139,12 +128,7 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
     schema, place = quote(table.schema), triggers.relation(table)
     text = triggers.literal(table.schema).replace("%", "%%")
     asked = [
-        (
-            MANAGE,
-            f"SCHEMA {schema}",
-            "USAGE",
-            f"has_schema_privilege(%s, {text}, 'USAGE')",
-        ),
+        (MANAGE, f"SCHEMA {schema}", "USAGE", f"has_schema_privilege(%s, {text}, 'USAGE')"),
         (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
     ]
     # If another role owns the departures, that role has granted the rights.
@@ -178,7 +162,7 @@ def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: 
         if any(index.name == piece.name for index in there):
             yield f"DROP INDEX CONCURRENTLY IF EXISTS {piece.identity}"
         yield concurrently(piece)
-        yield piece.statements()[-1]
+        yield piece.comment()
 
 
 def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[Term, ...], bool]]:
@@ -217,12 +201,12 @@ def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, terms: t
         if place in frames:
             if made.name not in there:
                 yield made.create.replace(f"{quote(made.name)} ON ", f"{quote(made.name)} ON ONLY ", 1)
-                yield made.statements()[-1]
+                yield made.comment()
         elif made.name not in there or not there[made.name].is_valid:
             if made.name in there:
                 yield f"DROP INDEX CONCURRENTLY IF EXISTS {made.identity}"
             yield concurrently(made)
-            yield made.statements()[-1]
+            yield made.comment()
         if place in parents and made.identity not in attached:
             yield f"ALTER INDEX {of(parents[place]).identity} ATTACH PARTITION {made.identity}"
 

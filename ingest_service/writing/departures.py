@@ -10,8 +10,9 @@ from __future__ import annotations
 from ingest_service.writing.transactions import Transaction
 
 KEEP_HOURS = 24.0
-# As many are kept at most: about 200 MB.
-KEEP_ROWS = 2_000_000
+# As much is kept at most: about two million departures of one member. (Beside its members a row takes some 100 bytes, with
+# its entries in the indexes.)
+KEEP_BYTES = 300_000_000
 # As many are removed in one transaction: about 50 ms.
 PRUNE_ROWS = 10_000
 
@@ -22,16 +23,18 @@ MAY_PRUNE = """
         AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
         AND has_table_privilege(c.oid, 'DELETE')
 """
-# Two statements on the index on create_time: beyond which one there are too many, and the oldest that may be removed.
+# Two statements on the index on create_time: beyond which one it is too much, and the oldest that may be removed.
 # Two workers at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would
 # need one more right.)
 PRUNE = """
     WITH gone AS (
         DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM rollcall_triggers.departure
-            WHERE create_time < now() - %s * interval '1 hour' OR create_time <= (
-                SELECT create_time FROM rollcall_triggers.departure WHERE element IS NOT NULL
-                ORDER BY create_time DESC OFFSET %s LIMIT 1)
+            WHERE create_time <= greatest(now() - %s * interval '1 hour', (
+                SELECT create_time FROM (
+                    SELECT create_time, sum(100 + pg_column_size(element)) OVER (ORDER BY create_time DESC) AS bytes
+                    FROM rollcall_triggers.departure) AS newest
+                WHERE bytes > %s ORDER BY create_time DESC LIMIT 1))
             ORDER BY create_time LIMIT %s))
         RETURNING counter, element, xact),
     noted AS (
@@ -42,7 +45,7 @@ PRUNE = """
 
 
 def prune(transaction: Transaction) -> int:
-    """Remove some of the departures that are old, or too many, the oldest first; how many."""
+    """Remove some of the departures that are old, or too much, the oldest first; how many."""
     if not transaction.execute(MAY_PRUNE):
         return 0
-    return len(transaction.execute(PRUNE, KEEP_HOURS, KEEP_ROWS, PRUNE_ROWS))
+    return len(transaction.execute(PRUNE, KEEP_HOURS, KEEP_BYTES, PRUNE_ROWS))

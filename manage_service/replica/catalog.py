@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import psycopg2
 
 from manage_service.replica import sql
+from shared_models import triggers
 from shared_models.declarations import TYPE_NAMES, Counter
 
 Ask: TypeAlias = Callable[[str, Sequence[object]], list[Any]]
@@ -30,7 +31,7 @@ def check(counter: Counter, ask: Ask) -> None:
 
 def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     """What does not fit, one after the other."""
-    place, regclass = f"{counter.table.schema}.{counter.table.relation}", sql.quoted_table(counter)
+    place, regclass = f"{counter.table.schema}.{counter.table.relation}", triggers.relation(counter.table)
     adopt = f"python -m ingest_service adopt {counter.table.name}"
     columns = {name: rest for name, *rest in ask(sql.COLUMNS, [regclass])}
     types = {each.name: each.type for each in counter.table.fields}

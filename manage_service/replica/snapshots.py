@@ -111,26 +111,24 @@ class Estimate:
         return self.rows >= sql.JUMP_FROM_ROWS_PER_MEMBER * max(1, self.members)
 
 
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One repeatable-read transaction on the replica: see the head of this module. Made by `Replica.snapshot`."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        source: str,
-        lsn: int,
-        committed_through: datetime,
-        horizon: int,
-        xmax: int,
-        *,
-        behind_bytes: int = 0,
-        fingerprint: str = "",
-        misordered: bool = False,
-    ) -> None:
-        self._connection = connection
-        self.source, self.lsn, self.committed_through, self.horizon = source, lsn, committed_through, horizon
-        self.xmax, self.held, self.behind_bytes = xmax, horizon < xmax, behind_bytes
-        self.fingerprint, self.misordered = fingerprint, misordered
+    _connection: Connection
+    source: str
+    lsn: int
+    committed_through: datetime
+    horizon: int
+    xmax: int
+    behind_bytes: int = 0
+    fingerprint: str = ""
+    misordered: bool = False
+
+    @property
+    def held(self) -> bool:
+        """Whether a transaction is open at the horizon."""
+        return self.horizon < self.xmax
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
@@ -224,17 +222,19 @@ class Snapshot:
 
         None instead of members is "all". One transaction is never cut in two.
         """
-        key = triggers.key(counter)
-        cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES))
+        key, fields = triggers.key(counter), len(counter.terms)
+        cut = ask(self._connection, sql.DEPARTED_END, (key, since, below, sql.BATCH_DEPARTURES * fields))
         until = max(cut[0][0], since + 1) if cut else below
-        found = ask(self._connection, sql.DEPARTED, (key, since, until, sql.MOST_DEPARTED + 1))
-        if len(found) > sql.MOST_DEPARTED or (None,) in found:
+        found = ask(self._connection, sql.DEPARTED, (sql.MOST_DEPARTED * fields, key, since, until))
+        if (None,) in found:
             return until, None
-        return until, [tuple(element) for (element,) in found]
+        # Members, or one member: an earlier version's triggers noted one alone.
+        arrays = (element if isinstance(element[0], list) else [element] for (element,) in found)
+        return until, list({tuple(member) for array in arrays for member in array})
 
     def estimate(self, counter: Counter) -> Estimate | None:
         """What the table's statistics say about this counter; None if it has never been analyzed."""
-        if ask(self._connection, sql.ANALYZED, (sql.quoted_table(counter),)) != [(True,)]:
+        if ask(self._connection, sql.ANALYZED, (triggers.relation(counter.table),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
         plan = document["Plan"]
@@ -285,17 +285,8 @@ class Replica:
                 if unflushed_lsn is not None:
                     flush(self._connection, unflushed_lsn)
                 ((fingerprint, misordered),) = ask(self._connection, sql.TABLE, sql.described_by(counter))
-            yield Snapshot(
-                self._connection,
-                source,
-                lsn,
-                committed_through,
-                horizon,
-                xmax,
-                behind_bytes=behind_bytes,
-                fingerprint=fingerprint,
-                misordered=misordered,
-            )
+            of_server = (source, lsn, committed_through, horizon, xmax, behind_bytes)
+            yield Snapshot(self._connection, *of_server, fingerprint, misordered)
         except psycopg2.Error:
             self.close()
             raise

@@ -10,6 +10,7 @@ from operator import add
 
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
+from shared_models import triggers
 from shared_models.declarations import NUMBERS, Counter, Storage, Term
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
@@ -169,16 +170,9 @@ COLUMNS = f"""
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid {COLLATED}
     WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
-# The columns and expressions of each index in order, as `Term.indexed` has them; NULL if one is not in the order in which a
-# counter is read.
-INDEXES = """
-    SELECT ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
-                             WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
-                             WHEN a.attnum IS NULL THEN replace(pg_get_indexdef(i.indexrelid, k + 1, false), '"', '') END
-                 FROM generate_series(0, i.indnkeyatts - 1) AS k
-                 LEFT JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = (i.indkey::int2[])[k] AND a.attnum > 0
-                 LEFT JOIN pg_opclass AS o ON o.oid = (i.indclass::oid[])[k] ORDER BY k),
-           pg_get_expr(i.indpred, i.indrelid)
+# The columns and expressions of each index in order.
+INDEXES = f"""
+    SELECT {triggers.INDEXED_COLUMNS}, pg_get_expr(i.indpred, i.indrelid)
     FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS m ON m.oid = c.relam
     WHERE i.indrelid = %s::regclass AND m.amname = 'btree' AND i.indisvalid AND i.indislive
 """
@@ -193,15 +187,16 @@ HAS_DEPARTURES = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
 """
-# The index on (counter, xact): where a batch ends, and its members.
-DEPARTED_END = """
-    SELECT xact FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
-    ORDER BY xact OFFSET %s LIMIT 1
+# The index on (counter, xact): how many texts of members the departures up to each one have. One departure may have many
+# members, and its array has all of their texts.
+_DEPARTED = """
+    SELECT xact, element, sum(cardinality(element)) OVER (ORDER BY xact) AS texts
+    FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
 """
-DEPARTED = """
-    SELECT DISTINCT element FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s LIMIT %s
-"""
-# About how many departures one batch has: a second's worth of questions to the table.
+# Where a batch of so many texts ends, and what it has: "all" in place of what is too much.
+DEPARTED_END = f"SELECT xact FROM ({_DEPARTED}) AS noted WHERE texts > %s ORDER BY xact LIMIT 1"
+DEPARTED = f"SELECT DISTINCT CASE WHEN texts <= %s THEN element END FROM ({_DEPARTED}) AS noted"
+# About how many members one batch has: a second's worth of questions to the table.
 BATCH_DEPARTURES = 20_000
 # If one batch, that is one transaction, has more members than this, a reconcile is quicker.
 MOST_DEPARTED = 200_000
@@ -214,18 +209,13 @@ def standpoint(*, by_function: bool) -> str:
 
 def described_by(counter: Counter) -> tuple[object, ...]:
     """The parameters of TABLE for this counter."""
-    return quoted_table(counter), [each.column for each in counter.terms], bool(counter.where)
-
-
-def quoted_table(counter: Counter) -> str:
-    """The counter's table, as Postgres wants to read it in a regclass."""
-    return ".".join('"' + name.replace('"', '""') + '"' for name in (counter.table.schema, counter.table.relation))
+    return triggers.relation(counter.table), [each.column for each in counter.terms], bool(counter.where)
 
 
 def label_of(counter: Counter, name: str, value: Composable) -> Composed:
     """A text as the enum that this column has."""
     return SQL(LABEL).format(
-        regclass=Literal(quoted_table(counter)),
+        regclass=Literal(triggers.relation(counter.table)),
         name=Literal(name),
         value=value,
         row=Identifier(counter.table.schema, counter.table.relation),

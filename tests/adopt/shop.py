@@ -64,7 +64,12 @@ def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 
 def departed(counter: Counter = CUSTOMERS) -> list[Any]:
-    """What has been noted for this counter since the last time, ordered: elements, or "all"."""
-    found = run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter = %s ORDER BY element", triggers.key(counter))
-    run(f"DELETE FROM {triggers.DEPARTURE} WHERE counter = %s", triggers.key(counter))
-    return ["all" if element is None else element[0] if len(element) == 1 else tuple(element) for (element,) in found]
+    """What has been noted for this counter since the last time, ordered: members, or "all" at the end."""
+    found = run(f"DELETE FROM {triggers.DEPARTURE} WHERE counter = %s RETURNING element", triggers.key(counter))
+    members = [
+        member if len(member) > 1 else member[0]
+        for (element,) in found
+        if element is not None
+        for member in (map(tuple, element) if isinstance(element[0], list) else [tuple(element)])
+    ]
+    return sorted(members) + ["all"] * [element for (element,) in found].count(None)

@@ -141,5 +141,6 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path):
             r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\" >]+)", path.read_text()
         )
         assert loaded == [], path.name
+        assert "<p>$ " not in path.read_text(), f"{path}: commands that stand in a list need eight blanks before them"
         if not (ROOT / "docs" / path.relative_to(tmp_path)).exists():  # an example is copied as it is
             assert "assets/mermaid.tiny.js" in path.read_text(), "without it the theme would load it from another host"

@@ -18,11 +18,17 @@ def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     return sql(started_primary(), statement, *parameters)
 
 
-def departed(name: str) -> list[tuple[str, ...] | None]:
+def departed(name: str) -> list[tuple[Any, ...] | None]:
+    """The members that were noted since the last time; [None] for "all"."""
     counter = declarations.get_counter(name)
-    found = run(f"SELECT element FROM {triggers.DEPARTURE} WHERE counter = %s ORDER BY 1", triggers.key(counter))
-    run(f"DELETE FROM {triggers.DEPARTURE} WHERE counter = %s", triggers.key(counter))
-    return [element and tuple(element) for (element,) in found]
+    texts = "SELECT unnest(coalesce(element, ARRAY[NULL])) FROM gone"
+    found = run(
+        f"WITH gone AS (DELETE FROM {triggers.DEPARTURE} WHERE counter = %s RETURNING element) {texts}",
+        triggers.key(counter),
+    )
+    if found == [(None,)]:
+        return [None]
+    return [*sorted(zip(*[iter(text for (text,) in found)] * len(counter.fields), strict=True))]
 
 
 def migrate(to: str) -> None:

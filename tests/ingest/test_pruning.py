@@ -46,7 +46,8 @@ def test_what_is_old_goes_and_leaves_one_of_each_counter_that_means_all(noted, m
 
 
 def test_what_is_too_much_goes_the_oldest_first(noted, monkeypatch) -> None:
-    monkeypatch.setattr(departures, "KEEP_ROWS", 4)
+    ((size,),) = sql(started_primary(), "SELECT pg_column_size(element) FROM (SELECT ARRAY['bob']) AS one (element)")
+    monkeypatch.setattr(departures, "KEEP_BYTES", 4 * (100 + size))
     assert Pulse(pulse_seconds=0, keep_hours=48).prune() == 57
     assert {row for row in left() if row[1]} == {("users:1", "bob", n) for n in range(90, 94)}
     assert ("users:1", None, 99) in left()

@@ -93,6 +93,20 @@ def test_a_missing_variable_is_named_in_one_line(missing):
     assert said.returncode != 0 and missing in said.stderr and len(said.stderr.strip().splitlines()) == 1
 
 
+def test_a_mistake_in_the_declarations_is_named_in_one_line(tmp_path):
+    path = tmp_path / "rollcall.toml"
+    path.write_text("")
+    said = manage_elsewhere("status", ROLLCALL_FILE=str(path))
+    assert (said.returncode, len(said.stderr.splitlines())) == (1, 1)
+    assert f"{path}: there is no [counters.NAME]" in said.stderr
+
+
+def test_a_python_without_the_packages_is_named_in_one_line():
+    said = subprocess.run([sys.executable, "-S", "-m", "manage_service", "status"], capture_output=True, text=True)
+    assert (said.returncode, len(said.stderr.splitlines())) == (1, 1)
+    assert sys.executable in said.stderr and "make env" in said.stderr
+
+
 def test_status_exits_0_only_where_all_is_well(world):
     cold = manage("status")
     assert cold.returncode == 1 and "cold" in cold.stdout and "state='not running'" in cold.stdout

@@ -182,6 +182,21 @@ def test_a_keeper_that_wakes_up_makes_no_marks_over_those_of_another(noted):
     assert noted.redis.exists(USERS.departing)
 
 
+@pytest.mark.parametrize("name", ["users", "cities"])
+def test_one_departure_may_have_many_members(noted, name):
+    noted.post("ann", "kim", city="Troy")
+    noted.replay()
+    noted.catch_up(name)
+    noted.ask_primary("DELETE FROM message WHERE username <> 'bob'; UPDATE message SET username = 'zoe', city = 'Rome'")
+    noted.replay()
+    with noted.replica.snapshot(get_counter(name)) as snapshot:
+        _, members = snapshot.departed(get_counter(name), 0, snapshot.horizon)
+    left = {"users": ["ann", "bob", "eve", "kim"], "cities": ["Ithaca", "Troy"]}[name]
+    assert sorted(member[-1] for member in members) == left
+    resolve(noted, name)
+    assert noted.exact([name])
+
+
 def test_a_batch_ends_at_a_transaction(noted, monkeypatch):
     monkeypatch.setattr(sql, "BATCH_DEPARTURES", 2)
     noted.post(*(f"user {number}" for number in range(6)))

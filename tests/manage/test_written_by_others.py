@@ -274,10 +274,10 @@ def test_the_keepers_role_may_read_what_was_adopted_and_nothing_else(theirs: The
 
 
 def test_the_services_as_the_docs_start_them(theirs: Theirs, declared: Path, tmp_path: Path) -> None:
-    """From an empty Redis: a keeper, query, and an ingest to which nothing can be sent."""
+    """From an empty Redis: a keeper, query, an ingest to which nothing can be sent, and manage."""
     lines = re.findall(r"^    (.*\b(?:manage|query|ingest)_service\b.*)$", SERVICES, re.M)
     ports = {line: str(free_port()) for line in lines}
-    _, query, ingest = lines
+    _, query, ingest, manage = lines
     variables = {
         **{name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL", "AUTH")},
         **dict.fromkeys(("REDIS_MANAGE_URL", "REDIS_QUERY_URL", "REDIS_INGEST_URL"), theirs.valkey.url),
@@ -313,6 +313,9 @@ def test_the_services_as_the_docs_start_them(theirs: Theirs, declared: Path, tmp
         wait_for_counts()
         theirs.write("INSERT INTO shop.baskets (owner) VALUES ('posted nowhere'); DELETE FROM crm_order")
         wait_for_counts()
+        wait_for(
+            lambda: ask(ports[manage], "GET", "/v1/status")[0] == 200, "manage to say how it stands", START_SECONDS
+        )
         assert ask(ports[ingest], "POST", "/v1/baskets")[0] == ask(ports[ingest], "POST", "/v1/messages")[0] == 404
         _, before = ask(ports[query], "GET", "/v1/counts/owners")
         wait_for(

@@ -1,137 +1,125 @@
-"""Commands of docs/runbook.md, run as they stand with this stack's ports and folder; what they print looks as the page shows it.
+"""Commands of docs/runbook.md, run as they stand; what they print looks as the page shows it: see runbook.py.
 
-Shown and printed may differ in numbers, in ids of runs and in how long ago something was. `…` stands for anything.
+Each drill goes through all commands of one section, those in its sentences, too. Those that take long run with `make test-long`.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
+import hashlib
 import re
-import subprocess
-import sys
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 
-from compose.local import ports
-from compose.local.servers import postgres_program
+from compose.local.ordinary_user import own
+from compose.local.ports import DEFAULTS
+from compose.local.servers import POSTGRES_ROLES, ROLES_SQL, make_secret, write_private
 from compose.local.stack import Stack
 from shared_models.protocol import keys
-from tests.contract.test_docs import ROOT, page, section
-from tests.servers import replay_paused, sql, wait_for
-from tests.system.asking import mend
-from tests.system.test_examples import of_this_stack
+from tests.contract.test_docs import section
+from tests.servers import free_port, replay_paused, sql, wait_for
+from tests.system.asking import count, distinct_users, mend
+from tests.system.runbook import (
+    BEGINNING,
+    IN_BLOCKS,
+    NOT_RUN,
+    RUNBOOK,
+    Shell,
+    Walk,
+    commands,
+    commands_in_sentences,
+    in_sentences,
+    is_listed,
+    looks_like,
+    sections,
+)
+from tests.system.test_runbook import exact as exact
+from tests.system.test_runbook import next_version as next_version
 
-RUNBOOK = page("runbook")
-(VARIABLES,) = re.findall(r"`(eval .*variables manage\)\")`, then the command", RUNBOOK)
-(POSTGRES,) = re.findall(r"`psql (\"postgres://[^\"]+\")`", RUNBOOK)
-(REDIS,) = re.findall(r"`redis-cli -u (\"redis://[^\"]+\")`", RUNBOOK)
-# redis-cli is in no wheel.
-REDIS_CLI = """
-import sys, redis
-_, _, url, *command = sys.argv
-said = redis.Redis.from_url(url).execute_command(*command)
-print("OK" if said is True else said)
-"""
-PREAMBLE = f"""
-set -o pipefail
-redis-cli() {{ {sys.executable} -c '{REDIS_CLI}' "$@"; }}
-python() {{ {sys.executable} "$@"; }}
-PRIMARY={POSTGRES} REPLICA={POSTGRES.replace("15432", "15433")} REDIS={REDIS} QUERY=http://127.0.0.1:8003
-{VARIABLES.replace(".venv/bin/python", sys.executable)}
-"""
-UNITS = "s|min|h|d"
+MESSAGE = "INSERT INTO message (state, city, username, message) VALUES ('NY', 'Rome', %s, '')"
 
-
-class Shell:
-    """Somebody's shell at the top of the checkout, with the variables that the runbook names."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        ports.remember(stack.folder, {each.port_variable: each.port for each in stack.processes if each.port})
-
-    def run(self, command: str) -> list[str]:
-        """The lines that it prints, as in a wide terminal. A check that finds drift exits with 1, and so does a status."""
-        script = of_this_stack(PREAMBLE + command, self.stack)
-        script = script.replace("-m compose.local ", f"-m compose.local --folder {self.stack.folder} ")
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=ROOT,
-            env=os.environ
-            | {
-                "TTY_COMPATIBLE": "1",
-                "COLUMNS": "200",
-                "PATH": f"{Path(postgres_program('psql')).parent}:{os.environ['PATH']}",
-            },
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in (0, 1) and "Error" not in done.stderr, f"{command}\n{done.stdout}{done.stderr}"
-        return re.sub(r"\x1b\[[\d;]*m", "", done.stdout).splitlines()
-
-    def check(self, command: str, shown: list[str]) -> None:
-        """Run it until it prints what the page shows: the stack may need a moment."""
-        last: list[list[str]] = []
-
-        def looks_so() -> bool:
-            last[:] = [self.run(command)]
-            lines = iter(last[0])
-            return all(any(looks_like(line, printed) for printed in lines) for line in shown)
-
-        try:
-            wait_for(looks_so, command, seconds=60)
-        except pytest.fail.Exception:
-            pytest.fail("\n".join([command, "shown:", *shown, "printed:", *last[0]]))
+# The sections that a test below walks through: at its end, none of their commands is left.
+WALKED = {
+    *("## Cold start", "## Drift found", "## Replica lag", "## Redis lost", "## Failover of Redis"),
+    *("## Failover of Postgres", "## Upgrade", "## Backup and restore", "## Adding a counter"),
+}
 
 
-def looks_like(shown: str, printed: str) -> bool:
-    """Whether a line that the page shows may stand for a line that was printed."""
-    if shown.startswith("{") and printed.startswith("{"):
-        return is_part(json.loads(shown), json.loads(printed))
-    pattern = ""
-    for piece in re.split(rf"(…|─+|\brun \w+|[\d.]+ (?:{UNITS})\b|\d[\d,.]*|\s+)", shown.strip()):
-        if piece == "…":
-            pattern += ".*"
-        elif piece.startswith("─"):
-            pattern += "─+"
-        elif piece.startswith("run "):
-            pattern += r"run \w+"
-        elif re.fullmatch(rf"[\d.]+ (?:{UNITS})", piece):
-            pattern += rf"[\d.]+ (?:{UNITS})"
-        elif piece[:1].isdigit():
-            pattern += r"\d[\d,.]*"
-        else:
-            pattern += re.escape(piece) if piece.strip() else r"\s+" * bool(piece)
-    return re.fullmatch(pattern, printed.strip()) is not None
-
-
-def is_part(shown: object, printed: object) -> bool:
-    """Whether all that is shown of a JSON document was printed; numbers but the status, and moments, may be others."""
-    if isinstance(shown, dict) and isinstance(printed, dict):
-        return all(
-            name in printed and (is_part(value, printed[name]) if name != "status" else value == printed[name])
-            for name, value in shown.items()
-        )
-    if isinstance(shown, str) and not shown[:1].isdigit():
-        return shown == printed
-    return type(shown) is type(printed)
-
-
-def commands(title: str) -> Iterator[tuple[str, list[str]]]:
-    """The commands of a section in their order, each with the lines that it shows. A comment is the same command, later."""
-    command = ""
-    for block in re.findall(r"(?m)^(?: {4}\$ .*\n)(?: {4}.*\n)*", section("runbook", title)):
-        for part in re.split(r"(?m)^ {4}\$ ", block)[1:]:
-            line, *shown = part.rstrip("\n").split("\n")
-            command = command if line.startswith("#") else line
-            yield command, [each[4:] for each in shown]
+def test_every_command_is_run_or_it_stands_why_not() -> None:
+    unwalked = [title for title in sections() if title not in WALKED]
+    found = [command for title in unwalked for command, _ in commands(title)]
+    found += [command for title in unwalked for command in commands_in_sentences(title)]
+    known = {command for title in WALKED for command, _ in commands(title)}
+    known |= {command for title in WALKED for command in commands_in_sentences(title)}
+    assert [each for each in found if each not in known and not is_listed(each)] == []
+    # Nothing is listed that the page has no longer, and nothing stands in a kind of block that is not looked at.
+    everything = {*IN_BLOCKS, *in_sentences(RUNBOOK)}
+    assert [start for start in NOT_RUN if not any(each.startswith(start) for each in everything)] == []
+    assert "```" not in RUNBOOK.replace("```sh\n", "").replace("\n```\n", "")
+    walks = re.findall(r"Walk\(\w+, \"(## .+?)\"\)", Path(__file__).read_text())
+    assert set(walks) == WALKED
 
 
 @pytest.fixture
-def shell(live: Stack) -> Shell:
-    return Shell(live)
+def shell(live: Stack) -> Iterator[Shell]:
+    shell = Shell(live)
+    yield shell
+    shell.close()
+
+
+@pytest.fixture
+def wrecked(live: Stack) -> Iterator[None]:
+    """Afterwards the stack is made anew: its servers are not those any longer that it knows."""
+    yield
+    live.reset()
+    for name in ("second", "archive", "backups"):
+        shutil.rmtree(live.folder / name, ignore_errors=True)
+
+
+@pytest.fixture
+def fresh() -> Iterator[Stack]:
+    """A stack of which only a Postgres without roles and a Redis run. The passwords that the roles will have are chosen."""
+    folder = Path(tempfile.mkdtemp(prefix="rollcall-cold-")).resolve()
+    own(folder)
+    stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
+    try:
+        stack.primary.begin()
+        stack.valkey.start()
+        stack.primary.wait_until_ready()
+        for role in POSTGRES_ROLES:
+            make_secret(stack.primary.folder / f"password-{role}")
+        for service in (stack.ingest, stack.manage):
+            service.make_token()
+        yield stack
+    finally:
+        stack.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_exact(stack: Stack) -> None:
+    wait_for(lambda: count(stack) == distinct_users(stack), "the count to be exact", seconds=60)
+
+
+@pytest.mark.long
+def test_a_cold_start_by_the_commands_of_the_runbook(fresh: Stack) -> None:
+    shell = Shell(fresh)
+    walk = Walk(shell, "## Cold start")
+    walk.on(until="password")
+    password = walk.skip()
+    for role in POSTGRES_ROLES:
+        shell.answers = f"{fresh.primary.password_of(role)}\n" * 2
+        shell.run(password.replace("rollcall_ingest", f"rollcall_{role}"))
+    # So that the stack, which copies the replica, does not make them again.
+    write_private(fresh.primary.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest())
+    fresh.replica.start()
+    walk.on()
+    walk.end()
+    wait_for(lambda: count(fresh) == 0, "a counter of an empty table")
 
 
 def test_drift_is_found_and_repaired_by_the_commands_of_the_runbook(live: Stack, shell: Shell) -> None:
@@ -142,43 +130,179 @@ def test_drift_is_found_and_repaired_by_the_commands_of_the_runbook(live: Stack,
         pipe.sadd(users.members, "ghost")
         pipe.hincrby(users.intake, "size", 1)  # as if its row had been deleted since
         pipe.execute()
-    ran = list(commands("## Drift found"))
-    assert len(ran) == 3
-    for command, shown in ran:
-        shell.check(command, shown)
+    walk = Walk(shell, "## Drift found")
+    walk.on()
+    walk.end()
 
 
 def test_replica_lag_is_found_by_the_commands_of_the_runbook(live: Stack, shell: Shell) -> None:
     mend(live)
+    walk = Walk(shell, "## Replica lag")
     with replay_paused(live.replica):
-        sql(live.primary, "INSERT INTO message (state, city, username, message) VALUES ('NY', 'Rome', 'lagging', '')")
-        ((command, shown),) = commands("## Replica lag")
-        shell.check(command, shown)
-        (block,) = re.findall(r"```sh\n(.*?)```", section("runbook", "## Replica lag"), re.DOTALL)
-        lines = block.splitlines()
-        streams, slots, _, replay = ("\n".join(shell.run(line)) for line in lines)
+        sql(live.primary, MESSAGE, "lagging")
+        walk.on(until="pg_stat_replication")
+        streams, slots, _, replay = ("\n".join(shell.run(walk.skip())) for _ in range(4))
         assert "streaming" in streams and "(1 row)" in slots and "paused" in replay
+        walk.aside("pg_wal_replay_resume")
+        wait_until_exact(live)
+    with contextlib.closing(psycopg2.connect(live.primary.url)) as held:
+        walk.aside("pg_terminate_backend", before=f"PID={held.info.backend_pid}; ")
+        with pytest.raises(psycopg2.OperationalError):
+            held.cursor().execute("SELECT")
+    walk.end()
     # Tables of other sections have the columns that `status` has today.
+    printed = shell.run("python -m manage_service status")
     for row in re.findall(r"(?m)^ +(?:users|states) +live .*$", RUNBOOK):
-        shell.check("python -m manage_service status", [row.replace("states", "users ")])
+        assert any(looks_like(row.replace("states", "users "), line) for line in printed), (row, printed)
     assert "│" not in RUNBOOK
+
+
+@pytest.mark.long
+def test_the_commands_that_the_runbook_begins_with_work(shell: Shell) -> None:
+    for command in in_sentences(BEGINNING):
+        if not is_listed(command):
+            shell.run(command)
 
 
 def test_a_lost_redis_looks_and_is_rebuilt_as_the_runbook_says(live: Stack, shell: Shell) -> None:
     mend(live)
     live.keeper.stop()
     assert shell.run('redis-cli -u "$REDIS" FLUSHDB') == ["OK"]
-    assert 'redis-cli -u "$REDIS" FLUSHDB' in RUNBOOK
-    (cold, shown), (live_again, shown_again) = commands("## Redis lost")
-    shell.check(cold, shown)
+    assert 'redis-cli -u "$REDIS" FLUSHDB' in IN_BLOCKS
+    walk = Walk(shell, "## Redis lost")
+    cold = walk.left.pop(0)
+    shell.check(*cold)
     live.keeper.begin()
-    shell.check(live_again, shown_again)
+    walk.on()
+    walk.end()
 
 
-def test_a_backup_is_made_and_verified_by_the_commands_of_the_runbook(shell: Shell, tmp_path: Path) -> None:
-    make, verify, *_ = commands("## Backup and restore")
-    for command, shown in (make, verify):
+@pytest.mark.long
+def test_a_replica_of_redis_takes_over_by_the_commands_of_the_runbook(live: Stack, shell: Shell, wrecked: None) -> None:
+    mend(live)
+    walk = Walk(shell, "## Failover of Redis")
+    walk.on(until="curl")
+    live.valkey.kill()
+    walk.on()
+    wait_until_exact(live)
+    walk.end()
+
+
+@pytest.mark.long
+def test_a_replica_of_postgres_takes_over_by_the_commands_of_the_runbook(
+    live: Stack, shell: Shell, wrecked: None
+) -> None:
+    mend(live)
+    walk = Walk(shell, "## Failover of Postgres")
+    walk.aside("pg_last_wal_receive_lsn")
+    walk.on(until="curl")
+    wait_for(lambda: live.primary.running() is None, "the end of the primary")
+    walk.on(until="pg_create_physical_replication_slot")
+    ((exact,),) = sql(live.replica, "SELECT count(DISTINCT username) FROM message")
+    assert count(live) == exact
+
+    again = walk.left[2:6]  # the two lines, the start, and that the slot is active
+    walk.on(until="pg_ctl -D .local/primary/data stop")
+    # What it has and the new primary has not.
+    sql(live.primary, "SELECT pg_promote()")
+    sql(live.primary, MESSAGE, "only there")
+    walk.on(until="ALTER SYSTEM SET synchronous")
+    for command, shown in again:
+        shell.check(command, shown)
+    assert sql(live.primary, "SELECT count(*) FROM message WHERE username = 'only there'") == [(0,)]
+
+    walk.aside("make reset")
+    live.up()
+    wait_until_exact(live)
+    walk.on(until="kill")
+    walk.on(until="RESET")
+    wait_until_exact(live)
+    walk.on()
+    walk.end()
+
+
+@pytest.mark.long
+def test_an_upgrade_by_the_commands_of_the_runbook(
+    live: Stack, wrecked: None, exact: Stack, next_version: Path, shell: Shell
+) -> None:
+    walk = Walk(shell, "## Upgrade")
+    assert walk.aside("ACL LOAD") == ["OK"]
+    walk.on(until="sed")
+    # All of it by the new version, from when its users of Redis are there.
+    walk.on(until="make up")
+    shutil.copytree(shell.checkout / "compose", next_version / "compose", ignore=shutil.ignore_patterns("__pycache__"))
+    shell.checkout = next_version
+    walk.on(until="pg_dump")
+    walk.aside("--scan")
+    with live.valkey.client() as client:
+        assert list(client.scan_iter("rollcall:2:*")) == [] and list(client.scan_iter("rollcall:3:*"))
+    wait_until_exact(live)
+    walk.on()
+    wait_until_exact(live)
+    walk.end()
+
+
+def test_a_backup_is_made_and_verified_by_the_commands_of_the_runbook(shell: Shell) -> None:
+    for command, shown in commands("## Backup and restore")[:2]:
         assert "/backup/monday" in command
-        command = command.replace("/backup/monday", str(tmp_path / "monday"))
-        lines = shell.run(f"export PGPASSWORD=$(cat .local/primary/password-replica)\n{command}")
-        assert [line for line in shown if line not in lines] == []
+        shell.check(command, shown)
+    shutil.rmtree(shell.backup)
+
+
+@pytest.mark.long
+def test_a_backup_is_restored_by_the_commands_of_the_runbook(live: Stack, shell: Shell, wrecked: None) -> None:
+    mend(live)
+    walk = Walk(shell, "## Backup and restore")
+    walk.on(until="make down")
+    sql(live.primary, MESSAGE, "after the backup")
+    wait_until_exact(live)
+    walk.on(until="ALTER SYSTEM")
+    assert distinct_users(live) == count(live)
+    assert sql(live.primary, "SELECT count(*) FROM message WHERE username = 'after the backup'") == [(0,)]
+
+
+@pytest.mark.long
+def test_a_moment_is_restored_by_the_commands_of_the_runbook(live: Stack, shell: Shell, wrecked: None) -> None:
+    mend(live)
+    archive = live.folder / "archive"
+    shell.run(f"mkdir {archive}")
+    live.primary.settings |= {"archive_mode": "on", "archive_command": f"cp %p {archive}/%f"}
+    live.primary.stop()
+    live.up()
+    walk = Walk(shell, "## Backup and restore")
+    walk.on(until="make down")
+    sql(live.primary, MESSAGE, "before the moment")
+    ((moment,),) = sql(live.primary, "SELECT now()::text")
+    sql(live.primary, MESSAGE, "after the moment")
+    ((segment,),) = sql(live.primary, "SELECT pg_walfile_name(pg_switch_wal())")
+    wait_for((archive / segment).exists, "the archive")
+    walk.on(until="restore_command")
+    walk.skip()
+    (lines,) = re.findall(r"(?m)^    restore_command = .*\n(?:    .*\n)*", section("runbook", "## Backup and restore"))
+    lines = re.sub(r"'\d{4}-.*'", f"'{moment}'", lines.replace("/archive", str(archive)))
+    with (live.folder / "lines").open("w") as file:
+        file.write(lines)
+    shell.check(f"cat {live.folder}/lines >> .local/primary/data/postgresql.auto.conf", [])
+    walk.on(until="make up")
+    walk.pass_over(until="pg_ctl")
+    walk.on(until="FLUSHDB")
+    wait_until_exact(live)
+    found = sql(live.primary, "SELECT username FROM message WHERE username LIKE '%%the moment'")
+    assert found == [("before the moment",)]
+    walk.on()
+    wait_until_exact(live)
+    walk.end()
+
+
+@pytest.mark.long
+def test_a_counter_is_added_and_removed_by_the_commands_of_the_runbook(live: Stack, shell: Shell) -> None:
+    mend(live)
+    sql(live.primary, MESSAGE, "somebody")
+    walk = Walk(shell, "## Adding a counter")
+    walk.on(until="rm .local/rollcall.toml")
+    assert count(live, "states") == sql(live.primary, "SELECT count(DISTINCT state) FROM message")[0][0]
+    walk.on(until="orphans")
+    walk.on()
+    with live.valkey.client() as client:
+        assert list(client.scan_iter("*states*")) == [] != list(client.scan_iter("*users*"))
+    walk.end()

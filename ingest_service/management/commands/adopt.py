@@ -88,8 +88,8 @@ class Command(BaseCommand):
 
     def choose(
         self, names: Sequence[str], fields_by_counter: dict[str, tuple[str, ...]]
-    ) -> list[tuple[Table, list[Counter], list[Counter], bool]]:
-        """For each table: its declaration, all its counters, those that are not in the file, and whether the table is."""
+    ) -> list[tuple[Table, list[Counter], list[str]]]:
+        """For each table: its declaration, all its counters, and the lines that the file does not have."""
         tables = {table.name: table for table in declarations.TABLES}
         names = names or [name for name, table in tables.items() if not table.ingest]
         if not names:
@@ -105,42 +105,26 @@ class Command(BaseCommand):
                 table = tables.get(name) or oids.get(found[name] or -1)
                 if table is None and found[name] is None:
                     raise CannotAdopt(f"there is no table {name}, neither in rollcall.toml nor in this database")
-                declared = [
-                    each for each in declarations.derived() if table is not None and each.table.name == table.name
-                ]
-                new: list[Counter] = []
+                counters = [each for each in declarations.derived() if each.table == table]
+                lines: list[str] = []
                 if table is None or fields_by_counter:
                     relation = (
                         plan.relation_of(cursor, table) if table else catalog.read_relation(cursor, found[name] or 0)
                     )
                     check_relation(cursor, relation)
-                    unknown = {
-                        name: fields
-                        for name, fields in fields_by_counter.items()
-                        if (name, fields) not in {(each.name, each.fields) for each in declared}
-                    }
-                    taken = {each.name for each in declarations.COUNTERS} & set(unknown)
-                    if taken:
-                        raise CannotAdopt(f"the counter {taken.pop()} is declared already, and differently")
-                    described, new = declaring.declare(relation, table, unknown)
-                chosen.append((table or described, [*declared, *new], new, table is not None))
+                    table, new, lines = declaring.declare(relation, table, fields_by_counter)
+                    counters += new
+                chosen.append((table, counters, lines))
         return chosen
 
-    def see_to(
-        self, table: Table, counters: list[Counter], new: list[Counter], is_declared: bool, **options: Any
-    ) -> None:
+    def see_to(self, table: Table, counters: list[Counter], lines: list[str], **options: Any) -> None:
         """One table."""
         where = f"{table.schema}.{table.relation}"
-        if options["undo"]:
-            if table.ingest:
-                raise CannotAdopt(f"{where} is Rollcall's own: its migrations make it")
-            made = self.plan_of(table, counters, undo=True)
-        else:
-            if not counters:
-                raise CannotAdopt(
-                    f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}"
-                )
-            made = self.plan_of(table, counters, undo=False)
+        if options["undo"] and table.ingest:
+            raise CannotAdopt(f"{where} is Rollcall's own: its migrations make it")
+        if not options["undo"] and not counters:
+            raise CannotAdopt(f"name what to count in {where}: --counter NAME=COLUMN[,COLUMN]{self.countable(table)}")
+        made = self.plan_of(table, counters, undo=options["undo"])
         for note in made.notes:
             self.stderr.write(f"Note: {note}.")
         if not made:
@@ -152,10 +136,10 @@ class Command(BaseCommand):
             self.stderr.write(f"{where}: this is what --apply would run.")
         else:
             self.apply(made, counters, **options)
-        if not options["undo"] and new:
+        if not options["undo"] and lines:
             self.stdout.flush()  # first things first, also where both are read by one
             self.stderr.write("\nFor rollcall.toml:\n")
-            self.stderr.write("\n".join(declaring.lines(table, new, with_table=not is_declared)))
+            self.stderr.write("\n".join(lines))
 
     def plan_of(self, table: Table, counters: list[Counter], *, undo: bool) -> Plan:
         with cursor_of_psycopg() as cursor:
