@@ -242,7 +242,7 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[
     last = snapshot.last_seen(counter, [values[:-1] for values in asked])
     for of_row, member in asked.items():
         text = last[tuple(map(str, of_row[:-1]))]
-        day = b"" if text is None else elements.day_of(text)
+        day = b"" if text is None else elements.day_of(text).encode()
         if day < elements.split(member)[0]:
             gone[member] = day
     return gone

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import members
@@ -27,9 +28,13 @@ def encode_all(counter: Counter, rows: Iterable[Values]) -> list[bytes]:
     fields = len(counter.fields)
     if counter.storage is Storage.SET:
         return members.encode_all(rows, fields)
+    if len(counter.terms) == 2 and fields == 1:  # the usual ones, in half of the time
+        if counter.storage is Storage.LAST_SEEN:
+            return [f"{day_of(day)}\0{member}".encode() for member, day in rows]
+        return [f"{group}\0{member}".encode() for group, member in rows]
     rows = list(rows)
     if counter.storage is Storage.LAST_SEEN:
-        heads = [day_of(row[-1]) for row in rows]
+        heads = [day_of(row[-1]).encode() for row in rows]
         tails = members.encode_all([row[:-1] for row in rows], fields)
     else:
         width, places = len(counter.by), member_places(counter)
@@ -70,9 +75,10 @@ def split(element: bytes) -> tuple[bytes, bytes]:
     return head, member
 
 
-def day_of(text: Value) -> bytes:
+@lru_cache(maxsize=1_000)
+def day_of(text: Value) -> str:
     """A date as Postgres writes it, in ten characters."""
     day = str(text)
     if DAY.fullmatch(day):
-        return day.encode()
-    return (FIRST_DAY if day.startswith("-") or day.endswith("BC") else LAST_DAY).encode()
+        return day
+    return FIRST_DAY if day.startswith("-") or day.endswith("BC") else LAST_DAY

@@ -68,7 +68,7 @@ def test_a_member_that_is_a_group_too_stands_there_once_and_has_to_be_the_same()
     ],
 )
 def test_days_have_ten_characters_in_the_order_of_time(text: str, day: str) -> None:
-    assert day_of(text) == day.encode()
+    assert day_of(text) == day
 
 
 def test_the_head_of_an_element_is_its_group_or_its_day() -> None:
