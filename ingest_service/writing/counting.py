@@ -1,4 +1,4 @@
-"""Adding the members of stored rows to their counters, if Redis can be written."""
+"""Adds the members of stored rows to their counters, if Redis can be written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from shared_models.protocol import keys, members, steps
 
 log = structlog.get_logger()
 
-# The members of some rows, by the name of their counter.
+# The members of some rows, by the name of their counter: {"users": {b"ann"}}.
 Members: TypeAlias = dict[str, list[bytes]]
 
-# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait for the whole time
-# limit, and a few threads would take only a few requests a second while Redis hangs.
+# After Redis has not answered, no request asks it for this long. Otherwise every request would wait for the whole time
+# limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
 
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
@@ -43,7 +43,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:
-        # A bug of ours. The rows are stored all the same, and a client that is told of a failure would send them again.
+        # A bug in Rollcall. The rows are stored, and a client that gets an error would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
     metrics.NEW_MEMBERS.labels(collection.name).inc(added)
@@ -77,14 +77,14 @@ def members_of(collection: Collection, rows: Sequence[msgspec.Struct]) -> Member
 
 
 def encode(counter: Counter, values: Iterable[Any]) -> list[bytes]:
-    """The members for what attrgetter gives of a row: of one field the value, of several a tuple of them."""
+    """The members for the results of attrgetter on rows: the value of one field, or a tuple of several."""
     tuples = zip(values, strict=True) if len(counter.fields) == 1 else values
     return members.encode_all(tuples, len(counter.fields))
 
 
 @contextmanager
 def _unless_paused() -> Iterator[None]:
-    """Raises at once if Redis has just failed to answer; takes note if it fails now."""
+    """Raise at once if Redis has just failed to answer; remember it if Redis fails now."""
     global _paused_until
     if time.monotonic() < _paused_until:
         raise ConnectionError("Redis did not answer a moment ago")
