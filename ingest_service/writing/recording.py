@@ -1,8 +1,8 @@
 """The write path: ingest commits rows on the primary first, and counts their members in Redis after that.
 
-The order is the promise. A row without its member is found by catch-up within seconds; a member without its row would be a
-wrong count that nobody looks for. So Redis is not touched before the commit, and a failure of Redis never changes
-whether a request is acknowledged.
+The promises depend on this order. Catch-up finds a row without its member within seconds; a member without its row would
+be a wrong count that catch-up cannot find. So ingest does not touch Redis before the commit, and a failure of Redis never
+changes whether a request is acknowledged.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ XACT_SQL = "SELECT pg_current_xact_id()::text::bigint"
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What to answer. `counted`: at this moment, every member of the request is in its set."""
+    """The answer. `counted`: at this moment, every member of the request is in its set."""
 
     answer: Answer
     counted: bool
-    # The request has been carried out before; this is the first answer.
+    # The request was carried out before; this is the first answer.
     replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a committed transaction has left: an answer, the xact of the rows (None if it was a replay), their members."""
+    """The result of a committed transaction: an answer, the xact of the rows (None for a replay), their members."""
 
     answer: Answer
     xact: int | None
@@ -53,7 +53,7 @@ class Stored:
 
 
 def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None = None) -> Recorded:
-    """Record one row; the answer is its id. Raises what `record` raises."""
+    """Record one row; the answer is its id. Raises the errors of `record`."""
 
     def write(transaction: Transaction) -> tuple[Answer, int]:
         ((row_id, xact),) = insert(transaction, collection, [row])
@@ -63,14 +63,14 @@ def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None 
 
 
 def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Claim | None = None) -> Recorded:
-    """Record rows, all or none of them, to be answered with `answer`. Raises what `record` raises."""
+    """Record rows, all or none of them, to be answered with `answer`. Raises the errors of `record`."""
 
     members = cache(partial(counting.members_of, collection, rows))
 
     def pieces() -> Iterator[bytes]:
         for some in chunks(rows, COPY_ROWS):
             yield as_copy_lines(some) + b"\n"
-        # All is sent, and the server still works on most of it. Later it would have to wait for this.
+        # All rows are sent, and the server still works on most of them. Done later, this would delay the commit.
         members()
 
     def write(transaction: Transaction) -> tuple[Answer, int]:
@@ -92,15 +92,15 @@ def record(
     members: Callable[[], counting.Members],
     claim: Claim | None,
 ) -> Recorded:
-    """Store the rows by `write`, which gives the answer and the xact; then count their `members`.
+    """Store the rows by `write`, which returns the answer and the xact; then count their `members`.
 
     1. In one transaction: take the claim, if there is one (if it was taken before, there is nothing to store); write
-       the rows; keep the answer with the claim; make the members, so that rows of which none can be made are not
+       the rows; store the answer with the claim; make the members, so that rows without valid members are not
        stored; commit. From here on they are acknowledged.
-    2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
-       suspects, raise the watermark to the xact. If that fails, catch-up does it.
+    2. Only now, in one round trip to Redis, and in one atomic step for each counter: add the members, remove their
+       marks, raise the watermark to the xact. If that fails, catch-up does it.
 
-    Raises TransactionFailed, or what the claim raises; nothing has been counted then.
+    Raises TransactionFailed, or the errors of the claim; then nothing was counted.
     """
 
     def work(transaction: Transaction) -> Stored:
@@ -133,8 +133,8 @@ def count(collection: Collection, members: counting.Members, rows: int, xact: in
 
 
 def log_failure(error: TransactionFailed, rows: int) -> None:
-    """An operator has to look at this. Rows that the database refuses are their sender's business, and are not
-    logged."""
+    """Log a failure that an operator has to look at. Rows that the database refuses are their sender's fault, and are
+    not logged."""
     if not isinstance(error, RefusedByDatabase):
         log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
@@ -147,14 +147,14 @@ def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list
 
 
 def as_copy_lines(rows: Rows) -> bytes:
-    """The rows, one at least, in COPY's text format: a tab between values, a line for each row."""
+    """The rows, at least one, in COPY's text format: a tab between values, a line for each row."""
     values = list(map(msgspec.structs.astuple, rows))
-    if not all(isinstance(value, str) for value in values[0]):  # one row stands for all: they are of one type
+    if not all(isinstance(value, str) for value in values[0]):  # all rows have the type of the first one
         values = [tuple(map(str, row)) for row in values]
     lines = list(map("\t".join, values))
     text = "\n".join(lines)
     tabs, newlines = sum(map(len, values)) - len(values), len(lines) - 1
-    # COPY reads four characters specially. Most rows have none of them: then there are only those that we put in.
+    # COPY treats four characters specially. Most rows have none of them: then only our own separators are there.
     if "\\" in text or "\r" in text or text.count("\t") != tabs or text.count("\n") != newlines:
         text = "\n".join(map(escape, values))
     return text.encode()
