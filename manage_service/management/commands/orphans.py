@@ -23,7 +23,7 @@ class Command(BaseCommand):
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         codes = (
-            "A service that still has the older file counts by these keys: restart all of them before you remove any. "
+            "A service that still has the older file uses these keys: restart all services before you remove any. "
             "The user in REDIS_URL must be allowed to SCAN. The services' own users are not: name an administrator."
         )
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
