@@ -1,4 +1,4 @@
-"""The counters: declared in a file, once. Everything that the three services do with a counter follows from its lines.
+"""The counters, as one file declares them. The three services derive everything about a counter from its lines.
 
 The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE names:
 
@@ -10,7 +10,7 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
     [counters.customers]
     table = "orders"
     member = ["email"]                      # a row with NULL in any of them does not count
-    where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
+    where = "deleted_at IS NULL"            # an SQL condition: only rows for which it is true count
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
 
 It is read when this module is imported, which needs neither a database nor Django: query has no database. A service that was
@@ -34,11 +34,11 @@ T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 FILE = Path(__file__).with_name("rollcall.toml")
 NUMBERS = ("smallint", "integer", "bigint")
-# What a member can be made of: types whose text is the same wherever it is made.
+# Column types that members can have: their text is the same in Python and in Postgres.
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
-# What Postgres calls those that have another name there (pg_type.typname).
+# Postgres' own names of these types, where they differ (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
-# They belong to what comes next, and are refused by name rather than overlooked.
+# Words of planned features: refused by name, and not silently ignored.
 NOT_YET = ("by", "last_seen", "time_zone", "shards", "tag")
 
 
@@ -62,7 +62,7 @@ class Field:
 class Table:
     """A table whose rows are counted. `name` is what the file calls it, `schema` and `relation` are what the database does.
 
-    `ingest`: rows come in through ingest, too. It offers nothing for the tables of others.
+    `ingest`: ingest takes rows for it. It has no endpoint for other tables.
     """
 
     name: str
@@ -89,8 +89,8 @@ class Counter:
     fields: tuple[str, ...]
     where: str = ""
     example: tuple[str | int, ...] = ()
-    # What it counts, in 8 hex digits. It is part of the counter's keys. So an edited declaration is a cold counter,
-    # and never a live one with the old meaning, however long other services go on with the old file.
+    # A hash of what it counts, in 8 hex digits. It is part of the counter's keys. So after an edit the counter is cold,
+    # and never live with the old meaning, however long other services keep the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Counter:
         return tuple(map(self.table.type_of, self.fields))
 
     def example_member(self) -> dict[str, str | int]:
-        """A member, field by field; made of the fields' names if the declaration gives none."""
+        """A member, field by field, for example ("NY", "Ithaca"). Without one in the declaration: the fields' names."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
 
@@ -148,7 +148,7 @@ def read_file(path: Path) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
 
 
 def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
-    """What the text of a file declares. Raises BadDeclaration, tomllib.TOMLDecodeError."""
+    """The declarations in the text of a file. Raises BadDeclaration, tomllib.TOMLDecodeError."""
     lines = convert(tomllib.loads(text), Lines, "")
     tables = {name: read_table(name, found) for name, found in lines.tables.items()}
     places: dict[tuple[str, str], str] = {}
@@ -175,7 +175,7 @@ def read_table(name: str, found: dict[str, Any]) -> Table:
         raise BadDeclaration(f'{key}.name: write "schema.table", and not {lines.name!r}')
     for column, type_ in lines.fields.items():
         if type_ not in (*TYPES, "timestamptz"):
-            raise BadDeclaration(f"{key}.fields.{column}: {type_!r} is none of {', '.join(TYPES)}")
+            raise BadDeclaration(f"{key}.fields.{column}: {type_!r} is not one of {', '.join(TYPES)}")
     return Table(name, schema, relation, tuple(Field(*each) for each in lines.fields.items()), lines.ingest)
 
 
@@ -184,7 +184,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     key = f"counters.{name}"
     for word in NOT_YET:
         if word in found:
-            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; remove it")
+            raise BadDeclaration(f"{key}.{word}: this version does not support it yet; remove it")
     lines = convert(found, CounterLines, key)
     table = tables.get(lines.table)
     if table is None:
@@ -197,14 +197,14 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
             )
         if known[column] not in TYPES:
             raise BadDeclaration(
-                f"{key}.member: {column} is {known[column]}, and a member is made of {', '.join(TYPES)}"
+                f"{key}.member: {column} is {known[column]}, and members are made of {', '.join(TYPES)}"
             )
     if len(set(lines.member)) < len(lines.member):
         raise BadDeclaration(f"{key}.member: a field is named twice")
     if lines.where and table.ingest:
         raise BadDeclaration(
-            f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres could say "
-            "whether the condition holds: leave it out, or set ingest = false"
+            f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres can say "
+            "whether the condition holds: remove it, or set ingest = false"
         )
     if ";" in lines.where or "--" in lines.where:
         raise BadDeclaration(f"{key}.where: one SQL condition, without ; and --")
