@@ -1,22 +1,22 @@
-"""Every key that Rollcall has in Redis. No key string stands anywhere else.
+"""Every key that Rollcall has in Redis. No other module writes a key string.
 
 The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one counter
-live in one slot, so that its atomic steps may touch several of them. TAG is the counter's name, a dot, and its definition
-(`Counter.definition`): `{users.1f2e3d4c}`. So a counter that is declared otherwise is another one, cold until it is built;
-a service that still has the old file goes on with the old one. The 2 is the layout: a new one is a set of cold counters, too.
+are in one slot, so that its atomic steps may touch several of them. TAG is the counter's name, a dot, and its definition
+(`Counter.definition`): `{users.1f2e3d4c}`. So another declaration is another counter, cold until it is built;
+a service with the old file continues with the old one. The 2 is the layout: in a new one all counters are cold, too.
 
     rollcall:2:{TAG}:members    SET     the members; absent while the count is zero
     rollcall:2:{TAG}:suspects   HASH    member -> token of the sweep that suspects it of having no row
     rollcall:2:{TAG}:departing  HASH    member -> token of the batch of departures that it is in
     rollcall:2:{TAG}:intake     HASH    what ingest writes, too:
-                                          size              members that the protocol has put into the set, less those that
-                                                            it has taken out: another number than the set's own means that
+                                          size              members that the protocol has added to the set, less those that
+                                                            it has removed: if the set has another number of members,
                                                             something else has changed it, and the counter is not live
                                           build             token of the fill that completed this counter; under a cursor
                                                             a missing size, or another build, means: lost
                                           fill              token of the fill in progress
-                                          watermark         highest xact acknowledged into it by ingest, or relied on
-                                                            by a pass: a sweep has to see it first …
+                                          watermark         highest xact that ingest has acknowledged into it, or that a
+                                                            pass relies on: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
     rollcall:2:{TAG}:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
@@ -26,15 +26,15 @@ a service that still has the old file goes on with the old one. The 2 is the lay
                                                             reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
-                                          repaired          … and 1 if it has repaired that
+                                          repaired          … and 1 if it has repaired it
                                           left_through      departures with a lower xact are resolved; absent means that a
                                                             reconcile has to resolve them
                                           leaving           token of the batch of departures that is being resolved
-                                          swept             how many members sweeps have taken out
-                                          fingerprint       of the table, as it was seen last: see manage_service.replica.sql
-                                          changed_at        microseconds since 1970: when it was first seen like this …
-                                          settled           … and the change that a fill or a reconcile has settled; while it
-                                                            is another one, complete_through stands still
+                                          swept             how many members sweeps have removed
+                                          fingerprint       the table's last one: see manage_service.replica.sql
+                                          changed_at        microseconds since 1970: when it was first seen …
+                                          settled           … and the changed_at that a fill or a reconcile has settled;
+                                                            while the two differ, complete_through stands still
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark
                                           again
@@ -46,16 +46,16 @@ a service that still has the old file goes on with the old one. The 2 is the lay
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:2:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
-    rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it could not
-                                          since; and what the replica last showed it: source (empty while it cannot be
+    rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it has not
+                                          worked since; and what the replica last showed: source (empty while it cannot be
                                           reached), committed_through (microseconds), behind_bytes, held_microseconds (see
                                           manage_service.keeper.loop)
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest the first four of a counter, and reads the state; manage everything; query nothing; ingest and manage
-their own rates.
-What ingest writes is not believed blindly: see `shared_models.protocol.states`. compose/redis/users.acl gives each exactly that.
+Ingest writes the first four keys of a counter, and reads the state. Manage writes everything, query writes nothing.
+Ingest and manage write their own rates. The others check the values that ingest writes: see
+`shared_models.protocol.states`. compose/redis/users.acl gives each service exactly these rights.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class CounterKeys:
 
 
 def of_counter(name: str) -> CounterKeys:
-    """The keys of the counter with this name, as it is declared here and now."""
+    """The keys of the counter with this name, by its present declaration."""
     for counter in declarations.COUNTERS:
         if counter.name == name:
             return _of_tag(PREFIX, f"{name}.{counter.definition}")
-    return _of_tag(PREFIX, name)  # it was removed from the file: these keys do not exist
+    return _of_tag(PREFIX, name)  # removed from the file: these keys do not exist
 
 
 @lru_cache(maxsize=1_000)
@@ -103,7 +103,7 @@ def tag_of(key: str) -> str | None:
 
 
 def declared_tags() -> set[str]:
-    """The tags of the counters that are declared here and now."""
+    """The tags of the declared counters."""
     return {f"{counter.name}.{counter.definition}" for counter in declarations.COUNTERS}
 
 
@@ -113,7 +113,7 @@ def of_run(run_id: str) -> str:
 
 
 def of_lock(name: str) -> str:
-    """A lock that avoids double work. It does no harm if two hold it: the protocol is safe without."""
+    """A lock that avoids double work. If two processes hold it, that does no harm: the protocol is safe without it."""
     return f"{PREFIX}lock:{name}"
 
 
