@@ -10,60 +10,60 @@ STACK := $(BIN)/python -m compose.local
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-env: .venv/complete ## Make .venv from the lock file (the others do so when it is needed)
+env: .venv/complete ## Make .venv from the lock file (other commands do this when needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
 
 up: .venv/complete ## Start the whole stack in the background, on this machine only
 	@$(STACK) up
 
-demo: .venv/complete ## up, then 100,000 messages (MESSAGES=…), then the counts beside COUNT(DISTINCT)
+demo: .venv/complete ## up, then send 100,000 messages (MESSAGES=…), then compare the counts with COUNT(DISTINCT)
 	@$(STACK) demo
 
-demo-adopt: .venv/complete ## up, then a table of an application (ORDERS=300000) is adopted while that works, and its counts shown
+demo-adopt: .venv/complete ## up, then adopt an application's table (ORDERS=300000) while the application works, and show its counts
 	@$(STACK) demo-adopt
 
-status: .venv/complete ## Each process, its port, its health, and what is wrong; the exit code says whether anything is
+status: .venv/complete ## Show each process, its port, its health, and what is wrong; exit code 0 if nothing is
 	@$(STACK) status
 
-logs: .venv/complete ## The end of every log, and what is written from now on, until Ctrl-C (SERVICE=ingest: one of them)
+logs: .venv/complete ## Show the end of every log, and new lines until Ctrl-C (SERVICE=ingest: one log)
 	@$(STACK) logs $(SERVICE)
 
-restart: .venv/complete ## End the services and start them again, on the same data (SERVICE=replica: that process alone)
+restart: .venv/complete ## Stop the services and start them again, on the same data (SERVICE=replica: only that process)
 	@$(STACK) restart $(SERVICE)
 
-down: .venv/complete ## End every process of the stack
+down: .venv/complete ## Stop every process of the stack
 	@$(STACK) down
 
-reset: .venv/complete ## End every process and remove the data; the ports stay chosen
+reset: .venv/complete ## Stop every process and remove the data; keep the chosen ports
 	@$(STACK) reset
 
-test: .venv/complete ## Get a chromium where there is none, and run every test, each service's in a process of its own
+test: .venv/complete ## Install a chromium if there is none, and run every test, each service's in a process of its own
 	@$(BIN)/python -m tests.run
 
-test-fast: .venv/complete ## The units, the search in small worlds, and the rules about the code: some 20 seconds
+test-fast: .venv/complete ## Run the unit tests, the search in small worlds, and the rules about the code: about 20 seconds
 	@$(BIN)/python -m tests.run --fast
 
-test-long: .venv/complete ## What takes minutes: a stack that is robbed of a rule is found out, and the like
+test-long: .venv/complete ## Run the tests that take minutes: for example, that a stack without a rule of the protocol fails
 	@$(BIN)/python -m tests.run --long
 
-test-matrix: .venv/complete ## Tests of the stores with other versions of Postgres and Redis: those installed here; says which are not
+test-matrix: .venv/complete ## Test with other installed versions of Postgres and Redis; names the missing ones
 	@$(BIN)/python -m tests.matrix
 
-chaos: .venv/complete ## Faults on a whole stack of its own, every answer judged (SECONDS=60, SEED=…, SINGLE=1: no replica)
+chaos: .venv/complete ## Inject faults into a whole stack of its own, and check every answer (SECONDS=60, SEED=…, SINGLE=1: no replica)
 	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
 
-bench: .venv/complete ## Each case beside its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
+bench: .venv/complete ## Measure each case next to its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
 	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench
 
-loadtest: .venv/complete ## Load on a whole stack of its own, then the verdict (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
+loadtest: .venv/complete ## Put load on a whole stack of its own, then check all data (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))
 
 # The addresses satisfy the settings; nothing connects to them.
-types: .venv/complete ## mypy, strict
+types: .venv/complete ## Run mypy, strict
 	@DATABASE_URL=postgres://types/only REDIS_URL=redis://types/0 DJANGO_SETTINGS_MODULE=tests.settings \
 		$(BIN)/mypy ingest_service manage_service query_service shared_models compose loadtest tests docs/examples/client.py
 
-docs: .venv/complete ## Build the documentation as a site, into .local/site; a link that leads nowhere is an error
+docs: .venv/complete ## Build the documentation as a site, into .local/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "The site is .local/site/index.html. Its search needs a server: python3 -m http.server --directory .local/site 8004"
 
 check: .venv/complete ## Lint, types and every test
@@ -71,22 +71,22 @@ check: .venv/complete ## Lint, types and every test
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory -j 2 types test
 
-audit: .venv/complete ## Known vulnerabilities of what the lock files name, where they can be looked up
+audit: .venv/complete ## List known vulnerabilities of the packages in the lock files, as far as they can be looked up
 	@$(BIN)/python -m tests.audit
 
-images: .venv/complete ## Do what compose/Dockerfile says without Docker, and start each image's command
+images: .venv/complete ## Run the steps of compose/Dockerfile without Docker, and start each image's command
 	@$(BIN)/python -m tests.images
 
 # Markers for every platform, from the oldest Python on; the images take the versions that the tests have.
 UV ?= uv
 LOCK := $(UV) pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header
-lock: ## Write the lock files anew from pyproject.toml (needs uv; UV=/path/to/uv)
+lock: ## Write the lock files again from pyproject.toml (needs uv; UV=/path/to/uv)
 	$(LOCK) --extra ingest --extra manage --extra query --extra stack --extra dev -o requirements.lock
 	for service in ingest manage query; do \
 		$(LOCK) --extra $$service -c requirements.lock -o compose/requirements/$$service.lock || exit; \
 	done
 
-# `complete` is written last: an environment that was interrupted, or made from another lock file, is made anew.
+# `complete` is written last: an incomplete environment, or one from another lock file, is made again.
 .venv/complete: requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "Rollcall needs Python 3.11 or later, and there is no $(PYTHON): make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Rollcall needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V 2>&1): make PYTHON=/path/to/python3.11"; exit 1; }

@@ -1,1 +1,1 @@
-"""How Rollcall is run: containers, the edge, the stores' roles and what watches them; `local/` runs all of it on this machine."""
+"""The deployment: containers, the edge, the stores' roles, the monitoring; `local/` runs a whole stack on this machine."""

@@ -1,7 +1,7 @@
 """`python3 -m compose.credentials`: makes the secrets of a deployment in compose/secrets. Needs nothing but Python.
 
-It keeps what is there. Run it again after an upgrade: it adds what is new. The password of a role stands in the URL of
-the service that has it and nowhere else: compose/postgres/make_roles.sh and compose/redis/start.sh read it from there.
+It keeps existing secrets. Run it again after an upgrade: it adds new ones. A role's password is only in the URL of
+the service that uses it: compose/postgres/make_roles.sh and compose/redis/start.sh read it from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NO_TOKENS = "# name:sha256, one a line: python -m shared_models.web.tokens NAME\
 
 
 def contents(store_of_manage: str) -> dict[str, str]:
-    """Each file and what is in it. Passwords are letters and digits: nothing in a URL has to be escaped."""
+    """Each file and its contents. Passwords are letters and digits, so that no URL needs escapes."""
 
     def password() -> str:
         return secrets.token_hex(24)
@@ -47,10 +47,10 @@ def contents(store_of_manage: str) -> dict[str, str]:
 
 
 def make(folder: Path, store_of_manage: str) -> list[str]:
-    """Write what is missing; the names of what was written.
+    """Write the missing files; returns their names.
 
-    Nobody but the owner may enter the folder. The files themselves can be read by all: they are mounted into containers
-    one by one, under this mode, and the processes there have another user id.
+    Only the owner may enter the folder. Everybody may read the files themselves: they are mounted into containers
+    one by one, with this mode, and the processes there have another user id.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
@@ -66,7 +66,7 @@ def make(folder: Path, store_of_manage: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m compose.credentials", description=make.__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where they are put")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder for the secrets")
     parser.add_argument("--single", action="store_true", help="manage reads the primary: there is no replica")
     options = parser.parse_args()
     made = make(options.folder, "primary" if options.single else "replica")

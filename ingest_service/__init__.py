@@ -1,1 +1,1 @@
-"""Ingest: messages come in by HTTP, are stored on the primary, then counted in Redis. Begin with `recording`."""
+"""Ingest takes messages over HTTP, stores them on the primary, then counts them in Redis. Start with `recording`."""

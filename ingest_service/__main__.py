@@ -6,17 +6,17 @@ import sys
 from shared_models.commands import run
 
 COMMANDS = {
-    "migrate": "Make the tables, or bring them up to date, and grant the roles what they need. Run by the owner of the tables.",
-    "showmigrations": "List the migrations, and which of them were run.",
-    "load": "Store the rows of a file, and count them; --resume goes on with a load that was interrupted.",
+    "migrate": "Make or update the tables, and grant the roles their rights. Run by the owner of the tables.",
+    "showmigrations": "List the migrations, and which of them have run.",
+    "load": "Store the rows of a file, and count them; --resume continues an interrupted load.",
     "write_messages": "Write generated messages, as many and as fast as you say.",
-    "admin_user": "Let somebody sign in to the admin, or stop it (--disable). Run by the owner of the tables.",
+    "admin_user": "Let somebody sign in to the admin, or no longer (--disable). Run by the owner of the tables.",
     "adopt": "Make a table of your own countable, or undo that (--undo): print the SQL, or run it (--apply). Run by its owner.",
-    "check": "Look whether settings, tables and counters can work, without touching a store.",
+    "check": "Check settings, tables and counters, without touching a store.",
 }
 
 if __name__ == "__main__":
-    # These two are made for requests. A migration may build an index for an hour, and wait for its lock meanwhile.
+    # These two limits are for requests. A migration may build an index for an hour, and wait for its lock meanwhile.
     os.environ.setdefault("DATABASE_STATEMENT_SECONDS", "0")
     os.environ.setdefault("DATABASE_LOCK_SECONDS", "0")
     if sys.argv[1:2] == ["adopt"]:  # settings want one; adopt uses none

@@ -16,8 +16,8 @@ class IngestServiceConfig(AppConfig):
 
         post_migrate.connect(grant, sender=self)
 
-        # Code that uses a connection asks whether it is still good (stores.open_primary): most requests are
-        # carried out by another one's thread, and do not use their own.
+        # Code that uses a connection checks whether it is still good (stores.open_primary): another request's thread
+        # carries out most requests, and they do not use their own connection.
         for signal in (request_started, request_finished):
             signal.disconnect(db.close_old_connections)
         request_started.disconnect(db.reset_queries)

@@ -1,4 +1,4 @@
-"""What gunicorn serves: the application of one worker."""
+"""The application of one worker, for gunicorn."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What producers may send: a collection for each table with ingest = true. Its rows are described here."""
+"""The collections that producers may send to: one for each table with ingest = true, with its rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from shared_models.models import Countable, Field, model_of
 
 TEXT_FIELDS = (models.CharField, models.TextField)
 SENT_FIELDS = (*TEXT_FIELDS, models.IntegerField)
-# For the description of the API. The decoder does not look, because it would cost time: `payloads` does.
+# For the description of the API. The decoder does not check this, because that would cost time: `payloads` does.
 NO_NUL = {"pattern": "^[^\\u0000]*$"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
-    """A model as producers see it: /v1/<name> and /v1/<name>/batch."""
+    """A model for producers: /v1/<name> and /v1/<name>/batch."""
 
     name: str
     model: type[Countable]
@@ -97,7 +97,7 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
 
 
 def type_of(field: Field) -> Any:
-    """The type that a sent value has to have. Lengths are in characters, as Postgres counts them."""
+    """The type of a sent value. Lengths are in characters, as Postgres counts them."""
     if isinstance(field, TEXT_FIELDS):
         least = 0 if field.blank else 1
         return Annotated[str, msgspec.Meta(min_length=least, max_length=field.max_length, extra_json_schema=NO_NUL)]

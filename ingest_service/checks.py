@@ -1,4 +1,4 @@
-"""System checks of what producers may send: what `python -m ingest_service check` says of a model it cannot take."""
+"""System checks of the collections: `python -m ingest_service check` reports models whose rows ingest cannot take."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from shared_models.models import Countable
 
 @register()
 def check_collections(**kwargs: object) -> list[CheckMessage]:
-    """Every model that a counter names can be sent by producers."""
+    """Check that producers can send rows of every model with a counter."""
     models = catalog.counted_models()
     found = list(check_fields(models))
     names = [catalog.name_of(model) for model in models]
     found += [
         Error(
-            f"two models are sent to /v1/{name}",
+            f"two models have the endpoint /v1/{name}",
             hint="give one of them another verbose_name_plural",
             id="rollcall.E102",
         )
@@ -28,7 +28,7 @@ def check_collections(**kwargs: object) -> list[CheckMessage]:
 
 
 def check_fields(models: tuple[type[Countable], ...]) -> Iterator[CheckMessage]:
-    """Each field that a producer sends is text or a whole number, and never null."""
+    """Check that each field that a producer sends is text or a whole number, and never null."""
     for model in models:
         for field in model.sent_fields():
             if not isinstance(field, catalog.SENT_FIELDS) or field.null:

@@ -1,7 +1,7 @@
-"""What each role of compose/postgres/roles.sql may do with the tables, granted by `migrate` when it has made them.
+"""The rights of each role of compose/postgres/roles.sql on the tables. `migrate` grants them after it has made the tables.
 
-Derived from the models, so that another table has its grants without a line here. If the database does not have a
-role (one user for all, on a small site), nothing is granted to it.
+They are derived from the models, so another table needs no line here. If the database does not have a
+role (one user for all, on a small site), this grants nothing to it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from shared_models import triggers
 
 OWNER, INGEST, MANAGE, ADMIN = "rollcall_owner", "rollcall_ingest", "rollcall_manage", "rollcall_admin"
 
-# What Django's admin needs of its own tables, which exist if it was migrated. Users are made, and made more than they
-# are, by the owner; nobody takes anything out of the log.
+# The rights of Django's admin on its own tables, which exist if they were migrated. Only the owner makes users and
+# changes their rights; nobody removes anything from the log.
 ADMIN_RIGHTS = {
     "auth_user": "SELECT, UPDATE (password, last_login)",
     "django_admin_log": "SELECT, INSERT",
@@ -27,14 +27,14 @@ ADMIN_RIGHTS = {
     "django_session": "SELECT, INSERT, UPDATE, DELETE",
 }
 
-# Manage reads them. Ingest prunes them, and notes for each counter that it has.
+# Manage reads departures. Ingest prunes them, and adds one that means "all" for each counter.
 DEPARTURE_RIGHTS = {MANAGE: "SELECT", INGEST: "SELECT, INSERT, DELETE"}
 OWN_DEPARTURES = """
     SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = %s AND c.relname = 'departure' AND pg_has_role(c.relowner, 'USAGE') AND pg_has_role(n.nspowner, 'USAGE')
 """
 
-# Another application in the same database may have tables of these names: Django's are everybody's.
+# Another application in the same database may have tables of these names: every Django project has them.
 OWN_TABLES = """
     SELECT relname FROM pg_class
     WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid) AND pg_has_role(relowner, 'USAGE')
@@ -42,7 +42,7 @@ OWN_TABLES = """
 
 
 def grant(using: str = "default", **kwargs: object) -> None:
-    """Grant to the roles that are there. Connected to `post_migrate`; the migrations' owner runs it."""
+    """Grant to the roles that exist. Connected to `post_migrate`; the migrations' owner runs it."""
     connection = connections[using]
     with transaction.atomic(using), connection.cursor() as cursor:
         cursor.execute("SELECT rolname FROM pg_roles WHERE rolname IN (%s, %s, %s)", [INGEST, MANAGE, ADMIN])
@@ -63,7 +63,7 @@ def grant(using: str = "default", **kwargs: object) -> None:
 
 
 def wanted() -> Iterator[tuple[str, str, str]]:
-    """Role, table, rights. Ingest writes what is sent, and neither ids nor xacts; it cannot read what others have sent."""
+    """Role, table, rights. Ingest writes the sent fields, and neither ids nor xacts; it cannot read them afterwards."""
     for model in catalog.counted_models():
         sent = ", ".join(f'"{field.column}"' for field in model.sent_fields())
         yield INGEST, model._meta.db_table, f"INSERT ({sent}), SELECT (id, xact)"

@@ -11,14 +11,14 @@ bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8001')}"
 workers = int(os.environ.get("WORKERS", "2"))
 worker_class = "uvicorn_worker.UvicornWorker"
 # Longer than the 60 seconds after which common load balancers close an idle connection. The side that sends requests
-# has to close first; otherwise a request may meet a connection that is just being closed.
+# has to close first; otherwise a request may arrive on a connection that is just closing.
 keepalive = 75
-# A worker that has not turned its event loop for this long is replaced.
+# gunicorn replaces a worker whose event loop has not run for this long.
 timeout = 60
 # On SIGTERM, requests in progress have this long to end: as long as a statement may take.
 graceful_timeout = 30
 logger_class = Logger
-# The socket would lie in the home folder, where two stacks would meet.
+# The socket would be in the home folder, where two stacks would conflict.
 control_socket_disable = True
 
 # With several workers prometheus_client keeps its numbers in files, one set a worker, in PROMETHEUS_MULTIPROC_DIR.

@@ -1,4 +1,4 @@
-"""Every metric of ingest, beside that of its requests."""
+"""Every metric of ingest, except that of its requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NEW_MEMBERS = Counter(
 )
 COMMIT_ROWS = Histogram(
     "rollcall_ingest_commit_rows",
-    "Rows that shared a commit: single ones that came together, or a batch.",
+    "Rows that shared a commit: single rows that arrived together, or a batch.",
     ["collection"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 1_000, 10_000, 100_000),
 )

@@ -1,4 +1,4 @@
-"""What ingest itself keeps in the primary: the answers to requests that came with an Idempotency-Key."""
+"""Ingest's own table in the primary: the answers to requests with an Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from django.db import models
 
 
 class Receipt(models.Model):
-    """A request that has been carried out, and what was answered. Written in the transaction that stores its rows."""
+    """A request that was carried out, and its answer. Written in the transaction that stores its rows."""
 
     key = models.TextField(primary_key=True, db_collation="C")
-    # SHA-256, in hex, of everything that makes the request what it is.
+    # SHA-256, in hex, of the whole request.
     fingerprint = models.CharField(max_length=64)
-    # JSON, without "counted": that is true or false at the time of asking. Text, because jsonb refuses U+0000.
+    # JSON, without "counted": that depends on the time of the retry. Text, because jsonb refuses U+0000.
     answer = models.TextField()
     create_time = models.DateTimeField(
         db_default=models.Func(function="now", output_field=models.DateTimeField()), editable=False

@@ -22,7 +22,7 @@ not_negative = validate.Range(min=0, error="must not be less than 0")
 
 
 def is_postgres_url(url: str) -> None:
-    """Refuses what is not Postgres, in clearer words than dj_database_url's."""
+    """Refuse a URL that is not Postgres', with a clearer message than dj_database_url's."""
     if urlsplit(url).scheme not in ("postgres", "postgresql"):
         raise ValidationError("must be postgres://user:password@host:port/name, of the primary")
 
@@ -36,7 +36,7 @@ try:
     # The database that belongs to Rollcall alone: redis://user:password@host:port/0
     REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
 
-    # What one request may bring. Bytes are counted after unpacking gzip.
+    # Limits of one request. Bytes are counted after unpacking gzip.
     MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 1 << 20, validate=positive)
     MAX_BATCH_BYTES = env.int("MAX_BATCH_BYTES", 64 << 20, validate=positive)
     MAX_BATCH_ROWS = env.int("MAX_BATCH_ROWS", 100_000, validate=positive)
@@ -46,20 +46,20 @@ try:
 
     # For how long a retry with the same Idempotency-Key gets the first answer.
     IDEMPOTENCY_KEEP_HOURS = env.float("IDEMPOTENCY_KEEP_HOURS", 48.0, validate=positive)
-    # A worker that has committed nothing for this long commits an empty transaction: see pulse.py. 0 is off.
+    # A worker that has committed nothing for this long commits an empty transaction: see pulse.py. 0 turns it off.
     PULSE_SECONDS = env.float("PULSE_SECONDS", 1.0, validate=not_negative)
 
     # Another host of the primary is tried after this long without an answer; libpq takes whole seconds, 2 at least.
     DATABASE_CONNECT_SECONDS = env.int("DATABASE_CONNECT_SECONDS", 3, validate=positive)
-    # The largest batch takes a few seconds. What takes longer holds back the horizon of every counter. 0 is no limit.
+    # The largest batch takes a few seconds. A longer statement holds back the horizon of every counter. 0 means no limit.
     DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 10.0, validate=not_negative)
-    # A primary that is stopped keeps no limit of its own: a transaction that has no answer by then is given up. 0: never.
+    # A stopped primary applies no limit of its own: ingest gives up a transaction without an answer by then. 0: never.
     DATABASE_ANSWER_SECONDS = env.float("DATABASE_ANSWER_SECONDS", 15.0, validate=not_negative)
-    # How long a request waits for another one with the same Idempotency-Key, or for a migration. 0 is no limit.
+    # How long a request waits for another one with the same Idempotency-Key, or for a migration. 0 means no limit.
     DATABASE_LOCK_SECONDS = env.float("DATABASE_LOCK_SECONDS", 5.0, validate=not_negative)
-    # A worker that is stopped in the middle of a transaction does not hold back the horizon for ever.
+    # After this time a worker that is stopped in the middle of a transaction no longer holds back the horizon.
     DATABASE_IDLE_SECONDS = env.float("DATABASE_IDLE_SECONDS", 30.0, validate=not_negative)
-    # A primary that vanishes without a word (power, network) is noticed after this long, not after a quarter hour.
+    # Ingest notices after this time that a primary has vanished (power, network), and not after a quarter of an hour.
     DATABASE_SILENCE_SECONDS = env.float("DATABASE_SILENCE_SECONDS", 10.0, validate=positive)
     # A connection is replaced by a new one after this long, so that a new primary behind the same name gets its share.
     DATABASE_CONNECTION_SECONDS = env.int("DATABASE_CONNECTION_SECONDS", 600, validate=not_negative)
@@ -67,10 +67,10 @@ try:
     # How long a request waits for Redis before it answers "counted": false. The largest batch takes a quarter of it.
     REDIS_TIMEOUT_SECONDS = env.float("REDIS_TIMEOUT_SECONDS", 1.0, validate=positive)
 
-    # Who may ask: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
+    # The tokens: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
-    # Prometheus may be given a token like everybody else; this is for one that cannot be.
+    # Prometheus may have a token like every client; this is for one that cannot.
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
     # Requests a second for each token, over all workers; 0 is no limit.
     RATE_LIMIT_PER_SECOND = env.int("RATE_LIMIT_PER_SECOND", 0, validate=not_negative)
@@ -78,13 +78,13 @@ try:
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # only the admin signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    # How long browsers use HTTPS only. Set it if TLS ends in front of this service; 0 sends no header.
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
 
     DATABASES: dict[str, Any] = {"default": dj_database_url.parse(DATABASE_URL)}
 
-    # The admin pages are there where this is set: the primary again, as the role that may look at rows and delete them.
+    # Turns the admin pages on: the primary again, as the role that may look at rows and delete them.
     ADMIN_DATABASE_URL = env.str("ADMIN_DATABASE_URL", "", validate=lambda url: is_postgres_url(url) if url else None)
     # Where browsers reach them, "https://ingest.example.org". Cookies are for HTTPS only, unless this says http://.
     ADMIN_ORIGIN = env.str("ADMIN_ORIGIN", "", validate=is_origin)
@@ -92,7 +92,7 @@ try:
         if not SECRET_KEY:
             raise EnvError('"SECRET_KEY" not set, and the admin (ADMIN_DATABASE_URL) signs its cookies with it')
         DATABASES["admin"] = dj_database_url.parse(ADMIN_DATABASE_URL)
-except (EnvError, ValueError) as error:  # ValueError: what dj_database_url says of a URL that is none
+except (EnvError, ValueError) as error:  # ValueError: from dj_database_url, for a text that is not a URL
     sys.exit(f"ingest_service: {error}. See docs/configuration.md.")
 
 logs.configure("ingest", LOG_JSON, delayed=True)
@@ -118,9 +118,9 @@ _options.update(
     keepalives_count=2,
     options=" ".join(
         [
-            # Acknowledged means stored: said here, whatever the server's or the role's default is.
+            # Acknowledged means stored: set here, whatever the server's or the role's default is.
             "-c synchronous_commit=on",
-            # Otherwise Django sets it by a statement of its own, to which a primary that stops just then gives no answer.
+            # Otherwise Django sets it by a statement of its own, and would wait for a primary that stops just then.
             "-c timezone=UTC",
             f"-c statement_timeout={in_milliseconds(DATABASE_STATEMENT_SECONDS)}",
             f"-c lock_timeout={in_milliseconds(DATABASE_LOCK_SECONDS)}",
@@ -155,7 +155,7 @@ TEMPLATES: list[dict[str, Any]] = [
     }
 ]
 STATIC_URL = "/static/"
-# Files are served from the packages that hold them: there is nothing to collect.
+# The packages serve their own static files: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 APPEND_SLASH = False
@@ -168,8 +168,8 @@ if ADMIN_DATABASE_URL:
     DATABASES["admin"]["OPTIONS"] = _options | {
         **DATABASES["admin"].get("OPTIONS", {}),
         "application_name": "rollcall-admin",
-        # Its statements read a page from an index. These are for the day on which one does not: no table is read through or
-        # sorted because statistics are old, and what takes long all the same is ended.
+        # Its statements read a page from an index. These settings make sure of it: no plan scans or sorts a table because
+        # statistics are old, and a statement that still takes long is cancelled.
         "options": f"-c timezone=UTC -c statement_timeout={in_milliseconds(5)} -c lock_timeout={in_milliseconds(2)} "
         "-c idle_in_transaction_session_timeout=10000 -c enable_seqscan=off -c enable_bitmapscan=off -c enable_sort=off",
     }
@@ -204,5 +204,5 @@ if ADMIN_DATABASE_URL:
     CSRF_COOKIE_HTTPONLY = True
     SESSION_COOKIE_AGE = 8 * 3600  # a working day
     CSRF_TRUSTED_ORIGINS = [ADMIN_ORIGIN] if ADMIN_ORIGIN else []
-    # With something to sign, the key has to be a good one.
+    # The admin signs cookies, so the key has to be a good one.
     SILENCED_SYSTEM_CHECKS = [check for check in SILENCED_CHECKS if check != "security.W009"]

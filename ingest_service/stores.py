@@ -1,4 +1,4 @@
-"""The connections to the primary and to Redis: made here and nowhere else."""
+"""The connections to the primary and to Redis. Only this module makes them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from redis.retry import Retry
 from shared_models.deadlines import cut_after
 from shared_models.protocol.timeline import SOURCE_SQL
 
-# Which history each open connection writes to. A primary that is put in another's place ends its connections first: it is
-# enough to ask once for each. A standby does not when it is promoted: of a connection to one, nothing is kept.
+# The source of each open connection. A primary that is replaced ends its connections first, so it is enough to ask once
+# for each connection. A standby keeps its connections when it is promoted, so a connection to a standby is not cached.
 _sources: WeakKeyDictionary[psycopg2.extensions.connection, str] = WeakKeyDictionary()
 
 
@@ -29,19 +29,19 @@ class Session:
     source: str
     # It was opened by an earlier request, and may have died since.
     reused: bool
-    # The server was a standby a moment ago. Nothing is written over it: the source may change under the transaction.
+    # The server was a standby a moment ago. Do not write over this connection: the source may change in the transaction.
     is_standby: bool = False
 
 
 def open_primary() -> Session:
     """This thread's connection, opened if there is none. Raises django.db.Error or psycopg2.Error."""
-    # Too old, or failed: Django asks that before and after each request, this only if a connection is needed.
+    # Too old, or failed: Django checks that before and after each request, this only if a connection is needed.
     connection.close_if_unusable_or_obsolete()
     reused = connection.connection is not None
     connection.ensure_connection()
     raw = connection.connection
     if raw not in _sources:
-        # A primary may stop right after it has let us in: this question has its limit as every other.
+        # A primary may stop right after accepting the connection: this query has a deadline like every other.
         with cut_after(raw, settings.DATABASE_ANSWER_SECONDS), raw.cursor() as cursor:
             cursor.execute(f"SELECT {SOURCE_SQL}, pg_is_in_recovery()")
             source, is_standby = cursor.fetchone()
@@ -60,8 +60,8 @@ def close_primary() -> None:
 def open_redis() -> Redis:
     """The client of this process; threads share its pool.
 
-    Nothing is retried: by the time that a second attempt is answered, the producer has waited twice; catch-up does it
-    better. A pooled connection that Redis has closed is noticed, and replaced, before it is used.
+    It retries nothing: the producer would wait twice for a second attempt, and catch-up does it
+    better. If Redis has closed a pooled connection, the client notices and replaces it before use.
     """
     return Redis.from_url(
         settings.REDIS_URL,

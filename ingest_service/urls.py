@@ -1,4 +1,4 @@
-"""What Django answers: pages, for people. The API is in api/application.py."""
+"""The pages that Django answers, for people. The API is in api/application.py."""
 
 from django.conf import settings
 from django.urls import URLPattern, URLResolver, path

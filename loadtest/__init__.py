@@ -1,1 +1,1 @@
-"""What puts the whole system under load, and under faults."""
+"""Puts the whole system under load, and under faults."""

@@ -2,8 +2,8 @@
 
     INGEST_URL=… INGEST_TOKEN=… QUERY_URL=… locust -f loadtest/locustfile.py --headless -u 50 -t 60s
 
-A role whose URL is not given is left out, and said to be. `make loadtest` runs this on a stack of its own and judges
-afterwards what became of every message (`loadtest.load`); for that it passes --ledger.
+Without a service's URL its clients do not run, and a line says so. `make loadtest` runs this on a stack of its own and
+then checks every message (`loadtest.load`); for that it passes --ledger.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ PROFILES = {
 ROLES = ("ingest", "manage", "query")
 
 BATCH_ROWS = 500
-# Whoever is told to come again does so, producers with the same key; after so many answers the request has failed.
+# Clients repeat a request after a 503 with Retry-After, producers with the same key; after so many answers it has failed.
 ATTEMPTS, RETRY_SECONDS = 8, 2.0
 READ_BACK_EVERY = 20
 STREAM_SECONDS = 5.0
 RUN_SECONDS = 120.0
 
-# One process of locust is one run: its producers are numbered, and so are their rows.
+# One process of locust is one run: its producers have numbers, and so have their rows.
 RUN = secrets.token_hex(4)
 _producers = itertools.count()
 _uncounted = _refused = 0
@@ -57,12 +57,14 @@ def add_options(parser: Any) -> None:
             help=f"what lets us into {role}",
         )
     parser.add_argument("--mix", env_var="PROFILE", choices=list(PROFILES), default="mixed", help="who takes part")
-    parser.add_argument("--ledger", default="", help="a file for what was acknowledged; nobody else deletes rows then")
+    parser.add_argument(
+        "--ledger", default="", help="a file for the acknowledged requests; then nobody else may delete rows"
+    )
 
 
 @events.init.add_listener
 def choose_roles(environment: Any, **_: Any) -> None:
-    """Leave out whoever has no URL, or is not in the profile."""
+    """Leave out clients without a URL, and those that are not in the profile."""
     global _ledger
     options = environment.parsed_options
     chosen: list[Any] = []
@@ -75,7 +77,7 @@ def choose_roles(environment: Any, **_: Any) -> None:
         names = ", ".join(user.__name__ for user in absent if user.role == role)
         print(f"{role.upper()}_URL is not given: there will be no {names}.")
     if not chosen:
-        raise SystemExit("Nobody takes part: give INGEST_URL, MANAGE_URL or QUERY_URL.")
+        raise SystemExit("There are no clients: give INGEST_URL, MANAGE_URL or QUERY_URL.")
     environment.user_classes = chosen
     if options.ledger:
         _ledger = Ledger(Path(options.ledger), RUN)
@@ -83,7 +85,7 @@ def choose_roles(environment: Any, **_: Any) -> None:
 
 @events.quitting.add_listener
 def finish(environment: Any, **_: Any) -> None:
-    """What only this process knows."""
+    """Print the figures of this process."""
     if _ledger is not None:
         _ledger.close()
     if _refused:
@@ -93,14 +95,14 @@ def finish(environment: Any, **_: Any) -> None:
 
 
 class Client(FastHttpUser):
-    """Somebody who asks one service."""
+    """A client of one service."""
 
     abstract = True
     insecure = False
     role: ClassVar[str]
 
     def ask(self, method: str, path: str, *, role: str = "", body: Any = None, **options: Any) -> Any:
-        """One request; `with` it, for whoever judges the answer."""
+        """One request; use it in a `with`, to judge the answer."""
         role, settings = role or self.role, self.environment.parsed_options
         token = getattr(settings, f"{role}_token")
         headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **options.pop("headers", {})}
@@ -119,7 +121,7 @@ class Client(FastHttpUser):
         return self.client.request(method, url, headers=headers, name=name, catch_response=True, **options)
 
     def note_refusal(self, response: Any, name: str) -> None:
-        """Asked to come again: an answer, in a line of its own. What fails is a request that gets no other."""
+        """Note a 503 with Retry-After in a line of its own. Only a request that gets no other answer fails."""
         global _refused
         _refused += 1
         with response:
@@ -154,7 +156,7 @@ class Producer(Client):
                     self.note(answer["counted"], sent)
                     return
                 gevent.sleep(RETRY_SECONDS)
-        finally:  # also where the end of the load comes in between
+        finally:  # also if the load ends in between
             if _ledger is not None:
                 _ledger.note(entry)
 
@@ -163,7 +165,7 @@ class Producer(Client):
         return msgspec.json.encode(sent[0]), {}
 
     def attempt(self, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
-        """The answer of an acknowledged request; None where it is open."""
+        """The answer of an acknowledged request; None if it is open."""
         with self.ask("POST", self.path, body=body, headers=headers) as response:
             if response.status_code not in (200, 201):
                 return None  # locust counts it as a failure
@@ -173,7 +175,7 @@ class Producer(Client):
             return answer
 
     def note(self, counted: bool, sent: list[dict[str, str]]) -> None:
-        """Acknowledged: now and then somebody looks whether it is counted."""
+        """Sometimes check that an acknowledged member is counted."""
         global _uncounted
         _uncounted += not counted
         query = self.environment.parsed_options.query_url
@@ -187,7 +189,7 @@ class Producer(Client):
 
 
 class BatchProducer(Producer):
-    """Sends batches, some of them packed."""
+    """Sends batches, some of them gzipped."""
 
     weight = 2
     rows = BATCH_ROWS
@@ -224,7 +226,7 @@ class Dashboard(Client):
 
     @task(3)
     def fresh_count(self) -> None:
-        """Read from Redis after the question: where nobody deletes, it never falls."""
+        """A count that is read from Redis after the request: if nobody deletes, it never falls."""
         name = random.choice(("users", "cities"))
         with self.ask("GET", f"/v1/counts/{name}", headers={"Cache-Control": "no-cache"}) as response:
             if response.status_code == 200:
@@ -235,7 +237,7 @@ class Dashboard(Client):
                 self.seen[name] = counter["count"]
 
     def judge(self, response: Any, name: str, counter: dict[str, Any]) -> None:
-        """A number says how good it is; one that is cold is none."""
+        """Check that a count says how good it is, and that a cold counter has none."""
         if (counter["count"] is None) != (counter["state"] == "cold"):
             response.failure(f"{name} is {counter['state']}, and its count is {counter['count']}")
         elif counter["count"] is not None and not counter["complete_through"]:
@@ -261,7 +263,7 @@ class Dashboard(Client):
 
 
 class Watcher(Client):
-    """Listens to the stream for a while, and comes again. The time of an event is that since the one before."""
+    """Listens to the stream for a while, and connects again. The time of an event is the time since the last one."""
 
     role = "query"
     weight = 3
@@ -270,7 +272,7 @@ class Watcher(Client):
     @task
     def listen(self) -> None:
         before = time.perf_counter()
-        # Its connection is never used again: what has not been read yet would be the next answer.
+        # Its connection is never used again: unread events would be the next answer.
         with self.ask("GET", "/v1/stream", stream=True, headers={"Connection": "close"}) as response:
             stream = response._response
             if response.status_code != 200:
@@ -302,14 +304,14 @@ class Watcher(Client):
 
 
 class Operator(Client):
-    """Asks for runs, cancels some, and waits for their ends."""
+    """Asks for runs, cancels some, and waits until they end."""
 
     role = "manage"
     fixed_count = 1
     wait_time = between(0.5, 2)
 
     def on_start(self) -> None:
-        """However short the load is, there is a run in it."""
+        """Ask for a run at the start, so that even a short load has one."""
         self.ask_for_a_run()
 
     @task
@@ -333,7 +335,7 @@ class Operator(Client):
                 if run["status"] == "failed":
                     response.failure(f"the run failed: {run['detail']}")
                 elif run["status"] == "cancelled" and not cancelled:
-                    response.failure("the run was cancelled, and nobody asked for that")
+                    response.failure("the run was cancelled, but nobody asked for that")
             if run["status"] in ("done", "failed", "cancelled"):
                 return
             gevent.sleep(0.5)

@@ -1,1 +1,1 @@
-"""Keeps the sets equal to the table: builds cold counters, catches up, reconciles. Reads a replica, writes Redis."""
+"""Keeps the sets equal to the tables: builds cold counters, catches up, reconciles. Reads a replica, writes Redis."""

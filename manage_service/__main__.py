@@ -4,10 +4,10 @@ from shared_models.commands import run
 
 COMMANDS = {
     "keeper": "Build cold counters, catch up, and reconcile on schedule and when asked, until SIGTERM.",
-    "reconcile": "Make counters equal the table, here and now, and report the drift; --check only looks.",
-    "status": "Show how each counter, the replica and the keeper stand.",
+    "reconcile": "Reconcile counters with their tables here and now, and report the drift; --check only compares.",
+    "status": "Show the state of each counter, the replica and the keeper.",
     "orphans": "List the keys in Redis that no declaration names any longer; --remove removes them.",
-    "check": "Look whether settings and counters can work; with --database default, whether the counters fit the database.",
+    "check": "Check the settings and the counters; with --database default, also whether the counters fit the database.",
 }
 
 if __name__ == "__main__":

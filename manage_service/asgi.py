@@ -1,4 +1,4 @@
-"""What gunicorn serves: Django, inside the application that all services have (`shared_models.web.application`)."""
+"""The ASGI application for gunicorn: Django, inside the application that all services have (`shared_models.web.application`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from shared_models.web.tokens import refusal_to_start  # noqa: E402
 
 
 class Manage(Application):
-    """Everything that is not asked of all services alike is Django's. The console's page is open: it shows nothing until its
-    reader gives it a token, which it then sends with each question."""
+    """Django answers everything that is special to manage. The console's page is open: it shows nothing until its
+    reader enters a token, which it then sends with each request."""
 
     def description(self) -> bytes:
         return openapi.describe_api()
@@ -35,7 +35,7 @@ class Manage(Application):
 
 
 def make_application() -> Manage:
-    """The application, by the settings. Refuses to be open by accident."""
+    """The application, by the settings. Raises an error if it would be open by accident."""
     if reason := refusal_to_start(settings.AUTH, settings.TOKENS):
         raise ImproperlyConfigured(reason)
     limit = settings.RATE_LIMIT_PER_SECOND

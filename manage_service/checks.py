@@ -1,4 +1,4 @@
-"""System checks that look at the database: `python -m manage_service check --database default`."""
+"""System checks that read the database: `python -m manage_service check --database default`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared_models.declarations import Counter
 
 @register(Tags.database)
 def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> list[CheckMessage]:
-    """Whether each declaration fits its table, as the keeper looks at it before it builds. Nothing, if no database is named."""
+    """Check that each declaration fits its table, as the keeper does before it builds. Does nothing without --database."""
     if not databases:
         return []
     replica = stores.connect_replica()
@@ -30,7 +30,7 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> 
 
 
 def check_table(counter: Counter, replica: Replica) -> Iterator[CheckMessage]:
-    """One counter. Raises psycopg2.Error if the database itself is away."""
+    """Check one counter. Raises psycopg2.Error if the database does not answer."""
     try:
         with replica.snapshot(counter) as snapshot:
             found = snapshot.misfits(counter)

@@ -7,14 +7,14 @@ from shared_models.web.gunicorn_hooks import Logger, child_exit, make_metrics_fo
 
 wsgi_app = "manage_service.asgi:application"
 bind = os.environ.get("BIND") or f"127.0.0.1:{os.environ.get('PORT', '8002')}"
-# A few operators and a scraper: one worker, whose event loop waits for clients, and whose threads wait for the stores.
+# Enough for a few operators and a scraper: one worker, whose event loop serves clients, and whose threads wait for stores.
 worker_class = "uvicorn_worker.UvicornWorker"
 workers = int(os.environ.get("WORKERS", "1"))
 # Longer than the 60 seconds after which common load balancers close an idle connection.
 keepalive = 75
 graceful_timeout = 10
 logger_class = Logger
-# The socket would lie in the home folder, where two stacks would meet.
+# The socket would be in the home folder, where two stacks would conflict.
 control_socket_disable = True
 
 # With several workers prometheus_client keeps its numbers in files, one set a worker, in PROMETHEUS_MULTIPROC_DIR.

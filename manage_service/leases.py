@@ -1,6 +1,6 @@
-"""Leases: a process says what it is doing, so that no other one does it, too.
+"""Leases: a process says what it is doing, so that no other process does the same.
 
-A token, a time to live, renewal, compare-and-delete: redis-py's Lock, with a name for what went wrong. Two processes
+A token, a time to live, renewal, compare-and-delete: like redis-py's Lock, with an exception of its own. Two processes
 may hold the same lease for a moment, if one was stopped for longer than its time to live. That does no harm: the
 protocol is safe without leases.
 """
@@ -22,14 +22,14 @@ from redis.lock import Lock
 
 from shared_models.protocol import keys
 
-# Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) and the fifth of a lease that may have passed
-# since it was renewed; and short enough that another keeper goes on soon after a crash. A process that is held up for
-# longer finds its lease lost, and stops.
+# Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) plus a fifth of a lease, which may have
+# passed since its renewal; and short enough that another keeper continues soon after a crash. A process that is blocked
+# for longer finds that its lease is lost, and stops.
 LEASE_SECONDS = 9.0
 
 
 class LeaseLost(Exception):
-    """The lease ran out while its holder was stopped; somebody else may hold it now. Stop, and ask again."""
+    """The lease expired while its holder was stopped; another process may hold it now. Stop, and take it again."""
 
 
 class Lease:
@@ -40,7 +40,7 @@ class Lease:
         self._renewed_at = 0.0
 
     def acquire(self) -> bool:
-        """Take it, unless somebody else has it."""
+        """Take it, unless another process has it; returns whether this process has it now."""
         # The token says who holds the lease; the random part makes it unique.
         taken = bool(self._lock.acquire(token=f"{socket.gethostname()}:{os.getpid()}:{token_hex(8)}"))
         if taken:
@@ -48,7 +48,7 @@ class Lease:
         return taken
 
     def renew(self) -> None:
-        """Keep it. To be called between any two steps; only some calls cost a round trip. Raises LeaseLost."""
+        """Renew it. Call this between any two steps; only some calls cost a round trip. Raises LeaseLost."""
         if time.monotonic() - self._renewed_at < LEASE_SECONDS / 5:
             return
         try:
@@ -58,11 +58,11 @@ class Lease:
         self._renewed_at = time.monotonic()
 
     def release(self) -> None:
-        """Give it back, if it is still ours."""
+        """Release it, if this process still has it."""
         try:
             self._lock.release()
         except LockError:
-            pass  # ran out, or never held: the same end
+            pass  # expired, or never held: the same result
 
 
 class Holder(msgspec.Struct):
@@ -73,7 +73,7 @@ class Holder(msgspec.Struct):
 
 
 def read_holder(redis: Redis, name: str) -> Holder | None:
-    """The process that holds the lease of this name at the moment; None if none does."""
+    """The process that holds the lease of this name now; None if none does."""
     token = cast("bytes | None", redis.get(keys.of_lock(name)))
     match (token or b"").decode().rsplit(":", 2):
         case [host, pid, _]:
@@ -83,7 +83,7 @@ def read_holder(redis: Redis, name: str) -> Holder | None:
 
 @contextmanager
 def held(lease: Lease) -> Iterator[bool]:
-    """The lease for a block; False if somebody else has it."""
+    """The lease for a block; False if another process has it."""
     taken = lease.acquire()
     try:
         yield taken

@@ -1,6 +1,6 @@
 """Manage's settings, from the environment; each variable X may come from a file named by X_FILE instead.
 
-There is no DATABASES: our own SQL (`replica/sql.py`) reads the replica over one connection, and never the ORM.
+There is no DATABASES: manage reads the replica with its own SQL (`replica/sql.py`) over one connection, not by the ORM.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ try:
     # How often the keeper catches up, and how often it reconciles each counter.
     CATCH_UP_SECONDS = env.float("CATCH_UP_SECONDS", 0.25, validate=positive)
     RECONCILE_SECONDS = env.float("RECONCILE_SECONDS", 3600.0, validate=positive)
-    # How long a run waits for the replica to show what ingest has acknowledged, before it fails with the reason.
+    # How long a run waits until the replica shows what ingest has acknowledged, before it fails with the reason.
     FENCE_SECONDS = env.float("FENCE_SECONDS", 60.0, validate=positive)
 
-    # Who may ask: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
+    # The tokens: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
-    # Prometheus may be given a token like everybody else; this is for one that cannot be.
+    # Prometheus may have a token like every client; this is for one that cannot.
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
     # Requests a second for each token, over all workers; 0 is no limit.
     RATE_LIMIT_PER_SECOND = env.int("RATE_LIMIT_PER_SECOND", 0, validate=not_negative)
@@ -43,7 +43,7 @@ try:
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    # How long browsers use HTTPS only. Set it if TLS ends in front of this service; 0 sends no header.
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
 except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
@@ -63,7 +63,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",  # Swagger UI's files, for /docs
     "django.contrib.staticfiles",
 ]
-# Django does not see tokens, request ids, limits and the log line of a request: see shared_models/web/application.py.
+# Tokens, request ids, limits and the log line are not Django's work: see shared_models/web/application.py.
 MIDDLEWARE = [
     "shared_models.web.django.HeadersMiddleware",
     "django.middleware.security.SecurityMiddleware",
@@ -77,7 +77,7 @@ TEMPLATES = [
     {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
 ]
 STATIC_URL = "/static/"
-# Files are served from the packages that hold them: there is nothing to collect.
+# The packages serve their own static files: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
 APPEND_SLASH = False
 USE_TZ = True

@@ -1,4 +1,4 @@
-"""The connections to Redis and to the replica: made here, passed in everywhere else."""
+"""The connections to Redis and to the replica. Only this module makes them; other code gets them as arguments."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from redis.retry import Retry
 from manage_service.replica.snapshots import Replica
 
 # A chunk takes a millisecond of Redis' time. If five seconds pass without an answer, Redis is stopped or the network is
-# gone; a busy Redis is faster.
+# down; a busy Redis is faster.
 REDIS_ANSWER_SECONDS = 5.0
 REDIS_CONNECT_SECONDS = 2.0
-# How many requests of a worker ask the replica at once; the others wait for their turn.
+# How many requests of a worker use the replica at once; the others wait for their turn.
 REQUESTS_AT_REPLICA = 8
 
 
 class ConnectsOnce:
-    """Makes a connection of redis-py break for good: a mixin before its class.
+    """A mixin for a connection class of redis-py, so that a broken connection stays broken.
 
-    redis-py would connect again by itself at the next command. Behind the new connection Redis may have restarted from
-    an older save: a pass that went on there would set a cursor, or note a proof, over members that are gone.
+    redis-py would reconnect at the next command. But Redis may have restarted from
+    an older save meanwhile: a pass that continued would set a cursor, or note a verification, for lost members.
     """
 
     def _connect(self):  # type: ignore[no-untyped-def]
@@ -38,7 +38,7 @@ class ConnectsOnce:
 
 
 def connect_redis(url: str | None = None) -> Redis:
-    """A client for single commands: status, runs, locks. Every failure is the caller's to see; nothing is retried."""
+    """A client for single commands: status, runs, locks. It retries nothing: the caller gets every error."""
     return Redis.from_url(
         url or settings.REDIS_URL,
         socket_timeout=REDIS_ANSWER_SECONDS,
@@ -62,7 +62,7 @@ def connect_for_passes(url: str | None = None) -> Redis:
         client_name="rollcall-pass",
         max_connections=1,
     )
-    # The class that the URL asked for (plain, TLS, unix socket), made to connect once.
+    # The class that the URL needs (plain, TLS, unix socket), with the mixin.
     pool.connection_class = type("ConnectsOnce", (ConnectsOnce, pool.connection_class), {})
     return Redis(connection_pool=pool)
 
@@ -72,7 +72,7 @@ def connect_replica(dsn: str | None = None) -> Replica:
     return Replica(dsn or settings.DATABASE_URL)
 
 
-# What requests use: connections that stay. Jobs have connections of their own, which break for good.
+# Permanent connections for requests. Jobs have connections of their own, which stay broken after an error.
 
 
 def redis_of_requests() -> Redis:
@@ -87,7 +87,7 @@ def _kept_redis(url: str) -> Redis:
 
 @contextmanager
 def replica_of_requests() -> Iterator[Replica]:
-    """A connection for the block, which nobody else uses meanwhile. A lost one is closed.
+    """A connection for the block, which no other thread uses meanwhile. A lost one is closed.
 
     Django runs each request in a thread of its own, so connections belong to the process, and not to a thread.
     """
@@ -102,7 +102,7 @@ def replica_of_requests() -> Iterator[Replica]:
 
 @cache
 def _kept_replicas(dsn: str) -> LifoQueue[Replica]:
-    """None of them is connected before it is used; the one that was used last is used next."""
+    """The pool: its connections connect at their first use, and the last used one is used next."""
     idle: LifoQueue[Replica] = LifoQueue()
     for _ in range(REQUESTS_AT_REPLICA):
         idle.put(connect_replica(dsn))

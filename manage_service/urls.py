@@ -1,4 +1,4 @@
-"""Manage's routes; /livez, /readyz, /metrics and /openapi.json are answered before Django (`asgi`)."""
+"""Manage's routes, except /livez, /readyz, /metrics and /openapi.json, which `asgi` answers before Django."""
 
 from django.urls import path
 

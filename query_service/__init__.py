@@ -1,1 +1,1 @@
-"""Serves the counts from Redis alone: standing answers, memberships, an event stream and a page. No database."""
+"""Serves the counts from Redis alone: counts from memory, memberships, an event stream and a page. No database."""

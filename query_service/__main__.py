@@ -2,7 +2,7 @@
 
 from shared_models.commands import run
 
-COMMANDS = {"check": "Look whether settings can work, without touching a store."}
+COMMANDS = {"check": "Check the settings, without touching a store."}
 
 if __name__ == "__main__":
     run("query_service", COMMANDS)

@@ -1,4 +1,4 @@
-"""The answers to the standing questions, as bytes: made from the last read, before anybody asks."""
+"""Standing answers: the answers about counts as bytes, made from the last read, before clients ask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from query_service.reads import Reading
 from shared_models.protocol.states import Drift, State
 from shared_models.web.asgi import Answer, answer, refusal
 
-# Stored by a cache, but asked for again each time: an unchanged count is a 304 of a few bytes.
+# A cache may store it, but has to ask again each time: an unchanged count is a 304 of a few bytes.
 REVALIDATE = "no-cache"
 
 COUNTS, COUNTER, STATS = "/v1/counts", "/v1/counts/{counter}", "/stats/get/"
@@ -43,16 +43,16 @@ class DescribedCounts(TypedDict):
 
 
 class Condition(Enum):
-    """How much the last reading is worth."""
+    """How current the last reading is."""
 
     FRESH = "fresh"
-    STALE = "stale"  # Redis could not be read since, but this is recent enough to be given, marked
+    STALE = "stale"  # Redis could not be read since, but this is recent enough to serve, marked as stale
     LOST = "lost"  # too old, or there never was one
 
 
 @dataclass(frozen=True, slots=True)
 class CountAnswer:
-    """The answer at one route, and the shorter one for a client that has it already."""
+    """The answer of one route, and the shorter one (304) for a client that has it already."""
 
     route: str
     whole: Answer
@@ -62,8 +62,8 @@ class CountAnswer:
     def pick(self, if_none_match: bytes | None) -> Answer:
         """The answer to a request with this If-None-Match.
 
-        The weak comparison of RFC 9110: `W/` does not count. A tag is hex digits in quotes, so that it cannot be found
-        inside another one.
+        The weak comparison of RFC 9110: `W/` does not count. A tag is hex digits in quotes, so that it cannot be
+        a part of another one.
         """
         if if_none_match and self.unchanged and (self.tag in if_none_match or if_none_match.strip() == b"*"):
             return self.unchanged
@@ -104,13 +104,13 @@ def describe_all(names: Iterable[str], reading: Reading | None, condition: Condi
 
 
 def substance(described: DescribedCount) -> dict[str, object]:
-    """What makes one counter's answer a new one: everything except `complete_through`, which moves with every
-    second."""
+    """The part of one counter's answer that makes it a new answer: everything except `complete_through`, which moves
+    every second."""
     return {name: value for name, value in described.items() if name != "complete_through"}
 
 
 def render(names: Iterable[str], reading: Reading | None, condition: Condition) -> dict[str, CountAnswer]:
-    """The answer at each path."""
+    """The answer of each path."""
     described = describe_all(names, reading, condition)
     answers = {COUNTS: render_all(described, condition), STATS: _stats(described, condition)}
     for name in described["counters"]:
@@ -120,7 +120,7 @@ def render(names: Iterable[str], reading: Reading | None, condition: Condition) 
 
 
 def render_all(described: DescribedCounts, condition: Condition) -> CountAnswer:
-    """What `/v1/counts` says of these counters."""
+    """The answer of `/v1/counts` for these counters."""
     states = {counter["state"] for counter in described["counters"].values()}
     if "unavailable" in states:
         return CountAnswer(COUNTS, refusal(problems.redis_is_unavailable()))
@@ -141,7 +141,7 @@ def _one_count(name: str, described: DescribedCounts, state: State | None, condi
 
 
 def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
-    """The one answer with a shape of its own, which the frontends of the first demo know: all counts, or an error."""
+    """The one answer with a different shape, for the frontends of the first demo: all counts, or an error."""
     counts = {name: counter["count"] for name, counter in described["counters"].items()}
     unknown = [name for name, count in counts.items() if count is None]
     if not unknown:
@@ -155,8 +155,8 @@ def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
 
 
 def _give(route: str, document: object, counted: object, condition: Condition) -> CountAnswer:
-    """A count. Its tag is made of what was counted, and not of when: `as_of` and `complete_through` move on with every
-    read. A client that is told "304" holds the same counts, read earlier; hence the tag is a weak one."""
+    """A count. Its tag is made from the counts, and not from the times: `as_of` and `complete_through` move with every
+    read. A client that gets a 304 has the same counts, read earlier. So the tag is a weak one."""
     tag = b'"' + blake2b(msgspec.json.encode(counted), digest_size=8).hexdigest().encode() + b'"'
     headers = {"Cache-Control": REVALIDATE, "Rollcall-State": condition.value, "ETag": f"W/{tag.decode()}"}
     whole = answer(200, msgspec.json.encode(document), more=headers)

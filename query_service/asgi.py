@@ -1,4 +1,4 @@
-"""What gunicorn serves: the counts, memberships and streams, and Django behind them for the page."""
+"""The ASGI application for gunicorn: the counts, memberships and streams, and Django for the page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from shared_models.web.tokens import Tokens, unauthorized
 
 
 class Query(Application):
-    """The application of one worker. `access_log`: standing answers leave a line, too."""
+    """The application of one worker. `access_log`: standing answers get a log line, too."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Query(Application):
         self.max_members, self.member_bytes, self.access_log = max_members, member_bytes, access_log
 
     def standing_answer(self, request: Request) -> Answer | None:
-        """The answer that is made already: to a plain GET or HEAD, while counts are being read."""
+        """The standing answer to a plain GET or HEAD, while the task reads counts."""
         known = self.counts.answers.get(request.path)
         if known is None or request.scope["query_string"] or request.method not in ("GET", "HEAD"):
             return None
@@ -66,7 +66,7 @@ class Query(Application):
         return known.pick(request.headers.get(b"if-none-match"))
 
     async def handle(self, request: Request) -> Answer | None:
-        """By the path: /v1/counts/{counter}/… and its like; None if the answer has been sent already."""
+        """Routes with a variable part, such as /v1/counts/{counter}/…; None if the answer has been sent already."""
         match request.path.split("/")[1:]:
             case ["v1", "counts"]:
                 return await self.all_counts(request)
@@ -100,7 +100,7 @@ class Query(Application):
         return None
 
     async def count_at(self, request: Request) -> Answer:
-        """A standing answer to a request that wants a new read of Redis, or is the first for a while."""
+        """The answer about counts to a request that needs a new read of Redis, or is the first for a while."""
         await self.counts.read_anew()
         return self.counts.answers[request.path].pick(request.headers.get(b"if-none-match"))
 
@@ -125,7 +125,7 @@ class Query(Application):
         return now(msgspec.json.encode({"counter": counter.name, "samples": samples}))
 
     async def members(self, request: Request, counter: Counter) -> Answer:
-        """Of many members whether each is counted."""
+        """Whether each of many members is counted."""
         body = await self.bodies.read(request, self.member_bytes)
         if len(body) > SMALL_BYTES:  # it may be large, and slow to decode
             asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
@@ -134,7 +134,7 @@ class Query(Application):
         return now(msgspec.json.encode({"members": await self.memberships.ask(counter.name, asked)}))
 
     async def stream(self, request: Request) -> None:
-        """The events, until the client goes, or the worker does."""
+        """The events, until the client or the worker ends."""
         self.takes(request, "GET", streams.PATH, ("counters", "ticket"))
         await self.streams.serve(request, self.choice(request) or tuple(self.counts.names))
 
@@ -153,7 +153,7 @@ class Query(Application):
         return answer(201, msgspec.json.encode(document), more={"Cache-Control": "no-store"})
 
     def find_owner(self, request: Request, tokens: Tokens) -> None:
-        """Whose token the request brings; a stream may bring a ticket in its place."""
+        """The name of the request's token; a stream may have a ticket instead."""
         if request.path == streams.PATH and b"authorization" not in request.headers:
             presented = parse_qs(request.query).get("ticket", [""])[0]
             request.owner = tickets.owner(tokens, presented) or ""
@@ -163,7 +163,7 @@ class Query(Application):
             super().find_owner(request, tokens)
 
     def note(self, request: Request) -> None:
-        """Standing answers are counted together: to note each would take longer than to answer."""
+        """Standing answers are counted together: measuring each one would take longer than answering."""
         if not request.is_standing:
             if (request.route, request.status) != (streams.PATH, 200):  # streams have done it themselves
                 super().note(request)
@@ -176,7 +176,7 @@ class Query(Application):
         return openapi.describe_api()
 
     def readiness(self) -> Readiness:
-        """Redis answers, and may be trusted with counts. A connection is made for it: that one can be is part of it."""
+        """Check that Redis answers, and does not evict. It makes a new connection, to check that this works, too."""
         client = stores.connect_for_readiness()
         try:
             wrong = check_noeviction(client)
@@ -187,7 +187,7 @@ class Query(Application):
         return Readiness({"redis": wrong}, needed=frozenset({"redis"}))
 
     async def metrics(self) -> bytes:
-        """All metrics, with the counts as they are now; standing answers of other workers may be a read late."""
+        """All metrics, with the present counts; the standing answers of other workers may lag by one read."""
         await self.counts.read_anew()
         known = self.counts.reading if self.counts.condition is not Condition.LOST else None
         metrics.set_counts(self.counts.names, known)
@@ -203,7 +203,7 @@ class Query(Application):
 
 
 def wants_fresh(request: Request) -> bool:
-    """Whether Redis has to be read for this request."""
+    """Whether this request asks for a new read of Redis."""
     return b"no-cache" in request.headers.get(b"cache-control", b"").lower()
 
 
@@ -213,7 +213,7 @@ def now(body: bytes) -> Answer:
 
 
 def make_application() -> Query:
-    """Everything that a worker serves, by its settings. Nothing is connected before the first request."""
+    """The application of a worker, by its settings. It connects to nothing before the first request."""
     counts = Counts(
         stores.connect_for_counts(),
         refresh_seconds=settings.REFRESH_SECONDS,

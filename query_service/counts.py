@@ -1,7 +1,7 @@
-"""The counts of a worker: read while somebody looks at them, and the answers to the standing questions made of them.
+"""The counts of a worker, and the standing answers that are made from them.
 
-One task a worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers. A
-request takes one of them: a dictionary lookup. If nobody asks for IDLE_SECONDS, the task ends and there are no
+One task in each worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers.
+A request takes one of them: a dictionary lookup. If no client asks for IDLE_SECONDS, the task ends and removes the
 answers. The next request starts it again, and waits for its first read.
 """
 
@@ -23,25 +23,25 @@ from shared_models import declarations
 
 log = structlog.get_logger()
 
-# Between two attempts while Redis cannot be read, so that it is noticed within a second when it is back. A request
-# that asks for a read of its own does not wait for it.
+# The time between two attempts while Redis cannot be read, so that the worker notices within a second when it is back.
+# A request that asks for a read of its own does not wait for it.
 RETRY_SECONDS = 0.5
 # Choices of counters (`?counters=…`) whose answers are kept until the next read.
 MOST_CHOICES = 100
 
 
 class Counts:
-    """All of it runs in the worker's event loop: nothing here needs a lock."""
+    """The counts of one worker. All of it runs in the worker's event loop: nothing here needs a lock."""
 
     def __init__(self, client: Redis, *, refresh_seconds: float, idle_seconds: float, stale_seconds: float) -> None:
         self._client = client
         self.refresh_seconds, self.idle_seconds, self.stale_seconds = refresh_seconds, idle_seconds, stale_seconds
-        # By path. Empty while nobody asks.
+        # By path. Empty while no client asks.
         self.answers: dict[str, CountAnswer] = {}
         self.reading: Reading | None = None
         self.condition = Condition.LOST
         self._of_choices: dict[tuple[str, ...], CountAnswer] = {}
-        self._noted: Condition | None = None  # what the log says already
+        self._noted: Condition | None = None  # what the log has said last
         self._read_at = 0.0
         self.is_asked = False  # since the last read
         self._asked_at = 0.0
@@ -52,14 +52,14 @@ class Counts:
         self._next_read = asyncio.Event()
 
     def ask(self) -> None:
-        """Note that somebody looks: the answers are kept true for another `idle_seconds`."""
+        """Note that a client asks: the task keeps the answers current for another `idle_seconds`."""
         self.is_asked = True
         if self._task is None or self._task.done():
-            # In a context of its own: its log lines must not carry the id of some request.
+            # In a context of its own: its log lines must not have the id of a request.
             self._task = asyncio.create_task(self._keep(), context=Context())
 
     async def read_anew(self) -> None:
-        """Return when a read that began after this call has ended; the answers are made of it, or of a later one.
+        """Return when a read that began after this call has ended; the answers are made from it, or from a later one.
 
         Callers share a read, but never one that has begun already: it may have read Redis before the write that this
         caller wants to see ("counted means counted").
@@ -71,7 +71,7 @@ class Counts:
 
     @property
     def names(self) -> list[str]:
-        """The declared counters. Looked up each time: they are the module's, not this worker's."""
+        """The declared counters. Looked up each time, because they belong to the module and not to this worker."""
         return [counter.name for counter in declarations.COUNTERS]
 
     def describe(self, names: Sequence[str] | None = None) -> answers.DescribedCounts:
@@ -79,7 +79,7 @@ class Counts:
         return answers.describe_all(self.names if names is None else names, self.reading, self.condition)
 
     def answer_to_choice(self, names: tuple[str, ...]) -> CountAnswer:
-        """What `/v1/counts?counters=…` says."""
+        """The answer of `/v1/counts?counters=…`."""
         given = self._of_choices.get(names)
         if given is None:
             given = answers.render_all(self.describe(names), self.condition)
@@ -96,7 +96,7 @@ class Counts:
         await self._client.aclose()
 
     async def _keep(self) -> None:
-        """Read until nobody has asked for a while."""
+        """Read until no client has asked for a while."""
         try:
             while not self._closed and (self._is_asked() or monotonic() - self._asked_at < self.idle_seconds):
                 this_read, self._next_read = self._next_read, asyncio.Event()
@@ -111,21 +111,21 @@ class Counts:
                     async with asyncio.timeout(pause):
                         await self._wanted.wait()
         finally:
-            # No await from here on: a request finds the task at work, or no answers and no task, never in between.
+            # No await from here on: a request finds a running task, or neither answers nor a task.
             metrics.note_standing_answers()
             self.answers, self._of_choices = {}, {}
             self._next_read.set()
             self._next_read = asyncio.Event()
 
     def _is_asked(self) -> bool:
-        """Whether somebody has asked since the last read."""
+        """Whether a client has asked since the last read."""
         asked, self.is_asked = self.is_asked, False
         if asked:
             self._asked_at = monotonic()
         return asked
 
     async def _read(self) -> None:
-        """One read, successful or not, and the answers that follow from it."""
+        """One read, successful or not, and the answers from it."""
         begun = perf_counter()
         try:
             self.reading = await read_counters(self._client, self.names)

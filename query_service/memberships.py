@@ -1,6 +1,6 @@
-"""Whether members are counted: from a client's question to members, and to Redis' answer.
+"""Whether members are counted: from a client's request to members, and to Redis' answer.
 
-Questions that come at the same time share a round trip: while one is under way, others gather for the next.
+Questions that arrive at the same time share a round trip: while one runs, others gather for the next.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from shared_models.declarations import Counter
 from shared_models.protocol import members
 from shared_models.web.problems import Problem, fault
 
-# How many members one round trip asks for: a large question keeps small ones waiting for a moment only.
+# How many members one round trip asks for: so a large question delays small ones only for a moment.
 MOST_AT_ONCE = 5_000
-# Turns of the event loop between two round trips. During these turns answers are sent, and the next questions of the
+# Turns of the event loop between two round trips. In these turns the worker sends answers, and the next questions of the
 # same clients arrive in time for the next round trip. Measured with 32 connections: a tenth more answers.
 TURNS_BETWEEN_TRIPS = 3
 
 
 class MembersAsked(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a question about many. A number stands for its digits."""
+    """The body of a question about many members. A number stands for its digits."""
 
     members: list[dict[str, str | int]]
 
@@ -38,7 +38,7 @@ _body = msgspec.json.Decoder(MembersAsked)
 
 
 def read_query(counter: Counter, query_string: str) -> bytes:
-    """The member that `?field=value&…` names: each field of the counter once, and no other."""
+    """The member in `?field=value&…`: each field of the counter once, and no other. Raises Problem 400."""
     try:
         pairs = parse_qsl(query_string, keep_blank_values=True, errors="strict", max_num_fields=100)
     except UnicodeDecodeError:
@@ -54,7 +54,7 @@ def read_query(counter: Counter, query_string: str) -> bytes:
 
 
 def read_body(counter: Counter, body: bytes | bytearray, limit: int) -> list[bytes]:
-    """The members that `{"members": [{field: value, …}, …]}` names, in their order."""
+    """The members in `{"members": [{field: value, …}, …]}`, in their order. Raises Problem 400 or 413."""
     try:
         asked = _body.decode(body).members
     # RecursionError: brackets nested thousands deep.
@@ -84,7 +84,7 @@ def check_fields(counter: Counter, names: Iterable[str], **where: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Some members of one counter, and the request that waits for the answer."""
+    """Members of one counter, and the request that waits for the answer."""
 
     counter: str
     members: list[bytes]
@@ -100,9 +100,10 @@ class Memberships:
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, counter: str, asked: list[bytes]) -> list[bool]:
-        """Which of them are counted, as read after this call. Raises Problem if the counter is cold, or Redis is away.
+        """Which of them are counted, as read after this call. Raises Problem if the counter is cold, or Redis does not
+        answer.
 
-        Answers are not kept, so there is no stale one.
+        Answers are not cached, so there is no stale one.
         """
         question = Question(counter, asked, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
@@ -133,7 +134,7 @@ class Memberships:
                     await asyncio.sleep(0)
 
     def _take(self) -> list[Question]:
-        """The questions for one round trip, in their order: one at least."""
+        """The questions for one round trip, in their order: at least one."""
         size = 0
         for number, question in enumerate(self._waiting):
             size += len(question.members)
@@ -146,7 +147,7 @@ class Memberships:
 
     @staticmethod
     def _give(taken: list[Question], found: dict[str, list[bool] | CounterIsCold]) -> None:
-        """Give each question its part of the result, in the order in which they were put together."""
+        """Give each question its part of the result, in the order in which they were joined."""
         begun: dict[str, int] = {}
         for question in taken:
             of_counter = found[question.counter]

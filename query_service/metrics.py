@@ -1,4 +1,4 @@
-"""Every metric of query, beside that of its requests; and how standing answers are counted at almost no cost."""
+"""Every metric of query, except that of its requests; and how standing answers are counted at almost no cost."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ COMPLETE_THROUGH = Gauge(
 )
 
 
-# Standing answers that have been given and not yet noted, by route and status. Touched by the worker's event loop only.
+# Standing answers that were sent and not counted yet, by route and status. Only the worker's event loop uses it.
 given: Tally[tuple[str, int]] = Tally()
 
 
 def note_standing_answers() -> None:
-    """Note those that have been given since the last call: after each read of the counts.
+    """Count the standing answers since the last call: after each read of the counts.
 
-    A metric that several workers share takes a quarter of the time of such an answer; to add one to a number takes
+    A metric that several workers share takes a quarter of the time of such an answer; adding one to a number takes
     almost none.
     """
     for (route, status), times in given.items():
@@ -55,7 +55,7 @@ def note_standing_answers() -> None:
 
 
 def set_counts(names: list[str], reading: Reading | None) -> None:
-    """Set the gauges of the counters to what a reading says; None: to unknown."""
+    """Set the gauges of the counters to the values of a reading; None: to unknown."""
     for name in names:
         state = None if reading is None else reading.states.get(name)
         known = state is not None and not state.cold

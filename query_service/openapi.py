@@ -1,4 +1,4 @@
-"""The description of query's API: what each operation takes, answers and refuses. /openapi.json is made of it."""
+"""The description of query's API: what each operation takes, answers and refuses. It makes /openapi.json."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from shared_models.web.problems import INVALID_QUERY, NO_ROOM
 HISTORY, MEMBER, MEMBERS = f"{COUNTER}/history", f"{COUNTER}/member", f"{COUNTER}/members"
 TICKETS = f"{streams.PATH}/tickets"
 
-# What a count is answered with, so that an unchanged one costs a few bytes.
+# The headers of a count, so that an unchanged one costs a few bytes.
 ETAG = {"ETag": header("It changes when a count, a state, a verification or a drift changes.")}
 COUNT_HEADERS = ETAG | {
     "Rollcall-State": header(
-        "How much the answer is worth; stale: Redis could not be read since `as_of`.",
+        "How current the answer is; stale: Redis could not be read since `as_of`.",
         {"type": "string", "enum": [Condition.FRESH.value, Condition.STALE.value]},
     ),
 }
-UNCHANGED = Answer(None, "The counts are those that the client has.", headers=COUNT_HEADERS)
+UNCHANGED = Answer(None, "The client has these counts already.", headers=COUNT_HEADERS)
 CACHING = (
     parameter(
         "If-None-Match", "header", {"type": "string"}, "The ETag of the last answer: 304 if nothing has changed."
     ),
-    parameter("Cache-Control", "header", {"type": "string"}, "`no-cache`: Redis is read before the answer is given."),
+    parameter("Cache-Control", "header", {"type": "string"}, "`no-cache`: query reads Redis before it answers."),
 )
 
 
@@ -74,7 +74,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
         "counters",
         "query",
         {"type": "string", "pattern": "^({0})(,({0}))*$".format("|".join(names))},
-        "Names of counters, with commas between; all of them by default.",
+        "Names of counters, separated by commas; all of them by default.",
         example=",".join(names),
     )
     return [
@@ -128,15 +128,13 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             id="streamCounts",
             tag="counts",
             summary="Follow the counts, as server-sent events",
-            description="The data of each event is what `listCounts` answers: at once, and whenever it changes. While Redis "
+            description="The data of each event is the answer of `listCounts`: at once, and whenever it changes. While Redis "
             "cannot be read, the state of each counter is `stale`.",
             parameters=(
                 chosen,
-                parameter("ticket", "query", {"type": "string"}, "A ticket from `createTicket`, in place of a token."),
+                parameter("ticket", "query", {"type": "string"}, "A ticket from `createTicket`, instead of a token."),
             ),
-            answers={
-                200: Answer({"type": "string"}, "Events of the type `message`, without end.", "text/event-stream")
-            },
+            answers={200: Answer({"type": "string"}, "Endless events of the type `message`.", "text/event-stream")},
             refusals=(INVALID_QUERY, UNKNOWN_COUNTER, TOO_MANY_STREAMS, NO_ROOM),
         ),
         Operation(
@@ -145,7 +143,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             id="createTicket",
             tag="counts",
             summary="Get a ticket for a stream",
-            description="For clients that cannot send headers, as a browser's EventSource.",
+            description="For clients that cannot send headers, such as a browser's EventSource.",
             answers={201: Answer(Ticket)},
             refusals=(INVALID_QUERY,),
         ),
@@ -168,7 +166,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             id="areMembers",
             tag="members",
             summary="Ask whether each of many members is counted",
-            description=f"All are looked up at one moment. {settings.MAX_MEMBERS} members at most.",
+            description=f"All are looked up at one moment. At most {settings.MAX_MEMBERS} members.",
             parameters=(counter,),
             body={JSON: {"schema": reference(MembersAsked), "example": {"members": [first.example_member()]}}},
             answers={200: Answer(Memberships)},
@@ -181,7 +179,7 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
 
 
 def describe_fields(counters: tuple[Counter, ...]) -> list[Json]:
-    """A query parameter for each field of any counter. Which ones are asked for depends on the counter."""
+    """A query parameter for each field of any counter. The counter decides which ones are required."""
     names = dict.fromkeys(name for counter in counters for name in counter.fields)
     example = counters[0].example_member()
     return [

@@ -28,7 +28,7 @@ class ColdCounter(msgspec.Struct):
 
 
 class WrongField(msgspec.Struct):
-    """The wrong field, and in a list the place of its member, from 0."""
+    """The wrong field, and in a list the index of its member, from 0."""
 
     field: str | msgspec.UnsetType = msgspec.UNSET
     index: int | msgspec.UnsetType = msgspec.UNSET
@@ -48,7 +48,7 @@ WRONG_MEMBER = ProblemType(
     members=WrongField,
 )
 UNREADABLE_BODY = ProblemType(
-    400, "unreadable-body", "The body cannot be read", "The body is not JSON, or not of the shape that is described."
+    400, "unreadable-body", "The body cannot be read", "The body is not JSON, or does not have the described shape."
 )
 UNKNOWN_COUNTER = ProblemType(
     404,
@@ -63,14 +63,14 @@ TOO_MANY_STREAMS = ProblemType(
     429,
     "too-many-streams",
     "Too many streams",
-    "The client has as many streams open as it may have.",
+    "The client has opened as many streams as it may.",
     retry_seconds=STREAMS_RETRY_SECONDS,
 )
 COUNTER_COLD = ProblemType(
     503,
     "counter-cold",
     "The counter is not complete",
-    "The counter is being built, or waits for it: there is no correct number.",
+    "The counter is being built, or waits to be built: there is no correct number.",
     retry_seconds=COLD_RETRY_SECONDS,
     members=ColdCounter,
 )
@@ -78,13 +78,13 @@ REDIS_UNAVAILABLE = ProblemType(
     503,
     "redis-unavailable",
     "The counts cannot be read",
-    "Redis cannot be read, and the last answer is too old to be given.",
+    "Redis cannot be read, and the last answer is too old to serve.",
     retry_seconds=REDIS_RETRY_SECONDS,
 )
 
 
 def describe_progress(state: State) -> dict[str, int] | None:
-    """How far the fill of a cold counter has come, in members; None if none is under way."""
+    """The progress of a cold counter's fill, {"read": 4, "expected": 10} members; None if there is no fill."""
     return None if state.filled is None else {"read": state.filled[0], "expected": state.filled[1]}
 
 
@@ -99,13 +99,13 @@ def counter_is_cold(name: str, state: State) -> Problem:
 
 def every_counter_is_cold(counters: Mapping[str, object]) -> Problem:
     """None of the counters is complete."""
-    detail = "no counter is complete: all are being built, or wait for it; ask again in a while"
+    detail = "no counter is complete: all are being built, or wait to be built; ask again in a while"
     return Problem(COUNTER_COLD, detail, counters=counters)
 
 
 def redis_is_unavailable() -> Problem:
-    """Redis cannot be read, and the last answer is too old to be given."""
-    return Problem(REDIS_UNAVAILABLE, "Redis does not answer, or is still loading; ask again in a moment")
+    """Redis cannot be read, and the last answer is too old to serve."""
+    return Problem(REDIS_UNAVAILABLE, "Redis does not answer, or is still loading; try again in a second")
 
 
 def known_counter(name: str) -> Counter:
@@ -117,27 +117,27 @@ def known_counter(name: str) -> Counter:
 
 
 def wrong_member(detail: str, **where: Any) -> Problem:
-    """What was asked for is not a member of the counter: `where` names the field, and the place in the list."""
+    """This is not a member of the counter: `where` names the field, and the index in the list."""
     return Problem(WRONG_MEMBER, detail, **where)
 
 
 def unreadable_body(detail: str) -> Problem:
-    """The body of a request is not what it should be."""
+    """The body of a request has a wrong form."""
     return Problem(UNREADABLE_BODY, detail)
 
 
 def too_many_members(limit: int) -> Problem:
-    """More members than one request may ask for."""
-    return Problem(TOO_MANY_MEMBERS, f"ask for {limit} members at most in one request", limit=limit)
+    """The request asks for too many members."""
+    return Problem(TOO_MANY_MEMBERS, f"ask for at most {limit} members in one request", limit=limit)
 
 
 def too_many_streams_of_client(limit: int) -> Problem:
-    """One client has all the event streams open that it may have."""
-    detail = f"you have {limit} streams open at this worker already; close one first, or try again in a while"
+    """One client has opened as many event streams as it may."""
+    detail = f"you have {limit} streams open at this worker already, the limit; close one, or try again later"
     return Problem(TOO_MANY_STREAMS, detail)
 
 
 def too_many_streams(limit: int) -> Problem:
     """All places for event streams are taken."""
-    detail = f"this worker keeps {limit} streams open already; try again in a while"
+    detail = f"this worker has {limit} streams open already, the limit; try again later"
     return Problem(NO_ROOM, detail, headers={"Retry-After": str(STREAMS_RETRY_SECONDS)})

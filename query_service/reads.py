@@ -1,4 +1,4 @@
-"""What query reads from Redis: the state of the counters, whether members are counted, and the counts of the last hour."""
+"""Query's reads from Redis: the state of the counters, whether members are counted, and the counts of the last hour."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from shared_models.protocol import keys, samples, states, steps
 from shared_models.protocol.samples import Sample
 from shared_models.protocol.states import State
 
-# What a read may raise: Redis is gone, slow or loading; samples cannot be parsed.
+# What a read may raise: Redis is down, slow or loading; samples cannot be parsed.
 Unreadable = (RedisError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one read of Redis said. `as_of` is the moment just before the read was sent: no count is claimed to be
+    """The result of one read of Redis. `as_of` is the moment just before the read was sent, so that no count claims to be
     fresher than it is."""
 
     as_of: datetime
@@ -29,7 +29,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class CounterIsCold:
-    """The counter has never been completed, or was lost: nothing is known of its members."""
+    """The counter has never been completed, or was lost: its members are not known."""
 
     name: str
     state: State
@@ -47,9 +47,9 @@ async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
 async def read_memberships(
     client: Redis, asked: Mapping[str, Sequence[bytes]]
 ) -> dict[str, list[bool] | CounterIsCold]:
-    """By counter, of each member whether it is counted; in one round trip. Raises one of Unreadable.
+    """For each counter, whether each member is counted; in one round trip. Raises one of Unreadable.
 
-    The states are read in the same MULTI: the set of a counter that is cold at that moment holds a part of its members,
+    The states are read in the same MULTI: the set of a cold counter holds only a part of its members,
     and "no" would be a guess.
     """
     pipe = client.pipeline(transaction=True)

@@ -1,4 +1,4 @@
-"""What query answers, as structs. `answers` and `asgi` write them; here is their shape, for the description of the API."""
+"""Query's answers as structs. `answers` and `asgi` write them; here is their shape, for the description of the API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Drift(msgspec.Struct):
 
 
 class Progress(msgspec.Struct):
-    """How far the build of a cold counter has come, in members."""
+    """The progress of a cold counter's build, in members."""
 
     read: int
     expected: int
@@ -31,8 +31,8 @@ class Count(msgspec.Struct):
     state: Annotated[
         Literal["live", "stale", "cold", "unavailable"],
         Meta(
-            description="live: the count is correct. stale: it was correct at `as_of`, and Redis cannot be read since. "
-            "cold: the counter is not complete. unavailable: nothing is known"
+            description="live: the count is correct. stale: it was correct at `as_of`; Redis could not be read since. "
+            "cold: the counter is not complete. unavailable: there is no recent answer"
         ),
     ]
     complete_through: Annotated[
@@ -48,7 +48,7 @@ class Count(msgspec.Struct):
 
 
 class NamedCount(Count, kw_only=True):
-    """One counter, by itself."""
+    """One counter."""
 
     counter: str
     as_of: Moment
@@ -85,13 +85,13 @@ class Membership(msgspec.Struct):
 
 
 class Memberships(msgspec.Struct):
-    """Whether each member is counted, in the order of the question."""
+    """Whether each member is counted, in the order of the request."""
 
     members: list[bool]
 
 
 class Ticket(msgspec.Struct):
-    """What to put into the address of a stream, as `?ticket=…`. It opens streams until it expires."""
+    """The ticket for the URL of a stream, `?ticket=…`. It opens streams until it expires."""
 
     ticket: str
     expires_at: Annotated[Moment | None, Meta(description="null if no ticket is needed")]

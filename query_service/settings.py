@@ -28,26 +28,26 @@ try:
     # The database that belongs to Rollcall alone: redis://user:password@host:port/0
     REDIS_URL = env.str("REDIS_URL", validate=is_redis_url)
 
-    # How often a worker reads the counts while somebody asks for them, and how long after the last request it goes on.
+    # How often a worker reads the counts while clients ask for them, and how long it goes on after the last request.
     REFRESH_SECONDS = env.float("REFRESH_SECONDS", 0.05, validate=positive)
     IDLE_SECONDS = env.float("IDLE_SECONDS", 10.0, validate=positive)
-    # How long the last answer is given, marked as stale, when Redis cannot be read.
+    # How long query gives the last answer, marked as stale, while Redis cannot be read.
     STALE_SECONDS = env.float("STALE_SECONDS", 10.0)
     # The most members that one request may ask for.
     MAX_MEMBERS = env.int("MAX_MEMBERS", 1_000, validate=positive)
-    # The least time between two events of a stream, and the most between two signs of life: how far the counts are complete,
-    # or a comment, which keeps proxies from closing it.
+    # The shortest time between two events of a stream, and the longest between two heartbeats: complete_through,
+    # or a comment, so that proxies do not close the stream.
     STREAM_SECONDS = env.float("STREAM_SECONDS", 0.1, validate=positive)
     HEARTBEAT_SECONDS = env.float("HEARTBEAT_SECONDS", 5.0, validate=positive)
     # The most streams open in one worker; each takes about 20 kB.
     MAX_STREAMS = env.int("MAX_STREAMS", 5_000, validate=positive)
-    # Of these, the most for one client: one token, or one address if there are no tokens. 0 means that a client has
+    # The most of these for one client: one token, or one address if there are no tokens. 0 means that a client has
     # no limit of its own: behind a proxy all clients may have one address.
     MAX_STREAMS_PER_CLIENT = env.int("MAX_STREAMS_PER_CLIENT", 0, validate=not_negative)
     # The most bytes of a request's body: a thousand members with every character escaped take half of it.
     MAX_BODY_BYTES = env.int("MAX_BODY_BYTES", 4 << 20, validate=positive)
 
-    # Who may ask: see shared_models/web/tokens.py. Without tokens everybody may: counts are made to be shown.
+    # The tokens: see shared_models/web/tokens.py. Without tokens query is public: counts are made to be shown.
     AUTH = env.str("AUTH", "")
     TOKENS = open_tokens(AUTH, env.str("TOKENS", ""), os.environ.get("TOKENS_FILE"))
     METRICS_PUBLIC = env.bool("METRICS_PUBLIC", False)
@@ -59,10 +59,10 @@ try:
     DEBUG = env.bool("DEBUG", False)
     SECRET_KEY = env.str("SECRET_KEY", "")  # nothing here signs anything
     ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-    # For so long browsers come by HTTPS only. Set it where TLS ends in front of this service; 0 is silence.
+    # How long browsers use HTTPS only. Set it if TLS ends in front of this service; 0 sends no header.
     SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 0, validate=not_negative)
     LOG_JSON = env.bool("LOG_JSON", None)
-    # A log line for each standing answer and stream, too. Such a line costs more than the answer.
+    # Also write a log line for each standing answer and stream. Such a line costs more than the answer.
     ACCESS_LOG = env.bool("ACCESS_LOG", False)
 except (EnvError, ValueError) as error:  # ValueError: what is wrong with TOKENS
     sys.exit(f"query_service: {error}. See docs/configuration.md.")
@@ -94,7 +94,7 @@ TEMPLATES = [
     {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True},
 ]
 STATIC_URL = "/static/"
-# Files are served from the packages that hold them: there is nothing to collect.
+# The packages serve their own static files: there is nothing to collect.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_ALLOW_ALL_ORIGINS = False
 APPEND_SLASH = False

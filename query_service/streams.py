@@ -1,8 +1,8 @@
 """/v1/stream: the counts as server-sent events, to any number of listeners.
 
-An event is what /v1/counts says at the moment when it is sent. It is sent when the answer changes: a count, a state,
-a verification, a drift. `complete_through` changes every second; it is sent with the heartbeat. One task looks for
-all listeners, every STREAM_SECONDS. A listener that is too slow misses some changes, and nothing piles up for it.
+An event is the answer of /v1/counts at the moment when it is sent. Query sends one when the answer changes: a count, a
+state, a verification, a drift. `complete_through` changes every second; the heartbeat sends it. One task checks for
+all listeners, every STREAM_SECONDS. A listener that is too slow misses some changes, and no queue grows for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATH = "/v1/stream"
 HEARTBEAT = b":\n\n"
 # How soon a browser connects again, in milliseconds, when a stream has ended.
 RETRY = b"retry: 1000\n\n"
-# … and when all streams of a worker end at once: each at another moment, so that thousands do not come together.
+# … and when all streams of a worker end at once: each after another delay, so that thousands do not come together.
 RETRY_FROM, RETRY_TO = 200, 3_000
 START = {
     "type": "http.response.start",
@@ -35,12 +35,12 @@ START = {
     "headers": [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-store"),
-        (b"x-accel-buffering", b"no"),  # nginx would hold the events back
+        (b"x-accel-buffering", b"no"),  # nginx would buffer the events
         (b"x-content-type-options", b"nosniff"),
     ],
 }
 
-# The counters that a listener wants to hear of.
+# The counters that a listener wants.
 Choice: TypeAlias = tuple[str, ...]
 
 
@@ -53,11 +53,11 @@ class Listener:
         self.choice = choice
         self.woken = asyncio.Event()
         self.is_gone = False
-        self.has: Event | None = None  # what it has been sent last
+        self.has: Event | None = None  # what was sent to it last
 
 
 class Event(msgspec.Struct, frozen=True, eq=False):
-    """What there is to say of a choice of counters: its `substance`, the whole of it, and its bytes."""
+    """The latest event for a choice of counters: its `substance`, the whole answer, and its bytes."""
 
     substance: object
     whole: object
@@ -78,11 +78,11 @@ class Streams:
         self.of_clients: Tally[str] = Tally()
         self._ended = False
         self._watch: asyncio.Task[None] | None = None
-        # The latest event by choice, made once for all who are sent it.
+        # The latest event by choice, made once for all its listeners.
         self._latest: dict[Choice, Event] = {}
 
     def end(self) -> None:
-        """End all streams, and those yet to come at once: their browsers connect again, to another worker."""
+        """End all streams, and new ones at once: their browsers connect again, to another worker."""
         self._ended = True
         for listener in self.listeners:
             listener.woken.set()
@@ -100,7 +100,7 @@ class Streams:
         metrics.STREAMS.inc()
         waiting_for_the_end = asyncio.create_task(_note_the_end(listener, request.receive))
         try:
-            # A server may tell by OSError, too, that the client is gone.
+            # A server may also raise OSError when the client has gone.
             with suppress(OSError):
                 await self._send_events(listener, request)
         finally:
@@ -110,7 +110,7 @@ class Streams:
             metrics.STREAMS.dec()
 
     async def _send(self, request: Request, body: bytes) -> None:
-        """Send a piece of a stream. Raises OSError (TimeoutError) if the client takes nothing: its place is for others."""
+        """Send a piece of a stream. Raises OSError (TimeoutError) if the client reads nothing: others need its place."""
         async with asyncio.timeout(2 * self.heartbeat_seconds):
             await request.send({"type": "http.response.body", "body": body, "more_body": True})
 
@@ -124,7 +124,7 @@ class Streams:
         while not (listener.is_gone or self._ended):
             listener.woken.clear()
             event = self._event_of(listener.choice)
-            # Returns when the client has taken what was sent before: the pace is the client's.
+            # Returns when the client has read the earlier events: the client sets the pace.
             unchanged = listener.has is not None and listener.has.whole == event.whole
             body = HEARTBEAT if unchanged else event.text
             listener.has = event
@@ -137,7 +137,7 @@ class Streams:
         await request.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _watch_the_counts(self) -> None:
-        """While anybody listens: keep the counts being read, and wake listeners for a change or a heartbeat."""
+        """While there are listeners: keep reading the counts, and wake listeners for a change or a heartbeat."""
         woken_for: dict[Choice, object] = {}
         beat_at = monotonic()
         while self.listeners:
@@ -157,7 +157,7 @@ class Streams:
             await asyncio.sleep(self.seconds)
 
     def _event_of(self, choice: Choice) -> Event:
-        """What there is to say now."""
+        """The present event of each choice."""
         counters = self._counts.describe(choice)["counters"]
         known = self._latest.get(choice)
         if known is not None and known.whole == counters:

@@ -1,11 +1,11 @@
 """Tickets: how a client that cannot send headers (a browser's EventSource) opens a stream if query wants tokens.
 
-A client that has a token asks for a ticket, and puts it into the address of the stream: `/v1/stream?ticket=…`. An
-address may be logged on its way. So a ticket opens streams only, and for a minute only. A cookie would not do: most
+A client that has a token asks for a ticket, and puts it into the URL of the stream: `/v1/stream?ticket=…`. Servers on
+the way may log URLs. So a ticket opens streams only, and for a minute only. A cookie would not work: most
 dashboards have another origin, and browsers do not send cookies there.
 
 A ticket is signed with the hash of the token that asked for it. All workers and instances know this hash, nothing is
-stored, and a ticket ends with its token.
+stored, and a ticket becomes invalid with its token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 from shared_models.web.tokens import Tokens
 
-# To open a stream; one that is open stays.
+# For opening a stream; an open one stays open.
 TICKET_SECONDS = 60
 TICKET = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})~(\d{1,12})~([0-9a-f]{64})")
 

@@ -1,4 +1,4 @@
-"""System checks of the declarations: what `manage.py check` says of a counter that cannot work well."""
+"""System checks of the declarations: `manage.py check` reports counters that cannot work well."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared_models import declarations
 from shared_models.declarations import Counter, Storage
 from shared_models.models import model_of
 
-# Types whose text is the same wherever it is made: in Python from a request, in Postgres from a row.
+# Types whose text is the same from a request in Python and from a row in Postgres.
 COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
 
 
@@ -24,13 +24,13 @@ def check_counters(**kwargs: object) -> list[CheckMessage]:
 
 
 def check_counter(counter: Counter) -> Iterator[CheckMessage]:
-    """One counter: its model, its fields, their types, the index that supports it."""
+    """Check one counter: its model, its fields, their types, the index that supports it."""
     who = f"counter {counter.name!r}"
     model, table = model_of(counter.table), counter.table
     if model is None:
         yield Error(
             f"tables.{table.name}: ingest = true, and shared_models.models has no model of {table.schema}.{table.relation}",
-            hint="set ingest = false: the table is counted all the same, whoever writes it",
+            hint="set ingest = false: Rollcall also counts tables that other programs write",
             id="rollcall.E002",
         )
         return
@@ -48,8 +48,8 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
             )
         elif field not in model.sent_fields():
             yield Error(
-                f"{who}: field {name!r} is written by the database, and producers do not send it",
-                hint="ingest makes members of what it is sent, before the row is committed; "
+                f"{who}: field {name!r} is written by the database; producers do not send it",
+                hint="ingest makes members of the fields that it is sent, before the row is committed; "
                 f"count one of: {', '.join(sent.name for sent in model.sent_fields())}",
                 id="rollcall.E006",
             )

@@ -1,7 +1,7 @@
 """The command line of a service: `python -m manage_service <command>`.
 
-Django finds and runs the commands. Django's help lists forty commands of its own, and its version is Django's. Here
-both are Rollcall's, and need no settings. Django's other commands can still be called.
+Django finds and runs the commands. Django's help lists forty commands of its own, and its `--version` prints Django's.
+Here both are Rollcall's, and need no settings. Django's other commands still work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INDENT_COLUMNS = 4
 
 
 def run(service: str, commands: Mapping[str, str], arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the arguments name. `commands`: those that the help lists, and what each does."""
+    """Run the command that the arguments name. `commands`: the commands in the help, and what each does."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     program = f"python -m {service}"
     if "--version" in given or given == ["version"]:

@@ -1,7 +1,7 @@
-"""An end to waiting for Postgres.
+"""Deadlines for waiting for Postgres.
 
-The server keeps statement_timeout, and its kernel tcp_user_timeout. A server that is stopped (a frozen machine, a
-paused container) keeps neither, and psycopg2 waits in libpq for ever. So one thread of each process watches the
+The server applies statement_timeout, and its kernel tcp_user_timeout. A stopped server (a frozen machine, a
+paused container) applies neither, and psycopg2 waits in libpq for ever. So one thread of each process watches the
 connections that somebody waits for. It shuts down the socket of a connection that takes too long. libpq then sees the
 end of the stream, and psycopg2 raises OperationalError, as for any lost connection.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-# How late a deadline may be kept.
+# How late a deadline may take effect.
 LOOK_SECONDS = 0.25
 
 
@@ -27,20 +27,20 @@ class Connection(Protocol):
 
 
 class Watch:
-    """The connections of this process that are being waited for."""
+    """The connections that this process waits for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[object, tuple[float, socket.socket]] = {}
-        self._process = 0  # whose thread is running; a fork has none
+        self._process = 0  # the process whose thread runs; a fork has none
 
     @contextmanager
     def cut_after(self, connection: Connection, seconds: float) -> Iterator[None]:
-        """Within this block, waiting for this psycopg2 connection ends after so long. 0 means without a limit."""
+        """Within this block, waiting for this psycopg2 connection ends after so long. 0 means no limit."""
         if not seconds:
             yield
             return
-        # A descriptor of our own: the number of libpq's may belong to another socket by the time that we need it.
+        # A descriptor of our own: libpq may have closed its own, and another socket may have its number.
         own = socket.socket(fileno=os.dup(connection.fileno()))
         mark = object()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The counters: declared in a file, once. Everything that the three services do with a counter follows from its lines.
+"""The counters, as one file declares them. The three services derive everything about a counter from its lines.
 
 The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE names:
 
@@ -43,9 +43,9 @@ T = TypeVar("T")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
 FILE = Path(__file__).with_name("rollcall.toml")
 NUMBERS = ("smallint", "integer", "bigint")
-# What a member can be made of: types whose text is the same wherever it is made.
+# Column types that members can have: their text is the same in Python and in Postgres.
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
-# What Postgres calls those that have another name there (pg_type.typname).
+# Postgres' own names of these types, where they differ (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
 # They belong to what comes next, and are refused by name rather than overlooked.
 NOT_YET = ("shards", "tag")
@@ -86,7 +86,7 @@ class Field:
 class Table:
     """A table whose rows are counted. `name` is what the file calls it, `schema` and `relation` are what the database does.
 
-    `ingest`: rows come in through ingest, too. It offers nothing for the tables of others.
+    `ingest`: ingest takes rows for it. It has no endpoint for other tables.
     """
 
     name: str
@@ -208,7 +208,7 @@ class Counter:
         return next((each for each in self.groupings if each.by_names == by), None)
 
     def example_member(self) -> dict[str, str | int]:
-        """A member, field by field; made of the fields' names if the declaration gives none."""
+        """A member, field by field, for example ("NY", "Ithaca"). Without one in the declaration: the fields' names."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
 
@@ -250,7 +250,7 @@ def read_file(path: Path) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
 
 
 def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
-    """What the text of a file declares. Raises BadDeclaration, tomllib.TOMLDecodeError."""
+    """The declarations in the text of a file. Raises BadDeclaration, tomllib.TOMLDecodeError."""
     lines = convert(tomllib.loads(text), Lines, "")
     tables = {name: read_table(name, found) for name, found in lines.tables.items()}
     places: dict[tuple[str, str], str] = {}
@@ -277,7 +277,7 @@ def read_table(name: str, found: dict[str, Any]) -> Table:
         raise BadDeclaration(f'{key}.name: write "schema.table", and not {lines.name!r}')
     for column, type_ in lines.fields.items():
         if type_ not in (*TYPES, "timestamptz"):
-            raise BadDeclaration(f"{key}.fields.{column}: {type_!r} is none of {', '.join(TYPES)}")
+            raise BadDeclaration(f"{key}.fields.{column}: {type_!r} is not one of {', '.join(TYPES)}")
     return Table(name, schema, relation, tuple(Field(*each) for each in lines.fields.items()), lines.ingest)
 
 
@@ -286,7 +286,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     key = f"counters.{name}"
     for word in NOT_YET:
         if word in found:
-            raise BadDeclaration(f"{key}.{word}: this version does not know it yet; remove it")
+            raise BadDeclaration(f"{key}.{word}: this version does not support it yet; remove it")
     lines = convert(found, CounterLines, key)
     table = tables.get(lines.table)
     if table is None:
@@ -299,14 +299,14 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
             )
         if known[column] not in TYPES:
             raise BadDeclaration(
-                f"{key}.member: {column} is {known[column]}, and a member is made of {', '.join(TYPES)}"
+                f"{key}.member: {column} is {known[column]}, and members are made of {', '.join(TYPES)}"
             )
     if len(set(lines.member)) < len(lines.member):
         raise BadDeclaration(f"{key}.member: a field is named twice")
     if lines.where and table.ingest:
         raise BadDeclaration(
-            f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres could say "
-            "whether the condition holds: leave it out, or set ingest = false"
+            f"{key}.where: rows of tables.{table.name} come in through ingest, which counts them before Postgres can say "
+            "whether the condition holds: remove it, or set ingest = false"
         )
     if ";" in lines.where or "--" in lines.where:
         raise BadDeclaration(f"{key}.where: one SQL condition, without ; and --")

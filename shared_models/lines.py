@@ -1,8 +1,8 @@
 """Log lines that are written a moment later, many at a time.
 
-A write releases Python's lock, and a busy worker's other threads take it. So a line that is written at once costs a
-request more than all other logging. Here a line is put on a list, and one thread writes the list, twenty times a
-second. Accepted: a process that is killed loses the lines of its last twentieth of a second.
+A write releases the interpreter lock, and other threads of a busy worker take it. So writing a line at once costs a
+request more than all other logging. Here a request adds its line to a list, and one thread writes the list, twenty
+times a second. Accepted: a killed process loses the lines of its last twentieth of a second.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ WRITE_SECONDS = 0.05
 
 
 class DelayedLines:
-    """What a logger needs of a file."""
+    """A file as a logger needs it: `write` and `flush`."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
         self._lines: deque[str] = deque()
-        self._is_running = False  # the thread; a fork has none
+        self._is_running = False  # whether the thread runs; a fork has none
         os.register_at_fork(after_in_child=self._forget_the_thread)
         atexit.register(self.write_out)
 
     def write(self, text: str) -> int:
-        """Have it written soon."""
+        """Queue the line; the thread writes it soon."""
         self._lines.append(text)
         if not self._is_running:
             self._is_running = True
@@ -37,12 +37,12 @@ class DelayedLines:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: see above."""
+        """Do nothing: the thread flushes."""
 
     def write_out(self) -> None:
-        """Write what there is."""
+        """Write the queued lines."""
         taken = []
-        with suppress(IndexError):  # the end of them, also where two threads write at once
+        with suppress(IndexError):  # the list is empty, also if two threads write at once
             while True:
                 taken.append(self._lines.popleft())
         if taken:

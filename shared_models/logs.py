@@ -1,6 +1,6 @@
 """structlog, set up the same way everywhere: JSON lines, or colours in a terminal.
 
-Event names are dotted and constant (`keeper.caught_up`), facts are key=value beside them. No usernames at info level.
+Event names are dotted and constant (`keeper.caught_up`), facts follow as key=value. No usernames at info level.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from shared_models.lines import DelayedLines
 
-# What every line says that is logged in this context: which request it belongs to.
+# Facts that every line of this context has: the request that it belongs to.
 bound: ContextVar[Mapping[str, object]] = ContextVar("bound", default={})  # noqa: B039  (nobody changes it)
 
 
@@ -61,7 +61,7 @@ def configure(service: str, json: bool | None = None, *, delayed: bool = False) 
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    # A Host that is not allowed is a refusal, which is an answer; Django would log it as a fault, with a traceback.
+    # A Host that is not allowed gets a normal refusal; Django would log it as a fault, with a traceback.
     logging.getLogger("django.security.DisallowedHost").addFilter(lambda record: False)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 

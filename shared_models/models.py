@@ -14,10 +14,10 @@ Field: TypeAlias = "models.Field[Any, Any]"
 
 
 class Countable(models.Model):
-    """A table that can be counted: what every row has, and only the database writes.
+    """A table that can be counted, with the columns that every row has and only the database writes.
 
     `xact` is the id of the transaction that wrote the row. The default writes it on insert, a trigger on update
-    (`operations.StampXactOnUpdate`), so that catch-up finds every change by it.
+    (`operations.StampXactOnUpdate`). So catch-up finds every change by it.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -37,20 +37,20 @@ class Countable(models.Model):
 
     @classmethod
     def sent_fields(cls) -> tuple[Field, ...]:
-        """What a producer sends: every field that the database does not write itself."""
+        """The fields that a producer sends: all that the database does not write itself."""
         own = {field.name for field in Countable._meta.get_fields()}
         return tuple(field for field in cls._meta.concrete_fields if field.name not in own)
 
 
 def model_of(table: Table) -> type[Countable] | None:
-    """The model through which ingest writes to this table; None for a table of others."""
+    """The model through which ingest writes to this table; None for other tables."""
     found = [model for model in apps.get_app_config("shared_models").get_models() if issubclass(model, Countable)]
     places = {model._meta.db_table: model for model in found}
     return places.get(table.relation) if table.ingest and table.schema == "public" else None
 
 
 class Message(Countable):
-    """One message. The "C" collation orders by bytes: equal means equal, on every server and after every upgrade."""
+    """One message. The "C" collation orders by bytes: the same on every server and after every upgrade."""
 
     state = models.CharField(max_length=64, db_collation="C")
     city = models.CharField(max_length=64, db_collation="C")

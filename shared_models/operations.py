@@ -1,4 +1,4 @@
-"""Migration operations that a countable table needs beside its columns and indexes."""
+"""Migration operations that a countable table needs in addition to its columns and indexes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shared_models import declarations, triggers
 
 
 class StampXactOnUpdate(RunSQL):
-    """Let an updated row carry the transaction that updated it, so that catch-up counts its new members.
+    """Give an updated row the xact that updated it, so that catch-up counts its new members.
 
-    Without it, `UPDATE message SET username = …` would be counted by the next reconcile only, and
-    `complete_through` would claim too much until then.
+    Without it, only the next reconcile would count `UPDATE message SET username = …`, and until then
+    `complete_through` would claim too much.
     """
 
     def __init__(self, table: str) -> None:
@@ -34,9 +34,9 @@ class StampXactOnUpdate(RunSQL):
 
 
 class CountCombinations(RunSQL):
-    """Let Postgres know how many different combinations these columns have, not only each of them.
+    """Tell Postgres how many different combinations these columns have, not only each of them.
 
-    A counter of several fields is read by jumping or by scanning, whichever is cheaper; that depends on this number,
+    The keeper reads a counter of several fields by jumping or by scanning. Which one is cheaper depends on this number,
     and the product of the columns' own numbers is far too high.
     """
 
@@ -54,12 +54,12 @@ class CountCombinations(RunSQL):
 
 
 class NoteDepartures(Operation):
-    """Let a table of Rollcall's own note the members that its rows leave: see `triggers`.
+    """Let one of Rollcall's own tables note the members that lose rows: see `triggers`.
 
-    For the counters that are declared when it is run. Where those change, `adopt` brings the triggers up to date.
+    For the counters that are declared when it runs. If those change later, `adopt` updates the triggers.
     """
 
-    reduces_to_sql = False  # what it does depends on what is there
+    reduces_to_sql = False  # its effect depends on the existing objects
 
     def __init__(self, table: str) -> None:
         self.table = table
@@ -92,7 +92,7 @@ class NoteDepartures(Operation):
             schema_editor.execute(piece.drop())
         with schema_editor.connection.cursor() as cursor:
             cursor.execute("SELECT FROM pg_trigger WHERE starts_with(tgname, %s)", [triggers.PREFIX])
-            if not cursor.fetchall():  # else a table that was adopted needs it
+            if not cursor.fetchall():  # otherwise an adopted table needs it
                 schema_editor.execute(f"DROP TABLE IF EXISTS {triggers.DEPARTURE}")
 
     def pieces(self, schema_editor: BaseDatabaseSchemaEditor) -> list[triggers.Piece]:

@@ -1,20 +1,20 @@
 """The SQL that makes a table countable: the column xact, the triggers that keep it and note departures, and the indexes.
 
-Pure functions of a declared table and its counters. `adopt` runs what they give, and a migration does so for `message`.
+Pure functions of a declared table and its counters. `adopt` runs their SQL, and a migration does so for `message`.
 
-Each table gets one function, which all of its triggers run. It lies in the table's schema, belongs to the table's
+Each table gets one function, which all of its triggers run. It is in the table's schema, belongs to the table's
 owner, and is SECURITY DEFINER. So only that owner needs to write `rollcall_triggers.departure`, and no application
 does. What it does:
 
 - INSERT of a row with another xact than the transaction's own (COPY with the column, logical replication): the
   function stamps the row.
-- UPDATE that changes a byte of what is counted or filtered by: it stamps the row, and notes the member that it had.
-  Before the row is written and not after: an UPDATE that moves a row to another partition fires nothing after.
-- DELETE: it notes the members of the deleted rows, once a statement. When logical replication applies changes, statement
-  triggers do not fire. A row trigger that fires only in a replica's session does it there, row by row.
+- UPDATE that changes a byte of a counted or filtered column: it stamps the row, and notes the member that it had.
+  It runs BEFORE and not AFTER: an UPDATE that moves a row to another partition fires no AFTER UPDATE trigger.
+- DELETE: it notes the members of the deleted rows, once for each statement. When logical replication applies changes,
+  statement triggers do not fire. There a row trigger, which fires only in a replica's session, does it row by row.
 - TRUNCATE: it notes "all".
 
-(Not in a schema "rollcall": of a user of this name, it would come before "public".)
+(The schema is not named "rollcall": for a user of this name, it would come before "public".)
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which gives a bigint at once. It is for what runs with each row: through a text it
-# would cost twice as much. (Not in the column's default, which a dump takes along to any Postgres.)
+# The same function by its older name, which returns a bigint. It is for what runs with each row: a conversion from text
+# would cost twice as much. (Not in the column's default, which a dump copies to any Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
 # The xact of a departure: the transaction's own, or the latest one that has ended, if that is later. No row that can be
-# deleted or changed was written later. (Its own xact does not say so: a restored dump brings xacts of another history.)
+# deleted or changed was written later. (The row's own xact does not say so: a restored dump has xacts of another history.)
 LATEST_XACT = "greatest(txid_current(), txid_snapshot_xmax(txid_current_snapshot()) - 1)"
 # Triggers fire in the order of their names, and the stamping ones have to see the row as the others have changed it.
 PREFIX = "zzz_rollcall_"
@@ -80,11 +80,11 @@ INDEXED_COLUMNS = """
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One thing that is made in the database. Its comment says by a hash what it was made from."""
+    """One object that is made in the database. Its comment has a hash of what it was made from."""
 
     kind: str  # FUNCTION, TRIGGER, INDEX, STATISTICS
-    name: str  # as it stands in the catalog
-    identity: str  # as COMMENT ON and DROP want to read it
+    name: str  # as in the catalog
+    identity: str  # as COMMENT ON and DROP need it
     create: str
     then: str = ""  # a statement that belongs to it
     enabled: str = (
@@ -97,20 +97,20 @@ class Piece:
         return MARK + hashlib.sha256((self.create + self.then).encode()).hexdigest()[:16]
 
     def statements(self) -> tuple[str, ...]:
-        """What makes it, or replaces it. (An index or statistics have to be dropped before.)"""
+        """The SQL that makes it, or replaces it. (Drop an index or statistics first.)"""
         return (self.create, *([self.then] if self.then else []), self.comment())
 
     def comment(self) -> str:
-        """What marks it as ours."""
+        """The SQL that marks it as Rollcall's."""
         return f"COMMENT ON {self.kind} {self.identity} IS '{self.mark}'"
 
     def drop(self) -> str:
-        """What removes it."""
+        """The SQL that removes it."""
         return f"DROP {self.kind} IF EXISTS {self.identity}"
 
 
 def column(table: Table) -> tuple[str, ...]:
-    """The column xact, without a rewrite: rows that are there keep 0. Both statements belong in one transaction."""
+    """The column xact, without a rewrite: existing rows keep 0. Run both statements in one transaction."""
     name = relation(table)
     return (
         f"ALTER TABLE {name} ADD COLUMN xact bigint NOT NULL DEFAULT 0",
@@ -128,10 +128,10 @@ def triggers(
 ) -> list[Piece]:
     """The function of the table, then its triggers.
 
-    `watched`: for each counter the columns that decide whether a row counts and as which member; generated columns stand
-    there as the columns that they are made of. `partitions`: schema and name of each, on each level; a DELETE that names a
-    partition fires none of its parent's statement triggers. `stamps`: not for a table whose rows are stamped by a trigger of
-    its first migration, and whose xact nobody may send: an INSERT calls no trigger then.
+    `watched`: for each counter the columns that decide whether a row counts and as which member; for a generated column
+    the columns that it is made of. `partitions`: schema and name of each, on each level; a DELETE that names a
+    partition fires none of its parent's statement triggers. `stamps`: false for a table whose first migration made a
+    stamping trigger, and whose xact nobody may send: then an INSERT runs no trigger.
     """
     names = sorted({name for counter in counters for name in watched[counter.name]})
     counted = {each.column for counter in counters for each in counter.terms}
@@ -187,7 +187,7 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
     ]
     settings = "SET search_path = pg_catalog, pg_temp"
     if any(declared.type in ("date", "timestamptz") for declared in table.fields):
-        # Canonical texts, however the session writes its dates.
+        # Canonical texts, whatever date format the session uses.
         settings += " SET datestyle = 'ISO, YMD' SET timezone = 'UTC'"
     create = "\n".join(
         [
@@ -221,7 +221,7 @@ def note_old(counter: Counter, unless_same: str = "") -> Iterator[str]:
 def note_gone(counters: Sequence[Counter], *, distinct: bool = False) -> Iterator[str]:
     """The statement that notes the members of all deleted rows.
 
-    `distinct`: each member once, or "all". To look for those that come twice takes longer than to note them twice.
+    `distinct`: each member once, or "all". Looking for duplicates takes longer than noting them twice.
     """
     element = f"CASE WHEN array_length(element, 1) <= {MAX_MEMBERS} THEN element END" if distinct else "element"
     yield f"        INSERT INTO {DEPARTURE} (counter, element, xact)"
@@ -243,9 +243,9 @@ def members_gone(counter: Counter, distinct: bool) -> str:
 def differs(columns: Sequence[str], plain: Collection[str]) -> str:
     """Whether OLD and NEW differ in a byte of these columns.
 
-    `plain`: those that make members, whose types and collations are such that equal means equal bytes. Of others, which a
-    condition may look at, only the image says so, and takes twice the time. It is called as a function and not as an
-    operator, which pg_dump writes in a way that cannot be read again.
+    `plain`: the columns that make members; their types and collations guarantee that equal means equal bytes. Other
+    columns, which a condition may use, are compared by image, which takes twice the time. This is a call of the function
+    and not the operator, because pg_dump writes the operator in a way that cannot be restored.
     """
     tests = [f"OLD.{quote(name)} IS DISTINCT FROM NEW.{quote(name)}" for name in columns if name in plain]
     others = [name for name in columns if name not in plain]

@@ -1,10 +1,10 @@
-"""What a reconcile has found, in words, for query's page and manage's command line."""
+"""The result of a reconcile in words, for query's page and manage's command line."""
 
 from __future__ import annotations
 
 
 def found_in_words(missing: int, extra: int, *, repaired: bool) -> str:
-    """What a repair has repaired, or what a check has found and left as it was."""
+    """What a repair has repaired, or what a check has found and not changed: "2 missing", "1 member left"."""
     if not missing and not extra:
         return "no drift"
     if not repaired:

@@ -1,4 +1,4 @@
-"""`python -m tests.audit`: known vulnerabilities of what the lock file names, by pip-audit; and what could not be looked up."""
+"""`python -m tests.audit`: known vulnerabilities of the locked packages, by pip-audit; and the packages without an answer."""
 
 from __future__ import annotations
 

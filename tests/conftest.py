@@ -1,4 +1,4 @@
-"""What every test sees: the servers. And one rule: the tests of one service at a time."""
+"""The servers for every test. And one rule: a process runs the tests of only one service."""
 
 from __future__ import annotations
 

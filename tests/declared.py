@@ -1,4 +1,4 @@
-"""The counters that the tests of a service count with: those of the first demo, whatever else is declared."""
+"""The counters in the tests of a service: those of the first demo, whatever else is declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service's description says, for tests that compare it with what the service does."""
+"""A service's description, for tests that compare it with the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m tests.images`: what compose/Dockerfile says, done on this machine without an engine, for each of the three images.
+"""`python -m tests.images` runs the steps of compose/Dockerfile on this machine without an engine, for each of the three images.
 
 Its commands run one after the other in an empty folder in place of the root folder, with this Python; then the image's start
 command, as a user who cannot write there, and its health check. What this cannot show is the base image: its C library, its
@@ -117,7 +117,7 @@ class Image:
     def run(self, command: str) -> None:
         environment = {"PATH": python_path(), "HOME": str(self.root)} | self.environment
         if cache := os.environ.get("PIP_CACHE_DIR") or str(Path.home() / ".cache" / "pip"):
-            # Not downloaded anew each time; what is installed is the same, by its hashes.
+            # Not downloaded again each time; by its hashes, the installed package is the same.
             environment |= {"PIP_CACHE_DIR": cache, "PIP_NO_CACHE_DIR": "0"}
         kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         done = subprocess.run(

@@ -22,7 +22,7 @@ from tests.run import in_words, run_parts
 # The versions of Postgres that adopted tables may have, without the wheel's (18), which `make test` runs.
 POSTGRES = (15, 16, 17)
 POSTGRES_FOLDER = Path("/usr/lib/postgresql")
-# Program, and the versions to try beside the wheel's (Valkey 9).
+# Program, and the versions to test in addition to the wheel's (Valkey 9).
 REDIS = (("redis-server", (7, 8)), ("valkey-server", (8,)))
 
 # What reads catalogs, snapshots and types. Each part is a process, and starts its own servers.

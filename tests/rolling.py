@@ -1,4 +1,4 @@
-"""A strict client, and a balancer: what meets a service while it is restarted, and lets nothing pass.
+"""A strict client, and a load balancer, for services that are restarted: they accept no failed request.
 
 The client keeps its connections, as clients do, and obeys `Connection: close`. One thing it may do over: a request on a
 connection that has been idle for a second or more, if that is found closed. (A server may close an idle connection at any

@@ -1,4 +1,4 @@
-"""The real servers, started once per test process, and what tests do to them.
+"""The real servers, started once for each test process, and functions for tests to change them.
 
 Settings of a service are read when its modules are imported, before any fixture runs; so the servers are functions
 first (`started_primary()` in a conftest, at import time), and the session fixtures return the same objects. They end

@@ -22,7 +22,7 @@ from compose.local.stack import Stack, Standing, alone, open_stack
 
 
 def up(folder: Path) -> int:
-    """Start what does not run, and wait until it is ready."""
+    """Start the processes that do not run, and wait until they are ready."""
     stack, started = bring_up(folder)
     show(stack.standing())
     print(
@@ -39,7 +39,7 @@ Logs          {stack.folder / "log"}"""
 
 
 def bring_up(folder: Path) -> tuple[Stack, list[str]]:
-    """Start the stack; it, and the names of what was not running."""
+    """Start the stack; returns it, and the names of the started processes."""
     with alone(folder):
         stack = open_stack(folder, to_start=True)
         print("Starting the stack …", flush=True)
@@ -63,21 +63,21 @@ def status(folder: Path) -> int:
 
 
 def logs(folder: Path, service: str | None) -> int:
-    """The end of every log, and what is written from now on, until Ctrl-C."""
+    """The end of every log, and new lines until Ctrl-C."""
     stack = existing_stack(folder)
     chosen = stack.chosen([service] if service else None)
     try:
         for line in follow({process.name: process.log for process in chosen}):
             print(line, flush=True)
-    except KeyboardInterrupt:  # the way to end it
+    except KeyboardInterrupt:  # the normal end
         return 0
     except BrokenPipeError:  # a reader that wanted only the first lines has closed the pipe
-        sys.stdout = None  # there is nobody left to flush it to
+        sys.stdout = None  # there is no reader left to flush to
     return 0
 
 
 def restart(folder: Path, service: str | None) -> int:
-    """End the services, or one process, and start them again; the data stays where it is."""
+    """Stop the services, or one process, and start them again; the data stays."""
     with alone(folder):
         existing_stack(folder)
         stack = open_stack(folder, to_start=True)
@@ -97,7 +97,7 @@ def existing_stack(folder: Path) -> Stack:
 
 
 def examples(stack: Stack) -> str:
-    """Lines that work in this shell: a message, a look at the runs, the counts."""
+    """Commands that work in this shell: a message, the status, the counts."""
 
     def with_token(service: Web) -> str:
         return f'curl -H "Authorization: Bearer $(cat {shlex.quote(str(service.token_path))})"'
@@ -113,7 +113,7 @@ def examples(stack: Stack) -> str:
 
 
 def admin(stack: Stack) -> str:
-    """Where to look at rows and delete them, and as which user."""
+    """The address of the admin, and its user."""
     ingest = stack.ingest
     return (
         f"Admin         {ingest.admin_url}  as {ingest.first_user}, with the password in {ingest.admin_password_path}"
@@ -121,7 +121,7 @@ def admin(stack: Stack) -> str:
 
 
 def down(folder: Path) -> int:
-    """End every process."""
+    """Stop every process."""
     with alone(folder):
         ended = open_stack(folder).down()
     print(f"Ended {', '.join(ended)}." if ended else "Nothing was running.")
@@ -129,7 +129,7 @@ def down(folder: Path) -> int:
 
 
 def reset(folder: Path) -> int:
-    """End every process and remove the data; the ports stay chosen."""
+    """Stop every process and remove the data; keep the chosen ports."""
     with alone(folder):
         open_stack(folder).reset()
     print("The stack's processes are ended and its data is removed.")
@@ -137,7 +137,7 @@ def reset(folder: Path) -> int:
 
 
 def demo(folder: Path) -> int:
-    """Up, then messages from real cities, then the counts beside COUNT(DISTINCT)."""
+    """Start the stack, send messages from real cities, and compare the counts with COUNT(DISTINCT)."""
     stack, _ = bring_up(folder)
     # Imported here: only the demo needs Django and the cities.
     from compose.local import demo as demonstration
@@ -146,7 +146,7 @@ def demo(folder: Path) -> int:
 
 
 def demo_adopt(folder: Path) -> int:
-    """Up, then adopt a table while its application works, and show its counts beside COUNT(DISTINCT)."""
+    """Start the stack, adopt a table while its application works, and compare its counts with COUNT(DISTINCT)."""
     stack, _ = bring_up(folder)
     from compose.local import demo_adopt as demonstration
 

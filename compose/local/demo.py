@@ -1,7 +1,7 @@
-"""The demo: messages from real cities through ingest's HTTP API, then what query serves beside what SQL counts.
+"""The demo: sends messages from real cities to ingest's HTTP API, then compares query's counts with SQL's.
 
-Every run stores its messages again, under Idempotency-Keys of its own. The messages are the same each time (fixed
-seed), so that a second run adds rows and no members.
+Every run stores its messages again, with Idempotency-Keys of its own. The messages are the same each time (fixed
+seed), so a second run adds rows but no members.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from compose.local.stack import Stack
 from ingest_service.loading.generator import messages
 from shared_models.declarations import COUNTERS, Counter
 
-MESSAGES = 100_000  # unless the variable of this name says otherwise
+MESSAGES = 100_000  # default of the variable of this name
 BATCH_ROWS = 5_000
 ANSWER_SECONDS = 60.0  # for one batch: the slowest disk that is still worth waiting for
 COUNTED_SECONDS = 120.0  # for counters that are cold or catching up
@@ -49,7 +49,7 @@ class DemoFailed(StackError):
 
 
 class Api:
-    """One kept connection to a service of the stack."""
+    """One keep-alive connection to a service of the stack."""
 
     def __init__(self, service: Web) -> None:
         self.name, self.authorization = service.name, service.authorization()
@@ -68,11 +68,11 @@ class Api:
 
 @dataclass(frozen=True)
 class Sent:
-    """What ingest said of the messages."""
+    """Ingest's answers to the messages."""
 
     accepted: int
     all_counted: bool
-    seconds: float  # that ingest took for all batches together
+    seconds: float  # ingest's time for all batches together
     ended_at: datetime
 
 
@@ -86,7 +86,7 @@ def run(stack: Stack, console: Console | None = None) -> int:
     wait_until_counted(query, sent)
     equal = compare(query, stack.primary, console)
     console.print(
-        f"The stack is still up: {stack.query.url}/ shows the counts live, {stack.manage.url}/ how they are kept; "
+        f"The stack is still up: {stack.query.url}/ shows the counts live, {stack.manage.url}/ shows how Rollcall keeps them; "
         "`make down` ends it.",
         soft_wrap=True,
     )
@@ -94,7 +94,7 @@ def run(stack: Stack, console: Console | None = None) -> int:
 
 
 def send(ingest: Api, rows: int, console: Console) -> Sent:
-    """Send messages in batches, with a progress bar where a person is looking."""
+    """Send messages in batches, with a progress bar in a terminal."""
     run_key, accepted, all_counted, seconds = secrets.token_hex(8), 0, True, 0.0
     columns = (TextColumn("Sending messages"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -122,7 +122,7 @@ def send(ingest: Api, rows: int, console: Console) -> Sent:
 
 
 def wait_until_counted(query: Api, sent: Sent) -> None:
-    """Wait until every counter is live and contains what was sent."""
+    """Wait until every counter is live and includes the sent messages."""
     deadline = time.monotonic() + COUNTED_SECONDS
     while True:
         status, body = query.ask("GET", "/v1/counts")
@@ -134,12 +134,12 @@ def wait_until_counted(query: Api, sent: Sent) -> None:
 
 
 def is_complete(answer: dict[str, Any], sent: Sent) -> bool:
-    """Whether these counts include what was sent: what was counted when Redis was read, or caught up since."""
+    """Whether these counts include the sent messages: counted before Redis was read, or caught up since."""
 
     def includes(counter: dict[str, Any]) -> bool:
         if counter["state"] != "live":
             return False
-        # If ingest could not reach Redis, only catch-up tells.
+        # If ingest could not reach Redis, only complete_through says so.
         moment = answer["as_of"] if sent.all_counted else counter["complete_through"]
         return moment is not None and datetime.fromisoformat(moment) >= sent.ended_at
 
@@ -147,12 +147,12 @@ def is_complete(answer: dict[str, Any], sent: Sent) -> bool:
 
 
 def compare(query: Api, primary: Postgres, console: Console) -> bool:
-    """Print each count from query beside the same from SQL; whether all are equal."""
+    """Print each count from query next to SQL's; returns whether all are equal."""
     table = Table("counter", box=box.SIMPLE_HEAD)
     for column in ("query", "ms", "COUNT(DISTINCT …)", "ms", "faster", "equal"):
         table.add_column(column, justify="right")
     all_equal = True
-    # First: a large table takes longer to count than query keeps an idle connection.
+    # Query first: counting a large table takes longer than query keeps an idle connection.
     answers = [timed(TIMES_ASKED, read_count, query, counter) for counter in COUNTERS]
     connection = psycopg2.connect(primary.url)
     try:
@@ -185,7 +185,7 @@ def read_count(query: Api, counter: Counter) -> int:
 
 
 def count_distinct(connection: psycopg2.extensions.connection, counter: Counter) -> int:
-    """The count that the table gives, the way that people write it."""
+    """The count from the table, as people write the SQL."""
     table, columns = table_of(counter)
     fields = ", ".join(f'"{column}"' for column in columns)
     distinct = fields if len(columns) == 1 else f"({fields})"

@@ -1,7 +1,7 @@
-"""The demo of an application's own table: it has 300,000 orders, and is adopted while the application works.
+"""The demo of an application's own table: it has 300,000 orders, and the demo adopts it while the application works.
 
-Afterwards the demo shows its counts beside COUNT(DISTINCT) while both move, and compares them when the application
-rests.
+Then the demo shows its counts next to COUNT(DISTINCT) while both change, and compares them when the application
+has stopped.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from compose.local.stack import Stack
 
 ORDERS = 300_000  # unless the variable of this name says otherwise
 SECONDS = 20  # of looking on while both move; the same
-COUNTED_SECONDS = 120.0  # for counters that are built, and for departures that are on their way
+COUNTED_SECONDS = 120.0  # for the builds, and for unresolved departures
 WRITES_A_SECOND = 200
 
 TABLE = "shop.orders"
 COUNTERS = {"customers": ("customer_email",), "products": ("country", "sku")}
 COUNTRIES = ("BE", "DE", "DK", "ES", "FR", "IT", "NL", "PL", "PT", "SE")
 
-# As an application would have it: an owner who is not Rollcall's, no column for Rollcall, an index of its own.
+# As an application would have it: an owner of its own, no column for Rollcall, an index of its own.
 MAKE = """
     DO $$ BEGIN
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'shop') THEN CREATE ROLE shop; END IF;
@@ -84,7 +84,7 @@ class Application(threading.Thread):
             self.failure = error
 
     def statement(self) -> tuple[str, list[object]]:
-        """The next one. Deletes take the oldest orders; a few orders change hands, most changes are of the note."""
+        """The next statement. Deletes remove the oldest orders; a few updates change the customer, most change the note."""
         which = self._random.random()
         some = self._random.randint(self.oldest, self.newest)
         if which < 0.4:
@@ -102,7 +102,7 @@ class Application(threading.Thread):
         return "DELETE FROM shop.orders WHERE id < %s", [self.oldest]
 
     def end(self) -> None:
-        """It has done what it began when this returns."""
+        """Stop. When this returns, the last statement has ended."""
         self.over.set()
         self.join()
         if self.failure:
@@ -110,7 +110,7 @@ class Application(threading.Thread):
 
 
 def run(stack: Stack, console: Console | None = None) -> int:
-    """Make the table, adopt it while the application works, look on; 0 if the counts are equal in the end."""
+    """Make the table, adopt it while the application works, show the counts; 0 if they are equal at the end."""
     console = console or Console(highlight=False)
     orders, seconds = read_number(os.environ, "ORDERS") or ORDERS, read_number(os.environ, "SECONDS") or SECONDS
     make_orders(stack.primary, orders)
@@ -134,14 +134,14 @@ def run(stack: Stack, console: Console | None = None) -> int:
 
 
 def make_orders(database: Postgres, orders: int) -> None:
-    """The table with so many orders, unless it has them."""
+    """Fill the table to this many orders."""
     with closing(psycopg2.connect(database.url)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(MAKE)
         cursor.execute(FILL, [list(COUNTRIES), orders])
 
 
 def adopt(stack: Stack) -> None:
-    """The two steps of docs/adopt.md: the command, as a superuser here, and the lines that it gives, for all services."""
+    """The two steps of docs/adopt.md: the command, here as a superuser, and its lines for all services."""
     words = [word for name, fields in COUNTERS.items() for word in ("--counter", f"{name}={','.join(fields)}")]
     variables = stack.owner_variables() | {"DATABASE_URL": stack.primary.url}
     said = stack.ingest.run_command("adopt", TABLE, *words, "--apply", variables=variables)
@@ -161,7 +161,7 @@ def wait_until_live(query: Api) -> None:
 
 
 def read_counts(query: Api) -> dict[str, int | None]:
-    """What query serves; None if it is not live."""
+    """The counts from query; None if one is not live."""
     status, body = query.ask("GET", "/v1/counts")
     if status != 200:
         raise DemoFailed(f"query answered {status}: {detail_of(body)}")
@@ -170,7 +170,7 @@ def read_counts(query: Api) -> dict[str, int | None]:
 
 
 def count_distinct(connection: psycopg2.extensions.connection) -> dict[str, int]:
-    """The same from the table, as people write it: NULL does not count."""
+    """The same counts from the table, as people write the SQL: NULL does not count."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SELECT COUNT(DISTINCT customer_email), COUNT(DISTINCT (country, sku)) FROM shop.orders")
         ((customers, products),) = cursor.fetchall()
@@ -183,7 +183,7 @@ def shown(count: int | None) -> str:
 
 
 def look_on(query: Api, database: Postgres, application: Application, seconds: int, console: Console) -> None:
-    """A line a second: what query serves, and what the table gives a moment later."""
+    """A line each second: query's counts, and the table's a moment later."""
     table = Table("second", "statements", box=box.SIMPLE_HEAD)
     for name in COUNTERS:
         table.add_column(name, justify="right")
@@ -200,7 +200,7 @@ def look_on(query: Api, database: Postgres, application: Application, seconds: i
 
 
 def compare_at_rest(query: Api, database: Postgres, console: Console) -> bool:
-    """Whether query comes to serve what is in the table, now that nothing moves."""
+    """Whether query's counts become equal to the table's, now that nothing changes."""
     with closing(psycopg2.connect(database.url)) as connection:
         in_table = count_distinct(connection)
     began = time.monotonic()
@@ -210,7 +210,7 @@ def compare_at_rest(query: Api, database: Postgres, console: Console) -> bool:
         sign = "=" if served[name] == count else "≠"
         console.print(f"{name}: {shown(served[name])} {sign} COUNT(DISTINCT) {shown(count)}")
     console.print(
-        f"The application rests; the counts were equal after {time.monotonic() - began:.1f} s."
+        f"The application has stopped; the counts were equal after {time.monotonic() - began:.1f} s."
         if served == in_table
         else "The counts are not equal."
     )

@@ -1,7 +1,7 @@
-"""Logs: followed by people, and kept small by a process of the stack, `python -m compose.local.logs FOLDER`.
+"""Follows logs, and keeps them small: a process of the stack runs `python -m compose.local.logs FOLDER`.
 
-A log that has grown large becomes `NAME.log.1` and begins again. Its writer keeps the file open and appends to it. So
-the log is copied and then emptied. A line that is written between the two, within microseconds, is lost; no process
+A large log becomes `NAME.log.1` and begins again. Its writer keeps the file open and appends to it. So
+the log is copied and then truncated. A line that is written between the two, within microseconds, is lost; no process
 waits for the copy.
 """
 
@@ -14,18 +14,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 LOG_BYTES = 10_000_000  # a larger log begins again
-ROTATION_SECONDS = 2.0  # between two looks at their sizes
+ROTATION_SECONDS = 2.0  # between two checks of their sizes
 POLL_SECONDS = 0.2
-FIRST_BYTES = 2_000  # of what was written before, so much is shown of each log
+FIRST_BYTES = 2_000  # how much of the earlier text is shown of each log
 
 
 def aside(log: Path) -> Path:
-    """Where the part of a log lies that was put aside."""
+    """The path of the rotated part of a log."""
     return log.with_name(f"{log.name}.1")
 
 
 def rotate(log: Path) -> None:
-    """Put the log aside if it has grown large. Its writer may go on."""
+    """Rotate the log if it is large. Its writer may keep writing."""
     if log.exists() and log.stat().st_size > LOG_BYTES:
         new = log.with_name(f"{log.name}.new")
         shutil.copyfile(log, new)
@@ -34,7 +34,7 @@ def rotate(log: Path) -> None:
 
 
 class Follower:
-    """One log: what is written to it, also after it was emptied, or removed and begun again."""
+    """Follows one log, also after it was truncated, or removed and made again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,12 +45,12 @@ class Follower:
             self._half = self._read(path).partition(b"\n")[2]  # without the rest of a line
 
     def lines(self) -> Iterator[str]:
-        """The whole lines that have been written since the last call."""
+        """The complete lines since the last call."""
         if not self.path.exists():
             self._offset = 0
             return
         if self.path.stat().st_size < self._offset:
-            # Put aside: the log was larger than what is in it now, and its end lies there.
+            # Rotated: the log is smaller than before, and the rest of its old text is in the rotated part.
             self._half += self._read(aside(self.path))
             self._offset = 0
         *whole, self._half = (self._half + self._read(self.path)).split(b"\n")
@@ -68,7 +68,7 @@ class Follower:
 
 
 def follow(logs: Mapping[str, Path]) -> Iterator[str]:
-    """The last lines of each log, and then what is written, for ever."""
+    """Print the last lines of each log, and then new lines, for ever."""
     width = max(map(len, logs))
     followers = {name: Follower(path) for name, path in logs.items()}
     while True:
@@ -80,7 +80,7 @@ def follow(logs: Mapping[str, Path]) -> Iterator[str]:
 
 def main(folder: Path) -> None:
     """Keep the logs in this folder small, until this process is told to end."""
-    print(f"A log of more than {LOG_BYTES / 1e6:.0f} MB is put aside as NAME.log.1 and begins again.", flush=True)
+    print(f"A log of more than {LOG_BYTES / 1e6:.0f} MB becomes NAME.log.1, and a new log begins.", flush=True)
     while True:
         for log in folder.glob("*.log"):
             rotate(log)

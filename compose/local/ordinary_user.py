@@ -1,7 +1,7 @@
-"""Which user the stack runs as: Postgres refuses root, and no other process of the stack needs root.
+"""The user of the stack: Postgres refuses root, and no other process of the stack needs root.
 
-Started by root, every process of the stack becomes an ordinary user: the one who called sudo, else the owner of the
-checkout, else `nobody`. That user may be unable to enter the checkout, or the folder that Python lives in (`mktemp -d`
+Started by root, every process of the stack switches to an ordinary user: the one who called sudo, or the owner of the
+checkout, or `nobody`. That user may be unable to enter the checkout, or Python's folder (`mktemp -d`
 and /root are closed to others). Only then the processes keep one capability of root's: to read closed folders.
 """
 
@@ -44,17 +44,17 @@ class _CapabilitySet(ctypes.Structure):
 
 @dataclass(frozen=True)
 class OrdinaryUser:
-    """Whom the processes run as, and the capability that they keep (None if none is needed)."""
+    """The user of the processes, and the capability that they keep (None if they need none)."""
 
     uid: int
     gid: int
     capability: int | None = None
 
     def become(self) -> None:
-        """Called between fork and exec. There is no way back."""
+        """Switch to the user, between fork and exec. This cannot be undone."""
         if self.capability is not None:
-            # Capabilities stay when the user changes. And only with this bit access(2) counts those of a user other
-            # than root; initdb looks by it for postgres beside itself.
+            # Capabilities stay when the user changes. Only with this bit access(2) respects those of a user other
+            # than root; initdb uses access(2) to find postgres next to itself.
             _call("prctl", PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
         os.setgroups([])
         os.setgid(self.gid)
@@ -63,7 +63,7 @@ class OrdinaryUser:
             bit = 1 << self.capability
             wanted = (_CapabilitySet * 2)(_CapabilitySet(bit, bit, bit))  # 64 bits as two sets of 32
             _call("capset", ctypes.byref(_CapabilityHeader(CAPABILITY_VERSION_3, 0)), ctypes.byref(wanted))
-            # Without this, exec would take the capability away again.
+            # Without this, exec would remove the capability again.
             _call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, self.capability, 0, 0)
 
 
@@ -87,7 +87,7 @@ def die_with_parent(signal: int, parent: int) -> None:
 
 @functools.cache
 def ordinary_user() -> OrdinaryUser | None:
-    """The user to become; None where this process is an ordinary user's already."""
+    """The user to switch to; None if this process already belongs to an ordinary user."""
     if os.geteuid() != 0:
         return None
     user = next(_candidates(), None)
@@ -124,7 +124,7 @@ def _candidates() -> Iterator[OrdinaryUser]:
 
 
 def _can_read_everything(user: OrdinaryUser) -> bool:
-    """Whether this user can run this Python with these packages and read the checkout: tried, not guessed."""
+    """Whether this user can run this Python with these packages and read the checkout. This tries it."""
     try:
         tried = subprocess.run(
             [sys.executable, "-c", "import compose.local.servers"],
@@ -141,7 +141,7 @@ def _can_read_everything(user: OrdinaryUser) -> bool:
 
 
 def own(path: Path) -> None:
-    """Give a file or folder that the stack made to the user that the stack runs as."""
+    """Give a file or folder of the stack to the stack's user."""
     user = ordinary_user()
     if user is not None:
         os.chown(path, user.uid, user.gid)

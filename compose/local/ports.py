@@ -1,4 +1,4 @@
-"""Which ports the stack uses: chosen at its first start, and remembered, so that later commands need no variables."""
+"""The ports of the stack: chosen at its first start, and remembered, so that later commands need no variables."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ DEFAULTS = {
     "MANAGE_PORT": 8002,
     "QUERY_PORT": 8003,
 }
-OFFSET = "PORT_OFFSET"  # added to every default: a second checkout beside the first
+OFFSET = "PORT_OFFSET"  # added to every default, for a second checkout at the same time
 
 
 def choose(remembered: Mapping[str, int], environ: Mapping[str, str] = os.environ) -> dict[str, int]:
-    """What a variable says, else what is remembered, else the default."""
+    """The port of a variable, or the remembered one, or the default."""
     offset = read_number(environ, OFFSET)
     ports = {}
     for variable, default in DEFAULTS.items():
@@ -34,7 +34,7 @@ def choose(remembered: Mapping[str, int], environ: Mapping[str, str] = os.enviro
             raise StackError(f"{variable}: {ports[variable]} is not a port; use 1 to 65535.")
     for variable, port in ports.items():
         if list(ports.values()).count(port) > 1:
-            raise StackError(f"{variable}: port {port} is wanted twice; give each process its own.")
+            raise StackError(f"{variable}: port {port} is used twice; give each process its own.")
     return ports
 
 
@@ -47,7 +47,7 @@ def remembered_in(folder: Path) -> dict[str, int]:
 
 
 def remember(folder: Path, ports: Mapping[str, int]) -> None:
-    """Keep them for later commands."""
+    """Remember them for later commands."""
     make_folder(folder)
     path = folder / "ports.json"
     path.write_text(json.dumps(ports, indent=2) + "\n")

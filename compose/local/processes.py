@@ -1,7 +1,7 @@
 """A background process that outlives the command that started it, and that later commands find again.
 
-Its folder has a file `pid` with the process id and the time of its creation. So a process id that has since been given
-to another process is not taken for it, and not killed.
+Its folder has a file `pid` with the process id and the time of its creation. So if another process gets the same id
+later, it is not mistaken for this one, and not killed.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ import psutil
 from compose.local import logs
 from compose.local.ordinary_user import die_with_parent, ordinary_user, own
 
-# The kernel tells when a process began in ticks since boot; psutil adds the time of boot, in whole seconds, which the
-# clock's corrections move a little. A process id that is given out twice within this time does not happen.
+# The kernel gives the start of a process in ticks since boot; psutil adds the time of boot, in whole seconds, which
+# corrections of the clock move a little. The kernel does not give out a process id twice within this time.
 SAME_BIRTH_SECONDS = 2.0
 
 POLL_SECONDS = 0.05
 PORT_SECONDS = 2.0  # for a port to be free after its holder was killed a moment ago
-KILLED_SECONDS = 10.0  # for the kernel to end what was killed; it takes longer only if a disk hangs
+KILLED_SECONDS = 10.0  # for the kernel to end a killed process; it takes longer only if a disk hangs
 
-# What the caller's environment must not decide: where a process listens, whom it connects to, as whom.
+# Variables that must not come from the caller's environment: they say where a process listens and connects, and as whom.
 NOT_INHERITED = {
     *("BIND", "PORT", "GUNICORN_CMD_ARGS", "DATABASE_URL", "REDIS_URL", "AUTH", "TOKENS"),
     *("ADMIN_DATABASE_URL", "ADMIN_ORIGIN", "SECRET_KEY"),
     *("DJANGO_SETTINGS_MODULE", "PROMETHEUS_MULTIPROC_DIR", "TMPDIR"),
 }
 
-# The variable by which every process of the stack, and its children, can be told: it holds the process's folder.
+# Every process of the stack, and its children, have this variable, with the process's folder.
 MARK = "ROLLCALL_PROCESS"
 
 
 class StackError(Exception):
-    """Something that the person at the keyboard has to know; the message is what they read."""
+    """An error for the user of the command line; they read the message."""
 
 
 class PortTaken(StackError):
-    """Somebody else listens on a port that the stack wants."""
+    """Another process listens on a port that the stack needs."""
 
 
 class DoesNotStart(StackError):
@@ -53,7 +53,7 @@ class DoesNotStart(StackError):
 
 
 class Options(TypedDict, total=False):
-    """The options of any process, beside its folder and its port."""
+    """The options of any process, in addition to its folder and its port."""
 
     name: str
     log: Path | None
@@ -61,7 +61,7 @@ class Options(TypedDict, total=False):
 
 
 class Process:
-    """One process. Subclasses say what to run and how to tell that it is ready."""
+    """One process. Subclasses say what to run and when it is ready."""
 
     stop_signal = signal.SIGTERM
     start_seconds = 60.0
@@ -82,33 +82,33 @@ class Process:
         self.launched_at = 0.0  # seconds since 1970; 0 if an earlier command did it
 
     def command(self) -> list[str]:
-        """What to run."""
+        """The command to run."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """Variables beside those that are inherited."""
+        """Variables in addition to the inherited ones."""
         return {}
 
     def working_folder(self) -> Path:
         return self.folder
 
     def why_not_ready(self) -> str | None:
-        """None when it does its work, else the reason in a few words. Asked of a running process; must be quick."""
+        """None if it is ready, otherwise the reason in a few words. Called while the process runs; must be quick."""
         raise NotImplementedError
 
     def is_ending(self, reason: str) -> bool:
-        """Whether this reason for not being ready means that it was told to end, and would wait longer than we do."""
+        """Whether this reason for not being ready means that it was told to end, and would wait longer than the caller."""
         return False
 
     def create(self) -> None:
-        """Make what it needs on disk; keeps what is complete."""
+        """Make its files; keeps complete ones."""
         make_folder(self.folder)
         make_folder(self.log.parent)
 
     def running(self) -> psutil.Process | None:
         """The process, if it is alive."""
         if self._child is not None and self._child.poll() is not None:
-            self._child = None  # ours, and reaped now
+            self._child = None  # a child of this process, and reaped now
         try:
             pid, born = (self.folder / "pid").read_text().split()
             process = psutil.Process(int(pid))
@@ -128,12 +128,12 @@ class Process:
         return "not running" if self.running() is None else self.why_not_ready() or "ok"
 
     def start(self) -> None:
-        """Start it unless it runs, and wait until it is ready."""
+        """Start it if it does not run, and wait until it is ready."""
         self.begin()
         self.wait_until_ready()
 
     def begin(self) -> None:
-        """Start it unless it runs. It may not be ready yet."""
+        """Start it if it does not run. It may not be ready yet."""
         self._was_found = self.running() is not None
         if not self._was_found:
             self.end_leftovers()
@@ -144,10 +144,10 @@ class Process:
             self._launch()
 
     def wait_until_ready(self) -> None:
-        """Return once it does its work; DoesNotStart, with the end of its log, when it ends or its deadline passes.
+        """Return when it is ready; raises DoesNotStart, with the end of its log, if it ends or its deadline passes.
 
-        One that `begin` has found running may have been told to end a moment before: its end is waited for, and it is
-        started again.
+        A process that `begin` has found running may have been told to end a moment before: this waits for its end, and
+        starts it again.
         """
         deadline = time.monotonic() + self.start_seconds
         while True:
@@ -167,7 +167,7 @@ class Process:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Ask it to end; kill it when it does not within its deadline. Returns when nothing of it is left."""
+        """Ask it to end; kill it after its deadline. Returns when no process of it is left."""
         process = self.running()
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -176,7 +176,7 @@ class Process:
         self.kill()
 
     def kill(self) -> None:
-        """End it as a crash would: it and its children, with no chance to tidy up."""
+        """End it as a crash would: it and its children, without cleanup."""
         process = self.running()
         if process is not None:
             kill(process)
@@ -184,35 +184,35 @@ class Process:
         (self.folder / "pid").unlink(missing_ok=True)
 
     def check_port(self) -> None:
-        """Raise PortTaken if somebody else listens on our port."""
+        """Raise PortTaken if another process listens on its port."""
         deadline = time.monotonic() + PORT_SECONDS
         while self.port is not None and not is_free(self.port):
             if time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
                 continue
             advice = f"; set {self.port_variable} to another one" if self.port_variable else ""
-            raise PortTaken(f"Port {self.port}, wanted for {self.name}, is taken by {holder_of(self.port)}{advice}.")
+            raise PortTaken(f"Port {self.port}, needed by {self.name}, is in use by {holder_of(self.port)}{advice}.")
 
     def leftovers(self) -> Iterator[psutil.Process]:
-        """What an earlier start left behind, such as workers that keep the port of a parent that was killed."""
+        """Processes of an earlier start, such as workers that keep the port of a killed parent."""
         for process in psutil.process_iter():
             try:
                 if process.environ().get(MARK) == str(self.folder):
                     yield process
-            except psutil.Error:  # ended, or somebody else's
+            except psutil.Error:  # ended, or of another user
                 continue
 
     def end_leftovers(self) -> None:
-        """Kill what an earlier start left behind. Called when the process itself is known to be gone."""
+        """Kill the processes of an earlier start. Called when the process itself has ended."""
         for process in list(self.leftovers()):
             kill(process)
         if self._child is not None:
-            # Our child, to be reaped: a process counts as a zombie a moment before its last thread has ended.
+            # A child of this process, to be reaped: a process counts as a zombie just before its last thread ends.
             self._child.wait(KILLED_SECONDS)
             self._child = None
 
     def full_environment(self) -> dict[str, str]:
-        """The environment that it runs in."""
+        """Its environment."""
         own_variables = self.environment()
         dropped = {*NOT_INHERITED, *(f"{name}_FILE" for name in (*NOT_INHERITED, *own_variables))}
         inherited = {n: v for n, v in os.environ.items() if n not in dropped and not n.startswith("PG")}
@@ -220,9 +220,9 @@ class Process:
         return inherited | {"HOME": str(self.folder), MARK: str(self.folder)} | own_variables
 
     def run(self, command: list[str], variables: Mapping[str, str] | None = None, **options: object) -> str:
-        """Run a command that ends by itself, as the user and in the environment of the process, with these variables.
+        """Run a command to its end, as the user and in the environment of the process, with these variables.
 
-        What it printed.
+        Returns its output.
         """
         user = ordinary_user()
         done = subprocess.run(
@@ -243,7 +243,7 @@ class Process:
     def _launch(self) -> None:
         user, starter, pid_file = ordinary_user(), os.getpid(), self.folder / "pid"
 
-        # A Ctrl-C that comes while Python forks would be lost: its own hooks swallow it. It is kept until that is done.
+        # A Ctrl-C while Python forks would be lost: its own hooks swallow it. So it is delayed until the fork is done.
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
         def before_exec() -> None:
@@ -270,7 +270,7 @@ class Process:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # a Ctrl-C in the terminal is for the starter alone
+                    start_new_session=True,  # a Ctrl-C in the terminal is only for the starter
                     preexec_fn=before_exec,
                 )
         finally:
@@ -283,7 +283,7 @@ class Process:
 
 
 def has_ended(process: psutil.Process, seconds: float) -> bool:
-    """Wait for its end; whether it came. A zombie has ended: in a container there may be nobody to reap it."""
+    """Wait for its end; returns whether it ended. A zombie has ended: in a container nobody may reap it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -296,15 +296,15 @@ def has_ended(process: psutil.Process, seconds: float) -> bool:
 
 
 def kill(process: psutil.Process) -> None:
-    """Kill it, and return when it is gone: its port and its files are free then."""
+    """Kill it, and return when it has ended: then its port and its files are free."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
     if not has_ended(process, KILLED_SECONDS):
-        raise StackError(f"{process} does not end, although it was killed: the system holds it.")
+        raise StackError(f"{process} does not end, although it was killed: the system still holds it.")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that only the stack's user may enter, and the folders above it."""
+    """Make a folder that only the stack's user may enter, and its parents."""
     if not folder.is_dir():
         if not folder.parent.is_dir():
             make_folder(folder.parent)
@@ -324,7 +324,7 @@ def is_free(port: int) -> bool:
 
 
 def holder_of(port: int) -> str:
-    """Which process listens on this port, as far as we are allowed to know."""
+    """The process that listens on this port, as far as we may know."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             listens = connection.status == psutil.CONN_LISTEN and connection.laddr

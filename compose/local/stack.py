@@ -19,7 +19,7 @@ from compose.local.services import Ingest, Keeper, Manage, Rotator, Service, Web
 
 @dataclass(frozen=True)
 class Standing:
-    """How one process stands."""
+    """The state of one process."""
 
     name: str
     pid: int | None
@@ -32,7 +32,7 @@ class Standing:
 
 
 class Stack:
-    """The stack whose state lies in `folder`."""
+    """The stack with its state in `folder`."""
 
     def __init__(self, folder: Path, ports: Mapping[str, int]) -> None:
         self.folder = folder.resolve()
@@ -44,7 +44,7 @@ class Stack:
         self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
         self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], locked=True, log=log("valkey"))
 
-        # Each has a role of its own in each store, and what it needs to know and nothing else.
+        # Each has a role of its own in each store, and only the secrets that it needs.
         def of_ingest() -> dict[str, str]:
             stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.valkey.url_of("ingest")}
             return stores | self.admin_variables() | self.ingest.tokens_variable() | self.file_variable()
@@ -81,9 +81,9 @@ class Stack:
         self.processes: list[Process] = [*self.servers, *self.services, self.rotator]
 
     def up(self) -> list[str]:
-        """Start what does not run, and wait until all of it is ready; the names of what was started.
+        """Start the processes that do not run, and wait until all are ready; returns the names of the started ones.
 
-        Interrupted or failed, it ends what it started, and leaves what ran before.
+        If it is interrupted or fails, it ends the processes that it started, and leaves those that ran before.
         """
         before = {process.name: process.pid for process in self.processes}
 
@@ -99,12 +99,12 @@ class Stack:
                 process.start()
             for service in (self.ingest, self.manage):
                 service.make_token()
-            if self.ingest.health() != "ok":  # also where it runs, and is about to end
+            if self.ingest.health() != "ok":  # also if it runs, and is about to end
                 self.ingest.run_command("migrate", "--no-input", "--verbosity=0", variables=self.owner_variables())
                 self.ingest.make_first_user(self.owner_variables(), self.primary.identity() or "")
             for process in (*self.services, self.rotator):
                 process.begin()
-            # The servers again: what is told to end works on for a moment, and looked ready a moment ago.
+            # The servers again: one that was told to end works for a moment longer, and may have looked ready.
             for process in self.processes:
                 process.wait_until_ready()
         except BaseException:  # Ctrl-C too
@@ -115,7 +115,7 @@ class Stack:
         return [process.name for process in self.processes if was_started(process)]
 
     def restart(self, chosen: Sequence[Process]) -> None:
-        """End these, last started first, and start them again with whatever else does not run."""
+        """End these, last started first, and start them again, with all others that do not run."""
         for process in reversed(chosen):
             process.stop()
         self.up()
@@ -129,14 +129,14 @@ class Stack:
         return [process for process in self.processes if names is None or process.name in names]
 
     def down(self) -> list[str]:
-        """End everything, last started first; the names of what ran."""
+        """End everything, last started first; returns the names of the processes that ran."""
         ran = [process.name for process in reversed(self.processes) if process.running() is not None]
         for process in reversed(self.processes):
             process.stop()
         return ran
 
     def reset(self) -> None:
-        """End everything and remove its data. Only what the stack made is removed; its ports stay remembered."""
+        """End everything and remove the stack's own data, but not the remembered ports."""
         self.down()
         for process in self.processes:
             shutil.rmtree(process.folder, ignore_errors=True)
@@ -148,17 +148,17 @@ class Stack:
         return [Standing(each.name, each.pid, each.port, each.health()) for each in self.processes]
 
     def findings(self) -> list[str]:
-        """What manage says is wrong with counters, replica and keeper; nothing if it does not run."""
+        """Manage's findings about counters, replica and keeper; none if it does not run."""
         return [] if self.manage.running() is None else self.manage.findings()
 
     def owner_variables(self) -> dict[str, str]:
-        """For what ingest itself may not do: migrate, and empty a table."""
+        """For work that ingest itself may not do: migrate, and empty a table."""
         stores = {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
         return stores | self.admin_variables() | self.file_variable()
 
     @property
     def declarations_path(self) -> Path:
-        """The declarations of this stack, if it has others than the packaged ones."""
+        """The declarations of this stack, if they are not the packaged ones."""
         return self.folder / "rollcall.toml"
 
     def declare(self, lines: str) -> None:
@@ -169,11 +169,11 @@ class Stack:
         own(self.declarations_path)
 
     def file_variable(self) -> dict[str, str]:
-        """What tells the services which declarations are theirs."""
+        """The variable that names the declarations for the services."""
         return {"ROLLCALL_FILE": str(self.declarations_path)} if self.declarations_path.exists() else {}
 
     def admin_variables(self) -> dict[str, str]:
-        """What turns ingest's admin pages on."""
+        """The variables that turn ingest's admin pages on."""
         return {
             "ADMIN_DATABASE_URL": self.primary.url_of("admin"),
             "ADMIN_ORIGIN": self.ingest.url,
@@ -181,12 +181,12 @@ class Stack:
         }
 
     def exists(self) -> bool:
-        """Whether it was ever started here, and not reset since."""
+        """Whether it was started here, and not reset since."""
         return self.primary.folder.exists()
 
 
 def open_stack(folder: Path, *, to_start: bool = False) -> Stack:
-    """The stack in this folder. `to_start`: variables may choose its ports, unless it is running."""
+    """The stack in this folder. `to_start`: variables may choose its ports, if it does not run."""
     remembered = ports_of_stack.remembered_in(folder)
     if not to_start:
         return Stack(folder, ports_of_stack.DEFAULTS | remembered)
@@ -202,7 +202,7 @@ def open_stack(folder: Path, *, to_start: bool = False) -> Stack:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One command at a time changes the stack; another one waits. The lock goes with its holder, however that ends."""
+    """One command at a time changes the stack; another one waits. The lock ends with its holder, however that ends."""
     make_folder(folder)
     path = folder / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,1 +1,1 @@
-"""The admin pages: rows looked at and deleted, over a connection of their own. Only where ADMIN_DATABASE_URL is set."""
+"""The admin pages show rows and delete them, over a connection of their own. Only if ADMIN_DATABASE_URL is set."""

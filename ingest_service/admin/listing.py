@@ -1,4 +1,4 @@
-"""Lists over tables of any size: a page is read from an index, where the last one ended, and nothing is counted."""
+"""Lists over tables of any size: each page is read from an index, after the end of the last one; no page counts rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ingest_service.admin.searching import Rows, Search
 from shared_models.models import Countable
 
 BEFORE, AFTER = "before", "after"
-# A search is read from its beginning, because rows under one value of an index have no order to go on from. The last
-# page reads all rows before it. So many rows take a fraction of a second, even from a cold disk.
+# A search is read from its start, because rows with one value of an index have no order to continue from. So the last
+# page reads all rows before it. This number of rows takes a fraction of a second, even from a cold disk.
 SEARCH_PAGES = 20
 
 
 class RowList(ChangeList):
-    """The newest rows, page by page by their ids; or what a search finds, in the order of its index."""
+    """The newest rows, page by page by their ids; or the result of a search, in the order of its index."""
 
     # Django's template asks for these.
     filter_specs: list[ListFilter] = []
@@ -33,7 +33,7 @@ class RowList(ChangeList):
         return rows if self.search is None else self.search.narrow(rows)
 
     def get_results(self, request: HttpRequest) -> None:
-        """One page, and one row more to know whether it is the last."""
+        """One page, and one more row to know whether it is the last page."""
         self.older = self.newer = ""
         self.limited = False
         rows = self.read_found() if self.search else self.read_newest(request)
@@ -43,7 +43,7 @@ class RowList(ChangeList):
         self.show_admin_actions, self.can_show_all, self.multi_page = True, True, False
 
     def read_found(self) -> list[Countable]:
-        """A page of what was searched for."""
+        """A page of a search."""
         page = min(max(self.page_num, 1), SEARCH_PAGES)
         first = (page - 1) * self.list_per_page
         rows = list(self.queryset[first : first + self.list_per_page + 1])
@@ -56,7 +56,7 @@ class RowList(ChangeList):
         return rows[: self.list_per_page]
 
     def read_newest(self, request: HttpRequest) -> list[Countable]:
-        """A page of all rows, from the end of another page on."""
+        """A page of all rows, after the end of another page."""
         before, after = (number_in(request, name) for name in (BEFORE, AFTER))
         if after is not None:
             rows = list(self.queryset.filter(pk__gt=after).order_by("pk")[: self.list_per_page + 1])
@@ -81,7 +81,7 @@ def number_in(request: HttpRequest, name: str) -> int | None:
 
 
 def estimate_rows(model: type[models.Model]) -> int | None:
-    """How many rows the table has, as Postgres last estimated; None if it has not yet."""
+    """How many rows the table has, by Postgres' last estimate; None if there is none yet."""
     connection = connections[ALIAS]
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(model._meta.db_table)

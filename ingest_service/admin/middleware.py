@@ -1,4 +1,4 @@
-"""What Django's admin needs around its views, and only around these: any other request costs one comparison.
+"""The middleware for the views of Django's admin only: any other request costs one comparison.
 
 CSRF needs no middleware: each view of the admin, and of signing in, checks it itself.
 """
@@ -45,7 +45,7 @@ class OnlyUnderAdmin(MiddlewareMixin):
 class ConnectionMiddleware:
     """Closes the admin's connection after each of its requests, and answers 503 if there was none.
 
-    The service keeps a connection a thread; a few operators do not need as many more.
+    The service keeps a connection for each thread; a few operators do not need as many more.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
@@ -65,7 +65,7 @@ class ConnectionMiddleware:
         if not request.path_info.startswith(PREFIX):
             return None
         if isinstance(exception, PermissionDenied):
-            return respond(Problem(FORBIDDEN, "this user may look at rows, and may not change or delete them"))
+            return respond(Problem(FORBIDDEN, "this user may look at rows, but may not delete them"))
         if not isinstance(exception, Error):
             return None
         # The first line: those after it may quote rows.
@@ -73,7 +73,7 @@ class ConnectionMiddleware:
         return respond(
             Problem(
                 ADMIN_UNAVAILABLE,
-                "the database did not answer the admin, or not in time; rows are stored and counted without it: try again",
+                "the database did not answer the admin, or not in time; ingest still stores and counts rows: try again",
             )
         )
 
@@ -87,4 +87,4 @@ class SignedIn(OnlyUnderAdmin, AuthenticationMiddleware):
 
 
 class Notices(OnlyUnderAdmin, MessageMiddleware):
-    """What the last page has done, said on the next one."""
+    """The result of the last page, shown on the next one."""

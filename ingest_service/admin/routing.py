@@ -1,4 +1,4 @@
-"""Which of the two connections a model is read and written over."""
+"""Chooses one of the two connections for a model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ LABELS = {"admin", "auth", "contenttypes", "sessions", "shared_models"}
 
 
 class AdminRouter:
-    """The ORM works over the admin's connection: the role of the other one may neither read rows nor delete them.
+    """The ORM uses the admin's connection: the role of the other one may neither read rows nor delete them.
 
-    Ingest itself stores and reads by SQL of its own, and never asks here. Tables are made over the other connection, by
-    the owner.
+    Ingest itself stores and reads with SQL of its own, and does not use this. The owner makes tables over the other
+    connection.
     """
 
     def db_for_read(self, model: type[models.Model], **hints: object) -> str | None:

@@ -1,4 +1,4 @@
-"""The pages of a counted table, to look at rows and to delete them. Only producers write rows, and so count them."""
+"""The pages of a counted table, to look at rows and to delete them. Only producers write rows."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from shared_models.models import Countable, model_of
 
 log = structlog.get_logger()
 
-# As many rows as a person looks through, and confirms.
+# As many rows as a person reads and confirms.
 PAGE_ROWS = 50
 
 
 class TickedOnly(ActionForm):
-    """An action concerns the rows that are ticked, never all rows that a search would find."""
+    """An action applies to the ticked rows, never to all rows of a search."""
 
     def clean_select_across(self) -> bool:
         return False
 
 
-# What Django asks of a page before it deletes: rows, how many of each kind, what one may not, what is protected.
+# What Django needs before it deletes: rows, how many of each kind, missing permissions, protected rows.
 Deletions: TypeAlias = tuple[list[str], dict[str, int], set[str], list[str]]
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ else:
 
 
 class LookedAt(Page):
-    """A table of any size, to look at. Everybody who may sign in may look."""
+    """A table of any size, view only. Everybody who may sign in may look."""
 
     counters: tuple[Counter, ...] = ()
     list_per_page = PAGE_ROWS
@@ -78,7 +78,7 @@ class LookedAt(Page):
     def history_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Rows do not change, and a deleted one has no page."""
+        """Rows have no history: they do not change, and a deleted one has no page."""
         raise Http404
 
 
@@ -98,25 +98,25 @@ class RowAdmin(LookedAt):
         return bool(request.user.is_superuser)  # type: ignore[union-attr]
 
     def response_action(self, request: HttpRequest, queryset: Rows, *args: Any) -> HttpResponse | None:
-        """By their ids, whatever was searched for; the deletion and its record are stored together."""
+        """Delete rows by their ids, whatever the search was; one transaction stores the deletion and its record."""
         ids = [text for text in request.POST.getlist("_selected_action") if text.isdecimal()][:PAGE_ROWS]
         with transaction.atomic(using=ALIAS):
             return super().response_action(request, self.model._default_manager.only("pk").filter(pk__in=ids), *args)
 
     def get_deleted_objects(self, objs: Iterable[models.Model], request: HttpRequest) -> Deletions:
-        """Nothing depends on a row, so nothing has to be collected."""
+        """No other row depends on these, so there is nothing to collect."""
         rows = [str(row) for row in objs]
         return rows, {str(self.opts.verbose_name_plural): len(rows)}, set(), []
 
     def log_deletions(self, request: HttpRequest, queryset: Rows) -> list[LogEntry]:
-        """In the table of the admin's log, and in the service's: ids of rows, and the id of who it was."""
+        """Write the deletion into the admin's log table and the service's log: ids of rows, and the id of the user."""
         ids = [row.pk for row in queryset]
         log.info("admin.deleted", table=self.opts.db_table, ids=ids, who=request.user.pk)
         return super().log_deletions(request, queryset)
 
 
 class LogAdmin(LookedAt):
-    """Who has deleted what. Nobody can change it; the admin's role in the database may not either."""
+    """The log of deletions. Nobody can change it; the admin's role in the database has no right to."""
 
     list_display = ("id", "action_time", "user", "content_type", "object_repr")
 

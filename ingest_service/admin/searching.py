@@ -1,7 +1,7 @@
 """Searches that an index answers, however large the table: by a counter's leading fields, the last one as a prefix.
 
-Each is one range of the index that the counter has anyway, read in the order of that index: nothing is counted, sorted
-or looked through. Each counter adds a form.
+Each is one range of the counter's index, read in the order of that index, without counting, sorting or
+scanning. Each counter adds a form.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXACTLY = "exactly"
 
 
 class Search(forms.Form):
-    """A search by one counter. It is bound if the request has any of its fields."""
+    """A search by one counter. The form is bound if the request has any of its fields."""
 
     def __init__(self, counter: Counter, model: type[models.Model], data: QueryDict) -> None:
         self.counter = counter
@@ -40,11 +40,11 @@ class Search(forms.Form):
         self.given = [name for name in self.columns if cleaned.get(name) not in (None, "")]
         wanted = list(self.columns)[: max(1, len(self.given))]
         if not self.errors and self.given != wanted:
-            raise ValidationError(f"rows are found by {' and '.join(wanted)} first: fill that in, too")
+            raise ValidationError(f"fill in {' and '.join(wanted)}, too: the search needs it first")
         return cleaned
 
     def narrow(self, rows: Rows) -> Rows:
-        """The rows that it asks for, in the order of the index."""
+        """The rows that match, in the order of the index."""
         if not self.is_valid():
             return rows.none()
         last = self.given[-1]
@@ -58,7 +58,7 @@ class Search(forms.Form):
 
 
 def input_of(column: Field) -> forms.Field:
-    """The input for a column. Values are stored as sent, so blanks count."""
+    """The input for a column. Values are stored unchanged, so spaces count."""
     if isinstance(column, models.IntegerField):
         return forms.IntegerField(required=False)
     return forms.CharField(required=False, strip=False, max_length=column.max_length)

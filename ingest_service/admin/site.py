@@ -1,4 +1,4 @@
-"""The admin's site: a page for each table that a counter names, and the record of what was deleted."""
+"""The admin's site: a page for each table with a counter, and the log of deletions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from shared_models.web.rate_limits import KEEP_SECONDS
 
 log = structlog.get_logger()
 
-# Attempts of everybody together, over all workers. A person needs longer than that, and to check a password takes half
-# a second of a processor.
+# Attempts of all clients together, over all workers. A person needs longer than a second, and checking a password takes
+# half a second of a processor.
 SIGN_INS_PER_SECOND = 1
 # No token can have this name.
 RATE = "/admin/login/"
 
 
 def count_sign_ins() -> int:
-    """How many have tried to sign in in this second, with this one; 0 while Redis is away."""
+    """How many attempts to sign in there were in this second, with this one; 0 while Redis does not answer."""
     key = keys.of_rate(settings.SERVICE, RATE, int(time.time()))
     try:
         pipe = stores.open_redis().pipeline()
@@ -49,20 +49,20 @@ class SignInForm(AdminAuthenticationForm):
     def clean(self) -> dict[str, Any]:
         if count_sign_ins() > SIGN_INS_PER_SECOND:
             log.warning("admin.sign_in_limited")
-            raise ValidationError("Somebody else is signing in at this moment; try again in a second.")
+            raise ValidationError("Another user is signing in at this moment; try again in a second.")
         try:
             cleaned = super().clean()
         except ValidationError:
             log.warning("admin.sign_in_refused")
             raise
-        # There is no user if a field was refused by itself; the form shows why.
+        # There is no user if a field was not valid; the form shows why.
         if self.get_user() is not None:
             log.info("admin.signed_in", who=self.get_user().pk)
         return cleaned
 
 
 class Site(AdminSite):
-    """Django's, with our tables."""
+    """Django's admin site, with the counted tables."""
 
     site_header = site_title = "Rollcall ingest"
     index_title = "Tables"
@@ -70,14 +70,14 @@ class Site(AdminSite):
     login_form = SignInForm
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Also a good moment to forget the sessions that have ended."""
+        """Sign in, and remove expired sessions."""
         if request.method == "POST":
             SessionStore.clear_expired()
         return super().login(request, extra_context)
 
 
 def make_site() -> Site:
-    """The site, by the declarations."""
+    """The site for the declared tables."""
     site = Site()
     for model in counted_models():
         site.register(model, RowAdmin)

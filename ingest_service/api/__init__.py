@@ -1,1 +1,1 @@
-"""What producers send, and what they are answered."""
+"""The requests of producers, and the answers."""

@@ -1,4 +1,4 @@
-"""What ingest answers: rows that come in. Django answers /docs, /static/ and /admin/."""
+"""Ingest's application takes rows. Django answers /docs, /static/ and /admin/."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from shared_models.web.health import Readiness
 from shared_models.web.rate_limits import RateLimit
 
 PREFIX = "/v1/"
-# What log, metrics and description call the addresses.
+# The names of the routes in log, metrics and description.
 ROW_ROUTE, BATCH_ROUTE = "/v1/{collection}", "/v1/{collection}/batch"
 
 
 def read_limits() -> Limits:
-    """Who may ask, by the settings. The admin asks for a name and a password itself."""
+    """The rules of access, by the settings. The admin asks for a name and a password itself."""
     rate = settings.RATE_LIMIT_PER_SECOND
     return Limits(
         tokens=settings.TOKENS,
@@ -48,7 +48,7 @@ class Ingest(Application):
         return await super().handle(request)
 
     async def handle_rows(self, request: Request) -> Answer | None:
-        """What lies below /v1/."""
+        """The endpoints below /v1/."""
         name, slash, more = request.path[len(PREFIX) :].partition("/")
         if not name or (slash and more != "batch"):
             return await super().handle(request)

@@ -1,4 +1,4 @@
-"""What `/readyz` looks at: can rows be stored, and will they be counted?"""
+"""The checks of `/readyz`: can ingest store rows, and will it count them?"""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shared_models.deadlines import cut_after
 from shared_models.stores import check_noeviction
 from shared_models.web.health import Readiness
 
-# A client that asks for readiness waits a few seconds at most. A primary that is stopped would let it wait for ever.
+# A client that asks for readiness waits a few seconds at most. With a stopped primary it would wait for ever.
 ANSWER_SECONDS = 2.0
 
 
 def read_readiness() -> Readiness:
-    """Ask both. Without Redis ingest still stores and acknowledges, so it is ready without."""
+    """Check the primary and Redis. Without Redis ingest still stores and acknowledges, so it is ready without it."""
     return Readiness({"primary": check_primary(), "redis": check_redis()}, needed=frozenset({"primary"}))
 
 
 def check_primary() -> str | None:
-    """The primary can be reached and written to, and its tables are there. Over a connection that is closed afterwards.
+    """Check that the primary can be reached and written to, and has its tables. Uses a connection of its own.
 
-    A database of others, to which nothing is sent, has no tables of ours.
+    If no table takes rows through ingest, the database needs no tables of Rollcall's own.
     """
     plan = []
     try:
@@ -47,7 +47,7 @@ def check_primary() -> str | None:
 
 
 def check_redis() -> str | None:
-    """It answers, and it does not drop members."""
+    """Check that Redis answers, and does not drop members."""
     try:
         return check_noeviction(stores.open_redis())
     except RedisError as error:

@@ -1,4 +1,4 @@
-"""The description of ingest's API: what each operation takes, answers and refuses. The rows are those of the models."""
+"""The description of ingest's API: what each operation takes, answers and refuses. The models describe the rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IDEMPOTENCY_KEY = parameter(
     "A retry of the same request with the same key stores nothing twice, and gets the first answer.",
 )
 CONTENT_ENCODING = parameter(
-    "Content-Encoding", "header", {"type": "string", "enum": ["gzip", "identity"]}, "How the body is packed."
+    "Content-Encoding", "header", {"type": "string", "enum": ["gzip", "identity"]}, "The compression of the body."
 )
 STRICT = parameter(
     "strict",
@@ -74,7 +74,7 @@ def _describe(counters: tuple[Counter, ...], access: Access) -> bytes:
     collections = read_collections().values()
     return describe(
         "Rollcall ingest",
-        "Rows come in, are stored, and are counted.",
+        "Stores rows and counts them.",
         [each for collection in collections for each in (describe_row(collection), describe_batch(collection))],
         *(collection.row for collection in collections),
         access=access,
@@ -89,7 +89,7 @@ def describe_row(collection: Collection) -> Operation:
         id=f"create{collection.row.__name__}",
         tag=collection.name,
         summary=f"Store one row of {collection.name}",
-        description=f"One JSON object, {settings.MAX_BODY_BYTES} bytes at most.",
+        description=f"One JSON object of at most {settings.MAX_BODY_BYTES} bytes.",
         parameters=(IDEMPOTENCY_KEY, CONTENT_ENCODING),
         body={payloads.JSON: {"schema": reference(collection.row), "example": example_of(collection)}},
         answers={201: Answer(RowAnswer, headers=REPLAY)},
@@ -121,7 +121,7 @@ def describe_batch(collection: Collection) -> Operation:
 
 
 def example_of(collection: Collection) -> Mapping[str, str | int]:
-    """A row that is taken as it stands: the members that the counters give as examples, and something for the rest."""
+    """A valid row as an example: with the counters' example members, and some value for the other fields."""
     known: dict[str, str | int] = {}
     for counter in collection.counters:
         known |= dict(zip(counter.fields, counter.example, strict=False))
@@ -129,5 +129,5 @@ def example_of(collection: Collection) -> Mapping[str, str | int]:
 
 
 def any_value(field: Field) -> str | int:
-    """A value that the field takes."""
+    """A valid value for the field."""
     return "hello"[: field.max_length] if isinstance(field, TEXT_FIELDS) else 1

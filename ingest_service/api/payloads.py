@@ -1,8 +1,8 @@
 """From bytes to rows, or to errors that say where, which field, what is wrong, and what is allowed.
 
-msgspec decodes and checks a row in one go, against the struct that `catalog` derives from the model. What it accepts
-is accepted (except U+0000, which JSON can hold and Postgres cannot). `explain` looks again only at what it refuses:
-slowly, to find the right words. If a key stands twice in an object, the last one counts.
+msgspec decodes and checks a row in one step, against the struct that `catalog` derives from the model. A row that it
+accepts is valid (except U+0000, which JSON can hold and Postgres cannot). `explain` looks again only at a row that it
+refuses: slowly, to describe the error. If an object has a key twice, the last one counts.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ BOM = b"\xef\xbb\xbf"
 WHITESPACE = re.compile(rb"[ \t\n\r]*")
 # The bytes of a character in UTF-8 after its first.
 LATER_BYTES = bytes(range(0x80, 0xC0))
-# The only way for U+0000 into a JSON text. Bytes that do not hold this need no second look.
+# The only spelling of U+0000 in JSON. Bytes without it need no second check.
 ESCAPED_NUL = b"\\u0000"
 
 # A batch is decoded in blocks of about this size: some thousand rows. One call that decodes all of it would hold the
-# interpreter meanwhile, and the event loop with it, though it is called in a thread.
+# interpreter lock meanwhile, and so block the event loop, although it runs in a thread.
 BLOCK_BYTES = 1 << 18
 # Every valid row is smaller than this. A larger one is not decoded, for the same reason.
 ROW_BYTES = 1 << 20
 
-# One row may be wrong in many ways; nobody reads more than these.
+# One row may have many errors; nobody reads more than these.
 ERRORS_OF_A_ROW = 10
-# How much of an unknown field's name is repeated.
+# How much of an unknown field's name an error repeats.
 NAME_CHARACTERS = 64
 
 
-# As it was received: in one piece, or put together.
+# As it was received: in one piece, or joined from several.
 Body: TypeAlias = bytes | bytearray
 
 
@@ -52,7 +52,7 @@ class NotJSON(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field of a row; the field is "" if it is the row as a whole."""
+    """An error of one field of a row; the field is "" for an error of the whole row."""
 
     field: str
     detail: str
@@ -60,7 +60,7 @@ class FieldError:
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """What is wrong with one row of a batch. Lines, and elements of an array, are counted from 1."""
+    """An error of one row of a batch. Lines, and elements of an array, are counted from 1."""
 
     line: int
     detail: str
@@ -68,7 +68,7 @@ class RowError:
 
 @dataclass(slots=True)
 class Batch:
-    """The rows that are valid, in order, and what is wrong with the others."""
+    """The valid rows, in order, and the errors of the others."""
 
     rows: list[msgspec.Struct] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
@@ -83,7 +83,7 @@ class InvalidRow(Exception):
 
 
 class TooManyRows(Exception):
-    """The batch has more rows than one request may bring."""
+    """The batch has more rows than one request may have."""
 
     def __init__(self, limit_rows: int) -> None:
         super().__init__(f"the limit is {limit_rows} rows in one request")
@@ -91,7 +91,7 @@ class TooManyRows(Exception):
 
 
 def read_row(collection: Collection, body: Body) -> msgspec.Struct:
-    """The one row that the body is. Raises NotJSON or InvalidRow."""
+    """The body as one row. Raises NotJSON or InvalidRow."""
     body = body[len(BOM) :] if body.startswith(BOM) else body
     try:
         return decode(collection, body)
@@ -110,7 +110,7 @@ def read_batch(collection: Collection, body: Body, content_type: str, limit_rows
 
 
 def read_lines(collection: Collection, body: Body, limit_rows: int) -> Batch:
-    """The rows of NDJSON, a block of lines at a time: a row that is not valid slows down only its own block."""
+    """The rows of NDJSON, a block of lines at a time: an invalid row slows down only its own block."""
     batch, start, number = Batch(), 0, 1
     while start < len(body):
         end = body.find(b"\n", start + BLOCK_BYTES) + 1 or len(body)
@@ -160,11 +160,11 @@ def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspe
     """The rows of a block whose every line is a valid row; None for any other block, which has to be decoded line by
     line.
 
-    msgspec decodes them in one go, in half the time, but lets rows reach over the ends of lines, and several stand in one.
-    Here neither is accepted, as it would not be if the lines were decoded one by one:
+    msgspec decodes them in one call, in half the time. But it accepts rows over several lines, and several rows in one
+    line. This accepts neither, as if the lines were decoded one by one:
 
-    - Every line's end, save the block's, stands between `}` and `{`. No value of a row holds an object, and no text a
-      line's end: so it stands between two rows, and every line holds whole rows, one at least.
+    - Every line's end, except the block's, is between `}` and `{`. No value of a row holds an object, and no text holds a
+      line's end. So it is between two rows, and every line holds whole rows, at least one.
     - There are as many rows as lines.
     """
     # A search for one character first: it takes no time.
@@ -180,7 +180,7 @@ def decode_lines(collection: Collection, block: Body, lines: int) -> list[msgspe
 def read_rows(
     collection: Collection, numbered: Iterable[tuple[int, Body]], limit_rows: int, batch: Batch | None = None
 ) -> Batch:
-    """The rows of JSON texts, each with its number, into the batch. Blank ones are skipped."""
+    """Add the rows of JSON texts, each with its number, to the batch. Blank texts are skipped."""
     batch = batch or Batch()
     for number, text in numbered:
         if is_blank(text):
@@ -195,12 +195,12 @@ def read_rows(
 
 
 def is_blank(text: Body) -> bool:
-    """Whether there is nothing to read in it."""
+    """Whether it has only white space."""
     return all(text[at : at + BLOCK_BYTES].isspace() for at in range(0, len(text), BLOCK_BYTES))
 
 
 def decode(collection: Collection, text: Body) -> msgspec.Struct:
-    """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, in words not meant for producers."""
+    """One row. Raises ValueError (msgspec's, or UnicodeDecodeError) or RecursionError, with messages that are not for producers."""
     if len(text) > ROW_BYTES:
         raise ValueError("too large")
     row = collection.decoder.decode(text)
@@ -212,9 +212,9 @@ def decode(collection: Collection, text: Body) -> msgspec.Struct:
 def elements(body: Body) -> Iterator[Body]:
     """The texts of the elements of a JSON array, one at a time. Raises NotJSON if the array is not JSON.
 
-    The structure of JSON is ASCII. So the array is read as Latin-1, a character for each byte. Bytes that are not
-    UTF-8 pass unharmed, and are refused with the element that holds them. The array is read through a window as large
-    as a row may be, which moves on when an element does not end in it.
+    The structure of JSON is ASCII. So this reads the array as Latin-1, a character for each byte. Bytes that are not
+    UTF-8 pass unchanged, and are refused later with their element. It reads the array through a window as large
+    as a row may be, which moves when an element does not end in it.
     """
     at = skip_blanks(body, 0)
     if body[at : at + 1] != b"[":
@@ -251,7 +251,7 @@ def elements(body: Body) -> Iterator[Body]:
 
 
 def end_of_value(window: str, at: int, goes_on: bool) -> int | None:
-    """Where the JSON value ends that begins here; None if it does not end within the window, or is none."""
+    """The end of the JSON value that begins here; None if it does not end within the window, or is not JSON."""
     if at >= len(window):
         return None
     try:
@@ -262,7 +262,7 @@ def end_of_value(window: str, at: int, goes_on: bool) -> int | None:
 
 
 def skip_blanks(body: Body, at: int) -> int:
-    """The place of the next byte that is not white space in JSON."""
+    """The index of the next byte that is not white space in JSON."""
     while True:
         most = at + BLOCK_BYTES
         found = WHITESPACE.match(body, at, most)
@@ -278,7 +278,7 @@ def character_at(body: Body, at: int) -> int:
 
 
 def describe(collection: Collection, text: Body) -> str:
-    """What is wrong with a row, in one line."""
+    """The errors of a row, in one line."""
     try:
         return "; ".join(error.detail for error in explain(collection, text))
     except NotJSON as error:
@@ -286,7 +286,7 @@ def describe(collection: Collection, text: Body) -> str:
 
 
 def explain(collection: Collection, text: Body) -> list[FieldError]:
-    """What is wrong with a row that `decode` refuses, field by field. Raises NotJSON."""
+    """The errors of a row that `decode` refuses, field by field. Raises NotJSON."""
     if len(text) > ROW_BYTES:
         return [FieldError("", f"a row has at most {ROW_BYTES} bytes, not {len(text)}")]
     value = parse(text)
@@ -307,7 +307,7 @@ def explain(collection: Collection, text: Body) -> list[FieldError]:
 
 
 def parse(text: Body) -> object:
-    """Any JSON value. Raises NotJSON. More lenient than JSON in some ways; what it lets pass is refused by type."""
+    """Any JSON value. Raises NotJSON. It accepts a little more than JSON; the check of types refuses that."""
     try:
         return SCANNER.decode(text.decode())
     except UnicodeDecodeError as error:
@@ -319,7 +319,7 @@ def parse(text: Body) -> object:
 
 
 def fault(field: Field, value: object) -> str | None:
-    """What is wrong with the value of a field, as the end of a sentence that begins with its name."""
+    """The error of a field's value, as the end of a sentence that begins with its name."""
     if isinstance(field, TEXT_FIELDS):
         return fault_of_text(value, 0 if field.blank else 1, field.max_length)
     low, high = range_of(field)
@@ -329,7 +329,7 @@ def fault(field: Field, value: object) -> str | None:
 
 
 def fault_of_text(value: object, least: int, most: int | None) -> str | None:
-    """The same of a text, whose length is in characters."""
+    """The same for a text, whose length is in characters."""
     if not isinstance(value, str):
         return f"must be a string, not {kind_of(value)}"
     if len(value) < least:
@@ -345,16 +345,16 @@ def fault_of_text(value: object, least: int, most: int | None) -> str | None:
 
 
 def refusal(collection: Collection, text: Body) -> str:
-    """Why `decode` refuses a row whose last values are all valid: an earlier value of a key that stands twice."""
+    """Why `decode` refuses a row whose last values are all valid: it has a key twice, and the earlier value is not valid."""
     try:
         decode(collection, text)
     except (ValueError, RecursionError) as error:
-        return f"the row is not valid, maybe because a field stands in it twice: {error}"
+        return f"the row is not valid, maybe because it has a field twice: {error}"
     return "the row is not valid"
 
 
 def kind_of(value: object) -> str:
-    """What JSON calls it."""
+    """JSON's name for the type of a value: "a string"."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -367,19 +367,19 @@ def kind_of(value: object) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that a producer has made up, fit to be repeated: not too long, and only of characters."""
+    """A name from a producer, safe to repeat: not too long, and without broken characters."""
     if len(name) > NAME_CHARACTERS:
         name = name[:NAME_CHARACTERS] + "…"
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def where(error: json.JSONDecodeError) -> str:
-    """Python's own words, which are good, and the place."""
+    """Python's own message, which is good, with the place."""
     return f"at character {error.pos + 1}: {error.msg}"
 
 
 def whole_number(digits: str) -> int:
-    """A number of any length. What has more digits than this is out of every range, and slow to read."""
+    """A number of any length. One with more digits than this is out of every range, and slow to parse."""
     return int(digits[:40])
 
 

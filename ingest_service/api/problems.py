@@ -1,4 +1,4 @@
-"""The problems with which ingest answers producers: their types, and which error becomes which."""
+"""The problems in ingest's answers: their types, and which error becomes which problem."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ingest_service.writing.idempotency import KeyNotUsable, KeyReused
 from ingest_service.writing.transactions import CommitUnknown, NotStored, RefusedByDatabase
 from shared_models.web.problems import Problem, ProblemType
 
-# Long enough for a failover to make progress, and short enough that clients do not wait in vain.
+# Long enough for a failover to make progress, and short enough that clients do not wait for nothing.
 RETRY_SECONDS = 2
 
 
 class WrongFields(msgspec.Struct):
-    """What is wrong with the row, field by field."""
+    """The errors of the row, field by field."""
 
     errors: list[FieldError]
 
 
 class WrongRows(msgspec.Struct):
-    """What is wrong with the batch, row by row."""
+    """The errors of the batch, row by row."""
 
     errors: list[RowError]
 
@@ -37,7 +37,7 @@ class Accepted(msgspec.Struct):
     accepted: list[str]
 
 
-EMPTY_BODY = ProblemType(400, "empty-body", "The body is empty", "The body holds nothing.")
+EMPTY_BODY = ProblemType(400, "empty-body", "The body is empty", "The body has no bytes.")
 BAD_GZIP = ProblemType(400, "bad-gzip", "The body is not gzip", "Content-Encoding says gzip, and the body is not.")
 MALFORMED_JSON = ProblemType(
     400, "malformed-json", "The body is not JSON", "The body is not JSON; the detail says where."
@@ -65,7 +65,7 @@ UNSUPPORTED_TYPE = ProblemType(
     415,
     "unsupported-content-type",
     "This Content-Type is not understood",
-    "The Content-Type is not one of those described, or not in UTF-8.",
+    "The Content-Type is not one of the described ones, or its charset is not UTF-8.",
     members=Accepted,
 )
 UNSUPPORTED_ENCODING = ProblemType(
@@ -105,7 +105,7 @@ PRIMARY_UNAVAILABLE = ProblemType(
     503,
     "primary-unavailable",
     "The primary is unavailable",
-    "The primary cannot be written to just now; nothing was stored.",
+    "The primary cannot be written to at present; nothing was stored.",
     retry_seconds=RETRY_SECONDS,
 )
 COMMIT_UNKNOWN = ProblemType(
@@ -118,7 +118,7 @@ COMMIT_UNKNOWN = ProblemType(
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """The problem; None for an error that no producer can do anything about."""
+    """The problem for an error; None if it is not an error that a producer can handle."""
     match error:
         case Problem():
             return error
@@ -136,13 +136,13 @@ def problem_of(error: Exception) -> Problem | None:
         case KeyReused():
             return Problem(
                 KEY_REUSED,
-                "this Idempotency-Key has been used with another body, path or header; nothing was stored: send a new key "
-                "with a new request, and the same request with an old key",
+                "this Idempotency-Key has been used with another body, path or header; nothing was stored: use a new key "
+                "for a new request, and repeat an old key only with the same request",
             )
         case NotStored():
             return Problem(
                 PRIMARY_UNAVAILABLE,
-                "the primary cannot be written to just now; nothing was stored and nothing was counted; try again",
+                "the primary cannot be written to at present; nothing was stored and nothing was counted; try again",
             )
         case CommitUnknown():
             return Problem(

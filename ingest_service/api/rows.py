@@ -1,4 +1,4 @@
-"""POST /v1/<collection> and /v1/<collection>/batch: from the request to rows, and from their outcome to the answer."""
+"""POST /v1/<collection> and /v1/<collection>/batch: from the request to rows, and from the result to the answer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Rows:
-    """The two operations. Single rows go to the worker's committer, batches to one of a few threads, and wait for one."""
+    """The two operations. Single rows go to the worker's committer; batches wait for one of a few threads."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.bodies = bodies
@@ -53,7 +53,7 @@ class Rows:
         check_content_type(request, (JSON,))
         packed = is_packed(request)
         body = await self.bodies.read(request, settings.MAX_BODY_BYTES)
-        if packed or len(body) > SMALL_BYTES:  # takes its time, if somebody wants it to
+        if packed or len(body) > SMALL_BYTES:  # may be slow, if a client makes it so
             row, claim = await self._in_thread(partial(read_row, request, collection, body, packed))
         else:
             row, claim = read_row(request, collection, body, packed)
@@ -72,12 +72,12 @@ class Rows:
         self.pool.shutdown()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
-        # With its context: what is logged there names the request.
+        # With its context, so that log lines there name the request.
         return await asyncio.get_running_loop().run_in_executor(self.pool, copy_context().run, call)
 
 
 def find_collection(name: str) -> Collection:
-    """The collection that the address names. Raises Problem 404."""
+    """The collection in the path. Raises Problem 404."""
     collections = read_collections()
     if name not in collections:
         raise Problem(UNKNOWN_COLLECTION, f"there are: {', '.join(sorted(collections))}")
@@ -85,7 +85,7 @@ def find_collection(name: str) -> Collection:
 
 
 def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
-    """What the body is. Raises Problem 415, which names what is accepted."""
+    """The media type of the body. Raises Problem 415, which names the accepted ones."""
     content_type, charset = parse_content_type(request.headers.get(b"content-type", b""))
     if content_type not in accepted or charset not in ("", "utf-8", "utf8"):
         raise Problem(
@@ -97,7 +97,7 @@ def check_content_type(request: Request, accepted: tuple[str, ...]) -> str:
 
 
 def is_strict(request: Request) -> bool:
-    """?strict=1: all rows or none. Raises Problem 400 for a value that is neither 0 nor 1: to ignore it could store
+    """?strict=1: all rows or none. Raises Problem 400 for a value that is neither 0 nor 1: ignoring it could store
     half a batch."""
     (value,) = parse_qs(request.query, keep_blank_values=True).get("strict", ["0"])
     if value not in ("0", "1"):
@@ -111,7 +111,7 @@ def is_packed(request: Request) -> bool:
     if encoding not in (b"identity", b"gzip"):
         raise Problem(
             UNSUPPORTED_ENCODING,
-            "send the body as it is, or with Content-Encoding: gzip",
+            "send the body uncompressed, or with Content-Encoding: gzip",
             headers={"Accept-Encoding": "gzip"},
         )
     return encoding == b"gzip"
@@ -120,7 +120,7 @@ def is_packed(request: Request) -> bool:
 def read_row(
     request: Request, collection: Collection, body: Body, packed: bool
 ) -> tuple[msgspec.Struct, RequestClaim | None]:
-    """The row, and the claim that comes with it."""
+    """The row, and the claim of its Idempotency-Key."""
     body = unpack(body, packed, settings.MAX_BODY_BYTES)
     return payloads.read_row(collection, body), claim_of(request, JSON, body)
 
@@ -128,7 +128,7 @@ def read_row(
 def record_batch(
     request: Request, collection: Collection, body: Body, packed: bool, content_type: str, strict: bool
 ) -> Answer:
-    """All of a batch's way, from the body to the answer. Runs in a thread."""
+    """All steps of a batch, from the body to the answer. Runs in a thread."""
     body = unpack(body, packed, settings.MAX_BATCH_BYTES)
     claim = claim_of(request, content_type, body)
     batch = payloads.read_batch(collection, body, content_type, settings.MAX_BATCH_ROWS)
@@ -146,7 +146,7 @@ def record_batch(
 
 
 def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
-    """What the body holds. It never unpacks more than the limit, however large the body would become. Raises Problem
+    """The body, unpacked. It never unpacks more than the limit, however large the body would become. Raises Problem
     400, 413."""
     if packed and body:
         try:
@@ -161,9 +161,9 @@ def unpack(body: Body, packed: bool, limit_bytes: int) -> Body:
 
 
 def claim_of(request: Request, content_type: str, body: Body) -> RequestClaim | None:
-    """What the Idempotency-Key stands for: the method, the address, how the body is to be read, and the body.
+    """Everything that the Idempotency-Key stands for: the method, the path, the type of the body, and the body.
 
-    The body is taken unpacked: gzip writes the time into its header, and never makes the same bytes twice.
+    It uses the unpacked body: gzip writes the time into its header, and never makes the same bytes twice.
     """
     key = request.headers.get(b"idempotency-key")
     if key is None:
@@ -173,7 +173,7 @@ def claim_of(request: Request, content_type: str, body: Body) -> RequestClaim | 
 
 
 def stored(status: int, collection: Collection, recorded: Recorded) -> Answer:
-    """The answer to a request that has been carried out, now or before."""
+    """The answer to a request that was carried out, now or before."""
     more = None
     if recorded.replayed:
         metrics.REPLAYS.labels(collection.name).inc()

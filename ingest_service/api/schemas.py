@@ -1,4 +1,4 @@
-"""What ingest answers, as structs: `rows` writes it; here is its shape, for the description of the API."""
+"""Ingest's answers as structs: `rows` writes them; here is their shape, for the description of the API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RowAnswer(msgspec.Struct):
 
 
 class BatchAnswer(msgspec.Struct):
-    """The valid rows are stored; what is wrong with the others is named."""
+    """The valid rows are stored; `errors` has the errors of the others."""
 
     accepted: Annotated[int, Meta(description="how many rows are stored")]
     rejected: Annotated[int, Meta(description="how many rows are not valid")]

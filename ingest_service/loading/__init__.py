@@ -1,1 +1,1 @@
-"""Files into the table, and messages for a demo."""
+"""Loads files into a table, and generates messages for a demo."""

@@ -1,4 +1,4 @@
-"""Messages like real ones: from US cities, by users of whom a few write much and most write little.
+"""Realistic messages: from US cities, by users of whom a few write much and most write little.
 
 This is the demo's content. No other module knows what a message looks like. The same arguments give the same messages.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
-# Drawn at a time: one call of random.choices for many draws is several times as fast as many calls.
+# Draws at a time: one call of random.choices for many draws is several times as fast as many calls.
 DRAWN_AT_ONCE = 1_000
 
 REMARKS = (
@@ -46,7 +46,7 @@ def messages(
 ) -> Iterator[dict[str, str]]:
     """`count` messages. The user of rank n writes 1/n as many as the first; cities write by their size.
 
-    `cities` to choose from instead, all alike. Not all of the users, or of the cities, need appear.
+    `cities` to choose from instead, all with the same weight. Some users or cities may not appear.
     """
     draw = random.Random(seed)
     places, people = (list(cities), [1] * len(cities)) if cities is not None else us_cities()

@@ -1,7 +1,7 @@
-"""A file into the table, through the same code as requests, and once only.
+"""Loads a file into a table, through the same code as requests, and each row once only.
 
-A receipt says how far a load has come. It moves on in the transaction that stores the rows before it. So a load that
-was interrupted at any point goes on behind the last row that was stored.
+A receipt says how far a load has come. The transaction that stores rows also moves the receipt. So a load that
+was interrupted at any point continues after the last stored row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ BATCH_BYTES = 16 << 20
 
 
 class LoadStopped(Exception):
-    """The load cannot go on; what has been stored before stays stored. The message says why and what to do."""
+    """The load cannot continue; rows that were stored before stay stored. The message says why and what to do."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a load has done so far. Rows, except for the bytes of the file that have been read."""
+    """The progress of a load: numbers of rows, and `read_bytes` of the file."""
 
     stored: int = 0
     rejected: int = 0
@@ -42,12 +42,12 @@ class FileClaim:
     """How far a file has been loaded: the number of its texts, and the hash of all of them."""
 
     key: str
-    found: str  # the hash in the receipt as last seen; "" if there was none
+    found: str  # the hash in the receipt when it was last read; "" if there was none
     digest: str
     texts: int
 
     def take(self, transaction: Transaction) -> bool:
-        """Move it to here, in the transaction of the rows, unless somebody else has moved it meanwhile."""
+        """Move the receipt to here, in the transaction of the rows, unless another process has moved it meanwhile."""
         moved = transaction.execute(
             """INSERT INTO receipt (key, fingerprint, answer) VALUES (%s, %s, %s)
                ON CONFLICT (key) DO UPDATE
@@ -59,14 +59,14 @@ class FileClaim:
             self.found,
         )
         if not moved:
-            raise LoadStopped("this file is being loaded by another process, too; let one of them finish")
+            raise LoadStopped("another process is also loading this file; let one of them finish")
         return True
 
     def keep(self, transaction: Transaction, answer: Answer) -> None:
-        """It says all with `take`."""
+        """Do nothing: `take` has written everything."""
 
     def read_answer(self, transaction: Transaction) -> Answer:
-        """Never asked for: `take` is true, or raises."""
+        """Never called: `take` is true, or raises."""
         return {}
 
 
@@ -82,9 +82,9 @@ def load(
 ) -> Progress:
     """Store every valid row of the source, in batches; the result.
 
-    Rows that are not valid are handed to `on_error`. `strict` stops at the first one, and does not store its batch.
-    `resume` goes on behind the rows that an earlier load of this file has stored. Raises LoadStopped, Unreadable, and
-    what `record_batch` raises.
+    `on_error` gets the rows that are not valid. `strict` stops at the first one, and does not store its batch.
+    `resume` continues after the rows that an earlier load of this file has stored. Raises LoadStopped, Unreadable, and
+    the errors of `record_batch`.
     """
     progress = Progress()
     key = f"\x01load:{hashlib.sha256(f'{collection.name} {source.name}'.encode()).hexdigest()}"
@@ -96,7 +96,7 @@ def load(
         if digest.hexdigest() != found:
             raise LoadStopped(
                 f"the file does not begin with the {done:,} rows that were loaded from it: it is another one, "
-                "or has been changed; without --resume it is loaded from its beginning"
+                "or has been changed; without --resume it is loaded from the start"
             )
         progress.skipped = done
     else:
@@ -107,7 +107,7 @@ def load(
         for error in read.errors:
             on_error(error)
         if strict and read.errors:
-            raise LoadStopped(f"stopped at line {read.errors[0].line}; the batch that holds it has not been stored")
+            raise LoadStopped(f"stopped at line {read.errors[0].line}; its batch was not stored")
         for _, text in batch:
             digest.update(text)
         done += len(batch)
@@ -122,7 +122,7 @@ def load(
 
 
 def read_receipt(key: str) -> tuple[str, int]:
-    """The hash and the number of texts that have been loaded; "" and 0 if there is no receipt."""
+    """The hash and the number of texts that were loaded; "" and 0 if there is no receipt."""
     found = transact(
         lambda transaction: transaction.execute("SELECT fingerprint, answer FROM receipt WHERE key = %s", key)
     )

@@ -1,4 +1,4 @@
-"""Files to load, as rows: NDJSON or CSV, packed or not, read in constant memory whatever their size."""
+"""Files to load, as rows: NDJSON or CSV, gzip or not, read in constant memory whatever their size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINE_BYTES = 8 << 20
 
 WHOLE_NUMBER = re.compile(r"-?\d{1,40}")
 
-# A text is a row as JSON, valid or not; with it goes the number of its line.
+# A row as JSON text, valid or not, with the number of its line: (3, b'{"city": "Ithaca"}').
 Texts = Iterator[tuple[int, bytes]]
 
 
@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that is open. `position` is how many of its bytes have been read."""
+    """An open file. `position`: how many of its bytes were read."""
 
     name: str
     total_bytes: int | None
@@ -53,14 +53,14 @@ def open_source(path: str, collection: Collection) -> Iterator[Source]:
     packed = file.suffix == ".gz"
     kind = (file.with_suffix("") if packed else file).suffix
     if kind not in (".ndjson", ".jsonl", ".csv"):
-        raise Unreadable(f"{file.name}: a file to load ends in .ndjson, .jsonl or .csv, or one of these and .gz")
+        raise Unreadable(f"{file.name}: the name of a file to load ends in .ndjson, .jsonl or .csv, and maybe .gz")
     try:
         raw = file.open("rb")
     except OSError as error:
         raise Unreadable(f"{path} cannot be read: {error.strerror}") from error
     with raw:
         stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if packed else raw
-        # Bytes of a CSV that are not UTF-8 come out as they came in, to be refused with their row.
+        # Bytes of a CSV that are not UTF-8 pass unchanged, and are refused later with their row.
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         with text:
             texts = csv_texts(text, collection) if kind == ".csv" else ndjson_texts(stream)

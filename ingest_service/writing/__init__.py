@@ -1,1 +1,1 @@
-"""The way of a row: committed on the primary, then counted in Redis."""
+"""The write path: commit rows on the primary, then count them in Redis."""

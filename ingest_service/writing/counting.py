@@ -1,4 +1,4 @@
-"""Adding the members of stored rows to their counters, if Redis can be written."""
+"""Adds the members of stored rows to their counters, if Redis can be written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ log = structlog.get_logger()
 # The elements of some rows, by the name of their counter.
 Members: TypeAlias = dict[str, list[bytes]]
 
-# After Redis has not answered, nobody asks it for this long. Otherwise every request would wait for the whole time
-# limit, and a few threads would take only a few requests a second while Redis hangs.
+# After Redis has not answered, no request asks it for this long. Otherwise every request would wait for the whole time
+# limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
 
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
@@ -43,7 +43,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
         return False
     except Exception:
-        # A bug of ours. The rows are stored all the same, and a client that is told of a failure would send them again.
+        # A bug in Rollcall. The rows are stored, and a client that gets an error would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
     metrics.NEW_MEMBERS.labels(collection.name).inc(added)
@@ -103,7 +103,7 @@ def with_days(counter: Counter, row: Sequence[Any], days: Sequence[str]) -> tupl
 
 @contextmanager
 def _unless_paused() -> Iterator[None]:
-    """Raises at once if Redis has just failed to answer; takes note if it fails now."""
+    """Raise at once if Redis has just failed to answer; remember it if Redis fails now."""
     global _paused_until
     if time.monotonic() < _paused_until:
         raise ConnectionError("Redis did not answer a moment ago")

@@ -1,7 +1,7 @@
-"""Pruning of departures (`shared_models.triggers`), long after the keeper has read them.
+"""Prunes departures (`shared_models.triggers`), long after the keeper has read them.
 
-The same transaction leaves, for each counter, one departure that means "all" and has the highest xact among those
-removed. A keeper that had read them does not see it. A keeper that had not (it was away for a day, or Redis went back
+The same transaction adds, for each counter, one departure that means "all" and has the highest xact of the removed
+ones. A keeper that had read them ignores it. A keeper that had not (it was stopped for a day, or Redis went back
 to an older save) reconciles the counter.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 from ingest_service.writing.transactions import Transaction
 
 KEEP_HOURS = 24.0
-# As much is kept at most: about two million departures of one member. (Beside its members a row takes some 100 bytes, with
-# its entries in the indexes.)
+# The most that is kept: about two million departures of one member. (In addition to its members a row takes about 100 bytes,
+# with its entries in the indexes.)
 KEEP_BYTES = 300_000_000
-# As many are removed in one transaction: about 50 ms.
+# The most that one transaction removes: about 50 ms.
 PRUNE_ROWS = 10_000
 
 # Whether there are departures, and this role may prune them.
@@ -23,9 +23,9 @@ MAY_PRUNE = """
         AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
         AND has_table_privilege(c.oid, 'DELETE')
 """
-# Two statements on the index on create_time: beyond which one it is too much, and the oldest that may be removed.
-# Two workers at once: the second waits for the first one's rows, finds them gone, and removes none. (FOR UPDATE would
-# need one more right.)
+# Two queries use the index on create_time: one finds the limit of how much is kept, the other the oldest to remove.
+# If two workers do this at once, the second waits for the first one's rows, finds them removed, and removes none.
+# (FOR UPDATE would need one more right.)
 PRUNE = """
     WITH gone AS (
         DELETE FROM rollcall_triggers.departure WHERE ctid = ANY(ARRAY(
@@ -45,7 +45,7 @@ PRUNE = """
 
 
 def prune(transaction: Transaction) -> int:
-    """Remove some of the departures that are old, or too much, the oldest first; how many."""
+    """Remove some departures that are old, or too much, the oldest first; returns how many."""
     if not transaction.execute(MAY_PRUNE):
         return 0
     return len(transaction.execute(PRUNE, KEEP_HOURS, KEEP_BYTES, PRUNE_ROWS))

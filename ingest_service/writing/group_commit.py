@@ -1,10 +1,10 @@
-"""Group commit: single rows that come at the same time share a transaction, and a round trip to Redis.
+"""Group commit: single rows that arrive at the same time share a transaction, and a round trip to Redis.
 
-Rows wait in a queue. The one committer of a worker takes what has gathered, and stores and counts it in its own
-thread, over one connection to the primary. It gives each request its outcome, and goes on while there is more. Nobody
-waits for a timer, and the busier the worker is, the larger are its groups.
+Rows wait in a queue. The one committer of a worker takes the waiting rows, and stores and counts them in its own
+thread, over one connection to the primary. It gives each request its outcome, and continues while there is more. There
+is no timer: the busier the worker is, the larger its groups are.
 
-A transaction is all or nothing, the requests of a group are not: a row that the database refuses fails alone.
+A transaction is all or nothing, but the requests of a group are not: a row that the database refuses fails alone.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from ingest_service.writing.transactions import (
 
 log = structlog.get_logger()
 
-# The most rows that share a transaction. With more, the first of them waits longer, and hardly any work is saved.
+# The most rows that share a transaction. More would make the first row wait longer, and save hardly any work.
 GROUP_ROWS = 512
-# Turns of the event loop between two groups. During these turns answers are sent, and the next rows of the same clients
-# arrive in time for the next group. This makes groups twice as large, and nobody waits for a clock.
+# Turns of the event loop between two groups. In these turns the worker sends answers, and the next rows of the same
+# clients arrive in time for the next group. This makes groups twice as large, without a timer.
 TURNS_BETWEEN_GROUPS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One row on its way, and the claim that its Idempotency-Key makes."""
+    """One row to store, and the claim of its Idempotency-Key."""
 
     row: msgspec.Struct
     claim: RequestClaim | None
@@ -53,10 +53,10 @@ class GroupFailed(Exception):
     """The service failed before it could commit a group; nothing was stored."""
 
 
-# The outcome of a request. None: another request is just using its key, and this one has to wait for it.
+# The outcome of a request. None: another request is using its key now, and this one has to wait for it.
 Outcome: TypeAlias = Recorded | Exception | None
 
-# Requests that have been stored, each with its answer.
+# Stored requests, each with its answer.
 Answers: TypeAlias = list[tuple[Request, Answer]]
 
 
@@ -68,14 +68,14 @@ class Committer:
     """Records the single rows of one worker, a group at a time. Belongs to the worker's event loop."""
 
     def __init__(self, pool: Executor) -> None:
-        # Requests whose key another request is using wait here, and not in the committer's thread.
+        # Requests wait here while another request uses their key, and not in the committer's thread.
         self._pool = pool
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="committer")
         self._waiting: dict[Collection, list[Waiting]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def record(self, collection: Collection, row: msgspec.Struct, claim: RequestClaim | None) -> Recorded:
-        """Record one row, together with those that come at the same time. Raises what `recording.record` raises."""
+        """Record one row, together with those that arrive at the same time. Raises the errors of `recording.record`."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Outcome] = loop.create_future()
         self._waiting.setdefault(collection, []).append((Request(row, claim), outcome))
@@ -89,11 +89,11 @@ class Committer:
         return came_of_it
 
     def close(self) -> None:
-        """End the thread, after what it is doing."""
+        """End the thread, after its present group."""
         self.thread.shutdown()
 
     async def _commit(self) -> None:
-        """Record what waits, until nothing does."""
+        """Record the waiting rows, until there are none."""
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
@@ -102,11 +102,11 @@ class Committer:
                 try:
                     came = await loop.run_in_executor(self.thread, record_group, collection, requests)
                 except Exception:
-                    # A bug of ours. The transaction may have been committed before it.
+                    # A bug in Rollcall. The transaction may have committed before it.
                     log.exception("record.error", collection=collection.name, rows=len(group))
                     came = {request: CommitUnknown("the service failed") for request in requests}
                 for request, outcome in group:
-                    if not outcome.done():  # else the client is gone
+                    if not outcome.done():  # otherwise the client has gone
                         outcome.set_result(came[request])
                 for _ in range(TURNS_BETWEEN_GROUPS):
                     await asyncio.sleep(0)
@@ -114,7 +114,7 @@ class Committer:
             self._task = None
 
     def _next_group(self) -> tuple[Collection, list[Waiting]]:
-        """The rows that have waited longest in one collection. What is left of it comes after the other collections."""
+        """The rows of one collection that have waited longest. Its other rows come after the other collections."""
         collection = next(iter(self._waiting))
         waiting = self._waiting.pop(collection)
         if len(waiting) > GROUP_ROWS:
@@ -127,8 +127,8 @@ def record_group(
 ) -> dict[Request, Outcome]:
     """Record these requests, together as far as possible; the outcome of each.
 
-    If the primary does not store all of them, one of the rows may be to blame. If another transaction is just using a
-    key, the row is one of those with a key. So the parts are tried one after the other, until that row is alone.
+    If the primary does not store all of them, the reason may be one of the rows. If another transaction is using a
+    key now, it is one of the rows with a key. So this tries the parts one after the other, until that row is alone.
     """
     try:
         return record_together(collection, group, lock_milliseconds)
@@ -160,16 +160,16 @@ def halves(group: Sequence[Request]) -> tuple[Sequence[Request], Sequence[Reques
 
 
 def failed(error: TransactionFailed, group: Sequence[Request]) -> dict[Request, Outcome]:
-    """The same for all of them."""
+    """The same outcome for all of them."""
     recording.log_failure(error, len(group))
-    # An exception each: to raise one puts its traceback into it.
+    # An exception for each: raising one puts its traceback into it.
     return {request: type(error)(error.reason) for request in group}
 
 
 def record_together(collection: Collection, group: Sequence[Request], lock_milliseconds: int) -> dict[Request, Outcome]:
     """Record these requests in one transaction, in the order of `recording.record`. Raises TransactionFailed.
 
-    A request whose key has been used before, also by an earlier one of this group, is a replay.
+    A request whose key was used before, also by an earlier one of this group, is a replay.
     """
 
     def work(transaction: Transaction) -> tuple[Stored, Answers, list[tuple[Request, Answer | Exception]]]:
@@ -197,7 +197,7 @@ def record_together(collection: Collection, group: Sequence[Request], lock_milli
     outcomes |= {request: error for request, error in known if isinstance(error, Exception)}
     replays = [(request, answer) for request, answer in known if not isinstance(answer, Exception)]
     if replays:
-        # Looked up, not added again: the rows may have been deleted since, and their members with them.
+        # Looked up, not added again: the rows, and so their members, may have been removed since.
         flags = counting.are_counted(collection, [request.row for request, _ in replays])
         for (request, answer), counted in zip(replays, flags, strict=True):
             outcomes[request] = Recorded(answer, counted, replayed=True)
@@ -207,7 +207,7 @@ def record_together(collection: Collection, group: Sequence[Request], lock_milli
 def choose(
     transaction: Transaction, group: Sequence[Request], lock_milliseconds: int
 ) -> tuple[list[Request], list[Request]]:
-    """Those without a key, or with a key that nobody has used before, which is taken now; and the others."""
+    """The requests without a key, or with a new key, which is taken now; and the others."""
     first_of_id: dict[str, Request] = {}
     for request in group:
         if request.claim is not None:

@@ -1,7 +1,7 @@
 """Idempotency keys: a retry of a request stores nothing twice and gets the first answer.
 
-The receipt is a row in the primary, written in the transaction that stores the request's rows. So both are there or
-neither, whatever dies. A second request with the same key waits in `take` until the first one's transaction has
+The receipt is a row in the primary. The transaction that stores the request's rows also writes it. So both are stored or
+neither, whatever process dies. A second request with the same key waits in `take` until the first one's transaction has
 ended.
 """
 
@@ -24,7 +24,7 @@ PRUNE_ROWS = 5_000
 
 # A group of requests waits at most this long for a key that another transaction is about to use.
 GROUP_LOCK_MILLISECONDS = 20
-# By then it has been waited for once.
+# By then the request has waited once.
 RETRY_LOCK_MILLISECONDS = 2
 
 
@@ -40,14 +40,14 @@ Answer: TypeAlias = Mapping[str, object]
 
 
 class Claim(Protocol):
-    """Keeps rows from being stored twice: their transaction writes it down, as a receipt."""
+    """Prevents rows from being stored twice: their transaction writes the claim, as a receipt."""
 
     def take(self, transaction: Transaction) -> bool:
-        """Whether this is the first time. Waits while another transaction is about to take the same one."""
+        """Whether this is the first request. Waits while another transaction is taking the same claim."""
         ...
 
     def keep(self, transaction: Transaction, answer: Answer) -> None:
-        """Note the answer, now that it is known."""
+        """Store the answer, now that it is known."""
         ...
 
     def read_answer(self, transaction: Transaction) -> Answer:
@@ -55,24 +55,24 @@ class Claim(Protocol):
         ...
 
 
-# No name of a token, and no key of a client, holds this character.
+# No token's name, and no client's key, has this character.
 BETWEEN = "\x02"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestClaim:
-    """What a request claims to be: whose it is, its key, and the fingerprint of all that it asks for.
+    """The identity of a request: its owner, its key, and the fingerprint of its contents.
 
-    A key belongs to the token that sent it: two producers may use the same one, and know nothing of each other.
+    A key belongs to the token that sent it: two producers may use the same key without a conflict.
     """
 
-    owner: str  # name of the token; "" if nobody is asked for one
+    owner: str  # name of the token; "" if tokens are off
     key: str
     fingerprint: str
 
     @property
     def id(self) -> str:
-        """Of the receipt. Without an owner it is the bare key, as all receipts had it before keys had owners."""
+        """The receipt's key. Without an owner it is the bare key, as in receipts of older versions."""
         return f"{self.owner}{BETWEEN}{self.key}" if self.owner else self.key
 
     def take(self, transaction: Transaction) -> bool:
@@ -92,7 +92,7 @@ class RequestClaim:
 def read_claim(owner: str, key: str | None, *request: str | bytes | bytearray) -> RequestClaim | None:
     """The claim that a request makes with its Idempotency-Key header; None without one. Raises KeyNotUsable.
 
-    `owner` is the name of the token that it came with, `request` all that it says.
+    `owner` is the name of its token, `request` the parts of its contents.
     """
     if key is None:
         return None
@@ -101,17 +101,17 @@ def read_claim(owner: str, key: str | None, *request: str | bytes | bytearray) -
     digest = hashlib.sha256()
     for part in request:
         data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        # The length first, so that no two lists of parts run together to the same bytes.
+        # The length first, so that no two lists of parts give the same bytes.
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
     return RequestClaim(owner, key, digest.hexdigest())
 
 
 def insert_new(transaction: Transaction, claims: Sequence[RequestClaim], first: str = "") -> set[str]:
-    """Insert the receipts of those claims that nobody has made yet; their ids. `first` is a statement to begin with.
+    """Insert the receipts of the new claims; returns their ids. `first`: a statement to run before.
 
-    A receipt from before keys had owners has the bare key. With the same fingerprint it is the same request, sent again
-    after an upgrade: that is a replay. (They are gone IDEMPOTENCY_KEEP_HOURS after the upgrade.)
+    A receipt of an older version has the bare key. With the same fingerprint it is the same request, sent again
+    after an upgrade: that is a replay. (Such receipts are pruned IDEMPOTENCY_KEEP_HOURS after the upgrade.)
     """
     values = ", ".join(["(%s, %s, %s)"] * len(claims))
     taken = transaction.execute(
@@ -126,17 +126,17 @@ def insert_new(transaction: Transaction, claims: Sequence[RequestClaim], first: 
 
 
 def take_all(transaction: Transaction, claims: Sequence[RequestClaim], lock_milliseconds: int) -> set[str]:
-    """Take the claims, all of different ids, that nobody has made yet; the ids of those.
+    """Take the new ones of these claims, which have different ids; returns the ids of the new ones.
 
-    In the order of the ids, so that two groups never wait for each other. A key that another transaction is about to
-    use fails the transaction after so long, with LockNotGiven.
+    In the order of the ids, so that two groups never deadlock. If another transaction is using a key, this
+    transaction fails after `lock_milliseconds`, with LockNotGiven.
     """
     ordered = sorted(claims, key=lambda claim: claim.id)
     return insert_new(transaction, ordered, f"SET LOCAL lock_timeout = {lock_milliseconds}; ")
 
 
 def keep_all(transaction: Transaction, answers: Sequence[tuple[RequestClaim, Answer]]) -> None:
-    """Note what is answered to each of these claims, now that it is known."""
+    """Store the answer of each of these claims, now that it is known."""
     if answers:
         transaction.execute(
             f"""UPDATE receipt SET answer = kept.answer
@@ -166,7 +166,7 @@ def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> li
     for number, claim in enumerate(claims):
         fingerprint, answer = found.get(number, (None, ""))
         if fingerprint is None:
-            answers.append(NotStored("the receipt has been pruned between two looks at it"))
+            answers.append(NotStored("the receipt was pruned between two reads of it"))
         elif fingerprint != claim.fingerprint:
             answers.append(KeyReused())
         else:
@@ -175,7 +175,7 @@ def read_answers(transaction: Transaction, claims: Sequence[RequestClaim]) -> li
 
 
 def prune(transaction: Transaction, keep_hours: float) -> int:
-    """Remove some of the receipts that are older than this, the oldest first; how many."""
+    """Remove some receipts older than this, the oldest first; returns how many."""
     gone = transaction.execute(
         """DELETE FROM receipt WHERE key IN (
                SELECT key FROM receipt WHERE create_time < now() - %s * interval '1 hour'

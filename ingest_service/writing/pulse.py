@@ -1,7 +1,7 @@
-"""A commit now and then while nobody writes, so that the replica can say how fresh it is.
+"""A commit now and then while nobody writes, so that the replica shows how fresh it is.
 
 `complete_through` ("every row committed before this moment is counted") comes from the time of the last commit that the replica
-has replayed. Without commits that time stands still, and a count that is correct looks older with every second. A
+has replayed. Without commits that time stands still, and a correct count looks older with every second. So a
 worker that has committed nothing for a while commits a message that nobody reads.
 """
 
@@ -20,26 +20,26 @@ log = structlog.get_logger()
 
 PRUNE_SECONDS = 60.0
 
-# Transactional, and so with an xact and a commit record of its own. Nobody is told of this commit, so it need not be on
-# the disk before the next one.
+# Transactional, so it has an xact and a commit record of its own. This commit is not acknowledged to anybody, so it need
+# not be on the disk before the next one.
 PULSE_SQL = "SET LOCAL synchronous_commit = off; SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')"
 
 
 class Pulse:
-    """The beat of one worker. `one_tick` does what is due; `start` makes a thread of it."""
+    """The pulse of one worker. `one_tick` does what is due; `start` runs it in a thread."""
 
     def __init__(self, pulse_seconds: float, keep_hours: float) -> None:
         self.pulse_seconds, self.keep_hours = pulse_seconds, keep_hours
         self.pruned_at = 0.0
 
     def start(self) -> threading.Thread:
-        """Beat until the process ends. The thread has a connection of its own."""
+        """Run until the process ends. The thread has a connection of its own."""
         thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         thread.start()
         return thread
 
     def one_tick(self) -> bool:
-        """Do what is due; whether anything was. A primary that is away is not reported here: requests report it."""
+        """Do what is due; returns whether anything was. It does not report a primary that is down: requests do."""
         done = False
         try:
             if self.pulse_seconds and time.monotonic() - transactions.last_commit_at >= self.pulse_seconds:
@@ -53,12 +53,12 @@ class Pulse:
         return done
 
     def prune(self) -> int:
-        """Remove the old receipts and departures, some at a time; how many."""
+        """Remove old receipts and departures, some at a time; returns how many."""
         self.pruned_at = time.monotonic()
         receipts = left = 0
         while bite := transact(departures.prune):
             left += bite
-        if catalog.counted_models():  # a database of others, to which nothing is sent, has no receipts
+        if catalog.counted_models():  # without a table that takes rows there are no receipts
             while bite := transact(lambda transaction: idempotency.prune(transaction, self.keep_hours)):
                 receipts += bite
         if receipts:

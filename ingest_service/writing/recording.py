@@ -1,8 +1,8 @@
 """The write path: ingest commits rows on the primary first, and counts their members in Redis after that.
 
-The order is the promise. A row without its member is found by catch-up within seconds; a member without its row would be a
-wrong count that nobody looks for. So Redis is not touched before the commit, and a failure of Redis never changes
-whether a request is acknowledged.
+The promises depend on this order. Catch-up finds a row without its member within seconds; a member without its row would
+be a wrong count that catch-up cannot find. So ingest does not touch Redis before the commit, and a failure of Redis never
+changes whether a request is acknowledged.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ COPY_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What to answer. `counted`: at this moment, every member of the request is in its set."""
+    """The answer. `counted`: at this moment, every member of the request is in its set."""
 
     answer: Answer
     counted: bool
-    # The request has been carried out before; this is the first answer.
+    # The request was carried out before; this is the first answer.
     replayed: bool = False
 
 
@@ -54,7 +54,7 @@ class Stored:
 
 
 def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None = None) -> Recorded:
-    """Record one row; the answer is its id. Raises what `record` raises."""
+    """Record one row; the answer is its id. Raises the errors of `record`."""
 
     def write(transaction: Transaction) -> tuple[Answer, Own]:
         ((row_id, *own),) = insert(transaction, collection, [row])
@@ -64,7 +64,7 @@ def record_one(collection: Collection, row: msgspec.Struct, claim: Claim | None 
 
 
 def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Claim | None = None) -> Recorded:
-    """Record rows, all or none of them, to be answered with `answer`. Raises what `record` raises."""
+    """Record rows, all or none of them, to be answered with `answer`. Raises the errors of `record`."""
 
     members = cache(partial(counting.members_of, collection, rows))
 
@@ -96,12 +96,12 @@ def record(
     """Store the rows by `write`, which gives the answer, the xact and the days; then count their `members`.
 
     1. In one transaction: take the claim, if there is one (if it was taken before, there is nothing to store); write
-       the rows; keep the answer with the claim; make the members, so that rows of which none can be made are not
+       the rows; store the answer with the claim; make the members, so that rows without valid members are not
        stored; commit. From here on they are acknowledged.
-    2. Only now, in one round trip to Redis, and in one atomic step a counter: add the members, take them off the
-       suspects, raise the watermark to the xact. If that fails, catch-up does it.
+    2. Only now, in one round trip to Redis, and in one atomic step for each counter: add the members, remove their
+       marks, raise the watermark to the xact. If that fails, catch-up does it.
 
-    Raises TransactionFailed, or what the claim raises; nothing has been counted then.
+    Raises TransactionFailed, or the errors of the claim; then nothing was counted.
     """
 
     def work(transaction: Transaction) -> Stored:
@@ -134,8 +134,8 @@ def count(collection: Collection, members: counting.Members, rows: int, xact: in
 
 
 def log_failure(error: TransactionFailed, rows: int) -> None:
-    """An operator has to look at this. Rows that the database refuses are their sender's business, and are not
-    logged."""
+    """Log a failure that an operator has to look at. Rows that the database refuses are their sender's fault, and are
+    not logged."""
     if not isinstance(error, RefusedByDatabase):
         log.error("record.failed", type=type(error).__name__, reason=error.reason, rows=rows)
 
@@ -148,14 +148,14 @@ def insert(transaction: Transaction, collection: Collection, rows: Rows) -> list
 
 
 def as_copy_lines(rows: Rows) -> bytes:
-    """The rows, one at least, in COPY's text format: a tab between values, a line for each row."""
+    """The rows, at least one, in COPY's text format: a tab between values, a line for each row."""
     values = list(map(msgspec.structs.astuple, rows))
-    if not all(isinstance(value, str) for value in values[0]):  # one row stands for all: they are of one type
+    if not all(isinstance(value, str) for value in values[0]):  # all rows have the type of the first one
         values = [tuple(map(str, row)) for row in values]
     lines = list(map("\t".join, values))
     text = "\n".join(lines)
     tabs, newlines = sum(map(len, values)) - len(values), len(lines) - 1
-    # COPY reads four characters specially. Most rows have none of them: then there are only those that we put in.
+    # COPY treats four characters specially. Most rows have none of them: then only our own separators are there.
     if "\\" in text or "\r" in text or text.count("\t") != tabs or text.count("\n") != newlines:
         text = "\n".join(map(escape, values))
     return text.encode()

@@ -16,16 +16,16 @@ from shared_models.deadlines import cut_after
 
 T = TypeVar("T")
 
-# An error that takes longer than this does not come from a connection that was dead already.
+# An error that takes longer than this does not come from a dead connection.
 AT_ONCE_SECONDS = 1.0
-# After a primary that did not answer, nobody asks it for this long. Otherwise every thread would wait for the whole
+# After a primary has not answered, no request asks it for this long. Otherwise every thread would wait for the whole
 # limit, one group of requests after the other, for as long as the primary is stopped.
 PAUSE_SECONDS = 0.5
 # Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until = 0.0
 
-# The classes of SQLSTATE in which the server speaks of itself: connections, a read-only server, no room, its end, its disk.
-# Whatever else it says may be about one of the rows.
+# The classes of SQLSTATE about the server itself: connections, a read-only server, no resources, shutdown, its disk.
+# Any other error may be about one of the rows.
 OF_THE_SERVER = ("08", "25", "53", "57", "58")
 
 # When this process last committed (monotonic seconds). Written by any thread, read by the pulse.
@@ -33,7 +33,7 @@ last_commit_at = 0.0
 
 
 class TransactionFailed(Exception):
-    """A transaction that is not known to be stored. `reason` is what Postgres or libpq said."""
+    """A transaction that is not known to be stored. `reason` is the message of Postgres or libpq."""
 
     says = ""
 
@@ -43,13 +43,13 @@ class TransactionFailed(Exception):
 
 
 class NotStored(TransactionFailed):
-    """The primary cannot be written to just now; nothing was stored and nothing was counted."""
+    """The primary cannot be written to at present; nothing was stored and nothing was counted."""
 
-    says = "the primary cannot be written to just now; nothing was stored and nothing was counted"
+    says = "the primary cannot be written to at present; nothing was stored and nothing was counted"
 
 
 class RowsNotStored(NotStored):
-    """The primary works, but it does not store these rows just now. It may store each of them, or others."""
+    """The primary works, but it does not store these rows at present. It may store each of them alone, or others."""
 
 
 class LockNotGiven(NotStored):
@@ -57,7 +57,7 @@ class LockNotGiven(NotStored):
 
 
 class CommitUnknown(TransactionFailed):
-    """The connection was lost during COMMIT; the rows are stored, or they are not."""
+    """The connection was lost during COMMIT; it is unknown whether the rows are stored."""
 
     says = "the connection to the primary was lost during the commit; it is unknown whether the rows are stored"
 
@@ -69,7 +69,7 @@ class RefusedByDatabase(TransactionFailed):
 
 
 class Transaction:
-    """A transaction in progress. BEGIN travels with the first statement, which saves a round trip."""
+    """A transaction in progress. BEGIN is sent with the first statement, which saves a round trip."""
 
     def __init__(self, session: stores.Session) -> None:
         self.source = session.source
@@ -77,7 +77,7 @@ class Transaction:
         self._begin = "BEGIN; "
 
     def execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run a statement; the rows that it returns."""
+        """Run a statement; returns its rows."""
         self._cursor.execute(self._begin + sql, parameters or None)
         self._begin = ""
         return self._cursor.fetchall() if self._cursor.description else []
@@ -85,29 +85,29 @@ class Transaction:
     def copy(self, sql: str, pieces: Iterator[bytes]) -> None:
         """Run COPY … FROM STDIN over these pieces; not as the first statement.
 
-        A piece is made while the server works on those before it. What is raised there is raised here.
+        The next piece is made while the server works on the earlier ones. An error in making a piece is raised here.
         """
         source = Pieces(pieces)
         try:
             self._cursor.copy_expert(sql, source)  # type: ignore[arg-type]  # psycopg2 calls read, and nothing else
         except psycopg2.Error:
-            if source.error is not None:  # the server says only that it did not get everything
+            if source.error is not None:  # the server's own error says only that it did not get everything
                 raise source.error from None
             raise
 
     def commit(self) -> None:
-        """End it. A transaction that has failed answers COMMIT with ROLLBACK, and no error."""
+        """Commit it. A failed transaction answers COMMIT with ROLLBACK, and no error."""
         self._cursor.execute("COMMIT")
         if self._cursor.statusmessage != "COMMIT":
             raise NotStored(f"COMMIT was answered with {self._cursor.statusmessage}")
 
     def roll_back(self) -> None:
-        """Leave nothing of it."""
+        """Roll it back."""
         self._cursor.execute("ROLLBACK")
 
 
 class Pieces:
-    """As much of a file as COPY needs: it takes a read that gives more than it asked for."""
+    """A file as COPY needs it: COPY accepts a read that returns more than it asked for."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -122,11 +122,11 @@ class Pieces:
 
 
 def transact(work: Callable[[Transaction], T]) -> T:
-    """Run `work` in a transaction, commit, and give back what it returned.
+    """Run `work` in a transaction, commit, and return its result.
 
-    A connection that died while it was idle is replaced, and the work begins again: as long as COMMIT has not been
-    sent, nothing of the first attempt can be stored. Such a connection fails at once. If we have waited on one in
-    vain, we do not wait again. Raises TransactionFailed, and whatever else `work` raises, after a rollback.
+    A connection that died while it was idle is replaced, and the work begins again: as long as COMMIT was not
+    sent, nothing of the first attempt can be stored. Such a connection fails at once. After waiting for one without
+    an answer, this does not wait again. Raises TransactionFailed, and the errors of `work`, after a rollback.
     """
     began = time.monotonic()
     if began < _paused_until:
@@ -134,14 +134,14 @@ def transact(work: Callable[[Transaction], T]) -> T:
     try:
         return _twice_at_most(work, began)
     except (NotStored, CommitUnknown) as error:
-        # A request that waited for another one's lock has learned nothing about the primary.
+        # A wait for another request's lock says nothing about the primary.
         if time.monotonic() - began > AT_ONCE_SECONDS and not isinstance(error, LockNotGiven):
             _pause()
         raise
 
 
 def _pause() -> None:
-    """For a moment, let the others fail at once with the error that this one had to wait for."""
+    """For a moment, let the other requests fail at once with the error that this one waited for."""
     global _paused_until
     _paused_until = time.monotonic() + PAUSE_SECONDS
 
@@ -164,14 +164,14 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
         code = getattr(error, "pgcode", None)
         if code is not None and not code.startswith(OF_THE_SERVER):
             raise RowsNotStored(reason_of(error)) from error
-        # The connection is not kept, even if it is alive: the primary behind it may have become a replica.
+        # Close the connection, even if it is alive: the primary behind it may have become a replica.
         stores.close_primary()
         raise NotStored(reason_of(error)) from error
 
 
 def _attempt(session: stores.Session, work: Callable[[Transaction], T]) -> T:
     if session.is_standby:
-        raise NotStored("DATABASE_URL leads to a standby, which is not written to")
+        raise NotStored("DATABASE_URL leads to a standby, and ingest does not write to it")
     with cut_after(session.raw, settings.DATABASE_ANSWER_SECONDS):
         return _committed(session, Transaction(session), work)
 
@@ -186,7 +186,7 @@ def _committed(session: stores.Session, transaction: Transaction, work: Callable
     try:
         transaction.commit()
     except psycopg2.Error as error:
-        # An answer over a living connection is a refusal: nothing is stored. Without an answer it is unknown.
+        # An answer over a live connection is a refusal: nothing is stored. Without an answer it is unknown.
         if session.raw.closed or error.pgcode is None:
             stores.close_primary()
             raise CommitUnknown(reason_of(error)) from error
@@ -209,5 +209,5 @@ def _abandon(session: stores.Session, transaction: Transaction) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of what Postgres or libpq said. The lines after it may quote rows."""
+    """The first line of the message of Postgres or libpq. The lines after it may quote rows."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

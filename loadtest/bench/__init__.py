@@ -1,1 +1,1 @@
-"""The benchmark: each case beside its floor or its peer, in the same run, by turns. `python -m loadtest.bench`."""
+"""The benchmark: each case next to its floor or its peer, in the same run, alternating. `python -m loadtest.bench`."""

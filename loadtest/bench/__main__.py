@@ -1,8 +1,8 @@
 """`python -m loadtest.bench [CASE …] [--rounds N] [--rows N]`: run cases, print the table, write results/bench.json.
 
 A CASE is a name or the beginning of one ("ingest", "reconcile.users"). Sizes and rounds may also come from the
-variables CASE, ROUNDS and ROWS. ROWS=5000000 is the full run: half an hour on two processors. Ctrl-C ends
-everything that was started.
+variables CASE, ROUNDS and ROWS. ROWS=5000000 is the full run: half an hour on two processors. Ctrl-C stops
+everything.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> int:
     try:
         for name in names:
             console.print(f"{time.strftime('%H:%M:%S')} {name} …")
-            # A world for each: what one case leaves behind in a server's caches and logs is not in the next one's way.
+            # A world for each case, so that the caches and logs of one case do not affect the next one.
             with temporary_folder() as folder, World(folder) as world:
                 report.begin(name)
                 try:

@@ -1,4 +1,4 @@
-"""A table of somebody else: adopting it, and how soon what an application writes to it, and deletes, is in the counts."""
+"""An application's table: adopting it, and how soon the counts follow the application's inserts and deletes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISTINCT = (
     "SELECT DISTINCT customer_email FROM shop.orders WHERE customer_email IS NOT NULL",
     "SELECT DISTINCT country, sku FROM shop.orders",
 )
-# Those of the counters, and in place of the one on xact one that reads the whole table and holds nothing either.
+# The indexes of the counters, and instead of the one on xact an index that reads the whole table and holds no row either.
 INDEXES = ("(customer_email)", "(country, sku)", "(id) WHERE id < 0")
 LIVE_SECONDS = 3600.0
 
@@ -36,7 +36,7 @@ WRITERS = 16
 SECONDS = 10  # that a round writes for
 LEFT_SECONDS = 3.0
 FRESH_SECONDS = 0.5
-# A member that has not come, or left, by then has not.
+# After this time a member counts as never added, or never removed.
 PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.01
 PGOUTPUT_KEY = "bench:pgoutput"
@@ -98,10 +98,10 @@ def wait_until_live(world: World) -> None:
 
 @dataclass(slots=True)
 class Watch:
-    """Members that were written, and the seconds until each was in a set of Redis, or had left it.
+    """Written members, and the seconds until each was in a set of Redis, or had left it.
 
-    `expect` notes the moment when a commit was acknowledged. A thread looks at all that are expected, every LOOK_SECONDS: what it
-    finds may have been there for that long.
+    `expect` notes the moment when a commit was acknowledged. A thread checks all expected members, every LOOK_SECONDS: a
+    change may have happened up to that long ago.
     """
 
     world: World
@@ -112,12 +112,12 @@ class Watch:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def expect(self, member: bytes) -> None:
-        """It was committed now."""
+        """Note that it was committed now."""
         self._expected[member] = time.perf_counter()
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Look for as long as the block runs, and then until the last one has been seen."""
+        """Check for as long as the block runs, and then until the last one was seen."""
         thread = threading.Thread(target=self._look, daemon=True)
         thread.start()
         try:
@@ -144,7 +144,7 @@ class Watch:
 
 
 def write(world: World, statement: str, each: Callable[[int], None], writes: int, a_second: int) -> float:
-    """So many statements, each a commit with its number, at this rate by WRITERS sessions; the rate that came out."""
+    """So many statements, each a commit with its number, at this rate by WRITERS sessions; returns the reached rate."""
     numbers = itertools.count()
     began = time.perf_counter()
 
@@ -164,7 +164,7 @@ def write(world: World, statement: str, each: Callable[[int], None], writes: int
 
 
 def live_world(world: World, table_rows: int) -> Keeper:
-    """The table filled and adopted, a keeper at work, both counters live and verified. The keeper."""
+    """Fill and adopt the table, start a keeper, wait until both counters are live and verified. Returns the keeper."""
     orders.make(world)
     orders.fill(world, table_rows)
     world.declare(orders.DECLARATIONS)
@@ -172,7 +172,7 @@ def live_world(world: World, table_rows: int) -> Keeper:
     _ = world.replica
     keeper = world.keeper()
     wait_until_live(world)
-    # After a build departures wait for the first reconcile, which begins at once, and says from where on they are to be read.
+    # After a build departures wait for the first reconcile, which begins at once, and sets left_through.
     with world.redis() as redis:
         while any(states.read_state(redis, name).left_through is None for name in orders.COUNTERS):
             time.sleep(0.02)
@@ -223,7 +223,7 @@ def departures(world: World, report: Report, rounds: int, table_rows: int) -> No
 
 
 def freshness(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """freshness.others: an application inserts single rows; until their customers are counted. A consumer of pgoutput beside it."""
+    """freshness.others: single inserts of an application, until their customers are counted. For comparison, pgoutput."""
     world.primary_settings["wal_level"] = "logical"
     keeper = psutil.Process(live_world(world, table_rows).pid)
     key = keys.of_counter("customers").members
@@ -249,9 +249,7 @@ def freshness(world: World, report: Report, rounds: int, table_rows: int) -> Non
     note = f"{writes:,} inserts of a row each, {INSERTS_A_SECOND} a second; the keeper took {busy:.0%} of a processor"
     for number, name in enumerate(("p50", "p99", "max")):
         pairs = [(mine[number], other[number]) for mine, other in zip(ours, theirs, strict=True)]
-        report.add(
-            Result(f"freshness.others.{name}", "s", "a consumer of pgoutput that does SADD, s", pairs, note=note)
-        )
+        report.add(Result(f"freshness.others.{name}", "s", "a pgoutput consumer that runs SADD, s", pairs, note=note))
     report.add(
         Result("freshness.others.limit", "s", "limit, s", [(each[1], FRESH_SECONDS) for each in ours], goal=-1.0,
                note="the same p99")
@@ -260,7 +258,7 @@ def freshness(world: World, report: Report, rounds: int, table_rows: int) -> Non
 
 @contextmanager
 def consumer(world: World) -> Iterator[None]:
-    """The peer, at work for as long as the block runs."""
+    """The peer runs for as long as the block runs."""
     words = [world.primary.url, world.valkey.url, PGOUTPUT_KEY, "bench"]
     process = subprocess.Popen(
         [sys.executable, "-m", "loadtest.bench.peers.pgoutput", *words], cwd=CHECKOUT, stdout=subprocess.PIPE
@@ -268,7 +266,7 @@ def consumer(world: World) -> Iterator[None]:
     try:
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise CommandFailed("the consumer of pgoutput has ended")
+            raise CommandFailed("the pgoutput consumer has ended")
         yield
     finally:
         process.terminate()

@@ -1,4 +1,4 @@
-"""Build one counter, as the keeper would; prints the seconds that it took.
+"""Builds one counter, as the keeper would; prints the seconds.
 
 `python -m loadtest.bench.builds users`, with manage's variables.
 """

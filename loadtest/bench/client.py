@@ -1,8 +1,8 @@
 """A load generator in Python: `python -m loadtest.bench.client [--post] [--rate=…] [--header=…] URL`. Prints one JSON document.
 
-Without a rate each connection sends its next request when it has its answer. With one, requests are due at equal
-intervals; one that finds no connection free waits, and its latency counts from when it was due: a server that stalls
-does not slow down those who ask.
+Without a rate each connection sends its next request when it has its answer. With a rate, requests are due at equal
+intervals. A request without a free connection waits, and its latency counts from when it was due. So a slow server
+does not reduce the load.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-# Of a core. Above it the client is what is being measured.
+# Share of a core. Above it the client is the limit.
 BUSY = 0.9
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection, and at most one request on it."""
+    """One keep-alive connection, and at most one request on it."""
 
     def __init__(self, load: Generator) -> None:
         self.load = load
@@ -55,7 +55,7 @@ class Connection(asyncio.Protocol):
 
 
 class Generator:
-    """The run: who is free, what is due, what it took."""
+    """The run: the free connections, the due requests, the measured times."""
 
     def __init__(self, url: str, *, rate: float, posting: bool, headers: Sequence[str]) -> None:
         parts = urlsplit(url)
@@ -72,7 +72,7 @@ class Generator:
         self.waiting: deque[float] = deque()
 
     def request(self) -> bytes:
-        """The bytes of the next one."""
+        """The bytes of the next request."""
         if not self.posting:
             return self.head + b"\r\n"
         city, user = self.draw.randrange(50), self.draw.randrange(100_000)
@@ -98,7 +98,7 @@ class Generator:
             self.idle.append(connection)
 
     async def tick(self) -> None:
-        """Let requests become due."""
+        """Make requests due at the rate."""
         began, sent = time.perf_counter(), 0
         while not self.over:
             now = time.perf_counter()

@@ -15,7 +15,7 @@ SIZES = (10_000, 100_000, 1_000_000, 5_000_000)
 
 
 def growth(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """growth: each figure beside the one at the smallest size. One round: it is the shape that is looked for."""
+    """growth: each figure next to the one at the smallest size. One round, because only the shape matters."""
     first: dict[str, float] = {}
     for size in [size for size in SIZES if size <= table_rows] or [table_rows]:
         rows.fill(world, size)

@@ -1,4 +1,4 @@
-"""Ingest: batches beside Postgres' own COPY, single messages beside the obvious handler."""
+"""Ingest: batches next to Postgres' own COPY, single messages next to a simple handler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECONDS = 3.0
 
 
 class Batches:
-    """The same batches, ready for both sides: made once, sent again and again."""
+    """The same batches for both sides: made once, sent again and again."""
 
     def __init__(self, world: World) -> None:
         made = [rows.batch(seed) for seed in range(PRODUCERS * BATCHES)]
@@ -83,7 +83,7 @@ class Batches:
         return self._rate(producer)
 
     def _rate(self, producer: Any) -> float:
-        """All batches, by as many producers at once, each over a connection of its own."""
+        """Send all batches, with this many producers at once, each over a connection of its own."""
         failures: list[BaseException] = []
         began: list[float] = []
         barrier = threading.Barrier(PRODUCERS, action=lambda: began.append(time.perf_counter()))
@@ -109,7 +109,7 @@ class Batches:
 
 
 def batches(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """ingest.batch: beside COPY; beside COPY behind HTTP; and into a large table beside an empty one."""
+    """ingest.batch: compared with COPY, with COPY behind HTTP, and a large table with an empty one."""
     sides = Batches(world)
     pipe = world.peer("pipe", "pipe:application", like="ingest_service")
     beside = {"ingest": sides.through_ingest, "copy": sides.by_copy, "pipe": lambda: sides.through_pipe(pipe.port)}
@@ -129,7 +129,7 @@ def batches(world: World, report: Report, rounds: int, table_rows: int) -> None:
             "rows/s",
             "raw COPY, rows/s",
             paired(empty, "pipe", "copy"),
-            note="what HTTP alone leaves: the same server hands COPY's own text on, unread and uncounted",
+            note="HTTP alone: the same server passes COPY's own text on, without reading or counting it",
         ),
     )
     rows.fill(world, table_rows)
@@ -148,7 +148,7 @@ def batches(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def singles(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """ingest.single: beside save() and a pipeline a request, with a few and with many connections."""
+    """ingest.single: compared with save() and a pipeline for each request, with a few and with many connections."""
     # gunicorn's own threaded worker: under ASGI, Django opens a connection to Postgres for each request of such a handler.
     plain = world.peer(
         "plain", "plain:application", like="ingest_service", words=["--worker-class=gthread", f"--threads={THREADS}"]
@@ -196,7 +196,7 @@ def singles(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def p99_ms_at(target: load.Target, *, rate: float, connections: int) -> float:
-    """The p99 of the answers, where requests come at this rate."""
+    """The p99 of the answers at this rate of requests."""
     return load.at_rate(target, rate=rate, connections=connections, seconds=SECONDS).p99_ms
 
 

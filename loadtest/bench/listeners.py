@@ -18,13 +18,13 @@ from redis import Redis
 from shared_models.protocol import steps
 
 CHANGES = 20
-# Between two changes: more than a stream may wait.
+# Between two changes: longer than a stream may wait.
 PAUSE_SECONDS = 0.4
 COUNT = re.compile(rb'"users":\{"count":(\d+)')
 
 
 class Stream(asyncio.Protocol):
-    """One of them; knows the last count that it was sent, and when."""
+    """One stream; knows the last count that it got, and when."""
 
     def __init__(self, host: str) -> None:
         self.host, self.count, self.heard_at, self.tail = host, -1, 0.0, b""
@@ -59,10 +59,10 @@ async def run(url: str, streams: int, redis_url: str) -> None:
             await asyncio.sleep(PAUSE_SECONDS)
             late = [stream for stream in opened if stream.count != count]
             if late:
-                raise SystemExit(f"{len(late)} streams have not heard of a change after {PAUSE_SECONDS} s")
+                raise SystemExit(f"{len(late)} streams did not get a change within {PAUSE_SECONDS} s")
             latest = max(latest, *(stream.heard_at - changed_at for stream in opened))
     print(latest * 1000, flush=True)
-    await asyncio.sleep(60)  # until killed: to end a thousand streams in good order is not what is measured
+    await asyncio.sleep(60)  # until killed: ending a thousand streams gracefully is not measured
 
 
 def main() -> None:

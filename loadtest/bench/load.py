@@ -1,4 +1,4 @@
-"""Load from outside: wrk where it is installed, else a client of our own, which says when it is itself the limit."""
+"""Load from outside: wrk if it is installed, otherwise a client of our own, which says when it is the limit."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from loadtest.bench.results import by_turns
 POST_SCRIPT = Path(__file__).parent / "wrk" / "post.lua"
 WITHOUT_WRK = (
     "wrk is not installed (Debian, Ubuntu: apt-get install wrk; macOS: brew install wrk): a client in Python was used; "
-    "it takes some 3 times the processor time, and figures that it limits are marked"
+    "it takes about 3 times the processor time, and figures that it limits are marked"
 )
 
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
 
 class LoadFailed(Exception):
-    """The answers were not what they should have been; the message says which."""
+    """Some answers were wrong; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one run has measured."""
+    """The measurements of one run."""
 
     per_second: float
     p50_ms: float
     p99_ms: float
-    # The client was as busy as it can be: the figure is a lower bound.
+    # The client was fully busy: the figure is a lower bound.
     limited_by_client: bool = False
 
 
@@ -45,7 +45,7 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is asked. `posting`: messages are sent, else it is a GET."""
+    """The target of the requests. `posting`: sends messages, otherwise a GET."""
 
     url: str
     headers: Headers = field(default_factory=dict)
@@ -59,7 +59,7 @@ def has_wrk() -> bool:
 def rates(
     targets: Mapping[str, Target], *, rounds: int, connections: int, seconds: float
 ) -> tuple[dict[str, list[float]], str]:
-    """Requests a second of each, by turns, after a second to warm up; and who has asked how, for the reader."""
+    """Requests a second of each, alternating, after a second to warm up; and a description of the client."""
     limited = set()
 
     def measure(name: str) -> float:
@@ -80,7 +80,7 @@ def as_fast_as_possible(target: Target, *, connections: int, seconds: float) -> 
     """Each connection sends its next request when it has its answer."""
     if not has_wrk():
         return with_client(target, connections=connections, seconds=seconds)
-    # A slow answer is an answer, and shows in the latency.
+    # A slow answer counts as an answer, and shows in the latency.
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
     script = ["-s", str(POST_SCRIPT)] if target.posting else []
     said = run([*command, *script, *as_words("-H", target.headers), target.url])
@@ -94,9 +94,9 @@ def as_fast_as_possible(target: Target, *, connections: int, seconds: float) -> 
 
 
 def at_rate(target: Target, *, rate: float, connections: int, seconds: float) -> Load:
-    """So many requests a second, whatever the answers take. Latency counts from when a request was due.
+    """This many requests a second, however slow the answers are. Latency counts from when a request was due.
 
-    wrk cannot do that: this is the client in Python, for all that is compared.
+    wrk cannot do that, so this is always the client in Python.
     """
     return with_client(target, connections=connections, seconds=seconds, rate=rate)
 
@@ -117,7 +117,7 @@ def as_words(option: str, headers: Headers) -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    """Its output; LoadFailed where it fails."""
+    """Its output; raises LoadFailed if it fails."""
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     if done.returncode != 0:
         raise LoadFailed(f"{command[0]}: {done.stdout}{done.stderr}")

@@ -1,4 +1,4 @@
-"""The most memory that processes have held, sampled while a case runs."""
+"""The peak memory of processes, sampled while a case runs."""
 
 from __future__ import annotations
 

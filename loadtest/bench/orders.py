@@ -1,4 +1,4 @@
-"""A table of somebody else, shop.orders, and what `adopt` makes of it. The same numbers give the same rows."""
+"""An application's table, shop.orders, and its adoption. The same numbers give the same rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ member = ["customer_email"]
 table = "orders"
 member = ["country", "sku"]
 """
-# So many orders for each customer.
+# The number of orders for each customer.
 ORDERS_PER_CUSTOMER = 5
 PRODUCTS = 20_000
 COLUMNS = "customer_email, country, sku, note"
 
 
 def make(world: World, name: str = TABLE) -> None:
-    """The table, empty, as an application has it: nothing of Rollcall's, and no index but its key's."""
+    """Make the empty table, as an application has it: nothing of Rollcall's, and only its key's index."""
     with connected(world.primary.url) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA IF NOT EXISTS shop")
         cursor.execute(
@@ -42,14 +42,14 @@ def make(world: World, name: str = TABLE) -> None:
 
 
 def make_indexes(world: World, name: str = TABLE) -> None:
-    """Those that the counters want, where the application has them already."""
+    """Make the indexes of the counters, as if the application already had them."""
     with connected(world.primary.url) as connection, connection.cursor() as cursor:
         for fields in COUNTERS.values():
             cursor.execute(f"CREATE INDEX ON {name} ({', '.join(fields)})")
 
 
 def fill(world: World, orders: int, name: str = TABLE) -> None:
-    """So many orders, in no order of their customers. Analyzed."""
+    """Insert this many orders, not sorted by customer. Analyzes the table."""
     customers = max(1, orders // ORDERS_PER_CUSTOMER)
     with connected(world.primary.url) as connection, connection.cursor() as cursor:
         for start in range(0, orders, FILL_ROWS):
@@ -70,7 +70,7 @@ def fill(world: World, orders: int, name: str = TABLE) -> None:
 
 
 def some(draw: random.Random, orders: int) -> list[tuple[str, str, str, str]]:
-    """Some orders more, of customers who are not new."""
+    """More orders, of existing customers."""
     return [
         (
             f"c{draw.randrange(20_000)}@example.org",
@@ -83,11 +83,11 @@ def some(draw: random.Random, orders: int) -> list[tuple[str, str, str, str]]:
 
 
 def as_copy(orders: Sequence[tuple[str, ...]]) -> str:
-    """As COPY takes them."""
+    """The orders in COPY's format."""
     return "".join("\t".join(order) + "\n" for order in orders)
 
 
 def adopt(world: World, *words: str) -> None:
-    """`adopt shop.orders --apply`, as a superuser. `--undo` takes it off."""
+    """Run `adopt shop.orders --apply` as a superuser; `--undo` undoes it."""
     variables = world.stores_of_ingest() | {"AUTH": "off"}
     run(world, "ingest_service", "adopt", TABLE, *words, "--apply", variables=variables)

@@ -1,4 +1,4 @@
-"""Catch up with everything that there is to catch up with, as the keeper would; prints the seconds that it took.
+"""Catches up with all new rows, as the keeper would; prints the seconds.
 
 `python -m loadtest.bench.passes`, with manage's variables.
 """

@@ -1,8 +1,8 @@
-"""Somebody who asks for a count every millisecond: how long Redis takes for others while it is worked on.
+"""A client that asks for a count every millisecond: how long Redis takes for others while a case works on it.
 
-`python -m loadtest.bench.prober URL …` asks each server by turns until its standard input is closed, and prints the
-milliseconds that each answer took, a JSON list for each URL. A process of its own, without a client library: what it
-measures is the server, and the machine.
+`python -m loadtest.bench.prober URL …` asks each server in turn until its standard input is closed, and prints the
+milliseconds of each answer, a JSON list for each URL. It is a process of its own, without a client library, so that it
+measures only the server and the machine.
 """
 
 from __future__ import annotations

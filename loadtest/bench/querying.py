@@ -1,4 +1,4 @@
-"""Query: standing answers beside a bare ASGI application, beside webdis, beside SQL; and a thousand event streams."""
+"""Query: standing answers compared with a minimal ASGI application, with webdis, with SQL; and a thousand event streams."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WITHOUT_WEBDIS = (
 
 
 def counts(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """query.counts: as it comes, and with tokens, CORS and a log line for each request."""
+    """query.counts: with the defaults, and with tokens, CORS and a log line for each request."""
     rows.fill(world, table_rows)
     make_live(world)
     if not load.has_wrk():
         report.skip(load.WITHOUT_WRK)
     hello = world.peer("hello", "hello:application", like="query_service")
     path = "/v1/counts/users"
-    # A hello is asked with the same headers: a server reads them, whoever uses them.
+    # The "hello" gets the same request headers: a server parses them in any case.
     asked = {**world.guarded_query.authorization(), "Origin": ORIGIN}
     targets = {
         "query": load.Target(f"{world.query.url}{path}"),
@@ -56,7 +56,7 @@ def counts(world: World, report: Report, rounds: int, table_rows: int) -> None:
         Result(
             "query.counts.hello",
             "requests/s",
-            "bare ASGI hello, requests/s",
+            "minimal ASGI hello, requests/s",
             paired(found, "query", "hello"),
             goal=0.9,
             peak_mb=peak.mb,
@@ -65,7 +65,7 @@ def counts(world: World, report: Report, rounds: int, table_rows: int) -> None:
         Result(
             "query.counts.guarded",
             "requests/s",
-            "bare ASGI hello, requests/s",
+            "minimal ASGI hello, requests/s",
             paired(found, "guarded", "hello with headers"),
             goal=0.8,
             note=f"with a token, CORS, and a log line for each request; {note}",
@@ -88,7 +88,7 @@ def counts(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def member(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """query.member: whether one user is counted, with a token; each answer is Redis', asked after the question."""
+    """query.member: whether one user is counted, with a token; each answer needs a read of Redis."""
     rows.fill(world, table_rows)
     make_live(world)
     if not load.has_wrk():
@@ -107,7 +107,7 @@ def member(world: World, report: Report, rounds: int, table_rows: int) -> None:
         Result(
             "query.member.hello",
             "requests/s",
-            "bare ASGI hello, requests/s",
+            "minimal ASGI hello, requests/s",
             paired(found, "query", "hello"),
             goal=0.35,
             peak_mb=peak.mb,
@@ -128,7 +128,7 @@ def member(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def beside_sql(world: World, report: Report, rounds: int, table_rows: int, hello: Peer) -> None:
-    """The same counts asked of the table: one after the other over one connection, and as many as come out at once."""
+    """The same counts from the table: one after the other over one connection, and as many as possible at once."""
     at = f"at {table_rows:,} rows"
     goal = 10_000 if table_rows >= 5_000_000 else 0
     columns = {"users": "username", "cities": "(state, city)"}
@@ -150,7 +150,7 @@ def beside_sql(world: World, report: Report, rounds: int, table_rows: int, hello
                 against,
                 paired(asked, "query", "sql"),
                 goal=goal,
-                note=f"one after the other, over one connection; a bare hello: {hello_per_second:,.0f} times/s",
+                note=f"one after the other, over one connection; a minimal hello: {hello_per_second:,.0f} times/s",
             )
         )
         at_once = by_turns(
@@ -192,7 +192,7 @@ def counts_distinct_per_second(world: World, columns: str) -> float:
 
 
 def count_distinct_seconds(world: World, columns: str) -> float:
-    """The count that the table gives, the way that people write it."""
+    """The count from the table, as people write the SQL."""
     began = time.perf_counter()
     run_sql(world.primary.url, f"SELECT count(DISTINCT {columns}) FROM message")
     return time.perf_counter() - began
@@ -200,7 +200,7 @@ def count_distinct_seconds(world: World, columns: str) -> float:
 
 @contextmanager
 def webdis(world: World, report: Report) -> Iterator[str | None]:
-    """The address of a webdis with as many threads as query has workers; None where there is none."""
+    """The address of a webdis with as many threads as query has workers; None if it is not installed."""
     program = shutil.which("webdis")
     if program is None:
         report.skip(WITHOUT_WEBDIS)
@@ -233,7 +233,7 @@ def webdis(world: World, report: Report) -> Iterator[str | None]:
 
 
 def streams(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """query.streams: a worker with many open streams; how late the last of them hears of a change."""
+    """query.streams: a worker with many open streams; how late the last of them gets a change."""
     rows.fill(world, 1_000)
     make_live(world)
     service = world.service("streams", "query_service.asgi", {"REDIS_URL": world.valkey.url, "WORKERS": "1"})
@@ -270,7 +270,7 @@ def streams(world: World, report: Report, rounds: int, table_rows: int) -> None:
             [(max(each_kb), STREAM_KB)],
             goal=-1.0,
             peak_mb=resident_mb(process),
-            note="what opening them for the first time adds to the worker",
+            note="the worker's additional memory after opening them for the first time",
         ),
     )
     world.stop(service)

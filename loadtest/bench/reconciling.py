@@ -1,4 +1,4 @@
-"""Manage: reconcile, build, catch up, beside the least that the stores need for it; and what it costs others and Redis."""
+"""Manage: reconcile, build, catch up, next to their floors; and what they cost other clients and Redis."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ MISSED_ROWS = 100_000
 CATCH_UP_SECONDS = 2.0
 PEAK_MB = 120.0
 REDIS_COMMAND_MS = 5.0
-# A repair finds one member in so many missing, and as many extra ones.
+# In a repair one member in this many is missing, and there are as many extra ones.
 DRIFT = 1_000
 FLOOR_KEY = "bench:floor"
 USERS, CITIES = "SELECT DISTINCT username FROM message", "SELECT DISTINCT state, city FROM message"
 
 
 class CommandFailed(Exception):
-    """A command of manage's did not do what it should; the message is what it said."""
+    """A command of manage failed; the message is its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A process that has ended: what it said, and the most memory that it held."""
+    """A process that has ended: its output, and its peak memory."""
 
     output: str
     peak_mb: float
@@ -55,7 +55,7 @@ def run(world: World, module: str, *words: str, variables: Mapping[str, str] | N
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Not by its own ru_maxrss: that begins with what we, who forked it, hold.
+    # Not by its own ru_maxrss: that includes the memory of this process, which forked it.
     with watched(process.pid) as peak:
         output, said = process.communicate()
     if process.returncode != 0:
@@ -73,7 +73,7 @@ def reconcile(world: World, *names: str) -> tuple[float, Done, dict[str, Any]]:
 
 
 def floor(world: World, statement: str) -> tuple[float, Done]:
-    """The least: its seconds, its process. Its set is removed."""
+    """The floor: its seconds, its process. Its set is removed."""
     done = run(world, "loadtest.bench.peers.floor", world.replica.url, world.valkey.url, FLOOR_KEY, statement)
     with world.redis() as redis:
         redis.unlink(FLOOR_KEY)
@@ -81,14 +81,14 @@ def floor(world: World, statement: str) -> tuple[float, Done]:
 
 
 def make_live(world: World) -> None:
-    """Every counter built and verified, from a Redis that is empty."""
+    """Build and verify every counter, from an empty Redis."""
     with world.redis() as redis:
         redis.flushdb()
     reconcile(world)
 
 
 def make_drift(world: World) -> int:
-    """Take some users out of the set, and put as many in that have no row; how many of each."""
+    """Remove some users from the set, and add as many without a row; returns how many of each."""
     members = keys.of_counter("users").members
     with world.redis() as redis:
         some = cast("list[bytes]", redis.srandmember(members, max(1, redis.scard(members) // DRIFT)))
@@ -99,7 +99,7 @@ def make_drift(world: World) -> int:
 
 @dataclass(slots=True)
 class Others:
-    """How long a count took for somebody else: of this Redis, and of one beside it that has nothing to do."""
+    """How long a count took for another client: of this Redis, and of a second, idle one."""
 
     busy_ms: list[float] = field(default_factory=list)
     idle_ms: list[float] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Others:
 
 @contextmanager
 def others(world: World, found: Others) -> Iterator[None]:
-    """Somebody else asks both for a count every millisecond for as long as the block runs."""
+    """Another client asks both for a count every millisecond for as long as the block runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "loadtest.bench.prober", world.valkey.url, world.bystander.url],
         cwd=CHECKOUT,
@@ -129,7 +129,7 @@ def p99(took: list[float]) -> float:
 
 
 def slowest_ms(world: World) -> float:
-    """Redis' slowest command since the log was reset; what is faster than 0.1 ms is not in it."""
+    """Redis' slowest command since the log was reset; commands faster than 0.1 ms are not in it."""
     with world.redis() as redis:
         entries = redis.slowlog_get(128)
         return max((entry["duration"] / 1000 for entry in entries), default=0.1)
@@ -170,7 +170,7 @@ def users(world: World, report: Report, rounds: int, table_rows: int) -> None:
         Result("reconcile.users.memory", "MB", "limit, MB", [(max(peaks), PEAK_MB)], goal=-1.0, note=note),
         Result("reconcile.users.slowlog", "ms", "limit, ms", [(slowest, REDIS_COMMAND_MS)], goal=-1.0,
                note="the slowest command of Redis meanwhile"),
-        Result("reconcile.users.others", "ms", "of a Redis beside it, with nothing to do, ms",
+        Result("reconcile.users.others", "ms", "of a second, idle Redis, ms",
                [(p99(meanwhile.busy_ms), p99(meanwhile.idle_ms))], goal=-2.0,
                note="p99 of a SCARD every millisecond, meanwhile; the processors are as busy for both"),
     )  # fmt: skip
@@ -194,7 +194,7 @@ def cities(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def build(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """build: a cold counter, to the moment when it is live."""
+    """build: a cold counter, until it is live."""
     members = rows.fill(world, table_rows)
 
     def cold_build() -> float:
@@ -211,7 +211,7 @@ def build(world: World, report: Report, rounds: int, table_rows: int) -> None:
 
 
 def catch_up(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """catchup: rows that were stored and not counted, to the moment when both counters contain them."""
+    """catchup: rows that were stored and not counted, until both counters include them."""
     rows.fill(world, table_rows)
     make_live(world)
     took: list[tuple[float, float]] = []
@@ -233,7 +233,7 @@ def catch_up(world: World, report: Report, rounds: int, table_rows: int) -> None
 
 
 def memory(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """memory: all keys of a counter beside a bare set of the same members."""
+    """memory: all keys of a counter compared with a plain set of the same members."""
     rows.fill(world, table_rows)
     make_live(world)
     with world.redis() as redis:

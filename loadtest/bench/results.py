@@ -1,4 +1,4 @@
-"""What a benchmark finds: figures beside what they are measured against, round by round; as a table and as JSON."""
+"""The results of a benchmark: figures and what they are compared with, round by round; as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# A ratio whose rounds differ by more than this says more about what else ran on the machine than about the case.
+# If the rounds of a ratio differ by more than this, it says more about other work on the machine than about the case.
 NOISY = 1.5
 
 
@@ -26,7 +26,7 @@ class Result:
     unit: str
     against: str
     rounds: list[tuple[float, float]]  # value, against_value
-    # What the ratio should be: at least (positive), at most (negative); 0: there is no goal.
+    # The goal of the ratio: at least (positive), at most (negative); 0: there is no goal.
     goal: float = 0.0
     peak_mb: float | None = None
     note: str = ""
@@ -50,7 +50,7 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the goal is reached; None where there is none."""
+        """Whether the goal is reached; None if there is none."""
         if not self.goal or self.ratio is None:
             return None
         return self.ratio >= self.goal if self.goal > 0 else self.ratio <= -self.goal
@@ -75,14 +75,14 @@ class Result:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that was found, and what was left out."""
+    """All results, and the skipped peers."""
 
     results: list[Result] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def begin(self, name: str) -> None:
-        """What is added from here on belongs to the case of this name."""
+        """Results that are added after this belong to the case of this name."""
         self.ran.append(name)
 
     def add(self, *results: Result) -> None:
@@ -91,7 +91,7 @@ class Report:
         self.results += results
 
     def skip(self, reason: str) -> None:
-        """Name a peer that is not there, and how to get it."""
+        """Note a missing peer, and how to install it."""
         if reason not in self.skipped:
             self.skipped.append(reason)
 
@@ -114,7 +114,7 @@ class Report:
             console.print(f"Skipped: {reason}")
 
     def write(self, path: Path) -> None:
-        """bench.json. Cases that were not run keep what an earlier run has found."""
+        """Write bench.json. Cases that did not run keep the results of an earlier run."""
         path.parent.mkdir(parents=True, exist_ok=True)
         earlier = json.loads(path.read_text()) if path.exists() else []
         kept = [entry for entry in earlier if entry["run"] not in self.ran]
@@ -123,7 +123,7 @@ class Report:
 
 
 def ratio_of(result: Result) -> str:
-    """With its spread, and a mark where that is too wide to be believed."""
+    """The ratio with its spread, and a mark if the spread is too wide."""
     if result.ratio is None:
         return ""
     lowest, highest = result.ratios[0], result.ratios[-1]
@@ -144,7 +144,7 @@ def number(value: float) -> str:
 
 
 def machine() -> str:
-    """What this ran on."""
+    """The machine."""
     model = "unknown processor"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -159,7 +159,7 @@ def machine() -> str:
 
 
 def by_turns(rounds: int, measure: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Measure each, `rounds` times, by turns; every other round backwards, so that nobody is always the first."""
+    """Measure each, `rounds` times, alternating; every other round backwards, so that none is always the first."""
     found: dict[str, list[float]] = {name: [] for name in measure}
     for turn in range(rounds):
         names = list(measure)

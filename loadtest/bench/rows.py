@@ -1,4 +1,4 @@
-"""The rows that are sent, and the table that they are sent into. The same numbers give the same rows."""
+"""The rows that are sent, and their table. The same numbers give the same rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loadtest.bench.world import World, connected, run_sql, wait_until_replayed
 BATCH_ROWS = 10_000
 CITIES = 5_000
 REMARK = "Good morning from {}! It rains again, of course."
-# Of a filled table: so many rows for each user.
+# Of a filled table: the number of rows for each user.
 ROWS_PER_USER = 5
 # Rows of one INSERT of `fill`, about 3 seconds.
 FILL_ROWS = 500_000
@@ -34,22 +34,22 @@ def batch(seed: int, rows: int = BATCH_ROWS, users: int = 100_000) -> list[dict[
 
 
 def as_ndjson(messages: list[dict[str, str]]) -> bytes:
-    """As a producer sends them."""
+    """The rows as a producer sends them."""
     return b"".join(json.dumps(message).encode() + b"\n" for message in messages)
 
 
 def as_copy(messages: list[dict[str, str]]) -> bytes:
-    """As COPY takes them. None of the values has a character that it reads specially."""
+    """The rows in COPY's format. No value has a character that COPY treats specially."""
     return "".join("\t".join(message.values()) + "\n" for message in messages).encode()
 
 
 def fill(world: World, rows: int) -> int:
-    """Make the table this large, as ROWS_PER_USER and CITIES say; how many users there are then. Analyzed, and replayed."""
+    """Fill the table to this size, by ROWS_PER_USER and CITIES; returns the number of users. Analyzed, and replayed."""
     users = max(1, rows // ROWS_PER_USER)
     with connected(world.primary.url) as connection, connection.cursor() as cursor:
         cursor.execute("TRUNCATE message, receipt")
         for start in range(0, rows, FILL_ROWS):
-            # A stride that has no factor in common with the number of users meets them in no order, and each of them.
+            # A stride without a common factor with the number of users reaches each of them, and in no order.
             cursor.execute(
                 """INSERT INTO message (state, city, username, message)
                    SELECT 'S' || lpad((city %% 50)::text, 2, '0'), 'City ' || lpad(city::text, 4, '0'),

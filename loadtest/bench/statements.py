@@ -1,4 +1,4 @@
-"""What an application's own statements cost on an adopted table: the same ones, on it and on twins that have less of Rollcall's."""
+"""The cost of an application's own statements on an adopted table, compared with twins that have fewer parts of `adopt`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from loadtest.bench.world import World, connected, run_sql
 from shared_models import declarations, triggers
 from shared_models.declarations import Term
 
-# Alike but for what of `adopt` they have: each has what those before it have.
+# The twins are equal except for their parts of `adopt`: each has those of the earlier ones, and one more.
 PLAIN, COLUMN, INDEX, ADOPTED = "shop.plain", "shop.with_column", "shop.with_index", orders.TABLE
 TABLES = (PLAIN, COLUMN, INDEX, ADOPTED)
-# A round is short, and there are many: what else runs on the machine meets some of them, and the median none.
+# There are many short rounds: other work on the machine disturbs some of them, but not the median.
 SHORT_ROUNDS = 20
 SINGLES, BATCH_ROWS, COPY_ROWS, CHANGED_ROWS = 40, 1_000, 5_000, 2_000
 GOALS = {"insert": 0.95, "copy": 0.95, "update": 0.8, "delete": 0.8}
 
-# Runs one kind of statement on a table; how many rows it was.
+# Runs one kind of statement on a table; returns the number of rows.
 Kind = Callable[[Any, str], int]
 
 
 def application(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """application.statements: rows a second, beside the plain twin; each kind once a round on each table, in any order."""
+    """application.statements: rows a second, compared with the plain twin; each kind once a round on each table, in any order."""
     make_tables(world, table_rows)
     took: dict[str, dict[str, list[float]]] = {}
     draw = random.Random(1)
-    # Rows are alike in all of the tables, so that a statement finds the same ones in each. The oldest are deleted.
+    # All tables have the same rows, so that a statement finds the same ones in each. Deletes remove the oldest.
     oldest = 1
     with connected(world.primary.url) as connection, connection.cursor() as cursor:
         for turn in range(-1, rounds * SHORT_ROUNDS):  # the first one warms up
@@ -74,7 +74,7 @@ def newest_id(cursor: Any) -> int:
 
 
 def make_tables(world: World, table_rows: int) -> None:
-    """The twins, with the indexes of the counters: an application that asks by these columns has them."""
+    """Make the twins, with the indexes of the counters, as if the application had them."""
     for table in TABLES:
         orders.make(world, table)
         orders.fill(world, table_rows, table)
@@ -88,14 +88,14 @@ def make_tables(world: World, table_rows: int) -> None:
             run_sql(world.primary.url, statement)
     run_sql(world.primary.url, triggers.index(schema, relation, (Term("xact", "bigint"),), "xact > 0").create)
     for table in TABLES:
-        # VACUUM comes between the rounds, and not in the middle of one table's.
+        # VACUUM runs between the rounds, and not in the middle of one table's.
         run_sql(world.primary.url, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         run_sql(world.primary.url, f"VACUUM (ANALYZE) {table}")
     run_sql(world.primary.url, "CHECKPOINT")
 
 
 def kinds_of(draw: random.Random, oldest: int, newest: int) -> dict[str, Kind]:
-    """The statements of a round, by name. Those that change rows leave alone what is deleted in it."""
+    """The statements of a round, by name. Updates do not touch the rows that the round deletes."""
     doomed = oldest + SINGLES
     first = draw.randrange(doomed + CHANGED_ROWS, max(doomed + CHANGED_ROWS + 1, newest - CHANGED_ROWS))
     ids = [draw.randint(doomed + CHANGED_ROWS, newest) for _ in range(SINGLES)]

@@ -1,4 +1,4 @@
-"""The servers of one benchmark: on free ports, in a folder of their own, with real fsync; gone when it ends, however it does."""
+"""The servers of one benchmark: on free ports, in a folder of their own, with real fsync. They end with it, in any case."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from shared_models import declarations
 
 P = TypeVar("P", bound=Process)
 
-# A process ends with the benchmark, however that ends.
+# A process ends with the benchmark, in any case.
 ENDING: dict[str, Any] = {"dies_with_parent": True}
-# Whose pages may read what query answers, where it is asked for that.
+# The origin in query's CORS_ORIGINS.
 ORIGIN = "https://dashboard.example.org"
 
 
 class Peer(Web):
     """An application of `peers`, under the gunicorn settings of the service that it is compared with.
 
-    `words` are gunicorn's options for what is different.
+    `words` are gunicorn's options for the differences.
     """
 
     def __init__(self, *args: Any, like: str, words: Sequence[str] = (), **options: Any) -> None:
@@ -53,11 +53,11 @@ class Peer(Web):
 
 
 class World:
-    """Servers, made when they are first asked for."""
+    """Servers, made at their first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.primary_settings: dict[str, str] = {}  # of postgresql.conf, beside the usual; before it is first asked for
+        self.primary_settings: dict[str, str] = {}  # more settings for postgresql.conf; set before the first use
         self.declarations: dict[str, str] = {}  # the variable that names another file of counters, for the services
         self._declared = declarations.TABLES, declarations.COUNTERS
         self._started: list[Process] = []
@@ -71,7 +71,7 @@ class World:
             process.stop()
 
     def start(self, process: P) -> P:
-        """Start it, and see to its end."""
+        """Start it, and register its end."""
         self._started.append(process)
         process.start()
         return process
@@ -103,15 +103,15 @@ class World:
 
     @cached_property
     def bystander(self) -> Valkey:
-        """Another one, that nobody works on."""
+        """A second, idle Redis."""
         return self.start(Valkey(self.folder / "bystander", free_port(), **ENDING))
 
     def stores_of_ingest(self) -> dict[str, str]:
-        """The variables that say where they are."""
+        """The variables with their URLs."""
         return {"DATABASE_URL": self.primary.url, "REDIS_URL": self.valkey.url, **self.declarations}
 
     def stores_of_manage(self) -> dict[str, str]:
-        """The same for manage, which lets in whoever asks."""
+        """The same for manage, without tokens."""
         return {
             "DATABASE_URL": self.replica.url,
             "REDIS_URL": self.valkey.url,
@@ -121,17 +121,17 @@ class World:
 
     @cached_property
     def ingest(self) -> Web:
-        """The service, as it is run: who asks it needs its `authorization`."""
+        """The service with tokens: requests need its `authorization`."""
         return self.service("ingest", "ingest_service.asgi", self.stores_of_ingest(), with_tokens=True)
 
     @cached_property
     def query(self) -> Web:
-        """The service, open, as its defaults are."""
+        """The service without tokens, by its defaults."""
         return self.service("query", "query_service.asgi", {"REDIS_URL": self.valkey.url})
 
     @cached_property
     def guarded_query(self) -> Web:
-        """The service with all that there is to switch on: tokens, CORS, and a log line for each request."""
+        """The service with every option: tokens, CORS, and a log line for each request."""
         variables = {"REDIS_URL": self.valkey.url, "CORS_ORIGINS": ORIGIN, "ACCESS_LOG": "1"}
         return self.service("guarded", "query_service.asgi", variables, with_tokens=True)
 
@@ -159,11 +159,11 @@ class World:
         return self.start(peer)
 
     def keeper(self) -> Keeper:
-        """A keeper, started. It works whenever something is due, so that only cases that are about it want one."""
+        """Start a keeper. It works whenever something is due, so only cases about it need one."""
         return self.start(Keeper(self.folder / "keeper", self.stores_of_manage, valkey=self.valkey, **ENDING))
 
     def declare(self, text: str) -> None:
-        """Count what this file declares, here and in the services that are started from now on."""
+        """Use the declarations of this file, here and in services that start later."""
         path = self.folder / "rollcall.toml"
         path.write_text(text)
         own(path)
@@ -214,7 +214,7 @@ def wait_until_replayed(world: World) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at the moment."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

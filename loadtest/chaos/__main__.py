@@ -1,4 +1,4 @@
-"""`python -m loadtest.chaos`: the whole stack under faults drawn from a seed; exits with 1 where a promise was broken."""
+"""`python -m loadtest.chaos`: the whole stack under faults from a seed; exits with 1 if a promise was broken."""
 
 from __future__ import annotations
 
@@ -78,33 +78,33 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="how long faults are injected, in all rounds together"
     )
-    parser.add_argument("--seed", type=int, help="which faults; a random one where it is left out")
-    parser.add_argument("--rounds", type=int, help=f"one for each {ROUND_SECONDS:.0f} s where it is left out")
+    parser.add_argument("--seed", type=int, help="which faults; random by default")
+    parser.add_argument("--rounds", type=int, help=f"one for each {ROUND_SECONDS:.0f} s by default")
     parser.add_argument("--kind", action="append", choices=NAMES, help="only faults of this kind; may be repeated")
     parser.add_argument(
         "--without", default="", choices=["", *RULES], help="leave out a rule of the protocol: must fail"
     )
     parser.add_argument("--single", action="store_true", help="no replica: manage reads the primary")
-    parser.add_argument("--keep", action="store_true", help="keep logs and journal also where nothing is wrong")
+    parser.add_argument("--keep", action="store_true", help="keep logs and journal also if nothing is wrong")
     parser.add_argument("--quiet", dest="verbose", action="store_false", help="do not print the faults")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
 def standing(stack: ChaosStack) -> Iterator[ChaosStack]:
-    """The stack, up; ended on every way out."""
+    """The running stack; it ends in any case."""
     try:
         stack.up()
         yield stack
     finally:
-        # A second Ctrl-C would leave half of it behind.
+        # A second Ctrl-C would leave processes behind.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         stack.down()
 
 
 def show(number: int, rounds: int, result: Result) -> None:
-    """A line for each round; what is wrong, if anything is."""
+    """A line for each round, and the errors, if there are any."""
     verdict, seconds = result.verdict, result.rest.exact_seconds
     print(
         f"Round {number} of {rounds}: {len(result.faults)} faults, {len(result.history.requests)} requests, "
@@ -117,7 +117,7 @@ def show(number: int, rounds: int, result: Result) -> None:
 
 
 def tidy(folder: Path, kept: bool) -> None:
-    """Leave nothing; or the logs and the journal."""
+    """Remove everything, or keep the logs and the journal."""
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         return

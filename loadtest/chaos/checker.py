@@ -1,15 +1,15 @@
-"""What the history of a round proves to be wrong. Pure functions; each bound is argued where it is drawn.
+"""The errors that the history of a round proves. Pure functions; each bound has its reason next to it.
 
-Two moments decide what may be said of a row and of an answer:
+Two moments decide what a row proves about an answer:
 
     gone_at    the beginning of the first erase that may have met the row: one that matches it, was not refused, and had
                not ended before the row was first sent. Before that moment the row, once acknowledged, is in the table.
     lost_at    the beginning of the first loss that had not ended before the row was counted: a kill of Valkey, or a set
                that was deleted by hand. Before that moment Redis has lost nothing of it.
 
-A loss excuses that Redis no longer counts what ingest has counted, and the replica does not show yet: nobody but the primary
-knows of it then. It excuses nothing else. `complete_through` is as true as ever, no partial set is served, nor what was
-put into one by hand.
+A loss excuses only this: Redis no longer counts a row that ingest has counted, and that the replica does not show yet. Only
+the primary knows the row then. A loss excuses nothing else. `complete_through` is still true, and query serves no partial
+set, and no member that was added by hand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Violation:
 
 @dataclass
 class Verdict:
-    """What was judged, and what is wrong with it."""
+    """What was judged, and the violations."""
 
     violations: list[Violation] = field(default_factory=list)
     counts: int = 0
@@ -52,7 +52,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Fact:
-    """One row, and since when and until when what is known of it."""
+    """One row, and the moments between which facts about it are known."""
 
     row: Row
     acknowledged_wall: float
@@ -61,10 +61,10 @@ class Fact:
     lost_at: float
 
     def surely_complete(self, through_wall: float | None, until: float) -> bool:
-        """P7: whoever claims to be complete through a moment has to count this row, until then.
+        """P7: an answer that claims to be complete through a moment has to count this row.
 
-        The acknowledgement was seen before that moment, hence the commit was before it, on the same clock; and no erase
-        had begun when the answer was there, hence the row existed when the set was read.
+        The acknowledgement came before that moment, so the commit was before it, on the same clock. No erase
+        had begun when the answer arrived, so the row existed when the set was read.
         """
         return through_wall is not None and self.acknowledged_wall < through_wall and until <= self.gone_at
 
@@ -72,13 +72,13 @@ class Fact:
         """P2: a read within these times finds the member.
 
         It was counted before the read began, Redis lost nothing before the read had ended, and no erase had begun: the
-        row was there all the time, so nobody had a reason to take the member out.
+        row was there all the time, so nothing had a reason to remove the member.
         """
         return self.counted <= began and ended <= min(self.lost_at, self.gone_at)
 
 
 def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
-    """All that the history of this round proves."""
+    """All violations that the history of this round proves."""
     verdict = Verdict()
     for counter in COUNTERS:
         known = facts(now, counter)
@@ -96,7 +96,7 @@ def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
 
 
 def facts(now: Round, counter: str) -> list[Fact]:
-    """What is known of every acknowledged row that counts here, and of its loss from this counter.
+    """The facts about every acknowledged row of this counter, and its possible loss from the counter.
 
     Those of the base were acknowledged when the table was read.
     """
@@ -159,7 +159,7 @@ def judge_counts(counter: str, counts: list[Count], known: list[Fact], now: Roun
 def judge_memberships(
     counter: str, answers: list[Membership], counts: list[Count], known: list[Fact], now: Round
 ) -> Iterable[Violation]:
-    """P2, P7, P4, member by member. A "no" is judged by what was said before it was asked; a "yes" by what was sent."""
+    """P2, P7, P4, member by member. Earlier answers judge a "no"; the sent rows judge a "yes"."""
     by_member: dict[Member | None, list[Fact]] = {}
     for fact in known:
         by_member.setdefault(fact.row.member(counter), []).append(fact)
@@ -183,9 +183,9 @@ def judge_memberships(
 
 
 def latest_claim(answer: Membership, counts: list[Count], now: Round) -> Count | None:
-    """The last count before this answer whose claim still binds: read from Redis itself, and Redis lost nothing since.
+    """The last count before this answer whose claim is still valid: read from Redis itself, and Redis lost nothing since.
 
-    The set held every row of the claim then; only a sweep could have taken one out since, and only without its row.
+    The set had every row of the claim then; only a sweep can have removed one since, and only without its row.
     """
     for count in reversed(counts):
         if count.ended <= answer.began and count.fresh and count.live:
@@ -199,14 +199,14 @@ def latest_claim(answer: Membership, counts: list[Count], now: Round) -> Count |
 
 
 def judge_requests(requests: Iterable[Request]) -> Iterable[Violation]:
-    """P1, of the answers alone: a retry gets the first answer."""
+    """P1, from the answers alone: a retry gets the first answer."""
     for request in requests:
         if any(answer != request.answers[0] for answer in request.answers):
             yield Violation("P1", f"one Idempotency-Key, different answers: {request.answers}")
 
 
 def judge_table(now: Round, final: list[Row]) -> Iterable[Violation]:
-    """P1: what was acknowledged is there, once; what was refused is not; nothing else is."""
+    """P1: acknowledged rows are stored, once; refused ones are not; there are no others."""
     there = Tally(row.token for row in final)
     for row in now.base:
         if not there[row.token] and gone_at(now, row, -inf) == inf:
@@ -221,7 +221,7 @@ def judge_table(now: Round, final: list[Row]) -> Iterable[Violation]:
                 yield Violation("P1", f"{row} was sent under one key, and is stored {there[row.token]} times")
             if request.surely_not_stored and there[row.token]:
                 yield Violation("P1", f"{row} was refused, and is stored")
-            # An erase that began after the acknowledgement saw the row; done, it stays done.
+            # An erase that began after the acknowledgement saw the row, and its effect is permanent.
             if there[row.token] and any(
                 e.done and e.began > request.acknowledged and e.matches(row) for e in now.erases
             ):
@@ -236,7 +236,7 @@ def judge_table(now: Round, final: list[Row]) -> Iterable[Violation]:
 
 
 def judge_waits(now: Round, limits: Mapping[str, float]) -> Iterable[Violation]:
-    """No request waits longer than its limit, unless its own service was killed or stopped meanwhile."""
+    """No request waits longer than its limit, except if its own service was killed or stopped meanwhile."""
     for wait in now.waits:
         seconds = wait.ended - wait.began
         halted = any(s == wait.service and a <= wait.ended and b >= wait.began for s, a, b in now.stops)

@@ -1,4 +1,4 @@
-"""The clients: producers, erasers, readers, operators. Each is a thread that asks, and notes what it was answered."""
+"""The clients: producers, erasers, readers, operators. Each is a thread that sends requests, and notes the answers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from loadtest.chaos.schedule import Options
 from loadtest.chaos.stack import ChaosStack, connected
 from shared_models.declarations import get_counter
 
-# Longer than any limit that the services keep: what takes longer is a finding.
+# Longer than any limit of the services: a longer request is a finding.
 PATIENCE_SECONDS = 25.0
 CITIES = [(state, f"City {n}") for state in ("NY", "CA", "TX") for n in range(15)]
 BRANCHES = [str(uuid5(NAMESPACE_URL, f"branch {number}")) for number in range(12)]
-# Members that nobody sends, and that are put into the sets by hand (`tampering`): they must never be counted.
+# Members that nobody sends, and that `tampering` adds to the sets by hand: they must never be counted.
 NOBODIES: dict[str, list[tuple[str, ...]]] = {
     "users": [(f"nobody-{number}",) for number in range(3)],
     "cities": [("ZZ", f"Nowhere {number}") for number in range(3)],
     "customers": [(f"nobody-{number}",) for number in range(3)],
     "branches": [(str(uuid5(NAMESPACE_URL, f"nowhere {number}")),) for number in range(3)],
 }
-# The problem of which ingest says that nothing was stored. Others leave it open.
+# The problems that say that nothing was stored. Others leave it open.
 NOT_STORED = "urn:rollcall:primary-unavailable"
 ATTEMPTS = 6
 
 
 class Sent:
-    """What the clients know of each other: members that were acknowledged a moment ago."""
+    """Shared by the clients: members that were acknowledged a moment ago."""
 
     def __init__(self) -> None:
         self.usernames: deque[str] = deque(maxlen=400)
@@ -43,7 +43,7 @@ class Sent:
 
 
 class Client(threading.Thread):
-    """One client. `act` is one thing that it does; the random numbers are its own."""
+    """One client. `act` does one thing; the random numbers are its own."""
 
     pause_seconds = 0.05
 
@@ -52,7 +52,7 @@ class Client(threading.Thread):
         self.stack, self.journal, self.options, self.sent = stack, journal, options, sent
         self.random = Random(f"{seed}/{name}")
         self.stopping = threading.Event()
-        self.failure: Exception | None = None  # an answer that no client could make sense of
+        self.failure: Exception | None = None  # an answer that no client could parse
         self._connections: dict[int, http.client.HTTPConnection] = {}
 
     def run(self) -> None:
@@ -64,7 +64,7 @@ class Client(threading.Thread):
             raise
 
     def act(self) -> None:
-        """Ask once, whatever becomes of it."""
+        """Send one request, whatever its outcome."""
         raise NotImplementedError
 
     def ask(self, port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -100,7 +100,7 @@ class Client(threading.Thread):
 
 
 class Producer(Client):
-    """Sends rows: single ones and batches, with and without an Idempotency-Key; retries what has one."""
+    """Sends rows: single ones and batches, with and without an Idempotency-Key; retries those with one."""
 
     pause_seconds = 0.05
     _made = 0
@@ -112,13 +112,13 @@ class Producer(Client):
         acknowledged = False
         for _ in range(ATTEMPTS if keyed else 1):
             acknowledged = self.send(request, rows, batch, keyed) or acknowledged
-            # Now and then a request is repeated although it was answered: a producer that has lost the answer.
+            # Sometimes it repeats a request although it was answered, like a producer that has lost the answer.
             if self.stopping.is_set() or (acknowledged and self.random.random() < 0.9):
                 break
             self.stopping.wait(self.random.uniform(0.1, 0.6))
 
     def make_row(self) -> list[str]:
-        """[token, username, state, city]: a new name, or one that is erased and comes back."""
+        """[token, username, state, city]: a new name, or one that was erased and comes back."""
         self._made += 1
         token = f"{self.name}-{self._made}"
         if self.random.random() < 0.5:
@@ -129,10 +129,10 @@ class Producer(Client):
         return [token, username, state, city]
 
     def send(self, request: str, rows: list[list[str]], batch: bool, keyed: bool) -> bool:
-        """One attempt; whether it was acknowledged."""
+        """One attempt; returns whether it was acknowledged."""
         bodies = [{"message": t, "username": u, "state": s, "city": c} for t, u, s, c in rows]
         headers = {"Idempotency_Key": request} if keyed else {}
-        # A producer may believe whatever it likes about the time: nothing of it is taken over.
+        # A producer's clock may be wrong: ingest does not use it.
         headers["Date"] = "Thu, 01 Jan 1970 00:00:00 GMT"
         path = "/v1/messages/batch" if batch else "/v1/messages"
         n = self.journal.invoke(self.name, "post", service="ingest", request=request, rows=rows)
@@ -169,14 +169,14 @@ class Eraser(Client):
                 begun = True
                 cursor.execute(f"DELETE FROM message WHERE {condition}", list(where.values()))
         except psycopg2.Error as error:
-            # An error that the server names is an answer: the statement was undone. Unless it is that the server ends.
+            # An error from the server is an answer: the statement was rolled back. Except if the server is ending.
             said = error.pgcode is not None and not error.pgcode.startswith(("57P", "08"))
             self.journal.complete(n, "refused" if said or not begun else "unknown", why=str(error).strip())
         else:
             self.journal.complete(n, "ok")
 
     def pick(self) -> dict[str, str]:
-        """Mostly a name that will come back; sometimes one that was just acknowledged, or a whole city."""
+        """Usually a name that will come back; sometimes one that was just acknowledged, or a whole city."""
         which = self.random.random()
         if which < 0.1:
             return dict(zip(("state", "city"), self.random.choice(CITIES), strict=True))
@@ -186,7 +186,7 @@ class Eraser(Client):
 
 
 class Reader(Client):
-    """Asks for counts, and then for members that these counts speak of."""
+    """Asks for counts, and then for members that these counts claim."""
 
     pause_seconds = 0.06
 
@@ -218,7 +218,7 @@ class Reader(Client):
 
 
 class Operator(Client):
-    """Asks for runs, and cancels some. What comes of them is seen in the counts."""
+    """Asks for runs, and cancels some. The counts show their effect."""
 
     pause_seconds = 2.0
 

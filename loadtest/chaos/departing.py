@@ -1,4 +1,4 @@
-"""Faults of departures: rows of the application's table that leave late, unnoted, or whose note is removed before it is read."""
+"""Faults of departures: rows of the application's table that leave late or unnoted, or whose note is pruned too early."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from loadtest.chaos.harm import Harm, Undo
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import LOCK_MILLISECONDS, connected, run_sql
 
-# Those that note what leaves: the one of TRUNCATE fires in a replica's session, too.
+# The triggers that note departures: the one of TRUNCATE fires in a replica's session, too.
 DISABLE = "ALTER TABLE shop.orders DISABLE TRIGGER zzz_rollcall_delete, DISABLE TRIGGER zzz_rollcall_truncate"
 ENABLE = "ALTER TABLE shop.orders ENABLE TRIGGER zzz_rollcall_delete, ENABLE ALWAYS TRIGGER zzz_rollcall_truncate"
 
 
 class Departing(Harm):
-    """None of it makes an answer wrong; `triggers_disabled` needs a reconcile afterwards."""
+    """None of these makes an answer wrong; `triggers_disabled` needs a reconcile afterwards."""
 
     def deletes_left_open(self, fault: Fault) -> Undo:
-        """All orders of a branch, deleted in a transaction that ends long afterwards."""
+        """Delete all orders of a branch in a transaction that ends much later."""
         branch = BRANCHES[fault.number % len(BRANCHES)]
         n = self.journal.invoke(fault.kind, "erase", table="orders", where={"branch": branch})
         end = "COMMIT" if fault.how == "commit" else "ROLLBACK"
@@ -29,18 +29,18 @@ class Departing(Harm):
         return self.hold_open(fault, delete, branch, end=end, ended=lambda outcome: self.journal.complete(n, outcome))
 
     def triggers_disabled(self, fault: Fault) -> Undo:
-        """Rows that are deleted meanwhile are noted nowhere."""
+        """Nothing notes rows that are deleted meanwhile."""
 
         def alter(statement: str) -> None:
             run_sql(self.stack.primary, f"BEGIN; SET LOCAL lock_timeout = {LOCK_MILLISECONDS}; {statement}; COMMIT")
 
-        # Where the connection is lost, they may be disabled all the same.
+        # If the connection is lost, the triggers may be disabled nevertheless.
         with suppress(psycopg2.Error):
             alter(DISABLE)
         return lambda: alter(ENABLE)
 
     def departures_pruned(self, fault: Fault) -> Undo:
-        """As after a day without a keeper, or two million deletes."""
+        """Prune all, as after a day without a keeper, or two million deletes."""
         keeper = self.stack.by_name("keeper")
         keeper.kill()
 

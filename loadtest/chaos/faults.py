@@ -1,4 +1,4 @@
-"""How each kind of fault is done, and undone. A kind is the method of that name.
+"""How each kind of fault is injected, and undone. A kind is the method of that name.
 
 Here are those of processes, servers and wires; `tampering` has those of data, `departing` those of departures, `switching` has
 the promotion.
@@ -26,7 +26,7 @@ from loadtest.chaos.switching import Switching
 from loadtest.chaos.tampering import Tampering
 
 INSERT = "INSERT INTO message (message, username, state, city) VALUES (%s, %s, %s, %s)"
-# More than the names that are erased and come back: so many that are missing show in a count.
+# More than the names that are erased and come back: so this many missing rows show in a count.
 ROWS_AFTER_CRASH = 100
 # 200 transaction ids.
 BURN = "DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
@@ -36,7 +36,7 @@ class Faults(Tampering, Departing, Switching):
     """What can be done to a stack."""
 
     def do(self, fault: Fault) -> Undo:
-        """Do it; how to undo it. Raises Impossible, and what the servers raise."""
+        """Inject it; returns how to undo it. Raises Impossible, and the errors of the servers."""
         does = getattr(self, method_of(fault.kind))
         undo: Undo = does(fault)
         return undo
@@ -73,14 +73,14 @@ class Faults(Tampering, Departing, Switching):
         return valkey.start
 
     def restart_from_save(self) -> None:
-        """Kill Valkey, and let it begin with what it held when the fault began."""
+        """Kill Valkey, and restart it with its data from the start of the fault."""
         valkey = self.stack.valkey
         older = valkey.folder / "older.rdb"
         if older.exists():
             self.lose(valkey)
             shutil.rmtree(valkey.folder / "appendonlydir", ignore_errors=True)
             older.replace(valkey.folder / "dump.rdb")
-        # With an AOF to come it would begin empty; so it is told of the AOF afterwards.
+        # With an AOF configured it would start empty; so the AOF is turned on afterwards.
         valkey.config["appendonly"] = "no"
         try:
             valkey.start()
@@ -90,7 +90,7 @@ class Faults(Tampering, Departing, Switching):
             valkey.config["appendonly"] = "yes"
 
     def lose(self, valkey: Process) -> None:
-        """Kill Valkey. Whatever it restarts from, the last moments may be missing."""
+        """Kill Valkey. Whatever it restarts from, its latest writes may be missing."""
         began = time.monotonic()
         valkey.kill()
         self.journal.write("loss", **{"from": began})
@@ -145,7 +145,7 @@ class Faults(Tampering, Departing, Switching):
         return self.configure_primary("default_transaction_read_only", "on")
 
     def statements_time_out(self, fault: Fault) -> Undo:
-        # Ingest sets a statement_timeout of its own; this one it does not, and it is crueller: the connection goes.
+        # Ingest sets a statement_timeout of its own, but not this one, which is worse: it closes the connection.
         return self.configure_primary("transaction_timeout", "3ms")
 
     def configure_primary(self, setting: str, value: str) -> Undo:
@@ -153,7 +153,7 @@ class Faults(Tampering, Departing, Switching):
             cursor.execute(f"ALTER SYSTEM {change}")
             cursor.execute("SELECT pg_reload_conf()")
 
-        # One connection for both: under some of these settings a new one has a hard time.
+        # One connection for both: under some of these settings a new one may fail.
         held = ExitStack()
         cursor = held.enter_context(connected(self.stack.primary, UNDO_SECONDS))
         apply(cursor, f"SET {setting} = '{value}'")
@@ -169,17 +169,17 @@ class Faults(Tampering, Departing, Switching):
         return reset
 
     def table_locked(self, fault: Fault) -> Undo:
-        """Hold the table against every writer, as a careless migration does."""
+        """Lock the table against every writer, as a careless migration does."""
         return self.hold_open(fault, "LOCK TABLE message IN EXCLUSIVE MODE", end="ROLLBACK")
 
     def transaction_left_open(self, fault: Fault) -> Undo:
-        """A row whose transaction ends long after it has taken its xact, while others come and go."""
+        """A row whose transaction ends long after it has got its xact, while others begin and end."""
         (row,), ended = self.send_rows(fault, 1)
         end = "COMMIT" if fault.how == "commit" else "ROLLBACK"
         return self.hold_open(fault, INSERT, *row, end=end, ended=ended)
 
     def send_rows(self, fault: Fault, number: int) -> tuple[list[list[str]], Callable[[str], None]]:
-        """Rows that are to be stored past ingest, all or none; and how to note what came of them."""
+        """Rows to store by SQL, all or none; and a function to note the outcome."""
         request = f"sql-{fault.number}-{time.monotonic_ns()}"
         tokens = [f"{request}-{which}" for which in range(number)]
         rows = [[token, f"new-{token}", "OH", f"Town {token}"] for token in tokens]
@@ -192,9 +192,9 @@ class Faults(Tampering, Departing, Switching):
 
     def burn_xids(self, fault: Fault) -> Undo:
         """Transactions that write nothing but take an id; then a crash: nobody waited for their log, so it may be lost, and
-        the ids are given out again. Then rows that ingest does not count, and as many ids again.
+        the primary gives out the ids again. Then rows that ingest does not count, and as many ids again.
 
-        Ingest is kept away until the crash: each commit takes all of the log to the disk.
+        Ingest is stopped until the crash: each of its commits flushes the whole log to the disk.
         """
         wire = self.stack.wires["ingest-primary"]
         wire.refusing = True
@@ -273,12 +273,12 @@ class Faults(Tampering, Departing, Switching):
 
 
 def method_of(kind: str) -> str:
-    """The name of the method that does a kind of fault."""
+    """The name of the method for a kind of fault."""
     return kind.replace(" ", "_").replace("-", "_").lower()
 
 
 def is_session(process: psutil.Process) -> bool:
-    """Whether this process of Postgres serves a client of ours, and not a replica."""
+    """Whether this process of Postgres serves a client, and not a replica."""
     with suppress(psutil.Error):
         title = " ".join(process.cmdline())
         return "127.0.0.1(" in title and "walsender" not in title

@@ -1,4 +1,4 @@
-"""What all faults have in common: the stack that they harm, how one is undone, and work that goes on meanwhile."""
+"""The common part of all faults: the stack, how a fault is undone, and work in the background."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from loadtest.chaos.stack import STATEMENT_SECONDS, ChaosStack, connected
 
 Undo = Callable[[], None]
 
-# How long an undoing may take, or is tried again: a server that was killed a moment ago recovers first.
+# How long undoing may take, with retries: a server that was just killed recovers first.
 UNDO_SECONDS = 30.0
 
 
 class Impossible(Exception):
-    """This fault cannot be done now: what it wants to harm is not there."""
+    """This fault is not possible now: its target does not exist."""
 
 
 class Harm:
-    """A part of the faults: each kind is the method of that name."""
+    """One part of the faults: each kind is the method of that name."""
 
     def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
         self.stack, self.journal, self.say = stack, journal, say
@@ -64,7 +64,7 @@ class Harm:
                     over.wait(fault.seconds)
                     outcome = "unknown" if end == "COMMIT" else "refused"
                     cursor.execute(end)
-                    # A transaction that has failed answers COMMIT with ROLLBACK, and no error.
+                    # A failed transaction answers COMMIT with ROLLBACK, and no error.
                     outcome = "ok" if cursor.statusmessage == "COMMIT" else "refused"
             finally:
                 ended(outcome)
@@ -73,4 +73,4 @@ class Harm:
 
 
 def nothing() -> None:
-    """Undo what undoes itself, or what the stack has to mend by itself."""
+    """Do nothing: the fault ends without help, or the stack has to repair it."""

@@ -15,18 +15,18 @@ Member = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. Its token tells it from every other."""
+    """One row of a table. Its token identifies it."""
 
     token: str
 
     def member(self, counter: str) -> Member | None:
-        """What it stands behind; None where it does not count."""
+        """Its member; None if it does not count."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Message(Row):
-    """A row that came in through ingest, or beside it. Its message is the token."""
+    """A row that came in through ingest, or by SQL. Its message is the token."""
 
     username: str
     state: str
@@ -38,7 +38,7 @@ class Message(Row):
 
 @dataclass(frozen=True)
 class Order(Row):
-    """A row of the application's table, as it is until it is changed: a change makes another row of it, with another token."""
+    """A row of the application's table, until a change: a change makes another row of it, with another token."""
 
     email: str | None
     branch: str
@@ -55,7 +55,7 @@ ROWS: dict[str, type[Row]] = {"message": Message, "orders": Order}
 
 @dataclass
 class Request:
-    """Rows that were to be stored, all or none: every attempt with the same Idempotency-Key, or the only one."""
+    """Rows to store, all or none: every attempt with the same Idempotency-Key, or the only one."""
 
     rows: list[Row]
     began: float
@@ -70,14 +70,14 @@ class Request:
 
     @property
     def surely_not_stored(self) -> bool:
-        """Every attempt was refused."""
+        """Whether every attempt was refused."""
         return self.attempts > 0 and self.refused == self.attempts
 
 
 @dataclass
 class Erase:
-    """Rows of a table that were removed, or were to be: those with one of these values in each of these fields, hence all of
-    them where no field is named. `ended` is inf where the outcome is unknown."""
+    """Rows of a table that were removed, or should be: those with one of these values in each of these fields. Without a
+    field it is all rows. `ended` is inf if the outcome is unknown."""
 
     table: str
     where: dict[str, set[str]]
@@ -94,13 +94,13 @@ class Erase:
 
 @dataclass
 class Count:
-    """One counter in one answer. `complete_through_wall` is None where the answer had none."""
+    """One counter in one answer. `complete_through_wall` is None if the answer had none."""
 
     n: int
     counter: str
     count: int
     live: bool  # not "stale"
-    fresh: bool  # it had to be read from Redis after the question
+    fresh: bool  # it had to be read from Redis after the request
     began: float
     ended: float
     complete_through_wall: float | None
@@ -120,7 +120,7 @@ class Membership:
 
 @dataclass
 class Wait:
-    """How long a service let somebody wait."""
+    """How long a client waited for a service."""
 
     n: int
     service: str
@@ -130,7 +130,7 @@ class Wait:
 
 @dataclass
 class Loss:
-    """Between these moments Redis has lost something of a counter; of all counters where none is named."""
+    """Between these moments Redis has lost something of a counter, or of all counters if none is named."""
 
     began: float
     ended: float
@@ -142,9 +142,9 @@ class Loss:
 
 @dataclass
 class Round:
-    """All that happened between two tables."""
+    """Everything that happened between two tables."""
 
-    # What the primary and the counters both held when it began.
+    # The rows in the primary and in the counters at the start.
     base: list[Row] = field(default_factory=list)
     base_wall: float = -inf
     requests: dict[str, Request] = field(default_factory=dict)
@@ -156,12 +156,12 @@ class Round:
     waits: list[Wait] = field(default_factory=list)
     # By token: when an erase may first have met the row. Found when it is asked for the first time, by the checker.
     gone: dict[str, float] = field(default_factory=dict)
-    # What the primary held in the end; None while the round goes on.
+    # The rows in the primary at the end; None during the round.
     final: list[Row] | None = None
 
 
 def read(path: Path) -> Iterator[Round]:
-    """The rounds of a journal, the last one even where it has not ended."""
+    """The rounds of a journal, including a last one that has not ended."""
     with path.open() as lines:
         # The last line of a run that was killed may be half a line.
         yield from rounds(json.loads(line) for line in lines if line.endswith("\n"))
@@ -185,7 +185,7 @@ def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
             faults[event["number"]] = event
         elif kind == "mended":
             fault = faults.pop(event["number"])
-            # What is killed or stopped itself is not waiting for a store.
+            # A service that is killed or stopped itself is not waiting for a store.
             now.stops.append((fault["target"].split()[0], fault["t"], event["t"]))
         elif kind == "table":
             now.final = [row for table, rows in event["rows"].items() for row in read_rows(table, rows)]
@@ -201,7 +201,7 @@ def read_rows(table: str, rows: list[list[Any]]) -> list[Row]:
 
 
 def begin(now: Round, event: dict[str, Any]) -> None:
-    """What an invocation alone says: from here on it may take place."""
+    """The effect of an invocation alone: from here on the operation may take place."""
     if event["op"] == "post":
         request = now.requests.setdefault(
             event["request"], Request(read_rows(event.get("table", "message"), event["rows"]), event["t"])
@@ -214,7 +214,7 @@ def begin(now: Round, event: dict[str, Any]) -> None:
 
 
 def end(now: Round, asked: dict[str, Any], answer: dict[str, Any]) -> None:
-    """What a completion adds."""
+    """The effect of a completion."""
     began, ended, outcome = asked["t"], answer["t"], answer["outcome"]
     if "service" in asked:
         now.waits.append(Wait(asked["n"], asked["service"], began, ended))

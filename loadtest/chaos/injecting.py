@@ -1,7 +1,7 @@
-"""Carrying out a schedule: each fault is done in its time, and undone in its time.
+"""Carries out a schedule: injects each fault at its time, and undoes it at its time.
 
-What was killed is started again, as a supervisor would, and nothing else is done. All of it happens in one thread, the main
-one: what it starts ends with it.
+It starts killed processes again, as a supervisor would, and does nothing else. All of it happens in the main
+thread, so that its processes end with it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import ChaosStack, resume
 
-# The failures that a fault may meet because of another one.
+# The errors that a fault may get because of another one.
 FAILURES = (psycopg2.Error, redis.RedisError, psutil.Error, OSError)
 
 
 @dataclass(order=True)
 class Event:
-    """The beginning of a fault, or its end; ordered by time, and by number at the same time. `act` gives what comes next."""
+    """The beginning of a fault, or its end; ordered by time, then by number. `act` returns the next event."""
 
     at_seconds: float
     number: int
@@ -37,7 +37,7 @@ class Event:
 
 
 class Injector:
-    """Does what a schedule says to a stack."""
+    """Carries out a schedule on a stack."""
 
     def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
         self.stack, self.journal, self.say = stack, journal, say
@@ -47,7 +47,7 @@ class Injector:
         self.began = 0.0  # monotonic seconds
 
     def run(self, faults: Sequence[Fault], seconds: float) -> None:
-        """Do the faults, each in its time, and end with all of them undone."""
+        """Inject the faults, each at its time, and end with all of them undone."""
         self.began = began = time.monotonic()
         due = [Event(fault.at_seconds, next(self.numbers), partial(self.begin, fault)) for fault in faults]
         heapq.heapify(due)
@@ -66,7 +66,7 @@ class Injector:
                 resume(process)
 
     def begin(self, fault: Fault) -> Event | None:
-        """Do it; its end, None where it could not be done."""
+        """Inject it; returns its end, or None if it was not possible."""
         self.say(str(fault))
         self.journal.write("fault", number=fault.number, kind=fault.kind, target=fault.target, how=fault.how)
         try:
@@ -79,7 +79,7 @@ class Injector:
         return Event(fault.at_seconds + fault.seconds, next(self.numbers), partial(self.end, fault, undo))
 
     def end(self, fault: Fault, undo: Undo, deadline_seconds: float | None = None) -> Event | None:
-        """Undo it; another attempt where that fails. Others come in between: it may be one of them that it fails for."""
+        """Undo it, with another attempt if that fails. Other events come in between: one of them may be the reason."""
         try:
             undo()
         except FAILURES:

@@ -1,20 +1,20 @@
-"""The journal: what was asked and what came of it, one JSON object a line, in a file outside the stack.
+"""The journal: requests and their outcomes, one JSON object a line, in a file outside the stack.
 
 Every event has `t` (seconds of the monotonic clock, the same for all threads) and `wall` (seconds since 1970; the primary's
-clock is the same machine's). An operation is an `invoke` and, with the same `n`, a `complete`: it took place somewhere in
-between, or, where its outcome is unknown, later or never.
+clock is the same machine's). An operation is an `invoke` and, with the same `n`, a `complete`: it took place in
+between, or, if its outcome is unknown, later or never.
 
-    invoke    service: who is asked over HTTP, if anybody
-              op = post     request, table (message where it is left out), rows: [[token, username, state, city], …] of
+    invoke    service: the service of an HTTP request, if it is one
+              op = post     request, table (default: message), rows: [[token, username, state, city], …] of
                             message, [[token, email, branch, deleted], …] of orders
               op = erase    table (the same), where = {field: value, or a list of values}; {} is all rows
-              op = counts   fresh: whether the answer has to be read from Redis after the question
+              op = counts   fresh: whether the answer has to be read from Redis after the request
               op = members  counter, asked = [[value, …], …]
-    complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and what was answered
+    complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and the answer
     loss      Valkey was killed between `from` and `t`; or somebody has deleted the set of the `counter` that it names
-    fault     number, kind, target, how: what is being done to the stack …
-    mended    number: … and that it is over (`skipped`: that it could not be done)
-    table     what the primary holds when nothing moves: rows = {table: [[token, …], …]}
+    fault     number, kind, target, how: the start of a fault …
+    mended    number: … and its end (`skipped`: it was not possible)
+    table     the rows of the primary at rest: rows = {table: [[token, …], …]}
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Journal:
         self._last = 0
 
     def invoke(self, client: str, op: str, **details: Any) -> int:
-        """Note what is about to be asked; the number by which its end is noted."""
+        """Note an operation before it begins; returns the number for its end."""
         with self._lock:
             self._last += 1
             number = self._last
@@ -43,11 +43,11 @@ class Journal:
         return number
 
     def complete(self, number: int, outcome: str, **details: Any) -> None:
-        """Note what came of it."""
+        """Note its outcome."""
         self.write("complete", n=number, outcome=outcome, **details)
 
     def write(self, event: str, **details: Any) -> None:
-        """Note anything."""
+        """Note any event."""
         with self._lock:
             # The time is taken inside the lock, so that the order of the lines is the order of the times. An invocation is
             # noted before it is made, a completion after it was seen: the operation took place within.
@@ -55,5 +55,5 @@ class Journal:
             self._file.write(line + "\n")
 
     def close(self) -> None:
-        """No more."""
+        """Close the file."""
         self._file.close()

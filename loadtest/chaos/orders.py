@@ -1,7 +1,7 @@
 """The table of an application that knows nothing of Rollcall, its declaration, and the application, which writes by SQL only.
 
-It is adopted while the application writes (`ChaosStack.adopt`). A change of a row gives it another token: for the checker one
-row is gone then, and another one has come.
+`ChaosStack.adopt` adopts it while the application writes. A change of a row gives it another token: for the checker one
+row was removed then, and another one added.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Fields = list[Any]  # [token, email, branch, deleted], as the journal writes an 
 
 
 class Application(Client):
-    """Inserts, copies, changes, deletes, and now and then empties the table."""
+    """Inserts, copies, changes, deletes, and sometimes empties the table."""
 
     pause_seconds = 0.08
     _made = 0
@@ -44,14 +44,14 @@ class Application(Client):
                 cursor.execute("BEGIN")
                 does(cursor)
         except psycopg2.Error:
-            pass  # what it had begun is noted
+            pass  # its last operation is noted
 
     def insert(self, cursor: Any) -> None:
         rows = [self.make_row() for _ in range(self.random.choice((1, 1, self.options.batch_rows)))]
         self.carry_out(cursor, lambda: cursor.executemany(INSERT, rows), rows=rows)
 
     def copy(self, cursor: Any) -> None:
-        """As a dump is loaded; its rows may bring xacts of another history."""
+        """COPY rows as from a dump; they may have xacts of another history."""
         rows = [[*self.make_row()[:3], False] for _ in range(self.options.batch_rows)]
         columns, xact = "token, email, branch", ""
         if self.stack.adopted and self.random.random() < 0.5:
@@ -62,7 +62,7 @@ class Application(Client):
         self.carry_out(cursor, lambda: cursor.copy_expert(statement, io.StringIO(lines)), rows=rows)
 
     def change(self, cursor: Any) -> None:
-        """A few rows, or many: another member, or they no longer count, or count again, or nothing that is counted."""
+        """Change a few rows, or many: another member, or they no longer count, or count again, or no counted column."""
         cursor.execute(SOME, [self.random.choice((1, 1, 1, 30))])
         before = cursor.fetchall()
         what = self.random.choice(("email", "branch", "deleted", "nothing"))
@@ -76,7 +76,7 @@ class Application(Client):
         self.carry_out(cursor, lambda: cursor.execute(CHANGE, [old, *columns]), rows=after, where={"token": old})
 
     def delete(self, cursor: Any) -> None:
-        """A row, or all rows of a customer, a branch, or half of the table; in a session of a replica now and then."""
+        """Delete a row, or all rows of a customer, a branch, or half of the table; sometimes in a session of a replica."""
         which = self.random.random()
         where: dict[str, Any] = {"email": self.pick_email()}
         if which < 0.1:
@@ -99,7 +99,7 @@ class Application(Client):
     def carry_out(
         self, cursor: Any, statement: Callable[[], object], *, rows: list[Fields] | None = None, where: Any = None
     ) -> None:
-        """The last statement of a transaction, and its end. `rows` come by it, and those that `where` matches go."""
+        """The last statement of a transaction, and its end. It adds `rows`, and removes those that `where` matches."""
         numbers = []
         if where is not None:
             numbers.append(self.journal.invoke(self.name, "erase", table="orders", where=where))
@@ -118,7 +118,7 @@ class Application(Client):
             self.sent.emails.extend(row[1] for row in rows if row[1] is not None)
 
     def make_row(self) -> Fields:
-        """Half of them of customers who come back; some of nobody, and some that do not count."""
+        """New rows: half of them of customers who come back; some without a customer, and some that do not count."""
         self._made += 1
         token = f"{self.name}-{self._made}"
         which = self.random.random()

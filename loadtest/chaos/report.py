@@ -12,7 +12,7 @@ from loadtest.chaos.rounds import Result
 
 
 def lines(results: Sequence[Result]) -> Iterable[str]:
-    """What was done, what was judged, what was wrong."""
+    """The faults, the judged answers, the violations."""
     faults = Tally((fault.kind, fault.target) for result in results for fault in result.faults)
     requests = [request for result in results for request in result.history.requests.values()]
     acknowledged = [request for request in requests if request.acknowledged < inf]
@@ -60,7 +60,7 @@ def unknown(request: object) -> bool:
 
 
 def slowest(results: Sequence[Result], service: str) -> float:
-    """The longest wait for a service that was itself neither stopped nor killed meanwhile, in seconds."""
+    """The longest wait in seconds for a service that was neither stopped nor killed meanwhile."""
     return max(
         (
             wait.ended - wait.began

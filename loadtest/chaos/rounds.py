@@ -1,4 +1,4 @@
-"""Rounds: faults and clients for a while; then neither, until the counters equal the table by themselves; then the verdict."""
+"""Rounds: faults and clients for a while; then neither, until the counters equal the table; then the verdict."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from shared_models.declarations import Counter
 from shared_models.protocol import keys
 from shared_models.protocol.members import encode
 
-# A keeper that was killed holds its lease for up to 10 s, and one that waited for a stopped replica gives up after 12 s.
-# What takes longer than this does not come by itself.
+# The lease of a killed keeper lasts up to 10 s, and a keeper that waits for a stopped replica gives up after 12 s.
+# A counter that is not exact by then will not become exact.
 CONVERGED_SECONDS = 60.0
-# Longer than anything that a request does after its answer, or its client, is gone; also than the run's own statements.
+# Longer than any work of a request after its answer, or after its client has gone; and than the run's own statements.
 SETTLED_SECONDS = 3.0
 
-# Faults after which only a reconcile finds what has left.
+# Faults after which only a reconcile finds removed members.
 BYPASSING = ("triggers disabled",)
 TABLES = {
     "message": "SELECT message, username, state, city FROM message",
@@ -50,10 +50,10 @@ FAILURES = (psycopg2.Error, redis.RedisError, OSError, http.client.HTTPException
 
 @dataclass
 class Rest:
-    """What came of the end of a round, when clients and faults were over. None where it never became exact."""
+    """The result after clients and faults have ended. None if the counters never became exact."""
 
     exact_seconds: float | None = None
-    # The same again after rows were deleted, and how many counters did it without a reconcile.
+    # The same after rows were deleted, and how many counters needed no reconcile for it.
     left_seconds: float | None = None
     unreconciled: int = 0
     broken: Violation | None = None
@@ -61,7 +61,7 @@ class Rest:
 
 @dataclass
 class Result:
-    """What came of one round."""
+    """The result of one round."""
 
     faults: list[Fault]
     rest: Rest
@@ -117,7 +117,7 @@ def run_round(
 def make_clients(
     round_number: int, seed: str, stack: ChaosStack, journal: Journal, options: Options
 ) -> Iterator[Client]:
-    """The clients of one round. Their names are their own in the whole run: tokens of rows are made of them."""
+    """The clients of one round. Their names are unique in the whole run: tokens of rows are made of them."""
     sent = Sent()
     numbers: dict[type[Client], int] = {
         Producer: options.producers,
@@ -133,7 +133,7 @@ def make_clients(
 
 
 def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: float, *, bypassed: bool) -> Rest:
-    """Wait until the counters are exact by themselves; delete rows, and wait again.
+    """Wait until the counters are exact without help; delete rows, and wait again.
 
     `over` is when the faults ended, `quiet_wall` when the last client did; `bypassed`: only a reconcile finds all that has left.
     """
@@ -146,7 +146,7 @@ def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: f
         return rest
     began, began_wall = time.monotonic(), time.time()
     erase_some(stack, journal)
-    # How complete it says that it is does not matter here, and moves with the next pulse that the log's writer writes.
+    # complete_through does not matter here; it moves with the next pulse that the WAL writer writes.
     rest.left_seconds, why = wait_until_exact(stack, began, began_wall)
     if why is not None:
         rest.broken = Violation("P6", f"not exact {CONVERGED_SECONDS:.0f} s after rows were deleted: {why}")
@@ -157,9 +157,9 @@ def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: f
 
 
 def reconcile(stack: ChaosStack, over: float, quiet_wall: float) -> None:
-    """Ask for a reconcile of the application's counters, as an operator would whose triggers had been off, until it is done.
+    """Reconcile the application's counters, as an operator would after the triggers were off.
 
-    Asks again where a run fails: the replica may still be recovering.
+    Asks again if a run fails: the replica may still be recovering.
     """
     names = [counter.name for counter in declarations.COUNTERS if not counter.table.ingest]
     while time.monotonic() - over < CONVERGED_SECONDS:
@@ -177,7 +177,7 @@ def verified_after(moment_wall: float, served: dict[str, Any]) -> bool:
 
 
 def erase_some(stack: ChaosStack, journal: Journal) -> None:
-    """Delete every third row, now that nothing else moves: this time nothing but departures may tell the keeper."""
+    """Delete every third row, now that nothing else changes: this time only departures may tell the keeper."""
     for table, rows in read_tables(stack).items():
         tokens = [row[0] for row in rows[::3]]
         n = journal.invoke("rounds", "erase", table=table, where={"token": tokens})
@@ -186,7 +186,7 @@ def erase_some(stack: ChaosStack, journal: Journal) -> None:
 
 
 def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple[float | None, str | None]:
-    """How long after the faults the counters were exact, and stayed so; or None, and what was wrong at last."""
+    """How long after the faults the counters were exact, and stayed so; or None, and the last difference."""
     why: str | None = "never asked"
     while time.monotonic() - over < CONVERGED_SECONDS:
         try:
@@ -204,9 +204,9 @@ def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple
 
 
 def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
-    """What keeps the counters from being the table, member by member; None where they are. Raises FAILURES."""
+    """The first difference between counters and table, member by member; None if there is none. Raises FAILURES."""
     busy = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND backend_type = 'client backend'"
-    # Manage only reads, and where it reads the primary it does so all the time.
+    # Manage only reads, and if it reads the primary it does so all the time.
     ((others,),) = run_sql(
         stack.primary, f"{busy} AND pid <> pg_backend_pid() AND application_name <> 'rollcall-manage'"
     )
@@ -229,7 +229,7 @@ def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
 
 
 def distinct(counter: Counter) -> str:
-    """The counter's question, as people write it: the members that COUNT(DISTINCT …) counts."""
+    """The counter as SQL that people write: the members that COUNT(DISTINCT …) counts."""
     filled = [f"{field} IS NOT NULL" for field in counter.fields]
     conditions = " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
     texts = ", ".join(f"{field}::text" for field in counter.fields)
@@ -237,13 +237,13 @@ def distinct(counter: Counter) -> str:
 
 
 def read_count(stack: ChaosStack, name: str) -> dict[str, Any]:
-    """What query says of a counter now."""
+    """Query's present answer for a counter."""
     status, body = ask(stack.query.port, "GET", f"/v1/counts/{name}")
     return body if status == 200 else {"state": body["title"], "complete_through": None}
 
 
 def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Status and decoded answer of a service, which is read for this question. Raises FAILURES."""
+    """Status and decoded answer of a service, read for this request. Raises FAILURES."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         data = None if body is None else json.dumps(body).encode()
@@ -256,5 +256,5 @@ def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
 
 
 def read_tables(stack: ChaosStack) -> dict[str, list[list[Any]]]:
-    """Every row of both, as the journal writes them."""
+    """Every row of both tables, as the journal writes them."""
     return {name: [list(row) for row in run_sql(stack.primary, sql)] for name, sql in TABLES.items()}

@@ -1,7 +1,7 @@
-"""The rules of the protocol, each with a way to leave it out: for the tests of the checker, and of the targeted tests.
+"""The rules of the protocol, each with a patch that leaves it out: to test the checker, and the targeted tests.
 
-The product has no such option: what is replaced here is replaced from outside, in a process of a test (with pytest's
-`monkeypatch`) or of a chaos run that is meant to fail (`--without`, by way of patched/sitecustomize.py).
+The product has no such option. These patches change it from outside, in a test's process (with pytest's
+`monkeypatch`) or in a chaos run that has to fail (`--without`, through patched/sitecustomize.py).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def fence(patch: Patch) -> None:
 
 
 def claim_of_a_fill(patch: Patch) -> None:
-    """… nor what a fill relies on: it raises no watermark, and the cursor that it sets is not looked at."""
+    """… nor what a fill relies on: the fill raises no watermark, and the sweep ignores its cursor."""
     from manage_service.protocol import sweep
 
     cut_out(patch, "begin", "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)")
@@ -82,14 +82,14 @@ def filter_present(patch: Patch) -> None:
 
 
 def departures(patch: Patch) -> None:
-    """Departures are said to be resolved, and the table is not asked whether their members have a row."""
+    """Departures are noted as resolved without asking the table."""
     from manage_service.protocol import departures
 
     patch(departures, "rowless", lambda counter, members, snapshot: {})
 
 
 def late_records(patch: Patch) -> None:
-    """A record adds its members also where catch-up has passed it, and they may have left again."""
+    """A record adds its members even if catch-up has passed it, and they may have left again."""
     too_late = "cursor and cursor_source == source and known ~= '' and below(known, cursor)"
     cut_out(patch, "record", too_late, "false")
 
@@ -103,7 +103,7 @@ def unmark(patch: Patch) -> None:
 
 
 def unmark_in_catch_up(patch: Patch) -> None:
-    """Catching up leaves the mark of a sweep on."""
+    """Catching up does not remove the mark of a sweep."""
     from manage_service.protocol import catch_up
 
     whole, marked = steps.SCRIPTS, scripts_without("record", UNMARK)
@@ -119,13 +119,13 @@ def unmark_in_catch_up(patch: Patch) -> None:
 
 
 def compare(patch: Patch) -> None:
-    """A pass sets the cursor wherever it is by now."""
+    """A pass sets the cursor even if it has changed."""
     compare = "if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] or (have[4] or '') ~= ARGV[6] then return 0 end"
     cut_out(patch, "advance", compare)
 
 
 def one_connection(patch: Patch) -> None:
-    """A pass goes on over a new connection when the old one broke."""
+    """A pass continues over a new connection after the old one broke."""
     from manage_service.stores import ConnectsOnce
 
     patch(ConnectsOnce, "_connect", lambda self: super(ConnectsOnce, self)._connect())
@@ -139,7 +139,7 @@ def horizon(patch: Patch) -> None:
 
 
 def fill_lsn(patch: Patch) -> None:
-    """A fill is gone on with from a replica that came back earlier than it was."""
+    """A fill continues from a replica that came back at an earlier state."""
     from manage_service.protocol import build
 
     for name in ("read_fill", "begin_fill"):
@@ -175,7 +175,7 @@ def promote_last(patch: Patch) -> None:
 
 
 def complete_through(patch: Patch) -> None:
-    """What the replica shows is said to be all that there is now."""
+    """complete_through is the present time, not that of the replica's commits."""
     from manage_service.replica import sql
 
     shown = "greatest(pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))"
@@ -184,7 +184,7 @@ def complete_through(patch: Patch) -> None:
 
 
 def cold(patch: Patch) -> None:
-    """Query serves what is in the set of a counter that is not complete, and says that it is."""
+    """Query serves the set of an incomplete counter as complete."""
 
     def change(state: states.State) -> states.State:
         through = state.complete_through or datetime.now(UTC)
@@ -195,12 +195,12 @@ def cold(patch: Patch) -> None:
 
 
 def size(patch: Patch) -> None:
-    """Query does not compare a set with the size that it ought to have."""
+    """Query does not compare a set with its size."""
     read_by_query(patch, lambda state: replace(state, size=state.size and state.count))
 
 
 def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
-    """Let query believe something else of each counter than what Redis says."""
+    """Change the state of each counter that query reads from Redis."""
     from query_service import reads
 
     def parse_state(*replies: Any) -> states.State:
@@ -213,7 +213,7 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
 
 
 def gap(patch: Patch) -> None:
-    """A run makes the size right, whatever was changed while it looked."""
+    """A run corrects the size, whatever was changed meanwhile."""
     differs = "if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end"
     cut_out(patch, "verify", differs)
 
@@ -226,7 +226,7 @@ def lock_first(patch: Patch) -> None:
 
 
 def row_security(patch: Patch) -> None:
-    """A table that hides rows from manage is taken for one that does not have them."""
+    """Hidden rows are not an error: manage treats them as missing."""
     from manage_service.replica import snapshots
 
     off = "-c row_security=off"
@@ -235,14 +235,14 @@ def row_security(patch: Patch) -> None:
 
 
 def on_the_disk(patch: Patch) -> None:
-    """What a primary shows is believed before it is on its disk."""
+    """Manage relies on a primary's rows before they are on its disk."""
     from manage_service.replica import snapshots
 
     patch(snapshots, "flush", lambda connection, unflushed_lsn: None)
 
 
 def source_asked_anew(patch: Patch) -> None:
-    """Ingest keeps what a standby has said of its history, also when that is promoted."""
+    """Ingest caches the source of a standby, also after its promotion."""
     from ingest_service import stores
 
     whole = stores.open_primary
@@ -255,7 +255,7 @@ def source_asked_anew(patch: Patch) -> None:
 
 
 def one_key(patch: Patch) -> None:
-    """An Idempotency-Key keeps nothing from being stored again."""
+    """An Idempotency-Key does not prevent storing rows again."""
     from ingest_service.writing import idempotency
 
     patch(idempotency, "insert_new", lambda transaction, claims, first="": {claim.id for claim in claims})

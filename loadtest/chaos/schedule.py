@@ -1,4 +1,4 @@
-"""Which faults, when: a seed expands into a schedule that can be printed, and is the same each time."""
+"""Which faults, and when: a seed gives a schedule that can be printed, and is the same each time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from random import Random
 
 WIRES = ("ingest-primary", "ingest-valkey", "manage-replica", "manage-valkey", "query-valkey", "replica-primary")
 
-# Seconds between the beginnings of two faults, on average. Several are in force at a time.
+# Average seconds between the starts of two faults. Several are active at a time.
 SPACING_SECONDS = 0.4
-# The last part of a round begins no fault, so that most have ended by themselves.
+# No fault begins in the last part of a round, so that most have ended.
 QUIET_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to fail. `hows` are its variants; `weight` is how often it is drawn beside the others."""
+    """One way to fail. `hows` are its variants; `weight` is how often it is drawn compared with the others."""
 
     name: str
     targets: tuple[str, ...]
@@ -24,12 +24,12 @@ class Kind:
     longest_seconds: float
     hows: tuple[str, ...] = ("",)
     weight: float = 1.0
-    # What else takes part, and suffers nothing else meanwhile.
+    # Other processes that take part; they have no other fault meanwhile.
     beside: tuple[str, ...] = ()
 
 
-# What somebody with a console may write into a counter's hashes, and the protocol never does. Numbers that could be right
-# are not among them: a watermark that is a little too low, say, is known to nobody but him who has written it.
+# Values that somebody with a console may write into a counter's hashes, and the protocol never does. They do not include
+# possible numbers: for example, nobody can recognise a watermark that is a little too low.
 POISONED = {
     "intake": ("size", "build", "fill", "watermark", "watermark_source"),
     "state": (
@@ -129,22 +129,22 @@ class Fault:
 
 @dataclass(frozen=True)
 class Options:
-    """How one round is driven."""
+    """The options of one round."""
 
     producers: int
     erasers: int
     readers: int
     applications: int
-    # Where there is one, the runs that he has asked for come to their end after the round, and hide what departures do.
+    # The runs of an operator end after the round, and hide the effect of departures.
     operators: int
-    # Names that are erased and come back; few of them meet more often.
+    # Names that are erased and come back; with few names this happens more often.
     recycled_names: int
     batch_rows: int
     faults: tuple[Fault, ...]
 
 
 def kinds_of(names: Sequence[str], *, single: bool = False) -> list[Kind]:
-    """The kinds with these names. `single`: as far as they harm no replica, since there is none."""
+    """The kinds with these names. `single`: without faults of a replica, because there is none."""
     kinds = [kind for kind in KINDS if kind.name in names]
     if not single:
         return kinds
@@ -171,8 +171,8 @@ def expand(
 
 
 def draw_faults(random: Random, seconds: float, kinds: list[Kind]) -> list[Fault]:
-    """Faults for so many seconds. Two of them never have the same target at the same time."""
-    # Some kinds are left out of each round: what is always there can hide what it drowns out (swarm testing).
+    """Faults for this many seconds. Two faults never have the same target at the same time."""
+    # Each round leaves out some kinds: a frequent fault can hide the effect of another one (swarm testing).
     drawn_from = [kind for kind in kinds if random.random() < 0.8] or kinds
     faults: list[Fault] = []
     busy_until: dict[str, float] = {}

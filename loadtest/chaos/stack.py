@@ -1,4 +1,4 @@
-"""A whole stack for one run: in a folder of its own, on ports of its own, with a wire wherever two processes meet."""
+"""A whole stack for one run: in a folder of its own, on ports of its own, with a wire between any two processes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from loadtest.chaos.wires import Wire, serve
 from shared_models import declarations
 from shared_models.deadlines import cut_after
 
-# Read by patched/sitecustomize.py, in the children, and by nothing of the product.
+# patched/sitecustomize.py reads this in the children; the product does not.
 CLOCK, DOUBT, WITHOUT = "CHAOS_CLOCK_SECONDS", "CHAOS_DOUBT_SECONDS", "CHAOS_WITHOUT_RULE"
-# How long a mark above everything that the replica knows is believed, and a build that Postgres has refused is left alone: the
+# How long the keeper accepts a watermark above everything that the replica knows, and waits after a refused build: the
 # product's minutes are longer than a round.
 DOUBT_SECONDS = 3
 
-# A table of somebody else, as its application has it: `orders.Application` writes it.
+# An application's table: `orders.Application` writes it.
 MAKE_ORDERS = """
     CREATE ROLE shop;
     CREATE SCHEMA shop AUTHORIZATION shop;
@@ -58,13 +58,13 @@ table = "orders"
 member = ["branch"]
 """
 
-# fsync stays on, which is the default: what is killed has to come back with everything that it acknowledged.
+# fsync stays on, which is the default: a killed server has to come back with everything that it acknowledged.
 POSTGRES = {
     "shared_buffers": "64MB",
     "max_connections": "60",
-    # What nobody waits for is not on the disk when the primary crashes.
+    # Commits that nobody waits for are not on the disk when the primary crashes.
     "wal_writer_delay": "10s",
-    # The least that a crash leaves of a connection is noticed by the other end within this.
+    # The other end notices a crash within this time.
     "wal_receiver_timeout": "2s",
     "wal_sender_timeout": "2s",
 }
@@ -78,16 +78,16 @@ INGEST = {
     "DATABASE_ANSWER_SECONDS": "3",
     "PULSE_SECONDS": "0.5",
 }
-# No reconcile comes by itself before the end, but for those that a counter needs: what has left has to go without.
+# No scheduled reconcile before the end, only those that a counter needs: departures have to remove members without one.
 MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "3600", "FENCE_SECONDS": "5"}
 
-# What nobody may wait longer for while only the stores fail: the limits on the longest way through a request, and some more
-# for a machine that is busy. Ingest: two connections and two transactions on the primary, then Redis, 14 s. Query: two reads
+# The longest allowed wait while only the stores fail: the sum of the limits in the longest request, and some more
+# for a busy machine. Ingest: two connections and two transactions on the primary, then Redis, 14 s. Query: two reads
 # of Redis, each with a connection, its greeting of four commands, and the answer, 0.5 s apiece, 6 s.
 LONGEST_SECONDS = {"ingest": 20.0, "query": 8.0}
 
 STATEMENT_SECONDS = 3.0  # for the statements of the run itself
-# Whoever waits for an exclusive lock keeps everybody else out meanwhile.
+# A session that waits for an exclusive lock blocks all others meanwhile.
 LOCK_MILLISECONDS = 400
 
 
@@ -95,9 +95,9 @@ SLOT = "replica"  # of whichever of the two is the replica
 
 
 class FarReplica(Replica):
-    """A replica whose way to the primary leads over a wire."""
+    """A replica that reaches the primary over a wire."""
 
-    slot = SLOT  # its name changes with its part
+    slot = SLOT  # its name changes with its role
     wire_port = 0
 
     def _primary_conninfo(self) -> str:
@@ -106,7 +106,7 @@ class FarReplica(Replica):
 
 
 class FirstPrimary(Primary):
-    """The server that is the primary until the first switchover. Later it may follow the other one, as that followed it."""
+    """The primary until the first switchover. Later it may follow the other server."""
 
     follower: FarReplica | None = None
 
@@ -118,7 +118,7 @@ class FirstPrimary(Primary):
 class ChaosStack:
     """Seven processes and six wires; or, with `single`, without the replica: manage reads the primary.
 
-    Everything of it ends with this process, however that ends.
+    All of it ends with this process, in any case.
     """
 
     def __init__(self, folder: Path, without: str = "", *, single: bool = False) -> None:
@@ -167,7 +167,7 @@ class ChaosStack:
         )
 
     def _variables(self, name: str) -> dict[str, str]:
-        """The environment of a service: its servers by way of its wires."""
+        """The environment of a service: its servers through its wires."""
 
         def over(url: str, wire: str) -> str:
             return re.sub(r":\d+/", f":{self.wires[wire].port}/", url)
@@ -214,12 +214,12 @@ class ChaosStack:
         declarations.TABLES, declarations.COUNTERS = declarations.read_file(self.declarations_path)
 
     def adopt(self) -> None:
-        """Adopt the application's table, as docs/adopt.md has it, whatever the application does meanwhile."""
+        """Adopt the application's table, as in docs/adopt.md, while the application works."""
         self.ingest.run([sys.executable, "-m", "ingest_service", "adopt", "orders", "--apply"])
         self.adopted = True
 
     def down(self) -> None:
-        """End everything, also what is stopped. Postgres is told, so that it gives its shared memory back."""
+        """End everything, also stopped processes. Postgres ends in order, so that it releases its shared memory."""
         for process in reversed(self.processes):
             resume(process)
             running = process.running()
@@ -230,7 +230,7 @@ class ChaosStack:
             process.kill()
 
     def switch(self) -> None:
-        """The replica is the primary from now on, and the other way round, for whoever asks for one of them by its name."""
+        """Swap the names of the primary and the replica."""
         self.primary, self.replica = self.replica, self.primary
         self.primary.name, self.replica.name = "primary", "replica"
 
@@ -240,7 +240,7 @@ class ChaosStack:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
+    """Free ports."""
     with contextlib.ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:
@@ -249,7 +249,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def family(process: Process) -> list[psutil.Process]:
-    """A process and its children; empty where it does not run."""
+    """A process and its children; empty if it does not run."""
     running = process.running()
     if running is None:
         return []
@@ -260,14 +260,14 @@ def family(process: Process) -> list[psutil.Process]:
 
 
 def resume(process: Process) -> None:
-    """Let all of it go on."""
+    """Continue all of its processes."""
     for each in family(process):
         with contextlib.suppress(psutil.NoSuchProcess):
             each.resume()
 
 
 def checkpoint_at_shutdown(server: Postgres) -> str:
-    """Where the log of a server ends that was stopped in order, as an lsn; empty where it was not."""
+    """The end of the log of a server that was shut down in order, as an lsn; empty if it was not."""
     command = [postgres_program("pg_controldata"), str(server.data)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, env={"LC_ALL": "C"}).stdout
     facts = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
@@ -277,7 +277,7 @@ def checkpoint_at_shutdown(server: Postgres) -> str:
 
 @contextlib.contextmanager
 def connected(server: Postgres, seconds: float = STATEMENT_SECONDS) -> Iterator[Any]:
-    """A cursor of the run's own, past all wires, that no fault of the settings reaches; for so long at most.
+    """A cursor of the run's own, without wires, that no fault of the settings affects; at most for so long.
 
     Raises psycopg2.Error.
     """

@@ -15,10 +15,10 @@ from loadtest.chaos.harm import Harm, Impossible, Undo
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import SLOT, checkpoint_at_shutdown, run_sql
 
-# The replica received everything before the primary ended; it has to replay it. Nothing else is done to it meanwhile.
+# The replica received everything before the primary ended; it has to replay it. It has no other fault meanwhile.
 REPLAYED_SECONDS = 5.0
 PROMOTED_SECONDS = 15.0
-# One for the single rows of each worker, at least; and how long producers may take to make them so many.
+# At least one for the single rows of each worker; and how long producers may take to open that many.
 KEPT_CONNECTIONS, CONNECTED_SECONDS = 4, 2.0
 CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rollcall-ingest'"
 
@@ -27,7 +27,7 @@ DROP_SLOT = f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slo
 
 
 class Switching(Harm):
-    """A switchover as docs/runbook.md has it. No acknowledged row may be lost: the primary is stopped in order first."""
+    """A switchover as in docs/runbook.md. No acknowledged row may be lost: the primary is first shut down in order."""
 
     def promotion(self, fault: Fault) -> Undo:
         """The services follow at once, the old primary when the fault ends. Until then manage reads the new one."""
@@ -73,7 +73,7 @@ class Switching(Harm):
         self.stack.wires[wire].cut()
 
     def let_ingest_connect(self) -> None:
-        """Wait until ingest has connections to the new server. It refuses what producers send, and keeps them."""
+        """Wait until ingest has connections to the new server. It refuses the producers' rows, and keeps the connections."""
         poll(lambda: run_sql(self.stack.replica, CONNECTIONS)[0][0] >= KEPT_CONNECTIONS, CONNECTED_SECONDS)
 
 
@@ -83,7 +83,7 @@ def has_replayed(server: Postgres, end: str) -> bool:
 
 
 def poll(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether it comes true within this time."""
+    """Whether it becomes true within this time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(psycopg2.Error):

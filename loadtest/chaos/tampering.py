@@ -1,4 +1,4 @@
-"""Faults of data: what somebody with a console does to a counter's keys in Valkey, or to the table."""
+"""Faults of data: changes by somebody with a console to a counter's keys in Valkey, or to the table."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ CHANGES = {
     "a text for the intake": "redis.call('SET', KEYS[2], '?')",
     "a text for the state": "redis.call('SET', KEYS[3], '?')",
 }
-# What leaves nothing of the set. It is built from the replica then: a member that ingest has counted, and that the replica does
-# not show yet, is gone until it does, as after a kill of Valkey. Whatever leaves a set behind loses nothing: a run that
-# makes it right waits for what was acknowledged.
+# Changes that remove the whole set. The keeper then builds it from the replica: a member that ingest has counted, and that
+# the replica does not show yet, is missing until it does, as after a kill of Valkey. Other changes lose nothing: a run that
+# repairs the set waits for everything acknowledged.
 LOSSES = {"delete the set", "delete set and intake", "a text for the set"}
-# A set of the right size with the wrong members cannot be told from the right one, by anybody: that is what reconciles on
-# schedule are for. So members are only added where none is missing, and removed where none is too many.
+# Nothing can recognise a set of the correct size with wrong members: scheduled reconciles are for that. So this adds
+# members only if none is missing, and removes members only if none is extra.
 GAP = """
 local typed = redis.call('TYPE', KEYS[1]).ok == 'set' and redis.call('TYPE', KEYS[2]).ok == 'hash'
 local size = typed and tonumber(redis.call('HGET', KEYS[2], 'size') or 'none')
@@ -44,7 +44,7 @@ ALLOWED = {
 }
 
 REWRITE = "LOCK TABLE message IN ACCESS EXCLUSIVE MODE; ALTER TABLE message ALTER COLUMN message TYPE text USING message || ''"
-# The lock comes first: what is committed between the copy and the TRUNCATE would be lost, by the fault itself.
+# The lock comes first: otherwise the fault itself would lose rows that are committed between the copy and the TRUNCATE.
 RELOAD = """
     LOCK TABLE message IN ACCESS EXCLUSIVE MODE;
     CREATE TEMP TABLE kept ON COMMIT DROP AS SELECT * FROM message;
@@ -57,14 +57,14 @@ REWRITES = {
     "loaded again with the old xacts": RELOAD.format(columns=f"{COLUMNS}, xact"),
     "loaded again with new xacts": RELOAD.format(columns=COLUMNS),
 }
-# Between two rewrites of one fault: one alone seldom meets the moment between a snapshot and its first read.
+# Between two rewrites of one fault: one alone rarely falls between a snapshot and its first read.
 PAUSE_SECONDS = 0.05
 SLOW_SECONDS = 0.02
 
 
 class Tampering(Harm):
-    """Nothing of it loses a row, and a counter must not be served until it is right again: the answers are judged as ever,
-    but for what `LOSSES` says."""
+    """None of these loses a row, and query must not serve the counter until it is repaired. The checker judges the answers
+    as always, except for `LOSSES`."""
 
     def changed_by_hand(self, fault: Fault) -> Undo:
         at = keys.of_counter(fault.target)
@@ -87,7 +87,7 @@ class Tampering(Harm):
         return nothing
 
     def table_rewritten(self, fault: Fault) -> Undo:
-        """Whoever took a snapshot before a rewrite, and reads after it, sees an empty table: that is how Postgres is.
+        """In Postgres a snapshot from before a rewrite that reads after it sees an empty table.
 
         Manage's way to the replica is slow meanwhile, so that there is time between the two.
         """

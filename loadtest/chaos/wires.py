@@ -1,4 +1,4 @@
-"""Wires between the services and the servers that can be cut, slowed down, or made to swallow what goes through them."""
+"""Wires between the services and the servers that can be cut, slowed down, or made to drop bytes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close sends a reset
 
 
 class Wire:
-    """A TCP proxy in front of one server. What it does to the bytes may be changed at any moment, from any thread."""
+    """A TCP proxy in front of one server. Its behaviour may change at any moment, from any thread."""
 
     def __init__(self, name: str, target_port: int, port: int) -> None:
         self.name, self.target_port, self.port = name, target_port, port
         self.delay_seconds = 0.0
         self.refusing = False
-        self.holding = False  # what is sent arrives when this ends, as after a network that was away
-        self.swallowing = False  # what is sent is lost, and nobody is told, as with a machine that is gone
-        self.severing = ""  # "before" or "after": what becomes of a COMMIT
+        self.holding = False  # bytes arrive when this ends, as after an outage of the network
+        self.swallowing = False  # bytes are lost without an error, as if the machine had vanished
+        self.severing = ""  # "before" or "after": when a COMMIT is cut
         self._pairs: set[Pair] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def listen(self) -> None:
-        """Begin to pass bytes on."""
+        """Start to pass bytes on."""
         self._loop = asyncio.get_running_loop()
         await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
@@ -64,7 +64,7 @@ class Wire:
                 self._pump(pair, reader, server_writer, upward=True), self._pump(pair, server_reader, writer)
             )
         except OSError:
-            pass  # one end has reset the connection; the other one is told
+            pass  # one end has reset the connection; reset the other one
         finally:
             pair.reset()
             self._pairs.discard(pair)
@@ -89,7 +89,7 @@ class Wire:
                 return
             writer.write(data)
             await writer.drain()
-        while self.swallowing:  # that the other end has gone is not told either
+        while self.swallowing:  # do not tell the other end either
             await asyncio.sleep(0.01)
         if writer.can_write_eof():
             writer.write_eof()

@@ -1,7 +1,7 @@
-"""`python -m loadtest.load`: locust against a stack of its own, and then the verdict; exits with 1 where anything is wrong.
+"""`python -m loadtest.load`: locust against a stack of its own, and then the verdict; exits with 1 if anything is wrong.
 
-The stack is what `make up` starts, with its roles, tokens and fsync, in a folder and on ports of its own; it is gone at
-the end, however that comes.
+The stack is the one of `make up`, with its roles, tokens and fsync, in a folder and on ports of its own; it ends
+in any case.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from loadtest.load.verdict import COUNTED, judge_counter, judge_messages
 
 RESULTS = CHECKOUT / "loadtest" / "results"
 USERS, SECONDS, PROFILE = 50, 60.0, "mixed"
-# What a request in flight may take at the end of the load: its attempts with a key, against stores that work.
+# How long a request may take at the end of the load: its attempts with a key, while the stores work.
 STOP_SECONDS = 30
-# From here on it is the client that limits the load.
+# Above this share the client is the limit.
 BUSY = 0.85
 
 
@@ -80,7 +80,7 @@ def read_options() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def standing(folder: Path) -> Iterator[Stack]:
-    """A stack, up, with live counters; ended on every way out."""
+    """A running stack with live counters; it ends in any case."""
     stack = Stack(folder, dict(zip(DEFAULTS, free_ports(len(DEFAULTS)), strict=True)))
     try:
         print("Starting a stack …", flush=True)
@@ -98,7 +98,7 @@ def standing(folder: Path) -> Iterator[Stack]:
 
 
 def run(stack: Stack, options: argparse.Namespace, path: Path) -> list[str]:
-    """The load, the wait for the keeper, the verdict: what is wrong."""
+    """The load, the wait for the keeper, the verdict; returns the errors."""
     print(f"{options.users} clients for {options.seconds:g} s ({options.profile}) …", flush=True)
     began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     status = run_locust(stack, options, path)
@@ -119,13 +119,13 @@ def run(stack: Stack, options: argparse.Namespace, path: Path) -> list[str]:
     settled_seconds = time.monotonic() - quiet
     findings += judge(stack, path, options.seconds)
     print(f"Counters were complete {settled_seconds:.1f} s after the last request.")
-    limit = "; the client was the limit, not the stack: its figures are no measure of the stack" if busy > BUSY else ""
+    limit = "; the client was the limit, not the stack: the figures do not measure the stack" if busy > BUSY else ""
     print(f"The client (one process of locust) used {busy:.0%} of a processor{limit}.")
     return findings
 
 
 def run_locust(stack: Stack, options: argparse.Namespace, path: Path) -> int:
-    """Its exit status: 1 where a request failed."""
+    """Its exit status: 1 if a request failed."""
     options.results.mkdir(parents=True, exist_ok=True)
     for old in options.results.glob("load[._]*"):
         old.unlink()
@@ -140,7 +140,7 @@ def run_locust(stack: Stack, options: argparse.Namespace, path: Path) -> int:
         *("--stop-timeout", str(STOP_SECONDS), "--loglevel", "WARNING", "--mix", options.profile),
         *("--html", str(options.results / "load.html"), "--csv", str(options.results / "load"), "--ledger", str(path)),
     ]
-    # In a session of its own: Ctrl-C is for us.
+    # In a session of its own: this process handles Ctrl-C.
     locust = subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **variables}, start_new_session=True)
     try:
         return locust.wait(options.seconds + 2 * STOP_SECONDS)
@@ -153,7 +153,7 @@ def run_locust(stack: Stack, options: argparse.Namespace, path: Path) -> int:
 
 
 def failures(results: Path) -> list[str]:
-    """Requests that failed, and clients that did, as locust's tables of them say."""
+    """Failed requests and clients, from locust's tables."""
     return [
         *(
             f"{row['Occurrences']} times {row['Method']} {row['Name']}: {row['Error']}"
@@ -167,13 +167,13 @@ def failures(results: Path) -> list[str]:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """One of the tables that locust leaves at its end."""
+    """One of locust's tables."""
     with path.open(newline="") as lines:
         return list(csv.DictReader(lines))
 
 
 def judge(stack: Stack, path: Path, seconds: float) -> list[str]:
-    """Messages against the ledger, counters against the table; what they were is printed."""
+    """Compare messages with the ledger, and counters with the table; prints the figures."""
     with contextlib.closing(psycopg2.connect(stack.primary.url)) as database:
         messages = judge_messages(path, streamed(database, "SELECT id, state, city, username, message FROM message"))
         rate = messages.acknowledged / seconds
@@ -190,7 +190,7 @@ def judge(stack: Stack, path: Path, seconds: float) -> list[str]:
 
 
 def streamed(database: Any, statement: str) -> Iterator[tuple[Any, ...]]:
-    """Rows, as they come, however many."""
+    """All rows, one at a time."""
     with database.cursor("streamed") as cursor:
         cursor.itersize = 10_000
         cursor.execute(statement)

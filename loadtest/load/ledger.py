@@ -1,4 +1,4 @@
-"""What producers were answered, in 24 bytes a request: the rows themselves follow from their numbers (`rows`)."""
+"""The answers to producers, in 24 bytes for each request: the rows follow from their numbers (`rows`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     first: int
     rows: int
     acknowledged: bool  # otherwise the outcome is unknown: all of its rows are stored, or none
-    row_id: int  # what a single message was answered; 0 for a batch
+    row_id: int  # the id in the answer to a single message; 0 for a batch
 
 
 class Ledger:
@@ -33,12 +33,12 @@ class Ledger:
         self._file.write(ENTRY.pack(*entry))
 
     def close(self) -> None:
-        """Nothing is kept for certain before."""
+        """Close the file. Before this nothing is certainly written."""
         self._file.close()
 
 
 def read(path: Path) -> tuple[str, Iterator[Entry]]:
-    """The name of the run, and what was noted."""
+    """The name of the run, and its entries."""
     content = path.read_bytes()
     entries = ENTRY.iter_unpack(memoryview(content)[RUN_BYTES:])
     return content[:RUN_BYTES].decode().strip(), (Entry(p, f, n, bool(a), i) for p, f, n, a, i in entries)

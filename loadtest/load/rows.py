@@ -1,17 +1,17 @@
-"""The rows that producers send: each follows from its number, so that what it has to be need not be kept."""
+"""The rows that producers send: each follows from its number, so nothing has to store it."""
 
 from __future__ import annotations
 
 from zlib import crc32
 
 USERS, CITIES = 50_000, 3_000
-# One row in so many brings a user whom nobody has seen before.
+# One row in this many has a new user.
 NEW_USER_EVERY = 10
 STATES = ("NY", "CA", "TX", "Québec", "São Paulo", "北京")
 
 
 def token_of(run: str, producer: int, number: int) -> str:
-    """What tells this row, and its request, from every other: the beginning of its message."""
+    """The identity of this row and its request: the start of its message."""
     return f"load/{run}/{producer}/{number}"
 
 
@@ -29,7 +29,7 @@ def row_of(run: str, producer: int, number: int) -> dict[str, str]:
 
 
 def read_token(message: str) -> tuple[str, int, int] | None:
-    """Run, producer and number of the row that has this message; None where it is nobody's."""
+    """Run, producer and number of the row with this message; None if it is not a row of a producer."""
     parts = message.partition(" ")[0].split("/")
     if len(parts) != 4 or parts[0] != "load" or not (parts[2].isdigit() and parts[3].isdigit()):
         return None

@@ -1,4 +1,4 @@
-"""Waiting until the counters claim to be complete: what is compared before that proves nothing."""
+"""Waits until the counters claim to be complete: an earlier comparison proves nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from compose.local.stack import Stack
 SETTLE_SECONDS = 120.0
 PAUSE_SECONDS = 0.1
 
-# The moment, on the primary's clock, and how many requests are still at work.
+# The primary's time, and the number of open transactions.
 QUIET = """SELECT clock_timestamp(), (SELECT count(*) FROM pg_stat_activity
            WHERE xact_start IS NOT NULL AND backend_type = 'client backend' AND pid <> pg_backend_pid())"""
 
@@ -27,7 +27,7 @@ class StillUnequal(Exception):
 
 
 def wait_until_settled(stack: Stack) -> None:
-    """Return when every counter says that it is complete through a moment after this call. Raises StillUnequal."""
+    """Return when every counter's complete_through is after this call. Raises StillUnequal."""
     deadline = time.monotonic() + SETTLE_SECONDS
     why, quiet_at = "transactions are still open on the primary", None
     while time.monotonic() < deadline:
@@ -56,7 +56,7 @@ def look(stack: Stack) -> tuple[datetime, int]:
 
 
 def served_counts(stack: Stack) -> dict[str, dict[str, Any]]:
-    """What query says of every counter, read from Redis now."""
+    """Query's answer for every counter, read from Redis now."""
     with closing(http.client.HTTPConnection(HOST, stack.query.port, timeout=10)) as connection:
         connection.request("GET", "/v1/counts", headers={"Cache-Control": "no-cache", **stack.query.authorization()})
         answer = json.loads(connection.getresponse().read())

@@ -1,6 +1,6 @@
-"""What is wrong after a load: messages against the ledger, counters against the table, member by member.
+"""The errors after a load: compares messages with the ledger, and counters with the table, member by member.
 
-Nothing is sampled. Of the messages a byte or nine are kept for each row, of a counter one set of its members.
+It checks everything, and takes no samples. It keeps one or nine bytes for each row, and a set of members for a counter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared_models.declarations import COUNTERS, Counter
 from shared_models.protocol import keys, steps
 from shared_models.protocol.members import encode
 
-# What this load sends, and hence what it can count.
+# The fields that this load sends, and so can count.
 COUNTED = [counter for counter in COUNTERS if counter.table.relation == "message"]
 SHOWN = 3
 
@@ -28,7 +28,7 @@ UNKNOWN, ACKNOWLEDGED, STORED = 1, 2, 4
 
 @dataclass
 class Findings:
-    """Sentences, and of each kind the first few examples."""
+    """Kinds of errors, and the first few examples of each."""
 
     found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     numbers: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -45,7 +45,7 @@ class Findings:
 
 @dataclass
 class Sent:
-    """What one producer has sent: for each row what is known of it, and the id that it was answered."""
+    """The rows of one producer: for each its state, and the id in its answer."""
 
     known: bytearray = field(default_factory=bytearray)
     ids: array[int] = field(default_factory=lambda: array("Q"))
@@ -59,13 +59,13 @@ class Sent:
             self.ids[entry.first] = entry.row_id
 
     def id_of(self, number: int) -> int:
-        """0 where it was not told."""
+        """The id; 0 if the answer had none."""
         return self.ids[number] if number < len(self.ids) else 0
 
 
 @dataclass
 class Messages:
-    """How many rows were acknowledged, how many are of unknown outcome, and what is wrong."""
+    """How many rows were acknowledged, how many have an unknown outcome, and the errors."""
 
     acknowledged: int = 0
     unknown: int = 0
@@ -73,10 +73,10 @@ class Messages:
 
 
 def judge_messages(path: Path, table: Iterable[tuple[int, str, str, str, str]]) -> Messages:
-    """Every row of the run in the table (id, state, city, username, message), against the ledger in this file.
+    """Compare every row of the run in the table (id, state, city, username, message) with the ledger in this file.
 
-    What was acknowledged is there, once, under the id that was told, as it was sent; what is of unknown outcome is
-    there as a whole or not at all; and nothing is there that this run did not send.
+    Acknowledged rows are there, once, with the id of the answer, unchanged. Requests with an unknown outcome are
+    there completely or not at all. There are no rows that this run did not send.
     """
     run, entries = ledger.read(path)
     judged, sent, unknown = Messages(), defaultdict[int, Sent](Sent), []
@@ -90,7 +90,7 @@ def judge_messages(path: Path, table: Iterable[tuple[int, str, str, str, str]]) 
     for row_id, *values in table:
         where = read_token(values[-1])
         if where is None or where[0] != run:
-            continue  # somebody else's
+            continue  # not of this run
         _, producer, number = where
         token = token_of(run, producer, number)
         of_producer = sent[producer]
@@ -119,9 +119,9 @@ def judge_messages(path: Path, table: Iterable[tuple[int, str, str, str, str]]) 
 def judge_counter(
     counter: Counter, rows: Iterable[Sequence[str]], redis: Redis, served: int | None
 ) -> tuple[int, list[str]]:
-    """How many members the table has (`rows`: its SELECT DISTINCT), and where the set or the count differs.
+    """How many members the table has (`rows`: its SELECT DISTINCT), and the differences to the set and the count.
 
-    `served` is None where query gives no count.
+    `served` is None if query gives no count.
     """
     findings = Findings()
     table = {encode(row) for row in rows}

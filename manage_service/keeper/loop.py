@@ -1,7 +1,7 @@
 """The keeper: one process that catches up several times a second, builds what is cold, and reconciles on schedule or when asked.
 
 It does one thing at a time, in steps that take milliseconds. Between two steps of a long job it catches up when that is
-due. Everything that it would have to remember lies in Redis, so it may be killed anywhere: the next keeper goes on.
+due. It keeps everything that it has to remember in Redis, so it may be killed anywhere: the next keeper continues.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from shared_models.protocol.steps import TooManyGroups
 
 log = structlog.get_logger()
 
-# What the keeper leaves in its hash in Redis.
+# The fields of the keeper's hash in Redis.
 Note: TypeAlias = dict[FieldT, EncodableT]
 
-# While a store is away: short enough to be back in a second, long enough not to fill the log.
+# The pause while a store does not answer: short enough to be back in a second, long enough not to fill the log.
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
-# While a job waits for the replica, and while another keeper holds the lease.
+# The pause while a job waits for the replica, or another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
-# A build that Postgres refuses (no such table, no right to read it), or that takes too long, is not tried again before; the
-# other counters go on.
+# The pause before the keeper tries a build again that Postgres refused (no such table, no right to read it), or that took
+# too long; the other counters go on.
 RETRY_BUILD_SECONDS = 60.0
 
 
@@ -68,11 +68,11 @@ class Job(NamedTuple):
     name: str
     steps: Steps
     lease: Lease
-    counter: str = ""  # that is built
+    counter: str = ""  # the counter that is built
 
 
 class Keeper:
-    """`run` until told to stop; or one `tick` after the other, as the tests do."""
+    """`run` works until it is told to stop; tests call one `tick` after the other."""
 
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
@@ -86,7 +86,7 @@ class Keeper:
         self.sample_at = 0.0
         self.unresolved: dict[str, str] = {}  # why departures cannot be read
         self.unsampled = ""  # why no sample could be taken
-        self.source = ""  # of what the replica showed last; empty while it cannot be asked
+        self.source = ""  # the source that the replica showed last; empty while it does not answer
         # The xact at which an open transaction holds the horizon, and since when; for status and metrics.
         self.held_at, self.held_since = 0, 0.0
         self.schedule = Schedule(timing.reconcile_seconds)
@@ -94,7 +94,7 @@ class Keeper:
         self.refused: dict[str, tuple[str, float]] = {}  # why a counter cannot be built, and when to try again
         self.behind: dict[str, str] = {}
         self.plausibility = Plausibility()
-        # Whether there are departures; the batches of them under way, by counter, and the filters of the run under way.
+        # Whether there are departures; the present batches, by counter; and the filters of the present run.
         self.has_departures = False
         self.departures: dict[str, Steps] = {}
         self.filters: dict[str, BucketFilter] = {}
@@ -105,7 +105,7 @@ class Keeper:
         self.memories: dict[str, Memory] = {}
 
     def run(self, stop: Event) -> None:
-        """Tick until `stop` is set, whatever fails meanwhile."""
+        """Tick until `stop` is set, also after errors."""
         log.info("keeper.started", **self.timing._asdict())
         while not stop.is_set():
             stop.wait(self.tick())
@@ -113,11 +113,11 @@ class Keeper:
         log.info("keeper.stopped")
 
     def tick(self) -> float:
-        """One step of what is due; for how many seconds there is nothing to do."""
+        """One step of what is due; returns for how many seconds there is nothing to do."""
         try:
             return self.step()
         except (RedisError, LeaseLost) as error:
-            # A pass over a broken connection is void. What it has done stays, what it noted is in Redis.
+            # A pass over a broken connection is void. Its work stays, and its notes are in Redis.
             self.note_failure("redis", error)
             self.start_over()
             return PAUSE_AFTER_FAILURE_SECONDS
@@ -139,13 +139,13 @@ class Keeper:
                 finished = self.catch_up_all()
                 self.note_recovery()
             except psycopg2.Error as error:
-                # The current job goes on: a run waits for the replica only for a time, and then says why it failed.
+                # The current job continues: a run waits for the replica only for a limited time, then fails with the reason.
                 self.note_failure("replica", error)
                 self.source, finished = "", True
                 self.note_tick({})
             took = time.monotonic() - now
-            # At most half of the time goes into catching up: a transaction that stays open for hours makes every pass
-            # read again what is above the horizon.
+            # Catching up takes at most half of the time: while a transaction stays open for hours, every pass
+            # reads the rows above the horizon again.
             self.catch_up_at = now + max(self.timing.catch_up_seconds, 2 * took) if finished else 0.0
             self.begin_departures()
             self.look_at_groups()
@@ -170,7 +170,7 @@ class Keeper:
                 self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
 
     def resolve_departures(self) -> None:
-        """A step of each batch. A batch that Postgres refuses begins again at the next tick."""
+        """One step of each batch. A batch that Postgres refuses begins again at the next tick."""
         for name, batch in list(self.departures.items()):
             self.renew()
             reason = ""
@@ -188,7 +188,7 @@ class Keeper:
                 del self.departures[name]
 
     def tell_filter(self, name: str, members: list[bytes]) -> None:
-        """Departures have removed these: a current run has to know."""
+        """Tell the current run that departures have removed these members."""
         if name in self.filters:
             self.filters[name].take_swept(members)
 
@@ -204,7 +204,7 @@ class Keeper:
         self.unsampled = reason
 
     def note_failure(self, store: str, error: Exception) -> None:
-        """Say it once, not every second; to operators as well, if Redis can be written."""
+        """Log an error once, not every second; and write it for operators, if Redis can be written."""
         reason = reason_of(error)
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
@@ -213,13 +213,13 @@ class Keeper:
                 self.redis.hset(keys.KEEPER, "failure", reason)
 
     def note_recovery(self) -> None:
-        """Both stores answered."""
+        """Note that both stores answer."""
         if self.failure:
             log.info("keeper.recovered", after=self.failure)
             self.failure = ""
 
     def catch_up_all(self) -> bool:
-        """One pass over each counter that has a cursor; whether all of them are through."""
+        """One pass over each counter that has a cursor; returns whether all passes are complete."""
         steps.load_scripts(self.redis)
         found = read_states(self.redis, [counter.name for counter in declarations.derived()])
         with self.replica.snapshot() as snapshot:
@@ -247,7 +247,7 @@ class Keeper:
 
     def catch_up_one(self, counter: Counter) -> Pass:
         """One pass over one counter. If Postgres refuses it (no such table, no right, too slow), only this counter
-        fails. A replica that is away concerns all counters, and is raised."""
+        fails. If the replica does not answer, that affects all counters, and the error is raised."""
         memory = self.memories.pop(counter.name, None)
         try:
             did = catch_up(counter, self.replica, self.redis, memory, self.renew)
@@ -266,13 +266,13 @@ class Keeper:
         return did
 
     def renew(self) -> None:
-        """Keep every lease that is held: for a call between two statements. Raises LeaseLost."""
+        """Renew every lease, if it is time. Called between two statements. Raises LeaseLost."""
         self.lease.renew()
         if self.job is not None:
             self.job.lease.renew()
 
     def describe(self, snapshot: Snapshot) -> Note:
-        """What the metrics say of the replica, and for how long an open transaction has held the horizon where it is."""
+        """The replica's figures for the metrics, and for how long an open transaction has held back the horizon."""
         now = time.monotonic()
         if not snapshot.held or snapshot.horizon != self.held_at:
             self.held_at, self.held_since = snapshot.horizon, now
@@ -283,14 +283,14 @@ class Keeper:
         }
 
     def note_tick(self, shown: Note) -> None:
-        """Leave in Redis that the keeper is at work, and what the replica has shown it; nothing, if it cannot be read."""
+        """Write to Redis that the keeper works, and what the replica shows; empty figures if it cannot be read."""
         ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
         noted: Note = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
         self.redis.hset(keys.KEEPER, mapping=noted)
 
     def step_job(self) -> float:
-        """One step of the current job, or of the next one; for how many seconds there is nothing to do."""
+        """One step of the current job, or of the next one; returns for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
             if self.job is not None:
@@ -342,7 +342,7 @@ class Keeper:
         for run in registry.still_open(self.redis):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
-                # Read again, now that nobody else writes it: another process may just have ended it.
+                # Read again, now that this process has the lease: another process may just have ended it.
                 unended = registry.get_open(self.redis, run.id)
                 if unended is not None:
                     steps = execute(
@@ -366,7 +366,7 @@ class Keeper:
         log.error("build.refused", counter=name, reason=reason, again_seconds=seconds)
 
     def drop_job(self) -> None:
-        """Done with this job, or with this attempt at it."""
+        """End this job, or this attempt at it."""
         if self.job is not None:
             self.job.steps.close()
             release_quietly(self.job.lease)
@@ -374,7 +374,7 @@ class Keeper:
             self.filters.clear()
 
     def start_over(self) -> None:
-        """Close everything: the next step begins with new connections, and goes on from what Redis says."""
+        """Close everything: the next step begins with new connections, and continues from the state in Redis."""
         self.drop_job()
         self.memories.clear()
         self.departures.clear()
@@ -387,7 +387,7 @@ class Keeper:
         self.catch_up_at = 0.0
 
     def close(self) -> None:
-        """End cleanly: the next keeper need not wait for the leases to run out."""
+        """End cleanly, so that the next keeper does not have to wait until the leases expire."""
         self.start_over()
         release_quietly(self.lease)
         self.redis.close()
@@ -395,12 +395,12 @@ class Keeper:
 
 
 def reason_of(error: Exception) -> str:
-    """What kind of error it is, and the first line of what it says: the lines after it may quote rows."""
+    """The kind of the error, and the first line of its message: later lines may quote rows."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def release_quietly(lease: Lease) -> None:
-    """Give a lease back; if Redis is away, it runs out by itself."""
+    """Release a lease; if Redis does not answer, it expires."""
     try:
         lease.release()
     except RedisError:

@@ -12,7 +12,7 @@ from shared_models.protocol.samples import Sample
 
 
 def take_samples(redis: Redis) -> None:
-    """Note what the count of each complete counter is now. Raises redis.RedisError.
+    """Add a sample of the count of each complete counter. Raises redis.RedisError.
 
     Only a count that query would show: a cold counter gets no sample. `at` is the moment before the read,
     as in query. It is one transaction: if the list cannot be trimmed, nothing is added either.

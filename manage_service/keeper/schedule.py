@@ -1,4 +1,4 @@
-"""The schedule: asks for a reconcile of each counter when its interval is over, or its set or table was changed."""
+"""The schedule: asks for a reconcile of each counter when its interval is over, or its set or table has changed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from shared_models.protocol.states import State
 
-# How soon a scheduled run that failed is asked for again; sooner if the interval is shorter. It is asked for at once if
+# How soon the schedule asks again for a run that failed; sooner if the interval is shorter. It asks at once if
 # the counter has been built or verified since, if something else has changed its set, or if its table has changed.
 RETRY_RUN_SECONDS = 60.0
 
 
 class Schedule:
-    """Remembers what it has asked for, so that a run that fails is not asked for at once again."""
+    """Remembers its requests, so that it does not ask again at once for a run that failed."""
 
     def __init__(self, reconcile_seconds: float) -> None:
         self.reconcile_seconds = reconcile_seconds
-        # For which counters a run was asked for, as they were then, and when to ask again.
+        # The counters for which it has asked for a run, with their state then, and when to ask again.
         self._asked: dict[str, tuple[object, float]] = {}
 
     def ask_for_what_is_due(self, found: Mapping[str, State], refused: Collection[str], redis: Redis) -> None:
@@ -33,12 +33,12 @@ class Schedule:
         """
         due = [name for name, state in found.items() if name not in refused and self.is_due(state)]
         for name in self._asked.keys() - due:
-            del self._asked[name]  # it was verified: the next run has nothing to do with this one
+            del self._asked[name]  # it was verified: the next run is a new request
         if not due:
             return
         open_for = {name for run in registry.still_open(redis) for name in run.counters}
         for name in due:
-            # One that was verified meanwhile is due for a new reason; for example, it was emptied during the run.
+            # A counter that was verified meanwhile is due for a new reason; for example, it was emptied during the run.
             seen = found[name].build, found[name].gap, found[name].verified_at, found[name].changed_at
             asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
@@ -48,7 +48,7 @@ class Schedule:
 
     def is_due(self, state: State) -> bool:
         """Whether the counter has to be reconciled. One of these is enough: it has not been verified for an interval;
-        its set is not as large as its size says; its table has changed; departures alone do not say what has left."""
+        its set and its size differ; its table has changed; its departures are not enough to find deleted members."""
         if (
             state.gap != 0
             or state.verified_at is None

@@ -1,4 +1,4 @@
-"""How the command line shows runs and counters: tables and bars in a terminal, plain lines for programs.
+"""The output of the command line for runs and counters: tables and bars in a terminal, plain lines for programs.
 
 Results go to stdout, progress to stderr; each of the two may be a terminal or not.
 """
@@ -24,7 +24,7 @@ from manage_service.status.judging import span
 from manage_service.status.schemas import KeeperStatus, StatusReport
 from shared_models.wording import found_in_words
 
-# What a person reads for each phase of a run (`Progress.phase`).
+# The text for each phase of a run (`Progress.phase`).
 PHASES = {
     "": "waiting for its turn",
     "queued": "waiting for another run",
@@ -37,18 +37,18 @@ PHASES = {
     "waiting": "waiting for the replica",
 }
 SHOWN_MEMBERS = 3
-# No table of ours is as wide as this.
+# No table is as wide as this.
 WIDEST_COLUMNS = 10_000
 
 
 class Follower:
-    """Draws a run while it moves: a bar for each counter, or a line for each change of what it does."""
+    """Draws the progress of a run: a bar for each counter, or a line for each new phase."""
 
     def __init__(self, run: Run, *, quiet: bool) -> None:
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.said = ("", "", False)
         self.bars = Progress(
-            # A text that is too long goes on in the next line: rich would cut it.
+            # A text that is too long continues on the next line: rich would cut it.
             TextColumn("{task.fields[name]}", style="bold", table_column=Column(overflow="fold")),
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
             BarColumn(bar_width=12),
@@ -72,7 +72,7 @@ class Follower:
         self.bars.stop()
 
     def show(self, run: Run) -> None:
-        """Where the run is now."""
+        """Show where the run is now."""
         for name, found in run.findings.items():
             if found.verified_at is not None or found.failure:
                 self.bars.update(
@@ -89,7 +89,7 @@ class Follower:
                 completed=run.read,
                 amount=amount,
             )
-            # The numbers in a reason change all the time; that it waits, and why at first, is said once.
+            # The numbers in a reason change all the time. So print that it waits, and the first reason, once.
             said = (run.counter, run.phase, bool(run.detail))
             if said != self.said and (run.detail or not self.console.is_terminal):
                 reason = f": {one_line(run.detail)}" if run.detail else ""
@@ -98,7 +98,7 @@ class Follower:
 
 
 def show_run(run: Run) -> None:
-    """What a run has found, with a few members of each kind, and how it ended."""
+    """Print what a run has found, with a few members of each kind, and how it ended."""
     console = Console(highlight=False)
     end = f"run {run.id}: {run.mode} {run.status}" + (f": {one_line(run.detail)}" if run.detail else "")
     if not console.is_terminal:
@@ -119,7 +119,7 @@ def show_run(run: Run) -> None:
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """The table if the terminal is wide enough; else its rows as lists, a value in a line. Nothing is cut."""
+    """The table if the terminal is wide enough; otherwise its rows as lists, a value on each line. It cuts nothing."""
     natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
     if natural <= console.width:
         console.print(table)
@@ -188,7 +188,7 @@ def show_status(status: StatusReport) -> None:
 
 
 def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
-    """Whether it works, since when it has caught up, what it does, who it is, and what is in its way."""
+    """Whether it works, when it last caught up, what it does, its process, and what blocks it."""
     holder = keeper.holder
     words = [
         f"caught up {ago(keeper.ticked_at, now)}",
@@ -200,7 +200,7 @@ def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
 
 
 def drift_words(found: Findings, mode: Mode) -> str:
-    """What was found in one counter; what was found so far if the run did not end; or why it could not be
+    """The drift of one counter; the drift so far if the run did not end; or why the counter could not be
     reconciled."""
     if found.failure:
         return f"failed: {one_line(found.failure)}"
@@ -214,14 +214,14 @@ def style_of(found: Findings) -> str:
 
 
 def ago(at: datetime | None, now: datetime) -> str:
-    """How long ago, in the unit that a person would use."""
+    """How long ago, in a readable unit: "8.4 s ago", "2 min ago"."""
     if at is None:
         return "never"
     return f"{span(now - at)} ago"
 
 
 def fields(values: Mapping[str, object]) -> str:
-    """name=value, separated by blanks; a value that a shell would take apart is quoted, one that is not known is empty."""
+    """name=value, separated by spaces; a value that a shell would split is quoted, an unknown one is empty."""
     return " ".join(
         f"{name}={shlex.quote(spelled(text(value))) if text(value) else ''}" for name, value in values.items()
     )
@@ -236,7 +236,7 @@ def text(value: object) -> str:
 
 
 def flat(document: msgspec.Struct) -> dict[str, object]:
-    """Its fields by name, with what lies one level deeper as outer_inner."""
+    """Its fields by name, nested ones as outer_inner."""
     found: dict[str, object] = {}
     for name, value in msgspec.structs.asdict(document).items():
         if isinstance(value, msgspec.Struct):
@@ -252,5 +252,5 @@ def one_line(reason: str) -> str:
 
 
 def spelled(member: str) -> str:
-    """A text with what would not be seen, or would move the terminal's cursor, spelled out."""
+    """A text with invisible characters, and those that move the terminal's cursor, as escapes."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in member)

@@ -1,1 +1,1 @@
-"""How a set is kept true to the table: catch-up, build, reconcile, sweep."""
+"""The protocol that keeps a set equal to the table: catch-up, build, reconcile, sweep."""

@@ -2,16 +2,16 @@
 
 Why the order is the proof:
 
-1. A snapshot gives the horizon, which is noted in the counter's `fill`, with a new token. The same step raises the
-   watermark to what the fill is about to claim, as a pass does. So a sweep on a replica that is earlier has to wait.
+1. A snapshot gives the horizon. It is noted in the counter's `fill`, with a new token. The same step raises the
+   watermark to what the fill is about to claim, as a pass does. So a sweep on a replica that is behind has to wait.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index. Each chunk comes from a
    snapshot of its own that shows at least what the first one showed: its lsn is not lower (a replica that crashed may
-   come back earlier). It is of the same table: its fingerprint is the same (a part that is away while its chunk is read
-   may come back). Otherwise the fill begins again. A row from below the horizon is in the table for the whole time and
-   so is in its chunk, or it has been deleted.
-3. Each chunk and the fill's position are one atomic step. Whatever happens to Redis happens to both. After a crash of
-   the keeper, or a restart of Redis from an older save, the fill goes on from the position that is there. If something
-   else has changed the set or the intake meanwhile, what the fill had added may be gone: it ends, and begins again.
+   come back earlier). It is of the same table: its fingerprint is the same (a part that is detached while its chunk is read
+   may come back). Otherwise the fill begins again. A row from below the horizon is in the table for the whole time, and
+   so in its chunk, or it was deleted.
+3. One atomic step writes each chunk and the fill's position. If Redis loses one, it loses both. After a crash of
+   the keeper, or a restart of Redis from an older save, the fill continues from the position in Redis. If something
+   else has changed the set or the intake meanwhile, members of the fill may be lost: it ends, and begins again.
 4. If the fill with this token is still the one in progress, one atomic step sets the cursor to the horizon and removes
    the fill.
 
@@ -46,7 +46,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """The fill in progress, as it stands in Redis."""
+    """The fill in progress, as it is in Redis."""
 
     token: str
     source: str
@@ -61,7 +61,7 @@ class Fill:
 def needs_building(state: State, source: str) -> bool:
     """Whether the counter has no cursor in this history of the database.
 
-    A replica that shows an earlier timeline than the counter's has not followed yet, and the keeper waits for it. A
+    If a replica shows an earlier timeline than the counter's, it has not followed yet, and the keeper waits for it. A
     fill from it would claim rows that the later timeline has lost.
     """
     if state.lost or state.source == source:
@@ -96,7 +96,7 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
                 chunk = snapshot.read_members(counter, values_at(counter, position), jumping=fill.jumping)
         if behind:
             yield Progress(
-                "build", read, fill.expected, waiting="the replica came back earlier than it was; it has to catch up"
+                "build", read, fill.expected, waiting="the replica came back at an earlier state; it has to catch up"
             )
             continue
         if not chunk:
@@ -116,7 +116,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
-    """Note a new fill from this snapshot on. It supersedes one that was in progress."""
+    """Note a new fill from this snapshot on. It replaces one that was in progress."""
     snapshot.check(counter)
     estimate = snapshot.estimate(counter)
     fill = Fill(
@@ -149,7 +149,7 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
 
 
 def read_fill(counter: Counter, redis: Redis) -> Fill | None:
-    """The fill that is in progress in Redis; None if there is none, or if it cannot be parsed."""
+    """The fill in progress in Redis; None if there is none, or if it cannot be parsed."""
     names = ("token", "source", "lsn", "fingerprint", "position", "read", "expected", "jumping")
     fields = states.read_fields(redis, keys.of_counter(counter.name).fill, *names)
     token, source, lsn, fingerprint, position, read, expected, jumping = fields

@@ -1,4 +1,4 @@
-"""The text that each type's values have: as Postgres writes them. A member with another text was never in a row."""
+"""The text of each type's values, as Postgres writes them. A member with another text was never in a row."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_date(text: str) -> bool:
     return not is_bc or year < FIRST_DAY_BC[0] or (month, day) >= FIRST_DAY_BC[1:]
 
 
-# By the type of a field. Postgres is asked for an enum's labels, with the rows.
+# By the type of a field. For an enum's labels, the query for the rows asks Postgres.
 IS_CANONICAL: Mapping[str, Callable[[str], bool]] = {
     "text": is_text,
     "varchar": is_text,

@@ -2,23 +2,23 @@
 
 Why the order is the proof:
 
-1. One snapshot gives the horizon and the rows. Rows with an xact below the horizon are all in it, or will never be.
-2. The atomic step that ingest uses adds their members and takes them off `suspects`. It also raises the watermark to
+1. One snapshot gives the horizon and the rows. Every row with an xact below the horizon is in it, or will never exist.
+2. The atomic step that ingest uses adds their members and removes their marks. It also raises the watermark to
    what the pass is about to claim. So a sweep on a replica that came back earlier, between this and step 3, has to
    wait.
-3. The cursor is set on the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was in the
-   beginning. Redis cannot have lost the members of step 2 by then, unless the cursor or the connection is lost, too.
+3. The pass sets the cursor on the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was at
+   the start. Redis cannot have lost the members of step 2 by then, unless the cursor or the connection is lost, too.
 4. If the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE, labels of an enum), rows
-   come and go without an xact. A pass that sees another fingerprint notes it. From then on `complete_through` stands
+   appear and disappear without an xact. A pass that sees another fingerprint notes it. Then `complete_through` stands
    still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
-   changed nothing: the cursor has not moved meanwhile, and a sweep removes nothing that it asked of a table that is not
-   noted (`sweep`).
+   changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
+   not the noted one (`sweep`).
 
 A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats. Two
 passes at the same time do the same work twice, and one of them moves the cursor.
 
-Ids or times cannot replace the horizon: an id is given out before the commit, and rows appear below a mark that was
-already passed.
+Ids or times cannot replace the horizon: a row gets its id before the commit, so rows may appear below a position that
+was already passed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from shared_models.protocol import states, steps
 from shared_models.protocol.elements import encode_all
 from shared_models.protocol.states import State
 
-# About how many rows one pass reads: a fraction of a second of work. What it has added stays if the pass fails.
+# About how many rows one pass reads: a fraction of a second of work. If the pass fails, its members stay.
 PASS_ROWS = 50_000
 
 
@@ -50,7 +50,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a pass did. `behind` is the reason why it could not advance; empty when it did."""
+    """The result of a pass. `behind` is the reason why it could not advance; empty if it did."""
 
     read_members: int = 0
     added: int = 0
@@ -78,13 +78,13 @@ def catch_up(
     shown = None
     if memory is not None and (memory.build, memory.source) == (state.build, state.source):
         shown = memory.shown
-    # Before the snapshot: see there.
+    # Before the snapshot: see `snapshots`.
     showing = replica.ended_now(*((state.cursor, ()) if shown is None else (shown.xmax, shown.unended)))
     try:
         with replica.snapshot(counter) as snapshot:
             return pass_over(counter, state, shown, showing, snapshot, redis, between)
     except LockNotAvailable:
-        return Pass(behind="somebody is about to change the table, or to empty it, and holds a lock on it")
+        return Pass(behind="another session holds a lock on the table, to change or empty it")
     except NotOnDisk as error:
         return Pass(behind=str(error))
 
@@ -98,13 +98,13 @@ def pass_over(
     redis: Redis,
     between: Callable[[], None],
 ) -> Pass:
-    """The pass, in its snapshot. `shown` is what earlier ones have added, `showing` what has been added after this one."""
+    """The pass, in its snapshot. `shown`: rows that earlier passes have added; `showing`: rows added after this one."""
     cursor_before = state.cursor
     assert cursor_before is not None  # noqa: S101  (for the type checker)
     if snapshot.source != state.source:
         return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
     if snapshot.horizon < cursor_before:
-        # It crashed and came back earlier, or this is another, slower one. Nothing below the cursor is ever undone.
+        # It crashed and came back earlier, or this is another, slower replica. The keeper never moves a cursor back.
         return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
     is_gone = state.count == 0 and state.gap < 0
     if (is_gone or (state.gap and counter.storage is not Storage.SET)) and steps.make_cold(redis, counter.name, state):
@@ -113,21 +113,21 @@ def pass_over(
     if snapshot.fingerprint != state.fingerprint:
         changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
         state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
-    # Cut at an xact: everything below the cut is complete, and the next pass goes on from there.
+    # Cut at an xact: everything below the cut is complete, and the next pass continues from there.
     cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
     cursor = snapshot.horizon if cut is None else cut
-    # What a sweep has to see: complete_through claims the rows above the horizon, too, and no later pass may read them again.
+    # A sweep has to see this: complete_through also claims rows above the horizon, and no later pass may read them again.
     claim = cursor - 1 if cut is not None else snapshot.xmax - 1
     read = added = 0
-    # Without a cut this reads above the horizon too: a transaction that stays open keeps the cursor where it is, and
-    # must not keep later rows out of the count. Below the horizon nothing is left out: the cursor relies on that.
+    # Without a cut this also reads above the horizon: a transaction that stays open holds back the cursor, but
+    # must not keep later rows out of the count. Below the horizon it leaves out no row: the cursor relies on that.
     for values in snapshot.read_recent(counter, cursor_before, cut, shown):
         read += len(values)
         members = encode_all(counter, list(values))
         try:
             added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
-            # Another pass has moved the cursor, and members that this snapshot shows may have left since.
+            # Another pass has moved the cursor, and members of this snapshot may have left since.
             return Pass(behind="the counter was changed meanwhile")
         except steps.TooManyGroups as error:
             # The cursor stays. What is there is not all, and is not shown; a build says when there is room again.
@@ -136,7 +136,7 @@ def pass_over(
         between()
     through = None
     if cut is None and state.changed_at == state.settled:
-        # A replica that came back earlier knows less, but what was counted stays counted.
+        # A replica that came back earlier knows less, but counted members stay counted.
         through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
     advanced = steps.advance(redis, counter.name, state, cursor, through)
     return Pass(

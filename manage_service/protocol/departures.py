@@ -1,32 +1,32 @@
 """Departures: remove the members of rows that were deleted or changed, within seconds.
 
 Triggers note which members a statement may have taken a row from, with its xact (`rollcall_triggers.departure`). That
-is a hint: before a member leaves, the table is asked. A lost hint costs time until the next reconcile, and never makes
-a count wrong.
+is a hint: before the keeper removes a member, it asks the table. A lost hint costs time until the next reconcile, but
+never makes a count wrong.
 
 Why the order is the proof that everything below `left_through` has left, and that a member with a row never leaves:
 
-1. Departures are read below the cursor, in a snapshot that shows everything below it. From then on nobody can add a
-   member for what was known before: a record with an xact below the cursor, and a pass or a run with a horizon below
+1. Departures are read below the cursor, in a snapshot that shows everything below it. After that nobody can add a
+   member for an older row: a record with an xact below the cursor, and a pass or a run with a horizon below
    it, add nothing (record.lua). So a member that is not in the set now, or leaves in step 4, comes back only for a
    newer row, whose own departure comes later.
-2. Members that have a row in this snapshot are done: when they lose that one, too, it is another departure. The others
+2. Members that have a row in this snapshot are done: if they lose that row, too, that is another departure. The others
    are marked in `departing`, each with the token of this batch. If another keeper begins a batch, its token replaces
    this one.
 3. Fence. The watermark and the cursor are read once, after the last mark. (If they were read again at each try, they
-   would run ahead for as long as ingest writes.) The table is asked in a snapshot that shows all up to them: see
+   would move ahead for as long as ingest writes.) The table is asked in a snapshot that shows everything up to them: see
    `sweep`.
 4. Those that still have no row, and still carry the mark, are removed. If a mark is gone, a record took it off. Where the
    last day of a member counts, it is lowered to that of its last row; a record of an earlier day in between leaves another
    mark, because it does not say that the marked day has a row: then the batch begins again. All the
    time the table is the one that is noted on the counter (see `sweep`). Otherwise the batch begins again at another
    tick.
-5. Only now `left_through` moves, if it and the token are still those of this batch. A keeper that dies, or loses its
-   connection, leaves it where it was, and the next one does the batch again, with marks and a fence of its own.
+5. Only now `left_through` moves, if it and the token are still those of this batch. If a keeper dies, or loses its
+   connection, `left_through` stays, and the next keeper does the batch again, with marks and a fence of its own.
 
-A departure without a member means "all": TRUNCATE, a statement that removed very many, departures that were pruned.
-Then `left_through` is removed, and the schedule asks for a reconcile at once, which sets it again. A fill removes it,
-too.
+A departure without a member means "all": TRUNCATE, a statement that removed very many members, pruned departures.
+Then `left_through` is removed, and the schedule asks at once for a reconcile, which sets it again. A fill also removes
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def resolve_departures(
 ) -> Steps:
     """One batch of departures, if there are any. Gives the members that it removes to `swept`.
 
-    There has to be a table of departures (`Snapshot.has_departures`). It never waits: a step that could not go on says
+    There has to be a table of departures (`Snapshot.has_departures`). It never waits: a step that cannot continue says
     so. `redis` must be a client of `stores.connect_for_passes`. Raises psycopg2.Error, redis.RedisError.
     """
     state = states.read_state(redis, counter.name)

@@ -1,4 +1,4 @@
-"""What a reconcile has found in one counter so far: the drift, with samples of it, and the position to go on from."""
+"""The findings of a reconcile in one counter so far: the drift, with samples, and the position to continue from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SAMPLE_MEMBERS = 20
 
 
 class Findings(msgspec.Struct):
-    """What a run has found in one counter so far, and from where it can go on."""
+    """The findings of a run in one counter so far, and the position to continue from."""
 
-    build: str = ""  # of the counter that it looks at
+    build: str = ""  # the build of the counter
     gap: int = 0  # between its set and its size, before the first look
-    changed_at: str = ""  # which table it is compared with: see shared_models.protocol.keys
+    changed_at: str = ""  # the table that it is compared with: see shared_models.protocol.keys
     position: bytes = b""
     read: int = 0
     table_read: bool = False
@@ -26,35 +26,35 @@ class Findings(msgspec.Struct):
     later: int = 0  # … that were seen later than the table says
     missing: int = 0
     extra: int = 0
-    # Up to SAMPLE_MEMBERS of each, by field; one that no row could have made is given as {"member": …}.
+    # Up to SAMPLE_MEMBERS of each, by field; a member that no row can have is {"member": …}.
     missing_sample: list[dict[str, str]] = []
     extra_sample: list[dict[str, str]] = []
     verified_at: datetime | None = None
     failure: str = ""  # why it could not be reconciled
 
     def start_over(self) -> None:
-        """Forget what was found: it was another counter."""
+        """Remove all findings: they are of another build."""
         for name, value in msgspec.structs.asdict(Findings()).items():
             setattr(self, name, value)
 
     def look_again(self, *, repaired: bool) -> None:
-        """Look from the start. What was repaired is not found again, and stays noted."""
+        """Begin again. Repaired members are not found again, so they stay noted."""
         found = self.missing, self.missing_sample, self.extra, self.extra_sample
         self.start_over()
         if repaired:
             self.missing, self.missing_sample, self.extra, self.extra_sample = found
 
     def forget_extra(self) -> None:
-        """The second half starts again, and finds the same."""
+        """Begin the second half again, which finds the same."""
         self.extra, self.extra_sample = 0, []
 
     def note_missing(self, counter: Counter, members: Sequence[bytes]) -> None:
-        """Members in the table only."""
+        """Note members that are in the table only."""
         self.missing += len(members)
         self.missing_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.missing_sample))
 
     def note_extra(self, counter: Counter, members: Sequence[bytes]) -> None:
-        """Members in the set only."""
+        """Note members that are in the set only."""
         self.extra += len(members)
         self.extra_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.extra_sample))
 

@@ -1,4 +1,4 @@
-"""Replica freshness: whether a snapshot shows all rows that a counter claims. A run asks before it compares the two."""
+"""Replica freshness: whether a snapshot shows all rows that a counter claims. A run checks this before it compares."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from shared_models.protocol.states import State
 
 
 class CounterWasLost(Exception):
-    """The counter was lost, or built again, while the run was looking at it: nothing has been proved. Ask again."""
+    """The counter was lost, or built again, during the run, so the run proves nothing. Run again."""
 
 
 def why_stale(snapshot: Snapshot, state: State) -> str | None:
-    """None if the snapshot shows all rows that the counter claims; else what it lacks yet.
+    """None if the snapshot shows all rows that the counter claims; otherwise the reason why not.
 
-    Raises CounterWasLost if the replica has gone over to another history. The counter needs a build to follow it, and
+    Raises CounterWasLost if the replica shows another history. The counter needs a build to follow it, and
     no build begins while a run waits.
     """
     if snapshot.source != state.source:

@@ -1,8 +1,8 @@
-"""Whether the marks of a counter can be true, compared with the replica; and repairing them if they cannot.
+"""Checks whether a counter's watermark and cursor are possible, compared with the replica, and repairs them if not.
 
-A watermark above everything that the replica knows is nothing unusual: the replica lags. But an xact is committed
-before anybody acknowledges it. A replica that shows commits from minutes later, and still knows of no such xact, never
-will. So the protocol did not write the mark, and every sweep would wait for it. The same goes for a cursor.
+A watermark above everything that the replica knows is normal: the replica lags. But an xact is committed
+before it is acknowledged. If a replica shows commits from minutes later, and still does not know this xact, it never
+will. So the protocol did not write the watermark, and every sweep would wait for it. The same is true for a cursor.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from shared_models.protocol.states import State
 
 log = structlog.get_logger()
 
-# How much later the replica's commits have to be than those of the moment when the mark was first seen.
+# How much newer the replica's commits have to be than when the value was first seen.
 IMPOSSIBLE_AFTER = timedelta(minutes=2)
 
 
 class Plausibility:
-    """Looks at the marks of all counters, once a tick, and remembers since when one is above the replica.
+    """Checks the watermark and cursor of all counters, once a tick, and remembers since when one is above the replica.
 
-    The memory belongs to the process: a new keeper waits once more.
+    The process keeps this in memory: a new keeper waits again.
     """
 
     def __init__(self) -> None:
-        # By counter and mark: its value, and the last commit that the replica showed when it was first seen.
+        # By counter and field: its value, and the last commit that the replica showed when the value was first seen.
         self._above: dict[tuple[str, str], tuple[int, datetime]] = {}
         self._disbelieved: dict[str, tuple[str, ...]] = {}
 
     def mend(self, name: str, state: State, snapshot: Snapshot, redis: Redis) -> None:
-        """Repair the marks of one counter that cannot be true. Raises redis.RedisError."""
+        """Repair the watermark or cursor of one counter if it is impossible. Raises redis.RedisError."""
         if state.disbelieved != self._disbelieved.get(name, ()):
             self._disbelieved[name] = state.disbelieved
             if state.disbelieved:
                 log.error("counter.disbelieved", counter=name, fields=state.disbelieved)
         if state.lost or state.cursor is None or state.source != snapshot.source:
-            return  # it is built, and gets other marks
+            return  # it is built, and gets new values
         if self._cannot_be(name, "cursor", state.cursor - 1, snapshot) and steps.make_cold(redis, name, state):
             log.error("counter.impossible_cursor", counter=name, cursor=state.cursor, replica_xact=snapshot.xmax)
         impossible = state.watermark is None or (
             state.watermark_source == snapshot.source and self._cannot_be(name, "watermark", state.watermark, snapshot)
         )
-        # Not lower than anything that the replica shows. What was acknowledged meanwhile, and is not shown yet, is
-        # covered by the note of the time that goes with it: see `sweep.fence`.
+        # Not lower than anything that the replica shows. Rows that were acknowledged meanwhile, and are not shown yet,
+        # are covered by the time that is noted with it: see `sweep.fence`.
         anew = snapshot.xmax - 1
         if impossible and steps.reset_watermark(redis, name, state, anew, snapshot.source):
             log.error("counter.impossible_watermark", counter=name, watermark=state.watermark, set_to=anew)

@@ -1,5 +1,5 @@
-"""What the long jobs say after each step. A job is a generator: the keeper interleaves it with catching up, the command
-line draws its progress, a test takes one step at a time. Nothing is held open between two steps."""
+"""The progress of long jobs after each step. A job is a generator: the keeper interleaves it with catching up, the
+command line draws its progress, a test runs one step at a time. A job holds nothing open between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a job is: its phase, members read in it, and about how many there are (0: not known).
+    """Where a job is: its phase, the members read in it, and about how many there are (0: not known).
 
     `waiting` is the reason why the step could do nothing; empty when it did something.
     """

@@ -1,28 +1,28 @@
-"""Reconcile: make a counter equal the table, both ways, and report the drift.
+"""Reconcile: make a counter equal to the table, in both directions, and report the drift.
 
-1. *missing*: the table's distinct members are read in the order of the index, and those that are not in the set are
-   added. A member is drift only if it has a row below the cursor, where the counter claims to be complete. If its row
-   is newer, it is on its way (its ingest has committed and not yet counted), and this counts it a little earlier.
-2. *extra*: the members of the set that have no row are found and removed (`sweep`). The first half puts the members of
-   the table that are in the set, or that it adds, into a bucket filter (`bucket_filter`). The filter leaves few members
-   of the set to ask the table about. They stay in the set until the run ends, because only a sweep removes members,
-   only with its marks, and the marks of earlier sweeps are removed before the filter is filled. Departures remove
-   members meanwhile, and count them in `swept`. In the same process they tell the filter (`filters`). A run that finds
-   more swept than its filter was told of asks about every member. There is nothing extra if nothing was missing and
-   nothing swept, the set had as many members before the first half as after it, and the table has as many: the filter
-   with one bucket would say so. So a counter without drift is verified at the price of reading its index once, if no
-   member comes or leaves just then.
-3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair makes
-   the set's size right in the same step: by now the run has looked at whatever something else had added or removed
-   before the run began. All that left below the cursor that the run began with has been removed, too, and
+1. *missing*: the run reads the table's distinct members in the order of the index, and adds those that are not in the
+   set. A member is drift only if it has a row below the cursor, where the counter claims to be complete. If its row
+   is newer, ingest has committed it and not counted it yet, and this counts it a little earlier.
+2. *extra*: the run finds and removes the members of the set that have no row (`sweep`). The first half puts the members
+   of the table that are in the set, or that it adds, into a bucket filter (`bucket_filter`). The filter leaves few
+   members of the set to ask the table about. They stay in the set until the run ends, because only a sweep removes
+   members, only with its marks, and the marks of earlier sweeps are removed before the filter is filled. Departures
+   remove members meanwhile, and count them in `swept`. In the same process they tell the filter (`filters`). A run that
+   finds more swept than its filter knows asks about every member. There is nothing extra if nothing was missing and
+   nothing swept, the set had as many members before the first half as after it, and the table has as many: a filter
+   with one bucket would say so. So verifying a counter without drift costs reading its index once, if no member is added
+   or removed just then.
+3. The drift is noted on the counter with the time, if it is still the counter that the run looked at. A repair corrects
+   the set's size in the same step: by now the run has looked at every member that something else had added or removed
+   before the run began. All members that left below the cursor that the run began with have been removed, too, and
    `left_through` says so. A change by hand during the run shows as another gap between set and size, and the run starts
-   again. It also starts again if a snapshot shows another table than the first one: a part that is away while its chunk
-   is read, and comes back, would be missing. The run settles a change of the table that was noted before it began, if
-   none was noted since.
+   again. It also starts again if a snapshot shows another table than the first one: a part that is detached while its
+   chunk is read, and attached again, would be missing. The run settles a change of the table that was noted before it
+   began, if none was noted since.
 
-A `check` does all of it except adding and removing, and finds the same drift. A run goes on from its position after a
-crash. The position lies in the Redis that holds the members, so both are lost together. Then it has no filter of what
-it read before, and asks about every member. The scan of the second half starts again; to look twice at a member changes
+A `check` does all of this except adding and removing, and finds the same drift. After a crash a run continues from its
+position. The position is in the same Redis as the members, so both are lost together. Then the run has no filter of what
+it read before, and asks about every member. The scan of the second half starts again; looking twice at a member changes
 nothing.
 """
 
@@ -45,7 +45,7 @@ from shared_models.protocol.elements import encode_all
 from shared_models.protocol.states import Drift, State
 from shared_models.protocol.storages import Found
 
-# A set that something else changes each time while a run looks at it cannot be verified.
+# A set that something else changes during every attempt of a run cannot be verified.
 ATTEMPTS = 3
 
 
@@ -58,7 +58,7 @@ def reconcile(
     repair: bool,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """Reconcile one counter. What it finds goes into `findings`, from which the run can go on.
+    """Reconcile one counter. It writes into `findings`, from which the run can continue.
 
     It puts its filter into `filters`, by the name of the counter, for the part of this process that resolves
     departures. A counter without a cursor is built first. `redis` must be a client of `stores.connect_for_passes`.
@@ -100,7 +100,7 @@ def reconcile_once(
         findings.look_again(repaired=repair)
     if not findings.build:
         findings.build, findings.gap, findings.changed_at = state.build, state.gap, state.changed_at
-    # None if this goes on from the middle: another run may have worked in between.
+    # None if this continues from the middle: another run may have worked in between.
     count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
     filters.pop(counter.name, None)
     if bucket_filter is not None:
@@ -111,8 +111,8 @@ def reconcile_once(
     expected = max(state.count, 1)
     while not findings.table_read:
         with replica.snapshot(counter) as snapshot:
-            # Acknowledged members may be among those removed by hand: the table has to show them before the set is
-            # right.
+            # Acknowledged members may be among those removed by hand: the table has to show them before the size is
+            # correct.
             behind = fence(snapshot, state) if findings.gap else why_stale(snapshot, state)
             if behind is None:
                 if snapshot.fingerprint != state.fingerprint:
@@ -160,7 +160,7 @@ def reconcile_once(
         left_through=left_through,
         changed_at=findings.changed_at,
     ):
-        raise CounterWasLost(f"{counter.name} was lost or built again during the run: nothing has been proved")
+        raise CounterWasLost(f"{counter.name} was lost or built again during the run, which proves nothing")
     findings.verified_at = now
 
 
@@ -183,7 +183,7 @@ def compare_chunk(
     absent = [index for index, each in enumerate(found) if each is Found.ABSENT]
     if absent:
         values = [chunk[index] for index in absent]
-        # The cursor was read together with the absence: below it, a member with a row had to be there.
+        # The cursor was read in the same step as the set: a member with a row below it had to be in the set.
         owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
         if repair:
             added = [members[index] for index in absent]

@@ -1,26 +1,26 @@
-"""Sweep: find the members that no row has, and remove them. The second half of a reconcile, in rounds of mark, fence, sweep.
+"""Sweep: find the members without a row, and remove them. The second half of a reconcile, in rounds of mark, fence, sweep.
 
 Why the order is the proof that a member with a row never leaves:
 
-1. Mark. Members of the set that have no row on the replica are put on `suspects`, with a token that nobody else has.
-   They may have a row that the replica does not show yet, or get one at any moment. Members that have a row by the
-   bucket filter are not asked about.
+1. Mark. Members of the set that have no row on the replica are added to `suspects`, with a token of this sweep only.
+   They may have a row that the replica does not show yet, or get one at any moment. The table is not asked about
+   members that have a row by the bucket filter.
 2. Fence. The watermark and the cursor are read *after* the marks were made. A process that recorded a member before its
-   mark has raised the watermark by then (one atomic step). One that records it later takes the mark off (the same
+   mark has raised the watermark by then (one atomic step). One that records it later removes the mark (the same
    step).
 3. Ask again, in snapshots that show every transaction up to that watermark, and everything below that cursor. A member
-   that was recorded before its mark now shows its row, if it still has one. The cursor, and what passes add to the
-   watermark, count because a replica may come back earlier than it was: passes relied on rows that it may not show.
+   that was recorded before its mark now shows its row, if it still has one. The cursor, and the xacts of passes in
+   the watermark, matter because a replica may come back at an earlier state, without rows that passes relied on.
 4. Remove those that still have no row, each only if it still carries this token (one atomic step).
-5. The table that is asked in step 3 is the one that is noted on the counter, and in step 4 nobody has seen another one
-   since the fence was read. Otherwise a member whose row is in a part that was away for a moment would leave, and
-   nobody would know.
+5. The table that is asked in step 3 is the one that the counter's state names, and in step 4 no process has seen another
+   one since the fence was read. Otherwise a member whose row is in a part that was detached for a moment would leave,
+   and nothing would notice.
 
-A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round goes
-on in the same scan of the set. The scan gives at least once what is there for the whole time, also if other members
-leave.
+A round marks ROUND_MEMBERS at most, so that `suspects` stays small however many rows were erased. The next round
+continues the same scan of the set. The scan returns every member that is in the set for the whole time at least once,
+also if other members leave.
 
-Another run at the same time can only take marks away from this one, so that it removes fewer members. Batches of
+Another run at the same time can only remove marks of this one, so that it removes fewer members. Batches of
 departures have marks of their own, and may remove members during a run: see `departures`.
 """
 
@@ -44,12 +44,12 @@ from shared_models.protocol.states import State
 
 # How many members one question to the replica names. The answer takes 20 to 40 ms.
 CHUNK_ASKED = 5_000
-# How many members one round marks: some 5 MB of Redis' memory, and one wait for the replica.
+# How many members one round marks: about 5 MB of Redis' memory, and one wait for the replica.
 ROUND_MEMBERS = 50_000
-# How many members of the set are looked at in one step, when the table is not asked about them: 20 to 30 ms.
+# How many members of the set one step reads, if it does not ask the table about them: 20 to 30 ms.
 CHUNK_FILTERED = 25_000
-# The keeper's clock says when it set a watermark again, the primary's clock when a row was committed. Two clocks that
-# are kept in time differ by less than this.
+# The keeper's clock says when it set a watermark again, the primary's clock when a row was committed. Synchronised
+# clocks differ by less than this.
 RESET_SLACK = timedelta(seconds=10)
 
 
@@ -65,18 +65,18 @@ def sweep(
     expected: int,
     swept_before: int = 0,
 ) -> Generator[Progress, None, bool]:
-    """Find extra members, give them to `found`, and remove them unless `take_out` is off; whether it removed all of
-    them.
+    """Find extra members, give them to `found`, and remove them unless `take_out` is off; returns whether it removed all
+    of them.
 
-    A step that waits for the replica says so, for as long as it takes: the caller limits the time. `redis` must be a
-    client of `stores.connect_for_passes`; `bucket_filter` is what the table has, if that is known; `expected` is about how many
-    members the set has, for the progress; `swept_before` is how many members sweeps had removed before the filter was
-    filled. `strict` is for a run that will say that the set is right: a member without a row that it could not remove,
-    because its mark was gone, may still be there. Raises CounterWasLost, steps.TableChanged, steps.SetChanged (where
+    A step that waits for the replica says so; the caller limits the time. `redis` must be a
+    client of `stores.connect_for_passes`. `bucket_filter`: the members of the table, if known. `expected`: about how many
+    members the set has, for the progress. `swept_before`: how many members sweeps had removed before the filter was
+    filled. `strict` is for a run that corrects the size: a member without a row that it could not remove, because its
+    mark was missing, may still be there. Raises CounterWasLost, steps.TableChanged, steps.SetChanged (if
     strict), psycopg2.Error, redis.RedisError.
     """
-    # Made here, not taken from the run: two processes that execute the same run, because one of them was stopped for
-    # longer than its lease, must not sweep on each other's marks.
+    # Made here, not taken from the run: two processes may execute the same run, if one of them was stopped for
+    # longer than its lease. They must not sweep with each other's marks.
     token = token_hex(8)
     forget_marks(counter, redis)
     marked: list[bytes] = []
@@ -116,7 +116,7 @@ def sweep_round(
             found(gone)
             all_gone = all_gone and len(gone) == len(extra)
             if strict and not all_gone:
-                raise steps.SetChanged(f"members of {counter.name} came back, or another run took their marks off")
+                raise steps.SetChanged(f"members of {counter.name} came back, or another run removed their marks")
         else:
             found(still_marked(counter, redis, token, list(extra)))
         steps.unmark(redis, counter.name, chunk)
@@ -130,7 +130,7 @@ def ask_behind_fence(
     """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on;
     and what takes their place: see `rowless`.
 
-    Says why it waits, step by step. Raises CounterWasLost, steps.TableChanged.
+    Each step says why it waits. Raises CounterWasLost, steps.TableChanged.
     """
     while True:
         with replica.snapshot(counter) as snapshot:
@@ -143,7 +143,7 @@ def ask_behind_fence(
 
 
 def forget_marks(counter: Counter, redis: Redis) -> None:
-    """Remove the marks of a run that died or was stopped. To lose a mark is always safe."""
+    """Remove the marks of a run that died or was stopped. Losing a mark is always safe."""
     redis.unlink(keys.of_counter(counter.name).suspects)
 
 
@@ -155,7 +155,7 @@ def find_suspects(
     expected: int,
     swept_before: int,
 ) -> Iterator[tuple[Progress, list[bytes]]]:
-    """Look at every member of the set; at each step, those of the members just asked about that have no row on the replica."""
+    """Read every member of the set; each step gives the members without a row on the replica."""
     at = keys.of_counter(counter.name)
     read, scans, step = 0, 1, CHUNK_ASKED
     if bucket_filter is not None:
@@ -164,7 +164,7 @@ def find_suspects(
             bucket_filter.take_out(members)
             read += len(members)
             yield Progress("extra", read, max(read, scans * expected)), []
-        # A member that departures removed meanwhile is in the filter as if it were in the set, and would hide an extra
+        # A member that departures removed meanwhile is still in the filter as a member of the set, and would hide an extra
         # one. Unless the filter was told of each, the table is asked about every member.
         if states.read_state(redis, counter.name).swept != swept_before + bucket_filter.swept:
             bucket_filter = None
@@ -183,7 +183,7 @@ def find_suspects(
 
 
 def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> list[bytes]:
-    """Those of these members that have no row on the replica."""
+    """The members without a row on the replica."""
     if not members:
         return []
     with replica.snapshot(counter) as snapshot:
@@ -191,7 +191,7 @@ def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> lis
 
 
 def fence(snapshot: Snapshot, state: State) -> str | None:
-    """None if the snapshot shows all that was acknowledged or relied on when `state` was read; else what is missing.
+    """None if the snapshot shows everything up to the watermark and the cursor of `state`; otherwise what is missing.
 
     Raises CounterWasLost.
     """
@@ -209,8 +209,8 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
         database, line = timeline.split(snapshot.source)
         written, written_line = timeline.split(state.watermark_source)
         if database == written and written_line < line:
-            # The primary that acknowledged it has been replaced, and the replica follows its successor: the row is in
-            # the common past, which the replica shows, or it was lost with the old primary.
+            # The primary that acknowledged it was replaced, and the replica follows its successor: the row is in
+            # the common history, which the replica shows, or it was lost with the old primary.
             return None
         return f"ingest writes to {state.watermark_source}, the replica shows {snapshot.source}"
     if snapshot.horizon <= state.watermark:

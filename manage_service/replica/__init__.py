@@ -1,1 +1,1 @@
-"""What is read from Postgres: snapshots, and the SQL of the questions."""
+"""The reads from Postgres: snapshots, and their SQL."""

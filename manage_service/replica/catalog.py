@@ -1,7 +1,7 @@
 """Compares a counter's declaration with the catalog of its table: before it is built, and at each reconcile.
 
-What does not fit fails that counter alone, and says what to do. Postgres would refuse some of it later, in its own
-words. The rest it would carry out, and the count would not be the one that was asked for.
+A difference fails that counter alone, and the error says what to do. Postgres would refuse some of them later, with its
+own messages. It would accept the others, and the count would be wrong.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Ask: TypeAlias = Callable[[str, Sequence[object]], list[Any]]
 
 
 class DoesNotFit(psycopg2.ProgrammingError):
-    """The database has something else than is declared. A refusal like Postgres' own."""
+    """The database does not fit the declaration. Handled like a refusal by Postgres."""
 
 
 def check(counter: Counter, ask: Ask) -> None:
-    """Raises DoesNotFit, with all that is wrong. `ask` runs a statement in a snapshot in which the table is locked."""
+    """Raises DoesNotFit, with all differences. `ask` runs a statement in a snapshot in which the table is locked."""
     wrong = "; ".join(misfits(counter, ask))
     if wrong:
         raise DoesNotFit(wrong)
 
 
 def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
-    """What does not fit, one after the other."""
+    """The differences, one after the other."""
     place, regclass = f"{counter.table.schema}.{counter.table.relation}", triggers.relation(counter.table)
     adopt = f"python -m ingest_service adopt {counter.table.name}"
     columns = {name: rest for name, *rest in ask(sql.COLUMNS, [regclass])}

@@ -1,35 +1,35 @@
-"""The connection to the replica, snapshots of it, and what each proves. The statements stand in `sql`.
+"""The connection to the replica, its snapshots, and what each proves. The statements are in `sql`.
 
-Every read happens in a `Snapshot`: one repeatable-read transaction, short, which knows from the start
+Every read happens in a `Snapshot`: one short repeatable-read transaction, which knows from the start
 
-    source             which history of which database it shows ("system identifier/database/timeline")
-    lsn                how far the replica had replayed before it: it shows everything up to there
+    source             the history and the database that it shows ("system identifier/database/timeline")
+    lsn                how far the replica had replayed before: it shows everything up to there
     committed_through  it shows every row that the primary committed before this moment (the primary's clock)
     horizon            it shows every row of a transaction with a lower xact
     xmax               it knows of no transaction with this xact or a higher one
-    held               a transaction is open at the horizon: others that came later may have ended
-    behind_bytes       log that the replica had received and not replayed
+    held               a transaction is open at the horizon: later ones may have ended
+    behind_bytes       WAL that the replica had received and not replayed
 
-and, where it is one of a table,
+and, if it is of a table,
 
     fingerprint        which table that is: another one after ATTACH, DETACH, TRUNCATE, ALTER TYPE and the like
-    misordered         its indexes may be in another order than that of this server's collations
+    misordered         the order of its indexes may differ from that of this server's collations
 
-Why it can be believed, where it is one of a table:
+Why a snapshot of a table is reliable:
 
-1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, put a new file in the
-   table's place. A snapshot from before their commit that then waits for the table reads the new file as empty.
-2. No crash takes back what it shows, or lets a transaction have an xact below its horizon once more. A replica shows
-   only what is on the disk of its primary, which sends nothing else. A primary that is read itself also shows commits
-   that are not on its disk yet (`synchronous_commit = off`, and transactions that took an xact and wrote no row). So
-   its log is flushed before anything is read. Each ended transaction has left its xact in the log before others could
-   see that it had ended.
+1. The table is locked before the snapshot is taken. ALTER TABLE … TYPE, or TRUNCATE and a reload, give the table
+   a new file. A snapshot from before their commit that then waits for the table reads the new file as empty.
+2. No crash undoes what it shows, or gives out an xact below its horizon again. A replica shows
+   only commits that are on the disk of its primary, which sends nothing else. A primary that manage reads directly also
+   shows commits that are not on its disk yet (`synchronous_commit = off`, and transactions with an xact and no row). So
+   its log is flushed before anything is read. Each ended transaction has written its xact to the log before others can
+   see that it has ended.
 3. Row-level security is an error (`row_security = off`), not a table with fewer rows.
-4. The fingerprint is read in the snapshot. Statements that take something away from the table (DETACH, TRUNCATE, a
+4. The fingerprint is read in the snapshot. Statements that remove something from the table (DETACH, TRUNCATE, a
    rewrite) wait for the lock. A partition that is attached meanwhile may be read under the earlier fingerprint, which
    claims less than is read.
 
-A replica that crashes may come back *earlier* than it was: two snapshots in a row need not be in order. Code that
+A replica that crashes may come back at an *earlier* state: the second of two snapshots may show less. Code that
 combines several of them compares these facts (see `build` and `sweep`).
 """
 
@@ -56,17 +56,17 @@ from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
 
-# A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is gone. The caller holds leases,
+# A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is missing. The caller holds leases,
 # and renews them between two statements: see `leases.LEASE_SECONDS`.
 STATEMENT_SECONDS = 6.0
 # Each statement here has an index made for it. Without statistics (a table was just loaded) the planner may prefer to
-# hash or sort the whole table for a chunk. So these settings make the other ways too expensive.
+# hash or sort the whole table for a chunk. So these settings make the other plans too expensive.
 OPTIONS = " ".join(
     f"-c {name}={value}"
     for name, value in {
         "statement_timeout": f"{STATEMENT_SECONDS:g}s",
         "lock_timeout": "200ms",  # if a table is locked, only its counter waits, and not here
-        # A table that hides rows is an error, and not a table with fewer rows: a sweep would remove the hidden members.
+        # Hidden rows are an error: otherwise a sweep would remove their members.
         "row_security": "off",
         # The texts of dates, and what a counter's condition means, do not depend on a role's settings.
         "DateStyle": "ISO",
@@ -82,12 +82,12 @@ OPTIONS = " ".join(
     }.items()
 )
 # Postgres refuses (no such table, no right to read it, a broken index), and will refuse again. Its other errors mean
-# that it is away, or busy.
+# that it does not answer, or is busy.
 REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
-# How long to wait for a host that does not answer, and to notice one that went away in the middle.
+# How long to wait for a host that does not answer, and to notice one that has vanished.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
-# A server that is stopped keeps no statement_timeout. An answer that has not come by then will not come.
+# A stopped server does not apply statement_timeout. An answer that has not arrived by then will not arrive.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
 
 FLUSH_WAIT_SECONDS = 1.0
@@ -95,12 +95,12 @@ FLUSH_POLL_SECONDS = 0.005
 
 
 class NotOnDisk(psycopg2.OperationalError):
-    """A primary that is read itself shows what a crash could take back."""
+    """A primary that manage reads directly shows commits that a crash could undo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What the table's statistics say of a counter: about how many members, in about how many rows."""
+    """The table's statistics of a counter: about how many members, in about how many rows."""
 
     members: int
     rows: int
@@ -133,7 +133,7 @@ class Snapshot:
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
 
-        Empty means that there are none behind it. Raises catalog.DoesNotFit if that order cannot be relied on.
+        Empty means that there are none after it. Raises catalog.DoesNotFit if that order is not reliable.
         """
         self._check_order(counter)
         statement = sql.fill_in(
@@ -146,7 +146,7 @@ class Snapshot:
         return ask(self._connection, statement, marks)
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
-        """Where to cut the rows from `cursor_xact` on so that about `rows` are in front; None: there are fewer.
+        """The xact at which to cut the rows from `cursor_xact` on, so that about `rows` are before it; None: there are fewer.
 
         A cut is an xact at or below the horizon. One transaction is never cut in two.
         """
@@ -158,23 +158,23 @@ class Snapshot:
     ) -> Iterator[set[Values]]:
         """The members of rows with since <= xact (< below), in sets of bounded size; a member may be in several.
 
-        Above the horizon those that `shown` has are left out.
+        Above the horizon it leaves out the rows that `shown` has.
         """
         narrowed = "AND xact < %s"
-        # From xmax on are rows with an xact of another history: a build and a reconcile read them, once.
+        # Rows from xmax on have an xact of another history: a build and a reconcile read them, once.
         bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
         if below is None and shown is not None:
             narrowed += " AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
             bounds += [self.horizon, shown.xmax, list(shown.unended)]
         statement = sql.fill_in(sql.RECENT, counter, narrowed=SQL(narrowed))
-        # The server hands out a chunk at a time; each FETCH is a short statement of its own.
+        # The server returns a chunk at a time; each FETCH is a short statement of its own.
         ask(self._connection, SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
         while rows := ask(self._connection, sql.FETCH):
             yield set(rows)
         ask(self._connection, "CLOSE recent")
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
-        """Those of these members that no row has. Raises catalog.DoesNotFit if the index's order cannot be relied on."""
+        """The members without a row. Raises catalog.DoesNotFit if the index's order is not reliable."""
         self._check_order(counter)
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
@@ -193,7 +193,7 @@ class Snapshot:
         return {tuple(map(str, member)): day for *member, day in ask(self._connection, statement, tuple(arrays))}
 
     def with_row_below(self, counter: Counter, values: Sequence[Values], xact: int) -> set[Values]:
-        """Those of these members that have a row with a lower xact, or one that no pass reads: of another history."""
+        """The members that have a row with a lower xact, or a row of another history, which no pass reads."""
         return self._filter(sql.WITH_ROW_BELOW, counter, values, xact, self.xmax)
 
     def _filter(self, statement: str, counter: Counter, values: Sequence[Values], *more: int) -> set[Values]:
@@ -210,11 +210,11 @@ class Snapshot:
         catalog.check(counter, partial(ask, self._connection))
 
     def misfits(self, counter: Counter) -> list[str]:
-        """What of the counter's declaration does not fit its table."""
+        """The differences between the counter's declaration and its table."""
         return list(catalog.misfits(counter, partial(ask, self._connection)))
 
     def has_departures(self) -> bool:
-        """Whether there is a table of departures that may be read."""
+        """Whether there is a table of departures that manage may read."""
         return ask(self._connection, sql.HAS_DEPARTURES) == [(True,)]
 
     def departed(self, counter: Counter, since: int, below: int) -> tuple[int, list[Values] | None]:
@@ -233,7 +233,7 @@ class Snapshot:
         return until, list({tuple(member) for array in arrays for member in array})
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """What the table's statistics say about this counter; None if it has never been analyzed."""
+        """The table's statistics of this counter; None if the table was never analyzed."""
         if ask(self._connection, sql.ANALYZED, (triggers.relation(counter.table),)) != [(True,)]:
             return None
         (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
@@ -246,7 +246,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Which rows a snapshot has shown for certain: those of every xact below `xmax` but the unended ones."""
+    """The rows that a snapshot has certainly shown: those of every xact below `xmax` except the unended ones."""
 
     xmax: int
     unended: frozenset[int]
@@ -264,17 +264,17 @@ class Replica:
     def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
         """A snapshot, for as long as the block runs; to read the counter's table in it, name the counter.
 
-        Raises psycopg2.Error; then the next call connects again. One of these errors is LockNotAvailable: somebody is
-        about to change the table. Wait, and try again.
+        Raises psycopg2.Error; then the next call connects again. One of these errors is LockNotAvailable: another session
+        is about to change the table. Wait, and try again.
         """
         if self._connection is None:
             self._connection = self._connect()
         try:
-            # After a no it asks again: a replica that lags shows the function later, and this connection may live long.
+            # If not, it asks again: a replica that lags shows the function later, and this connection may live long.
             self._may_ask_timeline = self._may_ask_timeline or ask(self._connection, sql.MAY_ASK_TIMELINE) == [(True,)]
             standpoint = sql.standpoint(by_function=self._may_ask_timeline)
-            # The order is the argument: what had been replayed before the snapshot was taken is in the snapshot, and
-            # the table does not get another file under it.
+            # The order matters: commits that were replayed before the snapshot are in it, and
+            # the table cannot get another file meanwhile.
             ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, standpoint)
             ask(self._connection, sql.BEGIN)
             if counter is not None:
@@ -295,7 +295,7 @@ class Replica:
             self._end()
 
     def ended_now(self, since: int, unended: Iterable[int]) -> Shown | None:
-        """What a snapshot that is taken after this call will show: every xact except those that are still open now.
+        """The rows that a snapshot after this call will show: every xact except those that are still open now.
 
         Looks at the xacts from `since` on, and at those that had not ended before; None if there are too many to look
         at. A snapshot's own list of open xacts is empty on a standby, so they are asked one by one. An xact that has
@@ -340,7 +340,7 @@ class Replica:
         return connection
 
     def close_if_lost(self) -> None:
-        """Close a connection whose other end has gone: a server sends an idle client nothing until it ends."""
+        """Close a connection whose server has gone: a server sends an idle client nothing before it ends."""
         if self._connection is None:
             return
         poll = select.poll()
@@ -356,7 +356,7 @@ class Replica:
 
 
 def flush(connection: Connection, unflushed_lsn: str) -> None:
-    """Have the log of a primary on its disk up to there. Raises NotOnDisk if that takes longer than a moment."""
+    """Flush the log of a primary to its disk up to there. Raises NotOnDisk if that takes longer than a moment."""
     if connection.server_version >= sql.FLUSHES_FROM_VERSION:
         ask(connection, sql.FLUSH)
         return
@@ -364,7 +364,7 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
     while ask(connection, sql.FLUSHED, (unflushed_lsn,)) != [(True,)]:
         if time.monotonic() > deadline:
             raise NotOnDisk(
-                f"what the primary shows is not on its disk yet: its log has to be flushed up to {unflushed_lsn}"
+                f"the primary shows commits that are not on its disk yet: its log has to be flushed up to {unflushed_lsn}"
             )
         time.sleep(FLUSH_POLL_SECONDS)
 
@@ -377,5 +377,5 @@ def ask(connection: Connection, statement: str | Composable, parameters: Sequenc
 
 
 def is_away(error: psycopg2.Error) -> bool:
-    """Whether the replica itself is away (not reached, lost, ending), rather than one statement refused, or cut off."""
+    """Whether the replica itself does not answer (not reached, lost, ending), or only one statement failed."""
     return not isinstance(error, (*REFUSALS, QueryCanceled, LockNotAvailable, TransactionRollbackError, NotOnDisk))

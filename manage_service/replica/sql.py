@@ -1,6 +1,6 @@
 """All SQL of manage: the statements on the replica, and how a counter's table and fields get into them.
 
-Each is made for one index. What a snapshot proves by them stands in `snapshots`.
+Each is made for one index. `snapshots` says what a snapshot proves with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 CHUNK_ROWS = 50_000
 # One statement of jumps returns at most this many members: 5 to 7 µs each.
 CHUNK_JUMPS = 5_000
-# If a member has at least so many rows, jumping from one value to the next is faster than reading every row's index
+# If a member has at least this many rows, jumping from one value to the next is faster than reading every row's index
 # entry. Measured on 2 million rows: a jump costs as much as 30 to 40 entries of an index-only scan.
 JUMP_FROM_ROWS_PER_MEMBER = 40
 
@@ -48,22 +48,22 @@ MAY_ASK_TIMELINE = """
     WHERE n.nspname = 'rollcall_internal' AND p.proname = 'received_timeline'
 """
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-# Takes no snapshot, and so has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: a snapshot from before
-# them that gets at the table after them sees an empty one. It takes the SELECT right on the whole table.
+# LOCK takes no snapshot, so it has to come first. ALTER TABLE … TYPE, and TRUNCATE, give a table a new file: an earlier
+# snapshot that reads the table after them sees it empty. LOCK needs the SELECT right on the whole table.
 LOCK = "LOCK TABLE {table} IN ACCESS SHARE MODE"
-# The last one is where the log ends once the snapshot has been taken; NULL if all of it is on the disk, and on a standby.
+# The last value is the end of the log after the snapshot was taken; NULL if all of it is on the disk, and on a standby.
 HORIZON = """
     SELECT pg_snapshot_xmin(now)::text::bigint, pg_snapshot_xmax(now)::text::bigint,
            CASE WHEN pg_is_in_recovery() THEN NULL
                 WHEN pg_current_wal_insert_lsn() > pg_current_wal_flush_lsn() THEN pg_current_wal_insert_lsn()::text END
     FROM pg_current_snapshot() AS now
 """
-# An empty message in the log, and all before it, on the disk: a few milliseconds. Without it the end of the log may wait
-# for as long as a transaction is open and nobody commits.
+# Writes an empty message to the log, and flushes it and everything before it: a few milliseconds. Without it the end of
+# the log may wait for as long as a transaction is open and nobody commits.
 FLUSH = "SELECT pg_logical_emit_message(false, 'rollcall', '', true)"
 FLUSHES_FROM_VERSION = 17_00_00
-# Before, there is only waiting until the server flushes by itself: at somebody's commit, or some seconds later. Between the start
-# of a page of the log and its first record lie up to 40 bytes that are flushed with that record only.
+# Older versions have to wait until the server flushes: at the next commit, or some seconds later. Between the start
+# of a page of the log and its first record there are up to 40 bytes that are flushed only with that record.
 FLUSHED = """
     SELECT flushed >= shown
            OR (flushed - '0/0') %% current_setting('wal_block_size')::int = 0 AND shown - flushed <= 40
@@ -80,15 +80,15 @@ FLUSHED = """
 #
 # A row counts if none of its terms is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
 
-# Index-only scan of the counter's index, from behind a member; stops after CHUNK_ROWS entries. Sorted by the values, and not by
-# their texts, which have the same names: the last member is where the next chunk begins.
+# Index-only scan of the counter's index, after a member; stops after CHUNK_ROWS entries. Sorted by the values, and not by
+# their texts, which have the same names: the next chunk begins after the last member.
 SCAN = """
     SELECT {texts} FROM
         (SELECT {distinct} FROM
             (SELECT {terms} FROM {table} WHERE {counts} {behind} ORDER BY {order} LIMIT {limit}) AS chunk {first}) AS members
     ORDER BY {ordered}
 """
-# Loose index scan: one descent of the counter's index a member.
+# Loose index scan: one descent of the counter's index for each member.
 JUMP = """
     WITH RECURSIVE walk AS (
         (SELECT {terms} FROM {table} WHERE {counts} {behind} ORDER BY {order} LIMIT 1)
@@ -102,8 +102,8 @@ BEHIND = "AND ({key}) {beyond} ({marks})"
 # The planner's own guess from the table's statistics: two numbers of a plan that is not run.
 ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {table} WHERE {counts}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
-# The index on xact, which may leave out the rows from before there was the column (xact = 0): where the slice of at most so many
-# rows ends, and its rows.
+# These use the index on xact, which may leave out the rows that are older than the column (xact = 0). The first finds the
+# end of a slice of at most so many rows, the second reads its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
 RECENT = (
     "SELECT {texts} FROM (SELECT {terms} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}) AS rows"
@@ -116,7 +116,7 @@ OPEN = """
 # About a second.
 MOST_XACTS_ASKED = 1_000_000
 FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
-# One descent of the counter's index a value.
+# One descent of the counter's index for each value.
 WITHOUT_ROW = """
     SELECT {values} FROM {unnest} AS v({names})
     WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {joined})
@@ -141,8 +141,8 @@ COLLATED = """LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
     LEFT JOIN pg_database AS d ON d.datname = current_database()"""
 # The fingerprint of a table, and whether an index on these columns may be in another order than this server's. Other oids and
 # files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other
-# texts. If the counter has a condition, the columns are all of them: the condition is not parsed. A few descents of the
-# catalog's indexes, and one for each partition. Prepared, because to plan it takes longer than to do it.
+# texts. If the counter has a condition, this uses all columns: the condition is not parsed. It costs a few descents of the
+# catalog's indexes, and one for each partition. Prepared, because planning it takes longer than running it.
 PREPARE_TABLE = f"""
     PREPARE rollcall_table (text, text[], boolean) AS WITH col AS (
         SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,
@@ -162,7 +162,7 @@ PREPARE_TABLE = f"""
     FROM col
 """
 TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
-# What the catalog says of a table, for `catalog`.
+# The catalog's facts about a table, for `catalog`.
 COLUMNS = f"""
     SELECT a.attname::text, t.typname::text, t.typtype, t.typnamespace = 'pg_catalog'::regnamespace, a.attgenerated,
            coalesce(o.collisdeterministic, true), {RECORDED}, {ACTUAL}, o.collprovider = 'd',
@@ -187,23 +187,23 @@ HAS_DEPARTURES = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
 """
-# The index on (counter, xact): how many texts of members the departures up to each one have. One departure may have many
-# members, and its array has all of their texts.
+# How many texts of members the departures up to each one have, by the index on (counter, xact). One departure may have
+# many members, and its array has all of their texts.
 _DEPARTED = """
     SELECT xact, element, sum(cardinality(element)) OVER (ORDER BY xact) AS texts
     FROM rollcall_triggers.departure WHERE counter = %s AND xact >= %s AND xact < %s
 """
-# Where a batch of so many texts ends, and what it has: "all" in place of what is too much.
+# The end of a batch of this many texts, and its departures: "all" instead of those beyond the limit.
 DEPARTED_END = f"SELECT xact FROM ({_DEPARTED}) AS noted WHERE texts > %s ORDER BY xact LIMIT 1"
 DEPARTED = f"SELECT DISTINCT CASE WHEN texts <= %s THEN element END FROM ({_DEPARTED}) AS noted"
-# About how many members one batch has: a second's worth of questions to the table.
+# About how many members one batch has: the questions to the table take about a second.
 BATCH_DEPARTURES = 20_000
 # If one batch, that is one transaction, has more members than this, a reconcile is quicker.
 MOST_DEPARTED = 200_000
 
 
 def standpoint(*, by_function: bool) -> str:
-    """STANDPOINT, for a role that may ask the function, or for one that reads the statistics itself."""
+    """STANDPOINT, for a role that may call the function, or for one that reads the statistics itself."""
     return STANDPOINT.replace(RECEIVED_SQL, RECEIVED_BY_FUNCTION) if by_function else STANDPOINT
 
 

@@ -1,1 +1,1 @@
-"""Runs that operators ask for: kept in Redis, executed by the keeper or by a command."""
+"""Runs that operators ask for. Redis keeps them; the keeper or a command executes them."""

@@ -1,4 +1,4 @@
-"""Execute a run: its counters one after the other, with its lease, record, limits and cancelling.
+"""Executes a run: its counters one after the other, with its lease, record, limits and cancelling.
 
 The same function serves the keeper (a step now and then) and the command line (all steps at once).
 """
@@ -33,17 +33,17 @@ MOST_TIMEOUTS = 3
 
 
 class WaitedTooLong(Exception):
-    """The replica did not show in time what a run needs to see. The message says how far it was."""
+    """The replica did not show in time what a run needs. The message says how far it was."""
 
 
 class TooSlow(Exception):
-    """A statement that takes milliseconds was cut off several times: waiting will not help."""
+    """A statement that takes milliseconds timed out several times: waiting will not help."""
 
     def __init__(self, name: str, said: str) -> None:
         fields = ", ".join(get_counter(name).fields)
         super().__init__(
             f"reading the table of {name} takes longer than {STATEMENT_SECONDS:g} s a chunk ({said}): "
-            f"look whether its index on ({fields}) is there and valid, and whether the replica's disk is overloaded"
+            f"check whether its index on ({fields}) exists and valid, and whether the replica's disk is overloaded"
         )
 
 
@@ -59,14 +59,15 @@ def execute(
     wait_seconds: float,
     filters: dict[str, BucketFilter] | None = None,
 ) -> Steps:
-    """Execute the run to one of its ends, or go on with it after a crash. The caller holds its lease.
+    """Execute the run to its end, or continue it after a crash. The caller holds its lease.
 
-    A counter that cannot be reconciled says why in its findings, and the others are reconciled all the same. At its end
-    the run has failed, and says so in `detail`. It waits `wait_seconds` for a replica that is away, or lags. Once it
-    has waited in vain, it waits a tenth of that at each other counter. It does not wait for a replica that refuses (no
-    such table, no right to read it). When Redis fails (redis.RedisError) or the lease is lost (leases.LeaseLost), that
-    is raised and leaves the run open: the next process that takes its lease goes on. `filters` is for the part of this
-    process that resolves departures: see `reconcile`. `redis` must be a client of `stores.connect_for_passes`.
+    If a counter cannot be reconciled, its findings say why, and the run continues with the others. At the end
+    the run has failed, and says so in `detail`. It waits `wait_seconds` for a replica that does not answer, or lags.
+    After one wait without success, it waits a tenth of that at each other counter. It does not wait for a replica that
+    refuses (no such table, no right to read it). If Redis fails (redis.RedisError) or the lease is lost
+    (leases.LeaseLost), that is raised and leaves the run open: the next process that takes its lease continues it.
+    `filters` is for the part of this process that resolves departures: see `reconcile`. `redis` must be a client of
+    `stores.connect_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
@@ -84,7 +85,7 @@ def execute(
             except (TooSlow, CounterWasLost, SetChanged, TooManyGroups, UnknownCounter) as error:
                 findings.failure = str(error)
             except WaitedTooLong as error:
-                # Usually the replica fails, and so do all counters. But it may be this counter alone, and nobody knows
+                # Usually the replica fails, and so do all counters. But it may be this counter alone; that is not known
                 # yet.
                 findings.failure, wait_seconds = str(error), wait_seconds / 10
             except REFUSALS as error:
@@ -108,7 +109,7 @@ def one_counter(
     wait_seconds: float,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """Reconcile one counter of a run: the record after each step, the limits between two."""
+    """Reconcile one counter of a run. It saves the record after each step, and checks the limits between two steps."""
     lease = Lease(redis, f"reconcile:{name}")
     waiting_since: float | None = None
     try:
@@ -130,7 +131,7 @@ def one_counter(
         try:
             lease.release()
         except RedisError:
-            pass  # it runs out by itself
+            pass  # it expires
 
 
 def persistent(
@@ -142,8 +143,8 @@ def persistent(
     repair: bool,
     filters: dict[str, BucketFilter],
 ) -> Steps:
-    """`reconcile`, taken up again from its findings when the replica fails: restarted, or a chunk cancelled because its
-    snapshot was in the way of the replay (a recovery conflict). Raises TooSlow if the same statement times out again and
+    """`reconcile`, continued from its findings when the replica fails: it restarted, or it cancelled a chunk because its
+    snapshot blocked the replay (a recovery conflict). Raises TooSlow if the same statement times out again and
     again."""
     timeouts, read_before = 0, -1
     while True:
@@ -163,18 +164,18 @@ def persistent(
 
 
 def first_line(error: Exception) -> str:
-    """What Postgres says, without the lines that may quote rows."""
+    """Postgres' message, without the lines that may quote rows."""
     return str(error).strip().partition("\n")[0]
 
 
 def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
-    """Save where the run is. On the connection that did the step: position and members are lost together or not at all."""
+    """Save where the run is, on the connection that did the step: Redis loses position and members together or not at all."""
     run.note(name, progress)
     registry.save(redis, run)
     return progress
 
 
 def check_cancelled(redis: Redis, run: Run) -> None:
-    """Raises Cancelled if somebody asked for it."""
+    """Raises Cancelled if somebody asked to cancel the run."""
     if registry.cancel_requested(redis, run.id):
         raise Cancelled

@@ -1,7 +1,7 @@
-"""Runs: the reconciles that were asked for, by an operator or by the schedule. Their record, their history.
+"""Runs: the reconciles that an operator or the schedule asked for. Their record, their history.
 
-A run is one JSON document in one Redis hash, beside a field by which others ask it to stop. The holder of its lease
-writes it, and everybody reads it.
+A run is one JSON document in one Redis hash, with another field by which other processes ask it to stop. The holder of
+its lease writes the document, and everybody reads it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from manage_service.protocol.progress import Progress
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys
 
-# Kept for this long and so many; an open run is never dropped before it has ended.
+# How many runs are kept, and for how long; an open run is never removed.
 HISTORY_SECONDS = 30 * 24 * 3600
 HISTORY_RUNS = 500
-# Runs that may be queued or running at once: the keeper reads all of them between two jobs.
+# The most runs that may be queued or running: the keeper reads all of them between two jobs.
 MOST_OPEN = 100
-# In place of an id: the newest run.
+# Instead of an id: the newest run.
 LAST = "last"
 
 
 class UnknownRun(LookupError):
-    """There is no run of that id, or it has gone from the history."""
+    """There is no run of that id, or it is no longer in the history."""
 
 
 class TooManyRuns(Exception):
-    """Too many runs have not ended, and no other one is accepted."""
+    """Too many runs have not ended, so a new one is refused."""
 
     def __init__(self) -> None:
         super().__init__(f"{MOST_OPEN} runs are queued or running already, which is the limit; wait, or cancel some")
@@ -66,7 +66,7 @@ ENDS = (Status.DONE, Status.FAILED, Status.CANCELLED)
 
 
 class Run(msgspec.Struct):
-    """One reconcile that was asked for. Moments are aware datetimes, UTC."""
+    """One reconcile that somebody asked for. Moments are aware datetimes, UTC."""
 
     id: str
     counters: list[str]
@@ -77,13 +77,13 @@ class Run(msgspec.Struct):
     detail: str = ""  # why it failed, or what it is waiting for
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    counter: str = ""  # the one that is being looked at
+    counter: str = ""  # the present one
     phase: str = ""
     read: int = 0
     expected: int = 0
     phase_started_at: datetime | None = None
     findings: dict[str, Findings] = {}
-    asked_to_stop: bool = False  # by the field beside the document, at every reading
+    asked_to_stop: bool = False  # from the field next to the document, at every reading
 
     @property
     def open(self) -> bool:
@@ -96,22 +96,22 @@ class Run(msgspec.Struct):
         return any(found.missing or found.extra for found in self.findings.values())
 
     def failures(self) -> str:
-        """Which counters could not be reconciled, and why: in a line, which is empty if all could."""
+        """The counters that could not be reconciled, and why, in one line; empty if all could."""
         failed = {name: found.failure for name, found in self.findings.items() if found.failure}
         return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
 
     def note(self, counter: str, progress: Progress) -> None:
-        """Where the run is now."""
+        """Note where the run is now."""
         if (counter, progress.phase) != (self.counter, self.phase):
             self.counter, self.phase, self.phase_started_at = counter, progress.phase, datetime.now(UTC)
         self.read, self.expected, self.detail = progress.read, progress.expected, progress.waiting
 
     def end(self, status: Status, detail: str = "") -> None:
-        """Close it."""
+        """Note its end."""
         self.status, self.detail, self.finished_at = status, detail, datetime.now(UTC)
 
     def eta_seconds(self) -> float | None:
-        """How long this phase of this counter will still take, at its speed so far; None if that says nothing."""
+        """How many seconds this phase of this counter will still take, at its speed so far; None if not known."""
         if self.status is not Status.RUNNING or not self.read or self.phase_started_at is None:
             return None
         elapsed = (datetime.now(UTC) - self.phase_started_at).total_seconds()
@@ -122,16 +122,16 @@ _run = msgspec.json.Decoder(Run)
 
 
 def create(redis: Redis, counters: Sequence[str], mode: Mode, asked_by: AskedBy) -> Run:
-    """Ask for a run; if the same one is queued already, it is that one. `redis` has to be able to open two connections.
+    """Ask for a run; if the same one is queued already, returns that one. `redis` must be able to open two connections.
 
-    A run that has begun is not the same: it may have passed what the caller wants it to look at. Raises
-    UnknownCounter for a name that is not declared, or TooManyRuns, before anything is written.
+    A run that has begun is not the same: it may already have passed what the caller wants to check. Raises
+    UnknownCounter for a name that is not declared, or TooManyRuns, before it writes anything.
     """
     names = [get_counter(name).name for name in dict.fromkeys(counters)]
     run = Run(id=token_hex(6), counters=names, mode=mode, asked_at=datetime.now(UTC), asked_by=asked_by)
     with redis.pipeline(transaction=True) as pipe:
         while True:
-            # Two that ask at once: one of them finds the list changed, and looks again.
+            # If two processes ask at once, one of them finds that the list has changed, and looks again.
             pipe.watch(keys.RUNS_OPEN)
             unended = still_open(redis)
             for other in unended:
@@ -169,7 +169,7 @@ def get(redis: Redis, run_id: str) -> Run:
 
 
 def get_open(redis: Redis, run_id: str) -> Run | None:
-    """The run of that id as long as it has not ended."""
+    """The run of that id, if it has not ended."""
     return next((run for run in _found(redis, [run_id.encode()]) if run.open), None)
 
 
@@ -179,7 +179,7 @@ def latest(redis: Redis, most: int) -> list[Run]:
 
 
 def still_open(redis: Redis) -> list[Run]:
-    """Those that have not ended, in the order in which they were asked for."""
+    """The runs that have not ended, in the order in which they were asked for."""
     return [run for run in _found(redis, cast("list[bytes]", redis.lrange(keys.RUNS_OPEN, 0, -1))) if run.open]
 
 
@@ -216,5 +216,5 @@ def request_cancel(redis: Redis, run_id: str) -> Run:
 
 
 def cancel_requested(redis: Redis, run_id: str) -> bool:
-    """Whether somebody wants this run to stop."""
+    """Whether somebody has asked this run to stop."""
     return bool(redis.hexists(keys.of_run(run_id), "cancel"))

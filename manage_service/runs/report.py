@@ -1,4 +1,4 @@
-"""A run as operators see it: the API's answer, and the command line's `--json`."""
+"""A run for operators: the API's answer, and the command line's `--json`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from shared_models.protocol.moments import Moment
 
 
 class RunProgress(msgspec.Struct):
-    """Which counter is being looked at, what is done with it, and how far that is."""
+    """The present counter, the phase, and its progress."""
 
     counter: str
     phase: str
-    read: Annotated[int, Meta(description="members looked at in this phase")]
+    read: Annotated[int, Meta(description="members read in this phase")]
     expected: Annotated[int, Meta(description="about how many there are; 0: not known")]
     eta_seconds: Annotated[float | None, Meta(description="how long this phase will still take, at its speed so far")]
 
 
 class CounterDrift(msgspec.Struct):
-    """What a run has found in one counter so far."""
+    """The findings of a run in one counter so far."""
 
     missing: Annotated[int, Meta(description="members that have a row and were not in the set")]
     extra: Annotated[int, Meta(description="members of the set that no row has")]
-    missing_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
-    extra_sample: Annotated[list[dict[str, str]], Meta(description="20 of them at most")]
+    missing_sample: Annotated[list[dict[str, str]], Meta(description="at most 20 of them")]
+    extra_sample: Annotated[list[dict[str, str]], Meta(description="at most 20 of them")]
     verified_at: Moment | None
     failure: Annotated[str, Meta(description="why this counter could not be reconciled; empty if it was, or will be")]
 
 
 class RunReport(msgspec.Struct):
-    """A run, under way or from the history."""
+    """A run, open or from the history."""
 
     id: str
     status: Status
@@ -51,7 +51,7 @@ class RunReport(msgspec.Struct):
 
 
 def report(run: Run) -> RunReport:
-    """The run as it is now."""
+    """The present state of the run."""
     return RunReport(
         id=run.id,
         status=run.status,

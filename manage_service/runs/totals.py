@@ -1,6 +1,6 @@
-"""What was done since Redis was last empty, in numbers that only grow, for the metrics of processes that have no port.
+"""Counts of the work since Redis was last empty, for the metrics of processes without a port. They only grow.
 
-They are no part of the protocol. A process that dies between the work and its note leaves them a little low.
+They are not part of the protocol. If a process dies between the work and its note, they are a little too low.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from shared_models.protocol import keys, moments, states
 
 
 def note_pass(redis: Redis, counter: str, *, read: int, added: int) -> None:
-    """A pass of catching up over a counter."""
+    """Note a catch-up pass over a counter."""
     redis.hincrby(keys.TOTALS, f"read:{counter}", read)
     redis.hincrby(keys.TOTALS, f"added:{counter}", added)
 
 
 def read_passes(redis: Redis, counter: str) -> tuple[int, int]:
-    """Members of the rows that catching up has read, and of these, how many were not in their set yet, and were added."""
+    """How many members of rows catching up has read, and how many of them it has added."""
     read, added = states.read_fields(redis, keys.TOTALS, f"read:{counter}", f"added:{counter}")
     return int(read or 0), int(added or 0)
 
 
 def note_run(redis: Redis, run: Run) -> None:
-    """A run that has ended."""
+    """Note a run that has ended."""
     if run.started_at is None or run.finished_at is None:
         return
     took = run.finished_at - run.started_at
@@ -35,7 +35,7 @@ def note_run(redis: Redis, run: Run) -> None:
 
 
 def read_runs(redis: Redis) -> dict[tuple[Mode, Status], tuple[int, float]]:
-    """How many runs have ended, and how many seconds they took together, by mode and end."""
+    """How many runs have ended, and how many seconds they took in all, by mode and status."""
     found = {}
     for mode in Mode:
         for status in ENDS:

@@ -1,1 +1,1 @@
-"""What operators reach over HTTP: the API, the console, the metrics."""
+"""Manage over HTTP: the API, the console, the metrics."""

@@ -1,4 +1,4 @@
-"""What operators ask over HTTP. Each view parses, calls one function of the domain, and answers."""
+"""The API for operators. Each view parses, calls one function of the domain, and answers."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def cancel_run(request: HttpRequest, run_id: str) -> HttpResponse:
 
 
 def get_status(request: HttpRequest) -> HttpResponse:
-    """How everything stands."""
+    """The state of everything."""
     limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
     with stores.replica_of_requests() as replica:
         return answer(read_status(stores.redis_of_requests(), replica, limits))
 
 
 def get_drift(request: HttpRequest) -> HttpResponse:
-    """What runs have found."""
+    """The drift that runs have found."""
     return answer(DriftHistory(read_drift(stores.redis_of_requests())))
 
 
@@ -70,7 +70,7 @@ def answer(document: msgspec.Struct, status: int = 200, **headers: str) -> HttpR
 
 
 def by_method(*answers: tuple[Operation, View]) -> View:
-    """The view of a path: it answers with the view of the operation that is asked for. HEAD asks for what GET does."""
+    """The view of a path: it calls the view of the requested operation. HEAD is the same as GET."""
     views = {operation.method: (operation, view) for operation, view in answers}
     allowed = ", ".join(["HEAD", *views] if "GET" in views else views)
 

@@ -1,4 +1,4 @@
-"""The JSON body of a request as a struct, and query parameters; or a problem that names what is wrong."""
+"""The JSON body of a request as a struct, and query parameters; or a problem that names the errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decode(body: bytes, struct: type[T]) -> T:
 
 
 def find_faults(body: bytes, struct: type[msgspec.Struct]) -> list[Fault]:
-    """What is wrong, the first MOST_FAULTS of it: msgspec stops at the first fault, so each field is looked at by itself.
+    """The first MOST_FAULTS errors. msgspec stops at the first error, so this checks each field alone.
 
     No field may be required.
     """
@@ -59,19 +59,19 @@ def find_faults(body: bytes, struct: type[msgspec.Struct]) -> list[Fault]:
 
 
 def explain(error: ValueError, struct: type[msgspec.Struct]) -> Fault:
-    """Which field it is, and what may be there."""
+    """The field, and its allowed values."""
     said = str(error)
     if unknown := UNKNOWN.match(said):
         known = ", ".join(field.encode_name for field in msgspec.structs.fields(struct))
         name = unknown[1] if len(unknown[1]) <= SHOWN_CHARACTERS else f"{unknown[1][:SHOWN_CHARACTERS]}…"
-        return Fault(name, f"there is no such field; there are: {known}")
+        return Fault(name, f"there is no such field; the fields are: {known}")
     place = PLACE.search(said)
     name = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", place[1]) if place else "body"
     return Fault(name, PLACE.sub("", said) + allowed(name, struct))
 
 
 def allowed(name: str, struct: type[msgspec.Struct]) -> str:
-    """Of a field with an enumeration, what it may be."""
+    """The allowed values of a field with an enumeration: "; it may be: repair, check"."""
     for field in msgspec.structs.fields(struct):
         kind = type_info(field.type)
         kind = kind.type if isinstance(kind, Metadata) else kind
@@ -91,5 +91,5 @@ def read_integer(request: HttpRequest, name: str, default: int, *, least: int, m
 
 
 def not_json(error: Exception) -> Problem:
-    """The body cannot be read at all."""
+    """The body is not JSON."""
     return Problem(BAD_REQUEST, f"the body cannot be read as JSON: {error}")

@@ -1,5 +1,5 @@
-"""The console: a page without data, the same for everybody. `console.js` asks the API for all that it shows, with the token
-that its reader gives it."""
+"""The console: a page without data, the same for everybody. `console.js` reads all data from the API, with the token
+that its reader enters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from django.views.decorators.http import require_safe
 from shared_models.declarations import COUNTERS
 
 PATH = "/"
-# The page loads nothing from another host, runs no script in the HTML, and sends no form: the token goes into a header,
-# never into an address. The script may not make HTML out of text (trusted types), because members are text.
+# The page loads nothing from another host, runs no inline script, and sends no form: the token goes into a header,
+# never into a URL. The script may not make HTML from text (trusted types), because members are text.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -21,7 +21,7 @@ POLICY = (
 
 @require_safe
 def page(request: HttpRequest) -> HttpResponse:
-    """The frame: the names of the counters, and whether a token is asked for. Both stand in /openapi.json too."""
+    """The page: the names of the counters, and whether a token is required. /openapi.json says both, too."""
     context = {
         "counters": [{"name": counter.name, "title": counter.name.replace("_", " ")} for counter in COUNTERS],
         "asks_token": settings.TOKENS is not None,

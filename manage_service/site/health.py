@@ -1,4 +1,4 @@
-"""What manage answers before Django does: whether it is ready, and its metrics."""
+"""Manage's readiness and metrics, which need no Django view."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDED = frozenset({"redis", "replica"})
 
 
 def look() -> Readiness:
-    """Whether Redis and the replica can be worked with."""
+    """Whether manage can use Redis and the replica."""
     return Readiness({"redis": look_at_redis(), "replica": look_at_replica()}, NEEDED)
 
 
@@ -37,7 +37,7 @@ def look_at_replica() -> str | None:
 
 
 def read_metrics() -> bytes:
-    """Prometheus text. Everything is read from Redis at the scrape, so that every worker says the same. Raises Problem."""
+    """Prometheus text. It reads everything from Redis at the scrape, so that every worker gives the same. Raises Problem."""
     try:
         return exposition(Facts(stores.redis_of_requests()))
     except RedisError as error:

@@ -1,5 +1,5 @@
-"""Manage's metrics, beside that of its requests. They are facts in Redis. The keeper has no port and leaves there what
-it knows. So any worker of any instance gives the same text at the same moment."""
+"""Manage's metrics, except that of its requests. They are facts in Redis. The keeper has no port and writes its figures
+there. So any worker of any instance gives the same text at the same moment."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class Facts:
             "rollcall_counter_live", "1 if the counter can be counted, 0 if it is cold", labels=["counter"]
         )
         count = GaugeMetricFamily("rollcall_counter_members", "Members of a live counter", labels=["counter"])
-        age = GaugeMetricFamily(
-            "rollcall_counter_complete_age_seconds", "How long ago complete_through was", labels=["counter"]
-        )
+        age = GaugeMetricFamily("rollcall_counter_complete_age_seconds", "Age of complete_through", labels=["counter"])
         verified = GaugeMetricFamily(
             "rollcall_counter_verified_age_seconds", "How long ago the last reconcile ended", labels=["counter"]
         )
@@ -66,7 +64,7 @@ class Facts:
         yield from self.collect_keeper(now)
 
     def collect_totals(self, names: list[str]) -> Iterator[Metric]:
-        """What was done since Redis was last empty."""
+        """The work since Redis was last empty."""
         caught_up = CounterMetricFamily(
             "rollcall_keeper_caught_up_members_total",
             "Members of the rows that catching up has read, and those of them that were not in their set yet",
@@ -82,14 +80,14 @@ class Facts:
         yield from (caught_up, took)
 
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
-        """How the keeper stands, and what the replica has shown it. Nothing, if there has never been one."""
+        """The keeper's state, and what the replica shows. Nothing, if there has never been a keeper."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
         ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
         if ticked_at is not None:
             age = (now - ticked_at).total_seconds()
             yield GaugeMetricFamily(
-                "rollcall_keeper_tick_age_seconds", "How long ago the keeper last turned its loop", value=age
+                "rollcall_keeper_tick_age_seconds", "How long ago the keeper last ran its loop", value=age
             )
             yield GaugeMetricFamily(
                 "rollcall_replica_reachable", "1, or 0 if the keeper cannot read it", value=1 if source else 0
@@ -97,14 +95,14 @@ class Facts:
         if shown_through is not None and behind is not None and held is not None:
             yield GaugeMetricFamily(
                 "rollcall_replica_lag_seconds",
-                "How long ago the newest commit was that the replica shows",
+                "Age of the newest commit that the replica shows",
                 value=max(0.0, (now - shown_through).total_seconds()),
             )
             yield GaugeMetricFamily(
-                "rollcall_replica_lag_bytes", "Log that the replica has received and not replayed", value=int(behind)
+                "rollcall_replica_lag_bytes", "WAL that the replica has received and not replayed", value=int(behind)
             )
             yield GaugeMetricFamily(
                 "rollcall_horizon_age_seconds",
-                "For how long an open transaction has held the horizon where it is",
+                "For how long an open transaction has held back the horizon",
                 value=int(held) / 1e6,
             )

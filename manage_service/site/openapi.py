@@ -1,5 +1,4 @@
-"""The description of manage's API: what operations take, answer and refuse. /openapi.json and the routes are made of
-it."""
+"""The description of manage's API: what operations take, answer and refuse. It makes /openapi.json and the routes."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ LIMIT = parameter(
     "limit",
     "query",
     {"type": "integer", "minimum": 1, "maximum": registry.HISTORY_RUNS, "default": 50},
-    "How many runs to list at most.",
+    "The largest number of runs to list.",
     example=10,
 )
 
@@ -40,10 +39,10 @@ CREATE_RUN = Operation(
     id="createRun",
     tag="runs",
     summary="Ask for a reconcile",
-    description="The keeper executes it. Follow it at the address in `Location`. If the same run is queued already, the "
+    description="The keeper executes it. Follow it at the URL in `Location`. If the same run is queued already, the "
     f"answer is that one.\n\n{registry.MOST_OPEN} runs may be queued or running; one more is a 429.",
     body={JSON: {"schema": reference(RunRequest), "example": {"counters": NAMES, "mode": Mode.CHECK}}},
-    answers={202: Answer(RunReport, headers={"Location": header("The address of the run.")})},
+    answers={202: Answer(RunReport, headers={"Location": header("The URL of the run.")})},
     refusals=(INVALID_QUERY, INVALID_REQUEST, UNKNOWN_COUNTER, TOO_MANY_RUNS, REDIS_UNAVAILABLE),
 )
 LIST_RUNS = Operation(
@@ -83,7 +82,7 @@ GET_STATUS = Operation(
     path="/v1/status",
     id="getStatus",
     tag="status",
-    summary="Get how every counter, the replica and the keeper stand",
+    summary="Get the state of every counter, the replica and the keeper",
     answers={200: Answer(StatusReport)},
     refusals=(INVALID_QUERY, REDIS_UNAVAILABLE),
 )
@@ -92,7 +91,7 @@ GET_DRIFT = Operation(
     path="/v1/drift",
     id="getDrift",
     tag="status",
-    summary="List what the kept runs have found in each counter, the oldest first",
+    summary="List the drift that the kept runs have found in each counter, the oldest first",
     answers={200: Answer(DriftHistory)},
     refusals=(INVALID_QUERY, REDIS_UNAVAILABLE),
 )
@@ -114,7 +113,7 @@ def describe_api() -> bytes:
 def _describe(access: Access) -> bytes:
     return describe(
         "Rollcall manage",
-        "Keeps the counters equal to the table: how they stand, and runs that reconcile them.",
+        "Keeps the counters equal to their tables: their state, and runs that reconcile them.",
         OPERATIONS,
         RunRequest,
         access=access,

@@ -1,4 +1,4 @@
-"""The problems with which manage answers operators: their types, and which error becomes which."""
+"""The problems in manage's answers: their types, and which error becomes which problem."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shared_models.web.problems import Problem, ProblemType
 
 
 class Fault(msgspec.Struct):
-    """What is wrong with one field; "body" stands for the whole."""
+    """An error of one field; "body" means the whole body."""
 
     field: str
     detail: str
 
 
 class Faults(msgspec.Struct):
-    """What is wrong, field by field."""
+    """The errors, field by field."""
 
     errors: list[Fault]
 
@@ -58,7 +58,7 @@ REDIS_UNAVAILABLE = ProblemType(
     503,
     "redis-unavailable",
     "Redis cannot be reached",
-    "Redis, where the runs and the state of counters lie, does not answer.",
+    "Redis, which holds the runs and the state of counters, does not answer.",
     retry_seconds=1,
 )
 
@@ -69,7 +69,7 @@ def invalid(*faults: Fault) -> Problem:
 
 
 def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) -> Problem:
-    """Turns the domain's refusals, and stores that are away, into problems."""
+    """Turns the domain's errors, and errors of the stores, into problems."""
     match error:
         case UnknownCounter():
             return Problem(UNKNOWN_COUNTER, str(error))
@@ -77,4 +77,7 @@ def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) ->
             return Problem(UNKNOWN_RUN, str(error))
         case TooManyRuns():
             return Problem(TOO_MANY_RUNS, str(error), limit=registry.MOST_OPEN)
-    return Problem(REDIS_UNAVAILABLE, "runs and the state of counters lie in Redis; try again in a moment")
+    return Problem(
+        REDIS_UNAVAILABLE,
+        "runs and the state of counters are in Redis, which does not answer; try again",
+    )

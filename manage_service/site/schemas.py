@@ -1,4 +1,4 @@
-"""What clients ask manage, and the lists that it answers. Their elements are described with the runs and the status."""
+"""Requests to manage, and the lists in its answers. The modules of the runs and the status describe their elements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]],
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """Which counters to reconcile, and whether to repair what is found."""
+    """Which counters to reconcile, and whether to repair the drift."""
 
     counters: Annotated[Names | None, Meta(description="names of counters; all of them by default")] = None
     mode: Annotated[Mode, Meta(description="by default repair; check finds the same drift, and changes nothing")] = (
@@ -32,6 +32,6 @@ class RunList(msgspec.Struct):
 
 
 class DriftHistory(msgspec.Struct):
-    """What the kept runs have found, by counter, the oldest first."""
+    """The drift that the kept runs have found, by counter, the oldest first."""
 
     counters: dict[str, list[Proof]]

@@ -1,1 +1,1 @@
-"""How everything stands, and what is wrong."""
+"""The state of everything, and the findings."""

@@ -1,4 +1,4 @@
-"""What is wrong: for each fault a sentence that says what, since when, and what to do.
+"""The findings: for each fault a sentence that says what is wrong, since when, and what to do.
 
 The limits come from the settings: it is a fault if something takes longer than an undisturbed keeper needs.
 """
@@ -17,27 +17,27 @@ from shared_models.wording import found_in_words
 # A pass, a restart of a store, and a busy machine take less.
 LAG_SECONDS = 30.0
 LAG_PASSES = 10
-# Over two intervals: for a run that waits for its turn, and for a failed one that is asked for again.
+# In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
 class Limits(NamedTuple):
-    """From how many seconds on something is a fault."""
+    """The ages in seconds from which something is a fault."""
 
     lag_seconds: float  # of complete_through, of the replica, of a transaction that is open, of a run that waits
     verified_seconds: float  # since a counter was last reconciled, or a run was asked for
 
     @classmethod
     def of(cls, catch_up_seconds: float, reconcile_seconds: float) -> Limits:
-        """As the keeper's settings have it."""
+        """The limits for the keeper's settings."""
         return cls(max(LAG_SECONDS, LAG_PASSES * catch_up_seconds), 2 * reconcile_seconds + RUN_SECONDS)
 
 
 def judge(
     status: StatusReport, found: dict[str, State], history: list[Run], unended: list[Run], limits: Limits
 ) -> list[Finding]:
-    """All faults, those that explain others first. `status` is the document that they go into."""
+    """All faults, causes first. `status` is their document."""
     now = status.as_of
     return [
         *judge_keeper(status.keeper, now, limits),
@@ -52,7 +52,7 @@ def judge(
 
 
 def judge_keeper(keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:
-    """The keeper, and what holds it up."""
+    """The keeper, and what blocks it."""
     since = keeper.ticked_at
     if not keeper.alive:
         last = "there has been none" if since is None else f"the last one has been silent for {span(now - since)}"
@@ -74,7 +74,7 @@ def judge_keeper(keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterato
 
 
 def judge_replica(replica: ReplicaStatus, keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:
-    """Whether it can be read, and how old what it shows is."""
+    """Whether it can be read, and the age of its data."""
     if not replica.reachable:
         reason = one_line(replica.detail)
         yield Finding("replica", "not-reachable", keeper.committed_through, f"the replica cannot be read: {reason}")
@@ -90,7 +90,7 @@ def judge_replica(replica: ReplicaStatus, keeper: KeeperStatus, now: datetime, l
 
 
 def judge_run(run: Run, now: datetime, limits: Limits) -> Iterator[Finding]:
-    """One that has not ended."""
+    """A run that has not ended."""
     what = f"the {run.mode} {run.id} of {', '.join(run.counters)}"
     if run.detail and run.phase_started_at and exceeds(now - run.phase_started_at, limits.lag_seconds):
         waited = span(now - run.phase_started_at)
@@ -172,7 +172,7 @@ def exceeds(age: timedelta, limit_seconds: float) -> bool:
 
 
 def span(age: timedelta) -> str:
-    """A time in the unit that a person would use."""
+    """A time in a readable unit: "8.4 s", "2 min"."""
     seconds = max(0.0, age.total_seconds())
     for unit, length in UNITS:
         if seconds >= 2 * length:

@@ -1,4 +1,4 @@
-"""How everything stands: one reading of Redis and the replica, for the API and the command line."""
+"""The state of everything: one reading of Redis and the replica, for the API and the command line."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from shared_models import declarations
 from shared_models.protocol import keys, moments, states
 from shared_models.protocol.states import State
 
-# A keeper ticks every second or so, and never takes longer than this for a step.
+# A keeper ticks about every second, and never takes longer than this for a step.
 KEEPER_ALIVE = timedelta(seconds=15)
 
 
 def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
-    """Counters, replica, keeper and open runs, and what is wrong with them. Raises redis.RedisError.
+    """Counters, replica, keeper and open runs, and the findings. Raises redis.RedisError.
 
     If the replica cannot be reached, the answer says so: operators ask when something is down.
     """
@@ -56,14 +56,14 @@ def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
 
 
 def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
-    """What the keeper has left in Redis, and who it is."""
+    """The keeper's figures in Redis, and its process."""
     names = ("ticked_at", "job", "failure", "committed_through", "held_microseconds")
     ticked, job, failure, through, held = states.read_fields(redis, keys.KEEPER, *names)
     ticked_at, holder = moments.from_microseconds(ticked), read_holder(redis, "keeper")
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return KeeperStatus(
         alive=alive,
-        # It ticks, and keeps its lock, also while a store keeps it from catching up. Then it says which store.
+        # It ticks, and keeps its lock, even while a store prevents catching up. Then it says which store.
         state="alive" if alive and not failure else "held up" if holder else "not running",
         ticked_at=ticked_at,
         job=(job or b"").decode(),
@@ -75,7 +75,7 @@ def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
 
 
 def read_drift(redis: Redis) -> dict[str, list[Proof]]:
-    """What the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
+    """The drift that the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
     proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.COUNTERS}
     for run in registry.latest(redis, registry.HISTORY_RUNS):
         for name, found in run.findings.items():
@@ -108,7 +108,7 @@ def counter_status(name: str, state: State, replica: ReplicaStatus, history: lis
 
 
 def read_replica(replica: Replica, now: datetime) -> ReplicaStatus:
-    """What the replica shows at this moment."""
+    """What the replica shows now."""
     try:
         with replica.snapshot() as snapshot:
             return ReplicaStatus(

@@ -1,4 +1,4 @@
-"""How everything stands, as a document: for the API, and for the command line."""
+"""The state of everything as a document, for the API and the command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shared_models.protocol.moments import Moment
 
 
 class Drift(msgspec.Struct):
-    """By how many members a set and its table differed."""
+    """How many members differed between a set and its table."""
 
     missing: int
     extra: int
 
 
 class BuildProgress(msgspec.Struct):
-    """How far a build is, in members."""
+    """The progress of a build, in members."""
 
     read: int
     expected: int
@@ -35,7 +35,7 @@ class LastRun(msgspec.Struct):
 
 
 class CounterStatus(msgspec.Struct):
-    """One counter. Fields that only the replica can tell are null if it cannot be reached."""
+    """One counter. Fields that need the replica are null if it cannot be reached."""
 
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]
@@ -43,7 +43,8 @@ class CounterStatus(msgspec.Struct):
     count: int | None
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[
-        int | None, Meta(description="what was deleted below this xact has left; null: a reconcile has to say so")
+        int | None,
+        Meta(description="members that were deleted below this xact have left; null: a reconcile has to remove them"),
     ]
     horizon: Annotated[int | None, Meta(description="the replica shows all rows below this xact")]
     replica_lag_seconds: float | None
@@ -51,14 +52,14 @@ class CounterStatus(msgspec.Struct):
     source: str
     complete_through: Moment | None
     verified_at: Moment | None
-    drift: Annotated[Drift | None, Meta(description="what the last reconcile found")]
+    drift: Annotated[Drift | None, Meta(description="the drift that the last reconcile found")]
     repaired: Annotated[bool, Meta(description="whether that reconcile has repaired it; a check repairs nothing")]
     building: BuildProgress | None
     last_run: LastRun | None
 
 
 class ReplicaStatus(msgspec.Struct):
-    """What the replica shows at this moment, or why it cannot be asked."""
+    """What the replica shows now, or why it cannot be read."""
 
     reachable: bool
     detail: str
@@ -69,7 +70,7 @@ class ReplicaStatus(msgspec.Struct):
 
 
 class KeeperStatus(msgspec.Struct):
-    """The keeper that works: when it last looked, what it does, what is in its way, and who it is."""
+    """The active keeper: when it last worked, what it does, what blocks it, and its process."""
 
     alive: Annotated[bool, Meta(description="whether it has caught up lately")]
     state: Literal["alive", "held up", "not running"]
@@ -79,7 +80,7 @@ class KeeperStatus(msgspec.Struct):
     failure: str
     committed_through: Annotated[Moment | None, Meta(description="the newest commit that it has seen on the replica")]
     horizon_held_seconds: Annotated[
-        float, Meta(description="for how long an open transaction holds the horizon; 0: none does")
+        float, Meta(description="for how long an open transaction has held back the horizon; 0: none does")
     ]
 
 
@@ -101,16 +102,16 @@ Kind: TypeAlias = Literal[
 
 
 class Finding(msgspec.Struct):
-    """Something that is wrong, and keeps `healthy` from being true."""
+    """Something that is wrong, so that `healthy` is false."""
 
     about: Annotated[str, Meta(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")]
     kind: Kind
-    since: Annotated[Moment | None, Meta(description="null if nobody knows")]
+    since: Annotated[Moment | None, Meta(description="null if not known")]
     detail: Annotated[str, Meta(description="what is wrong, since when, and what to do, in a sentence")]
 
 
 class StatusReport(msgspec.Struct):
-    """How everything stands, and what is wrong."""
+    """The state of everything, and what is wrong."""
 
     healthy: Annotated[bool, Meta(description="whether there are no findings")]
     findings: list[Finding]
@@ -122,7 +123,7 @@ class StatusReport(msgspec.Struct):
 
 
 class Proof(msgspec.Struct):
-    """What one run found in one counter."""
+    """The drift that one run found in one counter."""
 
     run: str
     mode: Mode

@@ -1,1 +1,1 @@
-"""The page for people, with its charts: what Django is there for."""
+"""The page for people, with its charts. Only this needs Django."""

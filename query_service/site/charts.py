@@ -1,4 +1,4 @@
-"""The last hour of a counter as a line: where a path of SVG goes, and what it says in words."""
+"""The last hour of a counter as a line: the path for SVG, and a description in words."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import datetime
 
 from shared_models.protocol.samples import HOUR, SAMPLE_SECONDS, Sample
 
-# The units of the drawing. It is stretched to whatever place there is.
+# The units of the drawing. The page stretches it to the available size.
 WIDTH, HEIGHT, MARGIN = 720, 120, 4
-# Two samples that are further apart have a gap between them: nothing is known of the time there. A keeper that is busy
-# may be late for a sample, but not for two.
+# If two samples are further apart, there is a gap in the line: the counts in between are not known. A busy keeper
+# may miss one sample, but not two.
 GAP_SECONDS = 2.5 * SAMPLE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A line within WIDTH by HEIGHT, and the least and the highest count on it."""
+    """A line within WIDTH by HEIGHT, and the lowest and the highest count on it."""
 
     path: str
     low: int
@@ -37,7 +37,7 @@ def draw(samples: Sequence[Sample], until: datetime) -> Chart | None:
         share = (each.count - low) / (high - low) if high > low else 0.5
         y = round(HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN))
         is_joined = before is not None and (each.at - before.at).total_seconds() <= GAP_SECONDS
-        # Every stretch begins with a dot, so that a sample with gaps on both sides is seen.
+        # Every part of the line begins with a dot, so that a sample between two gaps is visible.
         steps.append(f"L{x} {y}" if is_joined else f"M{x} {y}h0")
         before = each
     return Chart("".join(steps), low, high)

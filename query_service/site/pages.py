@@ -1,4 +1,4 @@
-"""The page: the counts as they are, in plain HTML; `live.js` keeps them moving."""
+"""The page: the present counts, in plain HTML; `live.js` updates them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from shared_models.wording import found_in_words
 if TYPE_CHECKING:
     from query_service.asgi import Query
 
-# Under this name the request has the application that it came through.
+# The key of the application in the request.
 QUERY = "rollcall.query"
 
-# Nothing is loaded from another host, and nothing runs that stands in the HTML.
+# The page loads nothing from another host, and runs no inline script.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
-# Names the counter in a question that comes without JavaScript: the button's name. No field can be called like this.
+# The button's name, which names the counter in a question without JavaScript. No field can have this name.
 ASKED = "is-one-of"
 
 
@@ -67,7 +67,7 @@ async def read_histories(query: Query) -> dict[str, list[Sample]]:
 
 
 class Question(TypedDict, total=False):
-    """What the form of a counter asked, and the answer."""
+    """The question of a counter's form, and the answer."""
 
     counter: str
     values: dict[str, str]
@@ -76,7 +76,7 @@ class Question(TypedDict, total=False):
 
 
 async def answer(request: HttpRequest, query: Query) -> Question:
-    """What the form of a counter asked, and the answer: what `live.js` does by itself where there is JavaScript."""
+    """The question of a counter's form, and the answer. With JavaScript, `live.js` does this."""
     name = request.GET.get(ASKED)
     if name is None:
         return {}
@@ -97,7 +97,7 @@ async def answer(request: HttpRequest, query: Query) -> Question:
 def present(
     counter: Counter, described: DescribedCount, samples: list[Sample], now: datetime, question: Question
 ) -> dict[str, object]:
-    """One counter as the template wants it: in words and with separators, as `live.js` writes it too."""
+    """One counter for the template: in words and with separators, as `live.js` also writes it."""
     count = described["count"]
     samples = [sample for sample in samples if sample.at <= now]
     if count is not None and described["state"] == "live":
@@ -123,10 +123,10 @@ def title(name: str) -> str:
 
 
 def present_chart(chart: charts.Chart | None) -> dict[str, object]:
-    """The chart with its numbers in words; a place to draw on where there is nothing to draw yet."""
+    """The chart with its numbers in words; an empty drawing if there are no samples yet."""
     place = {"width": charts.WIDTH, "height": charts.HEIGHT}
     if chart is None:
-        return {**place, "words": "The last hour: nothing is known"}
+        return {**place, "words": "The last hour: no samples yet"}
     low, high = f"{chart.low:,}", f"{chart.high:,}"
     words = f"{low} all the time" if low == high else f"between {low} and {high}"
     return {
@@ -139,7 +139,7 @@ def present_chart(chart: charts.Chart | None) -> dict[str, object]:
 
 
 def present_proof(described: DescribedCount) -> dict[str, str]:
-    """When it was verified, and what was repaired or is still wrong: text before and after the time."""
+    """What was repaired, and what is still wrong: text before and after the time of the verification."""
     drift, repaired = described["drift"], described.get("repaired", True)
     if not drift:
         return {"before": "", "after": ""}
@@ -150,7 +150,7 @@ def present_proof(described: DescribedCount) -> dict[str, str]:
 
 
 def describe_cold(described: DescribedCount) -> str:
-    """Why a counter has no count: how far it is built, or what else keeps it from being counted."""
+    """Why a counter has no count: the progress of its build, or another reason."""
     progress = described.get("progress")
     if progress:
         return f"Being built: {progress['read']:,} of about {progress['expected']:,} members"

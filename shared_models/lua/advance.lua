@@ -6,10 +6,10 @@
 -- ARGV[6] changed_at that the pass started from
 -- Returns 1, or 0 if the counter is no longer as the pass found it (nothing is changed then).
 --
--- Atomic because Redis may have been emptied, or another pass may have moved on, since the pass began: a cursor
--- may only stand over the adds that it stands for. The build, because a counter whose set was deleted may have been built
--- again since, up to the same cursor. changed_at, because others may have seen another table since, and removed members that
--- have a row in this one.
+-- Atomic because Redis may have been emptied, or another pass may have moved the cursor, since the pass began: a cursor
+-- must not claim members that are not in the set. It compares the build, because a counter whose set was deleted may have
+-- been built again since, up to the same cursor. It compares changed_at, because another process may have seen another
+-- table since, and removed members that have a row in this one.
 local have = redis.call('HMGET', KEYS[1], 'cursor', 'source', 'build', 'changed_at')
 if have[1] ~= ARGV[1] or have[2] ~= ARGV[2] or have[3] ~= ARGV[5] or (have[4] or '') ~= ARGV[6] then return 0 end
 redis.call('HSET', KEYS[1], 'cursor', ARGV[3])

@@ -1,4 +1,4 @@
--- Note a new fill of a counter; one that was in progress is superseded.
+-- Note a new fill of a counter; it replaces one that was in progress.
 --
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state   KEYS[4] fill
 -- ARGV[1] token of the fill   ARGV[2] now in microseconds   ARGV[3] xact that the fill is about to claim   ARGV[4] its source
@@ -15,8 +15,8 @@ if size and not is_size(size) then
   redis.call('HDEL', KEYS[2], 'size')
   size = false
 end
--- A counter that is whole keeps its answer while it is filled again (after a failover). One that was lost must not come
--- back to life by what is set right here.
+-- A complete counter keeps its answer while it is filled again (after a failover). A lost one must not become live
+-- through the fields that are set here.
 if not (size and build and build == counted_build) or (count == 0 and size ~= '0') then
   redis.call('HDEL', KEYS[3], 'cursor')
 end
@@ -26,8 +26,8 @@ if count == 0 then
 end
 local gap = count - tonumber(size or '0')
 if not build and (gap ~= 0 or (count > 0 and not water)) then
-  -- The set holds members that the intake does not know of. It may have been deleted, and the watermark with it, also where the
-  -- counter was never built: sweeps wait until the replica shows what was acknowledged before.
+  -- The set holds members that the intake does not know. The intake may have been deleted, with its watermark, even if the
+  -- counter was never built: sweeps wait until the replica shows everything that was acknowledged before.
   redis.call('HSET', KEYS[3], 'watermark_reset_at', ARGV[2])
 end
 if not KEEPS_GAP and (count == 0 or gap ~= 0 or refused or not is_whole(KEYS[1])) then
@@ -40,5 +40,5 @@ redis.call('HSET', KEYS[2], 'fill', ARGV[1])
 redis.call('DEL', KEYS[4])
 redis.call('HSET', KEYS[4], 'token', ARGV[1], 'gap', string.format('%d', gap), unpack(ARGV, 5))
 
--- What the fill relies on, a sweep has to see: also one whose replica is earlier than the fill's, as a pass does it.
+-- A sweep has to see what the fill relies on, even if its replica is behind the fill's. A pass does the same.
 raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)

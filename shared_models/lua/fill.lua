@@ -1,4 +1,4 @@
--- One chunk of a fill: add members and move the fill's position behind the last of them.
+-- One chunk of a fill: add members and move the fill's position to the last of them.
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] fill
 -- ARGV[1] token of the fill   ARGV[2] position that the chunk was read from: "=" and a member, or "" at the start
@@ -6,11 +6,11 @@
 -- Returns how many were not there before; -1 if this fill is no longer in progress, or what it has added is lost; -2 if there is
 -- no room for so many groups (nothing is added then).
 --
--- Atomic because the position says "all up to here are in the set": it has to be lost, or rolled back to an older
--- save, together with them. That is what lets another keeper go on from it.
+-- Atomic because the position says "all up to here are in the set". If Redis loses the members, or goes back to an older
+-- save, the position has to go with them. So another keeper can continue from it.
 local have = redis.call('HMGET', KEYS[5], 'token', 'position', 'gap')
 if have[1] ~= ARGV[1] or (have[2] or '') ~= ARGV[2] then return -1 end
--- A position says that members are there. If something else has changed the set, or the intake, they may not be.
+-- The position claims members. If something else has changed the set, or the intake, they may not be there.
 local size, token = unpack(redis.call('HMGET', KEYS[4], 'size', 'fill'))
 if token ~= ARGV[1] or (size and not is_size(size))
     or count_of(KEYS[1]) - tonumber(size or '0') ~= tonumber(have[3]) then

@@ -1,4 +1,4 @@
--- Make a counter cold: what its cursor stands for is gone, or the cursor cannot be true.
+-- Make a counter cold: members that its cursor claims are lost, or the cursor is impossible.
 --
 -- KEYS[1] state
 -- ARGV[1] cursor, and ARGV[2] build, as the keeper has seen them

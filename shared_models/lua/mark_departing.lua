@@ -4,8 +4,8 @@
 -- ARGV[1] token of the batch   ARGV[2…] members, a chunk at most
 -- Returns 1, or 0 if another batch has begun (nothing is changed then).
 --
--- Atomic because a keeper that was stopped for longer than its lease must not put its own marks over another's: that one would
--- take its members for recorded.
+-- Atomic because a keeper that was stopped for longer than its lease must not overwrite the marks of another keeper,
+-- which would treat its members as recorded.
 if redis.call('HGET', KEYS[1], 'leaving') ~= ARGV[1] then return 0 end
 local marks = {}
 for i = 2, #ARGV do

@@ -1,4 +1,4 @@
--- Note which table a snapshot shows; if it is another one than before, complete_through stands still from now on, until a
+-- Note which table a snapshot shows. If it is another one than before, complete_through stands still until a
 -- reconcile or a fill of it has ended.
 --
 -- KEYS[1] intake   KEYS[2] state
@@ -6,8 +6,8 @@
 -- ARGV[3] the highest xact that the snapshot may show   ARGV[4] its source
 -- Returns the change that is noted now (changed_at).
 --
--- Atomic because each change has to have another name than the one before it: a run that began before it must not settle it. A table
--- that changes and changes back has changed twice. The watermark is raised to what the new table relies on: a sweep on a
+-- Atomic because each change needs a name of its own: a run that began before the change must not settle it. A table
+-- that changes and changes back has changed twice. The watermark is raised to what the snapshot may show: a sweep on a
 -- replica that does not show it yet has to wait.
 local known, changed_at = unpack(redis.call('HMGET', KEYS[2], 'fingerprint', 'changed_at'))
 if known == ARGV[1] and changed_at then return changed_at end

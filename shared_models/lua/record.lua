@@ -1,4 +1,4 @@
--- Add members to a counter, clear them of suspicion, and raise the watermark: the one way in for a member.
+-- Add members to a counter, remove their marks, and raise the watermark. Only this script and fill.lua add members.
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] state
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
@@ -11,13 +11,13 @@
 -- counted, or they have left again; nothing is added, and not all of them are there. (0 if all are.) Or -2 if there is no room
 -- for so many groups; nothing is added.
 --
--- Atomic because a sweep between "add" and "off the suspects" would remove a member that has just been
+-- Atomic because a sweep between "add" and "remove the mark" would remove a member that was just
 -- acknowledged, a fence that reads the watermark between "add" and "raise" would not wait for its row, and a reader
--- between "add" and "size" would take the set for damaged. And if the cursor moved between the look at it and "add", a
--- member whose departure has been resolved would come in.
+-- between "add" and "size" would see a damaged set. And if the cursor moved after the script had read it, "add" could
+-- bring back a member whose departure is resolved.
 --
--- Redis does not roll a script back. So everything that can fail comes before the first member is added: the hashes are
--- read, and a mark that is lost is always safe.
+-- Redis does not roll a script back. So everything that can fail comes before the first member is added: the script reads
+-- the hashes first, and losing a mark is always safe.
 local members, suspects, departing, intake = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local xact, source, known = ARGV[1], ARGV[2], ARGV[3]
 local size, build = unpack(redis.call('HMGET', intake, 'size', 'build'))

@@ -1,4 +1,4 @@
--- Remove those members that are still marked by this sweep.
+-- Remove the members that this sweep has still marked.
 --
 -- KEYS[1] members   KEYS[2] suspects, or departing   KEYS[3] intake   KEYS[4] state
 -- ARGV[1] token of the sweep   ARGV[2] changed_at when its fence was read   ARGV[3…] elements without a row, a chunk at most;
@@ -6,10 +6,10 @@
 -- Returns how many have to be asked about again, and then those that were removed; or -1 if some are marked and the table has
 -- changed since (nothing is changed then).
 --
--- Atomic because a member that is recorded after the look at its mark must stay, and because the size goes with the
--- members. So does `swept`, by which a run sees that another sweep has removed members that it had counted on. If the
--- table has changed since, it may have a row of them: the sweep asked another table. Redis does not roll a script back:
--- the hashes are read first, so that nothing that can fail comes after the first SREM.
+-- Atomic because a member that is recorded after the check of its mark must stay, and because the size changes with the
+-- members. So does `swept`, which tells a run that another sweep has removed members that it relied on. If the
+-- table has changed since, it may have a row of them: the sweep asked another table. Redis does not roll a script back.
+-- So the script reads the hashes first, and nothing that can fail comes after the first SREM.
 local size = redis.call('HMGET', KEYS[3], 'size')[1]
 local swept, changed_at = unpack(redis.call('HMGET', KEYS[4], 'swept', 'changed_at'))
 local gone, removed = { 0 }, 0

@@ -1,17 +1,17 @@
--- Note what a reconcile found, on the counter that it looked at; and that the set is right now, as large as it is.
+-- Note what a reconcile found, on the counter that it looked at; and make its size that of the set.
 --
 -- KEYS[1] members   KEYS[2] intake   KEYS[3] state
 -- ARGV[1] build of the counter when the run began   ARGV[2] gap between set and size when it began
 -- ARGV[3] now in microseconds   ARGV[4] missing   ARGV[5] extra   ARGV[6] 1: it has repaired what it found, 0: it has only looked
--- ARGV[7] token: the counter's build from now on, if the run has settled a gap
--- ARGV[8] cursor when the run began: what has left below it is resolved; "" if the run could not take out all of it
+-- ARGV[7] token: the counter's new build, if the run has settled a gap
+-- ARGV[8] cursor when the run began: departures below it are resolved; "" if the run could not remove all these members
 -- ARGV[9] changed_at when the run began: if the table has not changed since, the change is settled
 -- Returns 1; 0 if the counter has been lost or built again since; -1 if something else has changed the set since
 -- (nothing is changed in either case).
 --
--- Atomic because a counter that goes cold in between must not come back with the proof of its predecessor, and a set that
--- is changed by hand in between must not be made right by it. A gap that was settled makes another build of the counter: a second
--- run that began with the same gap, and finds the same again after another change by hand, has proved nothing about that one.
+-- Atomic because a counter that becomes cold in between must not get the verification of its earlier build, and a change
+-- by hand in between must not be hidden. A settled gap gives the counter another build. So a second run that began with
+-- the same gap cannot settle an equal gap of a later change by hand, which it has not looked at.
 local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local left = redis.call('HMGET', KEYS[3], 'left_through')[1]
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
@@ -23,7 +23,7 @@ if ARGV[6] == '1' then
   if ARGV[9] ~= '' and redis.call('HMGET', KEYS[3], 'changed_at')[1] == ARGV[9] then
     redis.call('HSET', KEYS[3], 'settled', ARGV[9])
   end
-  -- One that cannot be, as in `states.parse_state`, gives way.
+  -- An impossible one, as in `states.parse_state`, is replaced.
   local stands = left and string.match(left, '^%d+$') and not below(cursor, left) and not below(left, ARGV[8])
   if ARGV[8] ~= '' and not stands then
     redis.call('HSET', KEYS[3], 'left_through', ARGV[8])

@@ -1,1 +1,1 @@
-"""What both sides of a counter agree on: keys, members, states, and the atomic steps in Redis."""
+"""What the services share about a counter: keys, members, states, and the atomic steps in Redis."""

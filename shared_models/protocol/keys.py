@@ -1,4 +1,4 @@
-"""Every key that Rollcall has in Redis. No key string stands anywhere else.
+"""Every key that Rollcall has in Redis. No other module writes a key string.
 
 The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one declared
 counter lie in one slot, so that its atomic steps may touch several of them, and its groups can be intersected. WHAT is
@@ -25,8 +25,8 @@ one. The 2 is the layout: a new one is a set of cold counters, too.
                                           build             token of the fill that completed this counter; under a cursor
                                                             a missing size, or another build, means: lost
                                           fill              token of the fill in progress
-                                          watermark         highest xact acknowledged into it by ingest, or relied on
-                                                            by a pass: a sweep has to see it first …
+                                          watermark         highest xact that ingest has acknowledged into it, or that a
+                                                            pass relies on: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
     rollcall:2:WHAT:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
@@ -36,15 +36,15 @@ one. The 2 is the layout: a new one is a set of cold counters, too.
                                                             reconcile that last settled a gap of it
                                           verified_at       microseconds since 1970: end of the last reconcile …
                                           missing, extra    … the drift that it found …
-                                          repaired          … and 1 if it has repaired that
+                                          repaired          … and 1 if it has repaired it
                                           left_through      departures with a lower xact are resolved; absent means that a
                                                             reconcile has to resolve them
                                           leaving           token of the batch of departures that is being resolved
-                                          swept             how many members sweeps have taken out
-                                          fingerprint       of the table, as it was seen last: see manage_service.replica.sql
-                                          changed_at        microseconds since 1970: when it was first seen like this …
-                                          settled           … and the change that a fill or a reconcile has settled; while it
-                                                            is another one, complete_through stands still
+                                          swept             how many members sweeps have removed
+                                          fingerprint       the table's last one: see manage_service.replica.sql
+                                          changed_at        microseconds since 1970: when it was first seen …
+                                          settled           … and the changed_at that a fill or a reconcile has settled;
+                                                            while the two differ, complete_through stands still
                                           refused           why the keeper cannot build it
                                           watermark_reset_at  microseconds since 1970: when the keeper set the watermark
                                           again
@@ -56,8 +56,8 @@ one. The 2 is the layout: a new one is a set of cold counters, too.
     rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
     rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:2:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
-    rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it could not
-                                          since; and what the replica last showed it: source (empty while it cannot be
+    rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it has not
+                                          worked since; and what the replica last showed: source (empty while it cannot be
                                           reached), committed_through (microseconds), behind_bytes, held_microseconds (see
                                           manage_service.keeper.loop)
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
@@ -147,7 +147,7 @@ def of_run(run_id: str) -> str:
 
 
 def of_lock(name: str) -> str:
-    """A lock that avoids double work. It does no harm if two hold it: the protocol is safe without."""
+    """A lock that avoids double work. If two processes hold it, that does no harm: the protocol is safe without it."""
     return f"{PREFIX}lock:{name}"
 
 

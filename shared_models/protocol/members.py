@@ -1,8 +1,8 @@
-"""How a member is written, everywhere: one field as itself, several as a compact JSON array in UTF-8.
+"""The encoding of a member: one field as itself, several as a compact JSON array in UTF-8, `["NY","Ithaca"]`.
 
-Injective: two different tuples of values never give the same bytes. Numbers are written as their decimal text. So a
-service that knows no types (query) writes the same member as one that does. A change of a single byte of what
-`encode` gives is a new layout: raise `keys.LAYOUT`. Then every counter is cold and is built.
+Injective: two different tuples of values never give the same bytes. Numbers are written as decimal text. So a
+service without types (query) writes the same member as one with types. If a single byte of the result of `encode`
+changes, that is a new layout: raise `keys.LAYOUT`. Then every counter is cold, and the keeper builds it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 Value: TypeAlias = str | int
-# The values of a counter's fields, in the declared order. A counter of one field has tuples of one.
+# The values of a counter's fields, in the declared order: ("NY", "Ithaca"). A counter of one field: ("ann",).
 Values: TypeAlias = tuple[Value, ...]
 
 _array = msgspec.json.Encoder()
@@ -21,14 +21,14 @@ _texts = msgspec.json.Decoder(list[str])
 
 
 def encode(values: Sequence[Value]) -> bytes:
-    """The member that stands for these values (in the order of the counter's fields)."""
+    """The member for these values, in the order of the counter's fields: ("NY", "Ithaca") gives b'["NY","Ithaca"]'."""
     if len(values) == 1:
         return str(values[0]).encode()
     return _array.encode([str(value) for value in values])
 
 
 def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
-    """`encode` for many, with one look at the number of fields. The write path and the keeper spend their time here."""
+    """`encode` for many, with one check of the number of fields. The write path and the keeper spend their time here."""
     if fields == 1:
         return [str(value).encode() for (value,) in rows]
     array = _array.encode
@@ -36,7 +36,7 @@ def encode_all(rows: Iterable[Values], fields: int) -> list[bytes]:
 
 
 def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
-    """The values that this member stands for, as texts; None if no values could have been written like this.
+    """The values of this member, as texts; None if `encode` never writes it like this.
 
     A hand-made entry (`SADD … junk`) gives None: no row can have it.
     """
@@ -46,5 +46,5 @@ def decode(member: bytes, fields: int) -> tuple[str, ...] | None:
         values = tuple(_texts.decode(member))
     except (UnicodeDecodeError, msgspec.DecodeError):
         return None
-    # Only the canonical form is a member. `["a", "b"]` with a blank is junk; `["a","b"]` is the member.
+    # Only the canonical form is a member. `["a", "b"]` with a space is junk; `["a","b"]` is the member.
     return values if len(values) == fields and encode(values) == member else None

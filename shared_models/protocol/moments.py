@@ -20,5 +20,5 @@ def to_microseconds(moment: datetime) -> int:
 
 
 def from_microseconds(microseconds: bytes | int | None) -> datetime | None:
-    """The way back; None stays None. Raises ValueError or OverflowError for a number that is not a moment."""
+    """The aware datetime; None stays None. Raises ValueError or OverflowError for a number that is not a moment."""
     return None if microseconds is None else EPOCH + int(microseconds) * MICROSECOND

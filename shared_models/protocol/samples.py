@@ -1,6 +1,6 @@
-"""What a counter's count was: a sample every ten seconds, for an hour. The keeper takes them, query draws them.
+"""The history of a count: a sample every ten seconds, for an hour. The keeper takes them, query draws them.
 
-A sample is a count that query would have given as live at that moment. A cold counter gets no sample: its hour has a
+A sample is a count that query would have given as live at that moment. A cold counter gets no sample: its history has a
 gap there, and never a guess.
 """
 
@@ -16,7 +16,7 @@ from shared_models.protocol.moments import EPOCH, MICROSECOND, to_microseconds
 
 SAMPLE_SECONDS = 10
 HOUR = timedelta(hours=1)
-# Some 10 kB of Redis' memory for a counter, whatever its size.
+# About 10 kB of Redis' memory for each counter, whatever its size.
 MOST = int(HOUR.total_seconds()) // SAMPLE_SECONDS
 
 
@@ -37,7 +37,7 @@ class Pipe(Protocol):
 
 
 def queue_sample(pipe: Pipe, name: str, sample: Sample) -> None:
-    """Queue the commands that add a sample and forget those beyond the hour."""
+    """Queue the commands that add a sample and remove those older than an hour."""
     at = keys.of_counter(name).samples
     pipe.rpush(at, f"{to_microseconds(sample.at)} {sample.count}")
     pipe.ltrim(at, -MOST, -1)

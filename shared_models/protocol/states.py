@@ -1,7 +1,7 @@
-"""What Redis says of a counter: read in one atomic step, typed, and believed only as far as it can be true.
+"""The state of a counter in Redis: read in one atomic step, typed, and checked for impossible values.
 
 Ingest writes one of the hashes, and people with a console may write any of them. A value that cannot be parsed, or
-cannot be true (a moment in the future), is taken as missing, for this counter alone. `State.disbelieved` names it,
+is impossible (a moment in the future), is treated as missing, for this counter alone. `State.disbelieved` names it,
 and the keeper repairs it: it builds the counter, or reconciles it.
 """
 
@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import from_microseconds
 
-# Clocks differ by less than this. A moment further in the future was not read from any of them.
+# Clocks differ by less than this. No clock has shown a moment that is further in the future.
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
@@ -30,7 +30,7 @@ SIZE_LIMIT = 10**15
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What a reconcile found: members in the table only, and members in the set only."""
+    """The drift that a reconcile found: how many members are in the table only, and how many in the set only."""
 
     missing: int
     extra: int
@@ -38,10 +38,10 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A counter in Redis. Xacts are 64-bit integers, moments are aware; None is what is not there."""
+    """A counter in Redis. Xacts are 64-bit integers, moments are aware; None means missing."""
 
     count: int  # members of the set
-    size: int | None = None  # members that the protocol has put there
+    size: int | None = None  # members that the protocol has added, less those that it has removed
     cursor: int | None = None
     source: str = ""
     build: str = ""
@@ -55,13 +55,13 @@ class State:
     repaired: bool = False  # the reconcile that found the drift has repaired it
     filled: tuple[int, int] | None = None  # the fill in progress: members read so far, and about how many there are
     left_through: int | None = None  # departures with a lower xact are resolved
-    swept: int = 0  # members that sweeps have taken out
-    fingerprint: str = ""  # of the table, as it was seen last
-    changed_at: str = ""  # the change that made it this one, named by its moment (microseconds since 1970) …
+    swept: int = 0  # members that sweeps have removed
+    fingerprint: str = ""  # the table's last one
+    changed_at: str = ""  # when it was first seen (microseconds since 1970), which names the change …
     settled: str = ""  # … and the one that a fill or a reconcile has settled
     refused: str = ""  # why the keeper cannot build it
-    disbelieved: tuple[str, ...] = ()  # fields that are there, and cannot be
-    unreadable: str = ""  # what Redis says where it cannot read the counter at all
+    disbelieved: tuple[str, ...] = ()  # fields with impossible values
+    unreadable: str = ""  # Redis' error if the counter cannot be read at all
 
     @property
     def lost(self) -> bool:
@@ -70,17 +70,17 @@ class State:
 
     @property
     def gap(self) -> int:
-        """Members that something other than the protocol has put into the set, less those that it has taken out."""
+        """Members that something other than the protocol has added to the set, less those that it has removed."""
         return self.count - (self.size or 0)
 
     @property
     def cold(self) -> bool:
-        """Not to be counted: lost, or changed by something other than the protocol. A count says how complete it is."""
+        """Whether it has no correct count: it is lost, or something other than the protocol has changed it."""
         return self.lost or self.gap != 0 or self.complete_through is None
 
     @property
     def withheld(self) -> str:
-        """Why complete_through stands still, though the counter is live: in a sentence, or empty."""
+        """Why complete_through stands still although the counter is live: a sentence, or empty."""
         if self.cold or self.changed_at == self.settled:
             return ""
         return (
@@ -106,18 +106,18 @@ class State:
         """Why it cannot be counted, in a sentence; empty if it can."""
         return {
             "live": "",
-            "unreadable": f"a key of it in Redis is not Rollcall's ({self.unreadable}); the keeper removes it and builds again",
+            "unreadable": f"a key of it in Redis has a wrong type ({self.unreadable}); the keeper removes it and builds again",
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
             "building": "the keeper is building it",
-            "changed": f"its set has {self.count} members, and {self.size} were recorded: something other than Rollcall has "
+            "changed": f"its set has {self.count} members, but {self.size} were recorded: something other than Rollcall has "
             "changed it; the keeper reconciles it",
-            "unclaimed": "it does not say how complete it is, or says what cannot be true; the keeper's next pass repairs that",
+            "unclaimed": "its complete_through is missing or impossible; the keeper's next pass repairs it",
         }[self.condition]
 
 
 class _Reader:
-    """Fields of one hash, by name; remembers those that cannot be believed."""
+    """Fields of one hash, by name; remembers those with impossible values."""
 
     def __init__(self, names: Sequence[str], values: Sequence[bytes | None], now: datetime) -> None:
         self._values = dict(zip(names, values, strict=True))
@@ -199,7 +199,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
     cursor, left_through = state.number("cursor", XACT_LIMIT), state.number("left_through", XACT_LIMIT)
     if cursor is not None and left_through is not None and left_through > cursor:
-        # Departures are read below the cursor only. A `left_through` above it would hide those that come until then.
+        # Departures are read below the cursor only. A `left_through` above it would hide the next ones.
         state.disbelieved.append("left_through")
         left_through = None
     return State(
@@ -251,9 +251,9 @@ def read_fields(client: Redis, key: str, *names: str) -> list[bytes | None]:
 
 
 def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
-    """Remove those keys of a counter that have another type than they should; which they were, with their type.
+    """Remove the keys of a counter that have a wrong type; returns them, with their type.
 
-    Nothing of Rollcall has written them, and nothing can be counted while they are there.
+    Rollcall has not written them, and the counter has no count while they are there.
     """
     at = keys.of_counter(name)
     expected = {

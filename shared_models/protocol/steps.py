@@ -1,7 +1,7 @@
-"""A counter's roll in Redis: the atomic steps of the protocol.
+"""The atomic steps of the protocol in Redis.
 
-The scripts beside this module (`lua/`) are the steps; each begins with the reason why it has to be atomic. Here they
-get names and types. `shared_models.protocol.states` reads the state that they leave.
+The scripts in `lua/` are the steps; each begins with the reason why it has to be atomic. Here they
+get names and types. `shared_models.protocol.states` reads the state that they write.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import Drift, State
 
-# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Nobody else
-# waits longer than that for a reconcile, however large it is.
+# The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Other
+# clients wait no longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
 # … and of a counter by group, whose every element may be of another group.
 CHUNK_OF_GROUPS = 200
@@ -85,7 +85,7 @@ SCRIPTS: Mapping[tuple[str, Storage], Script] = {
 
 
 def load_scripts(client: Redis) -> None:
-    """Load those scripts that Redis does not know (yet, or since it restarted). Ingest may call scripts and may not
+    """Load the scripts that Redis does not have (yet, or since it restarted). Ingest may call scripts but may not
     load them."""
     scripts = list(dict.fromkeys(SCRIPTS.values()))
     known = client.script_exists(*(script.sha for script in scripts))
@@ -101,8 +101,8 @@ def _chunks_of(name: str, elements: Sequence[bytes]) -> Iterator[Sequence[bytes]
 def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
     """Calls of scripts, in order, in one round trip. Not a transaction: each call is atomic by itself.
 
-    A call that Redis has answered is never repeated: only those that found no script, because Redis has forgotten it
-    in between, and so did nothing.
+    A call that Redis has answered is never repeated. Only calls that did nothing are: Redis had forgotten their
+    script in between.
     """
     replies = _call(client, calls)
     unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -135,11 +135,11 @@ def _seen(xact: int | None) -> int | str:
 
 
 class SetChanged(Exception):
-    """Something other than this run has changed the set during it: nothing has been proved. Ask again."""
+    """Something else has changed the set during the run, so the run proves nothing. Run again."""
 
 
 class TableChanged(SetChanged):
-    """The table is no longer the one that was asked: its answer is void. Ask again."""
+    """The table is no longer the one that was asked, so its answer is void. Ask again."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -157,7 +157,7 @@ class TooManyGroups(Exception):
 
 
 class TooLate(Exception):
-    """Catch-up has passed the members that were to be added. They have been counted, or they have left again."""
+    """Catch-up has passed the members that should be added. They were counted, or they have left again."""
 
 
 def record(
@@ -203,7 +203,7 @@ def advance(client: Redis, name: str, was: State, cursor: int, complete_through:
 
 
 def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: str) -> str:
-    """Note which table a snapshot shows, that knows of this xact at most; the change that is noted now."""
+    """Note the table that a snapshot shows, which knows no xact above this one; returns the change that is noted now."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
     changed_at: bytes = _execute_one(client, "note_table", name, [at.intake, at.state], fingerprint, now, xact, source)
@@ -216,8 +216,7 @@ def make_cold(client: Redis, name: str, was: State) -> bool:
 
 
 def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str) -> bool:
-    """Set a watermark that is missing, or cannot be true, to the highest xact that the replica knows of; whether it was
-    done."""
+    """Set a missing or impossible watermark to the highest xact that the replica knows; returns whether it was set."""
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
     return bool(
@@ -251,7 +250,7 @@ def fill(client: Redis, name: str, token: str, position: bytes, elements: Sequen
 
 
 def position_after(member: bytes) -> bytes:
-    """How a fill or a run notes that it has read up to this member. The empty text is a member; b"" is the start."""
+    """How a fill or a run notes that it has read up to this member. The empty text is a member, so b"" means the start."""
     return b"=" + member
 
 
@@ -325,7 +324,7 @@ def mend_group(client: Redis, name: str, group: bytes, token: str, build: str, c
 
 
 def resolve(client: Redis, name: str, was: State, token: str, left_through: int | None) -> bool:
-    """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile has to do it."""
+    """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile must do it."""
     at = keys.of_counter(name)
     on = (at.state, at.departing)
     return bool(
@@ -347,8 +346,8 @@ def verify(
 ) -> bool:
     """Note the drift that a reconcile found, if the counter is still the one that it looked at.
 
-    `gap` is what the set had too many or too few, by its size, when the run began. After a repair it is settled: the
-    set is as large as it has to be, and the counter has another build.
+    `gap` is the number of members less the size when the run began. After a repair it is settled: the two are
+    equal, and the counter has another build.
     All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises
     SetChanged if the gap is another one now.
     """

@@ -1,1 +1,1 @@
-"""What clients meet alike at all three services: problems, tokens, the log line of a request."""
+"""What all three services have in common for clients: problems, tokens, the log line of a request."""

@@ -1,11 +1,11 @@
-"""The ASGI application around everything that a service answers: what every request passes, and what every answer has.
+"""The ASGI application around everything that a service answers: the checks of every request, the headers of every answer.
 
-A request has to name a known host, bring a token if one is needed, and keep within its limits. Then a standing answer
-(a dictionary lookup), a route of the service's own, or Django answers it. A problem that is raised anywhere becomes
-an answer here. Each worker has one such application, in its event loop.
+A request has to name a known host, have a token if one is needed, and stay within its limits. Then an answer from memory
+(a standing answer, one dictionary lookup), a route of the service's own, or Django answers it. A problem that any code
+raises becomes an answer here. Each worker has one such application, in its event loop.
 
-The server in front of it (uvicorn, under gunicorn) waits for slow clients, at the price of a connection each.
-`bodies` says for how long, and how much of them it holds.
+The server in front of it (uvicorn, under gunicorn) waits for slow clients; each costs one connection.
+`bodies` limits how long, and how much of their bodies it holds.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from shared_models.web.tokens import Tokens, needs_token, unauthorized
 
 log = structlog.get_logger()
 
-# Where Django's views find the name of the token, and leave their route. No header can set either.
+# Where Django's views find the name of the token, and write their route. No header can set either.
 OWNER, ROUTE = "rollcall.owner", "rollcall.route"
 
-# A request has one of each at most. If there were two, a proxy may have judged the request by the other one.
+# A request has at most one of each. If there were two, a proxy may have checked the other one.
 SENT_ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encoding", b"idempotency-key", b"origin"})
 
-# What a page of another origin may send, and what it may read.
+# The headers that a page of another origin may send, and those that it may read.
 PREFLIGHT = Answer(
     204,
     [
@@ -68,38 +68,38 @@ ANY_ORIGIN: Headers = [(b"access-control-allow-origin", b"*"), EXPOSED]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Who may ask, and how often."""
+    """The rules of access: tokens, rate limits, origins."""
 
     tokens: Tokens | None
     metrics_public: bool = False
     open_paths: frozenset[str] = frozenset()  # pages of this service that need no token
-    open_folders: tuple[str, ...] = ()  # … and those that ask by themselves who it is
+    open_folders: tuple[str, ...] = ()  # … and those that identify their users themselves
     rate: RateLimit | None = None
     origins: frozenset[bytes] = frozenset()  # whose pages may read the answers; * is all of them
     body_bytes: int = 1 << 20  # of a request that Django answers
 
     def asks(self, path: str) -> bool:
-        """Whether a request to this path has to bring a token."""
+        """Whether a request to this path needs a token."""
         known = needs_token(path, metrics_public=self.metrics_public, also_open=self.open_paths)
         return known and not path.startswith(self.open_folders)
 
 
 class Application:
-    """What one worker answers. A service gives it routes of its own by `handle`, and what it knows of itself."""
+    """The application of one worker. A service adds its own routes by `handle`, and overrides what it knows better."""
 
     def __init__(self, django: ASGI, limits: Limits) -> None:
         self.django, self.limits = django, limits
         self.bodies = Bodies()
         self.looking: asyncio.Task[Readiness] | None = None
 
-    # What a service may say of itself.
+    # What a service may override.
 
     def standing_answer(self, request: Request) -> Answer | None:
-        """The answer to this request that was made before it came; None if there is none."""
+        """The answer that is ready in memory for this request; None if there is none."""
         return None
 
     async def handle(self, request: Request) -> Answer | None:
-        """The answer to a request of the service's own; None if it has been sent already. The others are Django's."""
+        """The answer to a request of the service's own routes; None if it has been sent already. Django answers others."""
         await self.hand_to_django(request)
         return None
 
@@ -108,26 +108,26 @@ class Application:
         raise NotImplementedError
 
     def readiness(self) -> Readiness:
-        """What the service needs. Runs in a thread: it may wait."""
+        """The checks of what the service needs. Runs in a thread: it may wait."""
         raise NotImplementedError
 
     async def metrics(self) -> bytes:
-        """What Prometheus reads."""
+        """The metrics, as Prometheus reads them."""
         return await asyncio.to_thread(exposition)
 
     async def start(self) -> None:
         """The event loop runs; the first request comes after this."""
 
     def leave(self) -> None:
-        """The worker was told to end, and still answers: end what would keep it running."""
+        """The worker was told to end, and still answers: end everything that would keep it running."""
 
     async def stop(self) -> None:
         """All requests are answered."""
 
-    # The way of a request.
+    # The steps of a request.
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, also if it fails, and note it."""
+        """Answer one request, also if it fails, then log and measure it."""
         if scope["type"] != "http":
             await self.live(scope, receive, send)
             return
@@ -152,11 +152,11 @@ class Application:
                 await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else given.body})
             except RuntimeError as error:
                 raise_unless_gone(error)
-        if request.status:  # else the client has gone before Django had an answer
+        if request.status:  # otherwise the client had gone before Django had an answer
             self.note(request)
 
     def admit(self, request: Request) -> Answer | None:
-        """Check the request, and give its standing answer, if there is one. Raises Problem."""
+        """Check the request, and return its answer from memory, if there is one. Raises Problem."""
         limits, headers = self.limits, request.headers
         if len(headers) != len(request.scope["headers"]):
             check_doubles(request.scope["headers"])
@@ -167,9 +167,9 @@ class Application:
             more = self.cross_origin(headers.get(b"origin", b""))
             request.more_headers = [*request.more_headers, *more] if request.more_headers else more
             if request.method == "OPTIONS" and b"access-control-request-method" in headers:
-                return PREFLIGHT  # before the token: a browser asks without one whether it may send it
+                return PREFLIGHT  # before the token: a browser's preflight request has none
         if not is_allowed(headers.get(b"host", b"")):
-            raise Problem(BAD_REQUEST, "this service does not answer to the Host that was asked for")
+            raise Problem(BAD_REQUEST, "this service does not answer to this Host")
         if limits.tokens is not None and limits.asks(request.path):
             self.find_owner(request, limits.tokens)
         return self.standing_answer(request)
@@ -184,7 +184,7 @@ class Application:
         return await self.find_handler(request)
 
     async def find_handler(self, request: Request) -> Answer | None:
-        """The answers that all services give alike, and the service's own."""
+        """The answers that all services have in common, and the service's own."""
         if request.path == "/livez":
             self.takes(request, "GET")
             return ALIVE
@@ -200,8 +200,8 @@ class Application:
         return await self.handle(request)
 
     def takes(self, request: Request, method: str, route: str = "", parameters: tuple[str, ...] | None = None) -> None:
-        """Check that this is what the route takes, and give the request its name. HEAD is taken where GET is; None as
-        `parameters` stands for a handler that reads the query string by itself. Raises Problem 400 or 405."""
+        """Check that this is what the route takes, and give the request its name. HEAD is allowed where GET is. If
+        `parameters` is None, the handler reads the query string itself. Raises Problem 400 or 405."""
         request.route = route or request.path
         if request.method != method and (method, request.method) != ("GET", "HEAD"):
             raise method_not_allowed("GET, HEAD" if method == "GET" else method)
@@ -209,8 +209,8 @@ class Application:
             check_parameters(request.query, parameters)
 
     async def hand_to_django(self, request: Request) -> None:
-        """Let Django answer. It gets the body whole: it would take any, and wait for it as long as it comes."""
-        parse_content_type(request.headers.get(b"content-type", b""))  # Django does it, too, and fails if it cannot
+        """Let Django answer. It gets the complete body: it would accept a body of any size, and wait for it without limit."""
+        parse_content_type(request.headers.get(b"content-type", b""))  # Django decodes it, too, and fails if it cannot
         body = await self.bodies.read(request, self.limits.body_bytes)
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -218,7 +218,7 @@ class Application:
             if pending:
                 return pending.pop()
             while (message := await request.receive())["type"] == "http.request":
-                pass  # of a request without a body; it was not read
+                pass  # of a request without a body; the body was not read
             return message
 
         request.scope[OWNER] = request.owner
@@ -228,27 +228,27 @@ class Application:
     # Its parts.
 
     async def look(self) -> Readiness:
-        """Whether the service is ready. Requests that come during a look share its answer. A look may take seconds
-        and needs no token, so many at once would keep all threads waiting."""
+        """Whether the service is ready. Requests during a check share its answer. A check may take seconds
+        and needs no token, so many at once would occupy all threads."""
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(asyncio.to_thread(self.readiness))
         return await asyncio.shield(self.looking)
 
     @staticmethod
     def name(request: Request, sent: str) -> None:
-        """Give the request the id that the client has chosen, where that is fit for a log, or a new one."""
+        """Give the request the id that the client has chosen, if it may go into a log, or a new one."""
         request.id = request_log.id_of(sent)
         request.more_headers = [*request.more_headers, (b"x-request-id", request.id.encode())]
 
     def find_owner(self, request: Request, tokens: Tokens) -> None:
-        """Whose token the request brings. Raises Problem 401."""
+        """The name of the request's token. Raises Problem 401."""
         authorization = request.headers.get(b"authorization", b"")
         request.owner = tokens.find(authorization) or ""
         if not request.owner:
             raise unauthorized(presented=bool(authorization))
 
     def cross_origin(self, origin: bytes) -> Headers:
-        """What tells a browser, and the caches on the way, whether a page of this origin may read the answer."""
+        """The headers that tell browsers and caches whether a page of this origin may read the answer."""
         if b"*" in self.limits.origins:
             return ANY_ORIGIN
         if origin in self.limits.origins:
@@ -259,10 +259,10 @@ class Application:
         """Log and measure a request that has been answered."""
         request_log.note(request)
 
-    # Its life.
+    # Start and end.
 
     async def live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI's lifespan protocol; and a WebSocket, where the server knows them: there are none here."""
+        """ASGI's lifespan protocol, and the refusal of a WebSocket."""
         await receive()
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})

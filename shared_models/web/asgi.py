@@ -18,12 +18,12 @@ ASGI: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 JSON = "application/json"
-# With it no browser takes JSON for a page, whatever the JSON holds.
+# With it no browser treats JSON as a page, whatever the JSON contains.
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class ClientGone(Exception):
-    """The client has closed the connection; nobody reads an answer."""
+    """The client has closed the connection, and does not read an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Answer:
 
 
 def answer(status: int, body: bytes, content_type: str = JSON, more: dict[str, str] | None = None) -> Answer:
-    """An answer for programs, with more headers by their names."""
+    """An answer with JSON, and more headers by their names."""
     headers = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(body)), NOSNIFF]
     if more:
         headers += [(name.lower().encode(), value.encode()) for name, value in more.items()]
@@ -44,17 +44,17 @@ def answer(status: int, body: bytes, content_type: str = JSON, more: dict[str, s
 
 
 def refusal(problem: Problem) -> Answer:
-    """The answer that says what is wrong."""
+    """The answer for a problem."""
     return answer(problem.status, problem.body(), MEDIA_TYPE, {"Cache-Control": "no-store", **problem.headers})
 
 
 class Request:
-    """One request. `route` is what log and metrics call its path: paths are made up by others."""
+    """One request. `route` is its name in log and metrics, such as "/v1/counts/{counter}": clients can invent paths."""
 
     id = ""  # for the log; the client may choose it
-    owner = ""  # the name of the token that it came with
+    owner = ""  # the name of its token
     route = NO_ROUTE
-    is_standing = False  # the answer was there before anybody asked
+    is_standing = False  # the answer was ready before the request
     more_headers: Sequence[tuple[bytes, bytes]] = ()  # of the answer, whatever makes it
     held_bytes = 0  # of its body, in memory
     status = 0  # of the answer that has been begun
@@ -68,7 +68,7 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
 
     def header(self, name: bytes) -> str:
-        """A header as text; "" if it is not there."""
+        """A header as text; "" if it is missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
     @property
@@ -89,7 +89,7 @@ class Request:
 
 
 def raise_unless_gone(error: RuntimeError) -> None:
-    """Raise what the server says, unless it says that the connection has been closed. It knows that by itself of the last
-    request of a connection only: of one that others had been sent after, uvloop says it, in these words."""
+    """Raise the server's error, unless it says that the client has closed the connection. uvicorn ignores that only for the
+    last request of a connection. For one that the client has sent others after, uvloop raises it, in these words."""
     if "is closed" not in str(error):
         raise error

@@ -14,11 +14,11 @@ from django.utils.http import parse_header_parameters
 from shared_models.web.asgi import ClientGone, Request
 from shared_models.web.problems import BAD_REQUEST, BODY_TOO_LARGE, NO_ROOM, REQUEST_TIMEOUT, Problem
 
-# A body has to arrive within this time, or at this rate at least, if that takes longer.
+# A body has to arrive within this time, or at least at this rate, if that takes longer.
 ARRIVE_SECONDS = 10.0
 SLOWEST_BYTES_PER_SECOND = 16_384
-# What the bodies of all requests of a worker may hold in memory, from their first byte until they are answered.
-# A small one is accepted all the same: 6,000 of them hold as much as this.
+# How much memory the bodies of all requests of a worker may hold, from their first byte until they are answered.
+# A small body is always accepted: 6,000 of them hold as much as this.
 HELD_BYTES = 384 << 20
 SMALL_BYTES = 1 << 16
 
@@ -49,7 +49,7 @@ class Bodies:
             is_late = True
             task.cancel()
 
-        # Does what `asyncio.timeout` does, at a tenth of its cost, which is as high as that of everything else here
+        # The same as `asyncio.timeout`, at a tenth of its cost. That would be as high as the cost of everything else here
         # together.
         timer = loop.call_later(ARRIVE_SECONDS, give_up)
         try:
@@ -63,7 +63,7 @@ class Bodies:
                 self.hold(request, len(piece))
                 if not body and not message.get("more_body"):
                     return piece
-                body += piece  # not into a new one: that would be there twice, and copied in the event loop
+                body += piece  # in place: a copy would double the memory, and the event loop would make it
                 if not message.get("more_body"):
                     return body
                 timer.cancel()
@@ -84,13 +84,13 @@ class Bodies:
         self.held_bytes += more_bytes
 
     def release(self, request: Request) -> None:
-        """The request is answered: its body is not held any longer."""
+        """The request is answered, and its body is released."""
         self.held_bytes -= request.held_bytes
         request.held_bytes = 0
 
 
 def declared_bytes(request: Request) -> int | None:
-    """How long the body is by the head of the request; None if the head does not say it."""
+    """The length of the body in bytes, by the head of the request; None if the head does not say it."""
     declared = request.headers.get(b"content-length")
     if declared is not None:
         return int(declared)  # digits: the server has looked
@@ -121,7 +121,7 @@ def too_slow() -> Problem:
     return Problem(
         REQUEST_TIMEOUT,
         f"the request did not arrive within {ARRIVE_SECONDS:g} s, or at {SLOWEST_BYTES_PER_SECOND} bytes a second; "
-        "nothing of it was looked at: send it again",
+        "it was not processed: send it again",
         headers={"Connection": "close"},
     )
 
@@ -130,6 +130,6 @@ def no_room() -> Problem:
     """The bodies of other requests fill the memory that bodies may have."""
     return Problem(
         NO_ROOM,
-        "the requests that are being sent and answered just now fill the memory for bodies; nothing of this "
-        "one was looked at: send it again, or in smaller parts",
+        "other requests fill the memory for bodies at present; this one was not processed: send it again, "
+        "or in smaller parts",
     )

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 STATM = Path("/proc/self/statm")  # Linux; the second number: what the process has in memory, in pages
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# A worker that needs more memory than this ends in good order, and another one takes its place. The server sets no limit to
-# the head of a request, nor to the requests that are sent before the first one is answered: without a proxy in front, which
-# does, one client could fill the machine. It is larger than all bodies may be, together with what is made of them.
+# A worker that needs more memory than this shuts down gracefully, and another one replaces it. The server has no limit for
+# the head of a request, or for the requests that a client sends before the first one is answered. Without a proxy in front,
+# one client could fill the machine. The limit is larger than all bodies together, and everything that is made of them.
 WORKER_MEMORY_BYTES = int(os.environ.get("WORKER_MEMORY_BYTES", str(2 << 30)))
 LOOK_SECONDS = 0.5
-# What the system keeps of a connection until the server reads it, and so the most that the event loop is given at once: it
-# looks at nothing else until it has parsed that. By default it is megabytes, which may hold it for seconds.
+# How much of a connection the system buffers until the server reads it, and so the most that the event loop gets at once:
+# it does nothing else until it has parsed that. The default is megabytes, which may block the loop for seconds.
 RECEIVE_BYTES = 1 << 16
 
 
@@ -44,13 +44,13 @@ class Logger(glogging.Logger):
 
     def setup(self, cfg: Config) -> None:
         super().setup(cfg)
-        # The worker hands these handlers on to uvicorn's logger.
+        # The worker passes these handlers on to uvicorn's logger.
         self.error_log.handlers = list(logging.getLogger().handlers)
         self.error_log.propagate = False
 
 
 def make_metrics_folder(service: str) -> None:
-    """To be called before anything imports prometheus_client, which looks for the folder then, and only then."""
+    """Call it before anything imports prometheus_client, which looks for the folder only at import."""
     if FOLDER not in os.environ:
         os.environ[FOLDER] = folder = tempfile.mkdtemp(prefix=f"rollcall-{service}-metrics-")
         atexit.register(remove_here, folder, os.getpid())
@@ -66,33 +66,34 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     """Set the limits of a worker: as many connections as the system allows, little of each at a time, and a limit of
     memory."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # it is unlimited, or we may not raise it
+    with contextlib.suppress(ValueError, OSError):  # it is unlimited, or this process may not raise it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    for listener in worker.sockets:  # what it accepts inherits this
+    for listener in worker.sockets:  # accepted connections inherit this
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     if WORKER_MEMORY_BYTES and STATM.exists():
         threading.Thread(target=end_when_too_large, args=(worker,), name="memory", daemon=True).start()
 
 
 def end_when_too_large(worker: Worker) -> None:
-    """Wait until this worker needs too much memory, and tell it to end: it answers what it has begun, closes its other
-    connections, and the clients connect to another. (Not RLIMIT_DATA: httptools crashes if memory is refused.)"""
+    """Wait until this worker needs too much memory, then tell it to end. It answers the requests that it has begun and
+    closes its other connections; the clients connect to another worker. (Not RLIMIT_DATA: httptools crashes if the system
+    refuses memory.)"""
     held_bytes = 0
-    with STATM.open("rb", buffering=0) as pages:  # kept open: connections may take all descriptors that there are
+    with STATM.open("rb", buffering=0) as pages:  # kept open: connections may use up all descriptors
         while held_bytes <= WORKER_MEMORY_BYTES:
             time.sleep(LOOK_SECONDS)
             pages.seek(0)
             held_bytes = int(pages.read().split()[1]) * resource.getpagesize()
     worker.log.warning(
-        "the worker holds %d MB, more than WORKER_MEMORY_BYTES; another one takes its place", held_bytes >> 20
+        "the worker holds %d MB, more than WORKER_MEMORY_BYTES; another one replaces it", held_bytes >> 20
     )
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(worker.cfg.graceful_timeout)
-    os.kill(os.getpid(), signal.SIGINT)  # uvicorn waits no longer, for a client that does not read its answer
+    os.kill(os.getpid(), signal.SIGINT)  # uvicorn no longer waits for a client that does not read its answer
 
 
 def child_exit(server: Arbiter, worker: Worker) -> None:
-    """Let the totals of a worker that is gone stand, and take its gauges out of the sum."""
+    """Keep the totals of a worker that has ended, and remove its gauges from the sum."""
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)

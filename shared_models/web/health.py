@@ -1,4 +1,4 @@
-"""What /livez and /readyz answer, alike in all three services."""
+"""The answers of /livez and /readyz, the same in all three services."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALIVE = answer(200, b'{"alive":true}', more={"Cache-Control": "no-store"})
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What a service looked at: by name, None if all is well, or a sentence. The service is ready without those that
+    """What a service checked: by name, None if all is well, or a sentence. The service is also ready without those that
     are not `needed`."""
 
     checks: Mapping[str, str | None]

@@ -1,4 +1,4 @@
-"""Which hosts a service answers to, for the code in front of Django."""
+"""The hosts that a service answers to, for the code in front of Django."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from django.http.request import split_domain_port, validate_host
 
 @lru_cache(maxsize=256)
 def is_allowed(host: str | bytes) -> bool:
-    """Whether Django, too, would answer a request with this Host."""
+    """Whether Django would answer a request with this Host."""
     domain, _ = split_domain_port(host if isinstance(host, str) else host.decode("latin-1"))
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)

@@ -1,8 +1,8 @@
-"""The description of an API: an OpenAPI 3.1 document, made of a table of operations and the structs that they take
-and give.
+"""The description of an API: an OpenAPI 3.1 document, made from a table of operations and the structs that they take
+and return.
 
-The JSON schemas are msgspec's, of the same structs that read requests and write answers; the refusals are those types of
-problems that the code raises. Each service has a module `openapi` with its table; this one puts the document together.
+msgspec makes the JSON schemas from the same structs that read requests and write answers. The refusals are the types of
+problems that the code raises. Each service has a module `openapi` with its table; this one makes the document.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Alive(msgspec.Struct):
 
 
 class Ready(msgspec.Struct):
-    """The service can do its work. degraded: something is away that it can do without; checks name it."""
+    """The service can do its work. degraded: something that it does not require does not answer; checks name it."""
 
     ready: bool
     degraded: bool
@@ -49,7 +49,7 @@ class Ready(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an operation answers: the struct that the JSON has, or the schema of another media type; None: no body."""
+    """The answer of an operation: the struct of its JSON, or the schema of another media type; None: no body."""
 
     shape: type | Json | None
     description: str = ""  # if empty, the struct's own
@@ -61,8 +61,8 @@ class Answer:
 class Operation:
     """One operation. `id` is what a generated client calls its function.
 
-    `parameters` are OpenAPI's own objects, and so are the contents of `body`, by media type. Of the refusals those that
-    all operations have alike are added.
+    `parameters` are OpenAPI's own objects, and so are the contents of `body`, by media type. The refusals that
+    all operations have in common are added.
     """
 
     method: str
@@ -77,7 +77,7 @@ class Operation:
     refusals: Sequence[ProblemType] = ()
 
 
-# What goes wrong with any request, with one below /v1, and with one that has a body.
+# The problems of any request, of one below /v1, and of one that has a body.
 ALWAYS = (problems.BAD_REQUEST, problems.INTERNAL_ERROR)
 OF_A_BODY = (problems.REQUEST_TIMEOUT, problems.BODY_TOO_LARGE, problems.NO_ROOM)
 
@@ -98,27 +98,27 @@ REQUEST_ID = {"X-Request-ID": {"$ref": "#/components/headers/RequestId"}}
 
 
 def reference(struct: type | str) -> dict[str, str]:
-    """Where the document describes a struct."""
+    """The reference to a struct in the document."""
     return {"$ref": REFERENCE.format(name=struct if isinstance(struct, str) else struct.__name__)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may ask, as far as it shows in the description."""
+    """The rules of access, as far as the description shows them."""
 
     tokens: bool
     metrics_public: bool = False
     limited: bool = False
 
     def refusals(self, path: str) -> tuple[ProblemType, ...]:
-        """The refusals of a request that may not ask, or not now."""
+        """The refusals of a request that has no access, or not now."""
         if not needs_token(path, metrics_public=self.metrics_public):
             return ()
         return (problems.UNAUTHORIZED,) * self.tokens + (problems.TOO_MANY_REQUESTS,) * self.limited
 
 
 def describe(title: str, description: str, operations: Sequence[Operation], *asked: type, access: Access) -> bytes:
-    """The document. `asked`: the structs that requests bring."""
+    """The document. `asked`: the structs of requests."""
     operations = (*operations, *HEALTH)
     refusals = {each: find_refusals(each, access) for each in operations}
     kinds = dict.fromkeys(kind for of_one in refusals.values() for kind in of_one)
@@ -138,9 +138,7 @@ def describe(title: str, description: str, operations: Sequence[Operation], *ask
             "paths": paths,
             "components": {
                 "schemas": dict(sorted((schemas | {name_of(kind): describe_kind(kind) for kind in kinds}).items())),
-                "headers": {
-                    "RequestId": header("The id of the request in the log: the one that was sent, or a new one.")
-                },
+                "headers": {"RequestId": header("The id of the request in the log: the client's own, or a new one.")},
                 **({"securitySchemes": {"token": TOKEN}} if access.tokens else {}),
             },
         }
@@ -186,7 +184,7 @@ def describe_refusal(kinds: Sequence[ProblemType]) -> Json:
 
 
 def describe_kind(kind: ProblemType) -> Json:
-    """A type of problem as a schema: a client tells by `type` which one it has."""
+    """A type of problem as a schema: a client sees by `type` which one it has."""
     exactly = {
         "type": "object",
         "properties": {
@@ -205,15 +203,15 @@ def name_of(kind: ProblemType) -> str:
 
 
 def find_refusals(operation: Operation, access: Access) -> tuple[ProblemType, ...]:
-    """All that an operation may refuse with, in the order of their statuses."""
+    """All problems that an operation may answer with, in the order of their statuses."""
     of_body = OF_A_BODY if operation.body else ()
     found = dict.fromkeys((*ALWAYS, *access.refusals(operation.path), *operation.refusals, *of_body))
     return tuple(sorted(found, key=lambda kind: kind.status))
 
 
 def schemas_of(structs: Iterable[type], *, always: bool = False) -> dict[str, Json]:
-    """The JSON schemas of structs, and of those in them, by name. Generators take a field with a default for one that is
-    always there; so no default is named. `always`: it is we who write these structs, and such a field is always there."""
+    """The JSON schemas of structs, and of the structs in them, by name. Generators treat a field with a default as always
+    present, so the schemas name no default. `always`: Rollcall writes these structs, and such a field is always present."""
     _, schemas = msgspec.json.schema_components(tuple(dict.fromkeys(structs)), ref_template=REFERENCE)
     for schema in schemas.values():
         say_type(schema)
@@ -225,7 +223,7 @@ def schemas_of(structs: Iterable[type], *, always: bool = False) -> dict[str, Js
 
 
 def say_type(schema: object) -> None:
-    """Give an enumeration of texts its type, at any depth. JSON Schema does without; generators do not."""
+    """Give an enumeration of texts its type, at any depth. JSON Schema does not require it; generators do."""
     if isinstance(schema, dict):
         if all(isinstance(value, str) for value in schema.get("enum", [None])):
             schema["type"] = "string"
@@ -239,7 +237,7 @@ def say_type(schema: object) -> None:
 TOKEN = {
     "type": "http",
     "scheme": "bearer",
-    "description": "`python -m shared_models.web.tokens NAME` makes a token, and the line by which the service knows it.",
+    "description": "`python -m shared_models.web.tokens NAME` makes a token, and the line for the service's TOKENS.",
 }
 
 # What all services have.
@@ -250,7 +248,7 @@ HEALTH = (
         id="getLiveness",
         tag="health",
         summary="Whether the process answers",
-        description="It asks nothing else: restart a service that does not answer it.",
+        description="It checks nothing else: restart a service that does not answer it.",
         answers={200: Answer(Alive)},
     ),
     Operation(

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details: a stable `type` for programs, and a sentence that says what to do.
 
-The types that all services have stand here, those of a service in its own `problems`. A type is declared once: the answer
-is made of it, and so is its description in /openapi.json.
+Here are the types that all services have; each service's own are in its module `problems`. A type is declared once: it
+makes the answer and its description in /openapi.json.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import msgspec
 
 MEDIA_TYPE = "application/problem+json"
-# A detail may quote what was sent. Nobody reads more.
+# A detail may quote the request. Nobody reads more.
 DETAIL_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """One kind of problem. `slug` is its stable name, and `when` says to readers of the API when it is answered.
+    """One kind of problem. `slug` is its stable name, and `when` tells readers of the API when a service answers it.
 
-    `retry_seconds`: after which time to try again, in the header Retry-After. `members`: more members of the answer.
+    `retry_seconds`: when to try again, in the header Retry-After. `members`: more members of the answer.
     """
 
     status: int
@@ -31,14 +31,14 @@ class ProblemType:
 
     @property
     def urn(self) -> str:
-        """What the answer has as its `type`."""
+        """The `type` of the answer, such as "urn:rollcall:not-found"."""
         return f"urn:rollcall:{self.slug}"
 
 
 class Problem(Exception):
-    """What is wrong with a request, or with the service; the application turns it into an answer.
+    """An error of a request, or of the service; the application turns it into an answer.
 
-    `members` are added to the body as they are, `headers` to the answer.
+    `members` are added to the JSON body, `headers` to the answer.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Problem(Exception):
         self.headers = retry | (headers or {})
 
     def body(self) -> bytes:
-        """The JSON document."""
+        """The JSON document: {"type": "urn:rollcall:not-found", "title": "Not found", "status": 404, "detail": "…"}."""
         return msgspec.json.encode(
             {
                 "type": self.kind.urn,
@@ -78,7 +78,7 @@ class LimitPerSecond(msgspec.Struct):
 
 
 class Checks(msgspec.Struct):
-    """What the service looked at: by name, `ok` or what is wrong."""
+    """What the service checked: by name, `ok` or what is wrong."""
 
     checks: dict[str, str]
 
@@ -90,12 +90,12 @@ INVALID_QUERY = ProblemType(
     400,
     "invalid-query",
     "The query string is not understood",
-    "A query parameter is not known here, or is given twice, or has no valid value.",
+    "A query parameter is unknown, or is given twice, or has no valid value.",
 )
-UNAUTHORIZED = ProblemType(401, "unauthorized", "Not authorized", "The request brings no valid token.")
-NOT_FOUND = ProblemType(404, "not-found", "Not found", "There is nothing at this address.")
+UNAUTHORIZED = ProblemType(401, "unauthorized", "Not authorized", "The request has no valid token.")
+NOT_FOUND = ProblemType(404, "not-found", "Not found", "There is nothing at this URL.")
 METHOD_NOT_ALLOWED = ProblemType(
-    405, "method-not-allowed", "This method is not allowed here", "The address takes other methods; Allow lists them."
+    405, "method-not-allowed", "This method is not allowed here", "The endpoint takes other methods; Allow lists them."
 )
 REQUEST_TIMEOUT = ProblemType(408, "request-timeout", "Request Timeout", "The request did not arrive in time.")
 BODY_TOO_LARGE = ProblemType(
@@ -114,7 +114,7 @@ NOT_READY = ProblemType(
     503,
     "not-ready",
     "Not ready",
-    "Something that the service needs does not answer, or is not as it has to be.",
+    "Something that the service needs does not answer, or is not in the right state.",
     retry_seconds=2,
     members=Checks,
 )
@@ -122,17 +122,17 @@ NO_ROOM = ProblemType(
     503,
     "no-room",
     "There is no room for the request",
-    "Other requests take all the room just now. Send this one again later.",
+    "Other requests take all the room at present. Send this one again later.",
     retry_seconds=2,
 )
 
 
 def fault() -> Problem:
-    """It says nothing about the inside of the service."""
-    return Problem(INTERNAL_ERROR, "this is a fault of the service and has been logged; try again")
+    """An internal error; the answer has no details of it."""
+    return Problem(INTERNAL_ERROR, "the service has a bug, and has logged it; try again")
 
 
 def method_not_allowed(allowed: str) -> Problem:
-    """The methods that this address takes, as the header Allow lists them, in any order."""
+    """`allowed`: the methods that the endpoint takes, as in the header Allow, in any order: "POST, GET"."""
     methods = sorted(allowed.split(", "))
     return Problem(METHOD_NOT_ALLOWED, f"use {' or '.join(methods)}", headers={"Allow": ", ".join(methods)})

@@ -1,4 +1,4 @@
-"""The metric that all services have alike: their requests, by route and status; and how a service's metrics are read.
+"""The metric that all services have: their requests, by route and status; and how a service's metrics are read.
 
 Each of several workers writes its numbers to files in PROMETHEUS_MULTIPROC_DIR (gunicorn.conf.py makes it). The
 worker that is asked for /metrics adds them up.
@@ -24,7 +24,7 @@ REQUEST_SECONDS = Histogram(
 
 @cache
 def requests(route: str, status: int) -> Histogram:
-    """Of one route and status. Kept, because looking it up by labels takes longer than to note a request."""
+    """Of one route and status. Kept, because looking it up by labels takes longer than noting a request."""
     return REQUEST_SECONDS.labels(settings.SERVICE, route, str(status))
 
 

@@ -1,7 +1,7 @@
 """A limit of requests per token and second, counted in Redis, so that all workers of a service count together.
 
-Windows last one second. So a client may send twice the limit within a second that lies across two windows. That is
-accepted: the limit keeps one client from crowding out the others, and does no accounting.
+Windows last one second. So a client may send twice the limit within a second that covers parts of two windows. That is
+accepted: the limit only stops one client from taking the others' place.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from shared_models.web.problems import TOO_MANY_REQUESTS, Problem
 
 log = structlog.get_logger()
 
-# Every request waits for this answer first, which takes a fraction of a millisecond.
+# Every request first waits for this answer, which takes a fraction of a millisecond.
 ANSWER_SECONDS = 0.2
-# After Redis has not answered, nobody asks it for this long: a limit must not cost more than what it protects.
+# After Redis has not answered, no request asks it for this long: the limit must not cost more than it protects.
 PAUSE_SECONDS = 1.0
 # Longer than a window by more than clocks differ.
 KEEP_SECONDS = 10
 
 
 class RateLimit:
-    """Counts requests. While Redis is away, all requests pass, and the log says so."""
+    """Counts requests. While Redis does not answer, all requests pass, and the log says so."""
 
     def __init__(self, service: str, redis_url: str, limit: int) -> None:
         self.service, self.limit = service, limit
@@ -49,7 +49,7 @@ class RateLimit:
             raise too_many(self.limit)
 
     async def count(self, name: str) -> int:
-        """How many requests this token has sent in this second; 0 if nobody knows."""
+        """How many requests this token has sent in this second; 0 if Redis does not answer."""
         if time.monotonic() < self._paused_until:
             return 0
         key = keys.of_rate(self.service, name, int(time.time()))

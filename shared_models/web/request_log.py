@@ -1,4 +1,4 @@
-"""What is noted of each request: an id, which the client may choose and gets back; one log line; one measurement.
+"""What a service notes for each request: an id, which the client may choose and gets back; one log line; one measurement.
 
 No bodies, no query strings, no addresses, no keys.
 """
@@ -16,23 +16,23 @@ from shared_models.web import prometheus
 if TYPE_CHECKING:
     from shared_models.web.asgi import Request
 
-# What others send goes into our log lines: no blanks, no quotes, no control characters, and not too much of it.
+# The client's id goes into our log lines: no spaces, no quotes, no control characters, and a limited length.
 SANE = re.compile(r"[A-Za-z0-9._:/+=-]{1,64}")
 
-# Asked every few seconds by machines; a line for each would bury the others.
+# Machines ask for these every few seconds; a line for each would hide the others.
 QUIET_ROUTES = {"/livez", "/readyz", "/metrics"}
-# The route of a request that no route takes, or that is refused before its route is known. Clients make up paths: each
+# The route of a request that no route takes, or that is refused before its route is known. Clients invent paths: each
 # would be a metric of its own, and may put a name into the log.
 NO_ROUTE = "none"
 
 
 def id_of(sent: str) -> str:
-    """The id that the client sent, if it is fit for a log; else a new one, which need not be secret."""
+    """The id that the client sent, if it may go into a log; else a new one, which need not be secret."""
     return sent if SANE.fullmatch(sent) else f"{getrandbits(64):016x}"
 
 
 def facts_of(request: Request) -> dict[str, object]:
-    """What every line says of a request, as far as it is known."""
+    """The facts in every line about a request, as far as they are known."""
     facts: dict[str, object] = {}
     if request.id:
         facts["request_id"] = request.id

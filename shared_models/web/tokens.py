@@ -1,11 +1,11 @@
-"""Bearer tokens: who may use a service. `python -m shared_models.web.tokens NAME` makes one.
+"""Bearer tokens, which clients need to use a service. `python -m shared_models.web.tokens NAME` makes one.
 
 A service knows only the name and the SHA-256 of a token: a line `name:hex` for each, in TOKENS or in the file
-TOKENS_FILE. A token is 256 random bits: nobody finds one by trying, so a fast hash is enough to make a stolen
-configuration worthless.
+TOKENS_FILE. A token is 256 random bits: nobody can guess one, so a fast hash is enough to make a stolen
+configuration useless.
 
-To rotate without downtime, add the new token beside the old one, under the same name, move the clients, then remove
-the old one. The name stays, and so does what belongs to it: the lines of the log, the limit of rate, the
+To rotate without downtime, add the new token next to the old one, under the same name, move the clients, then remove
+the old one. The name keeps everything that belongs to it: the log lines, the rate limit, the
 Idempotency-Keys. A TOKENS_FILE is read again when it changes, without a restart.
 """
 
@@ -31,10 +31,10 @@ LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}):([0-9a-f]{64})")
 PREFIX = "rollcall_"
 # While a token is rotated.
 MOST_OF_A_NAME = 2
-# How often at most the file is looked at. A removed token is refused after this long at the latest.
+# The shortest time between two checks of the file. A removed token is refused after this time at the latest.
 LOOK_SECONDS = 1.0
 
-# What needs no token: whether the service lives, what it can do, how its pages look.
+# What needs no token: health, the description of the API, static files.
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
 OPEN_FOLDER = "/static/"
 METRICS_PATH = "/metrics"
@@ -43,7 +43,7 @@ METRICS_PATH = "/metrics"
 def parse(text: str) -> dict[bytes, str]:
     """The name of each token, by its SHA-256. Entries are separated by commas or line ends; # begins a comment.
 
-    Raises ValueError, which names the entry by its number: what stands in it may be a token.
+    For example {sha256: "till-7"}. Raises ValueError, which names the entry by its number: its text may be a token.
     """
     found: dict[bytes, str] = {}
     entries = [line.partition("#")[0].strip() for line in re.split(r"[,\n]", text)]
@@ -56,7 +56,7 @@ def parse(text: str) -> dict[bytes, str]:
         name, digest = match.groups()
         if list(found.values()).count(name) == MOST_OF_A_NAME:
             raise ValueError(
-                f"TOKENS: more than {MOST_OF_A_NAME} tokens are named {name}: an old and a new one at most"
+                f"TOKENS: more than {MOST_OF_A_NAME} tokens are named {name}; keep an old and a new one at most"
             )
         if bytes.fromhex(digest) in found:
             raise ValueError(f"TOKENS: entry {number} is there twice")
@@ -82,7 +82,7 @@ class Tokens:
 
     def find(self, authorization: bytes) -> str | None:
         """The name of the token that this Authorization header carries; None if it carries none of ours."""
-        # The time of the lookup depends on the digest, and tells nothing about the token.
+        # The time of the lookup depends on the digest, and reveals nothing about the token.
         return self.names.get(self.digest_of(authorization))
 
     @staticmethod
@@ -93,7 +93,7 @@ class Tokens:
         return hashlib.sha256(token.strip()).digest() if scheme.lower() == b"bearer" else b""
 
     def _read_again(self, path: Path) -> None:
-        """Take over a changed file; one that cannot be read or understood changes nothing, and is logged."""
+        """Use a changed file. One that cannot be read or parsed changes nothing, and is logged."""
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
@@ -134,14 +134,14 @@ def open_tokens(auth: str, text: str, path: str | None) -> Tokens | None:
 
 
 def refusal_to_start(auth: str, tokens: Tokens | None) -> str | None:
-    """Why a service that must not be open by accident does not start; None if it may."""
+    """Why a service that must not be open by accident does not start; None if it may start."""
     if tokens is None and auth != "off":
-        return "it has no TOKENS: make one with `python -m shared_models.web.tokens NAME`, or say AUTH=off"
+        return "it has no TOKENS: make one with `python -m shared_models.web.tokens NAME`, or set AUTH=off"
     return None
 
 
 def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = frozenset()) -> bool:
-    """Whether a request to this path has to bring a token; also if nothing is there, so that strangers do not learn
+    """Whether a request to this path needs a token; also if nothing is there, so that strangers do not learn
     that.
 
     `also_open` are a service's own pages that show nothing by themselves.
@@ -152,7 +152,7 @@ def needs_token(path: str, *, metrics_public: bool, also_open: frozenset[str] = 
 
 
 def unauthorized(*, presented: bool) -> Problem:
-    """RFC 6750: a request without credentials is told the scheme only, one with a bad token that it is bad."""
+    """RFC 6750: the answer tells a request without credentials only the scheme, and one with a bad token that it is bad."""
     challenge = 'Bearer realm="rollcall"' + (', error="invalid_token"' if presented else "")
     detail = "this token is not valid here" if presented else "a token is needed"
     return Problem(

@@ -1,4 +1,4 @@
-"""The admin's pages over a counted table: every one is read from an index, whatever is asked, and nothing is counted."""
+"""The admin's pages over a counted table: each page is read from an index, and none counts rows."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def test_a_search_finds_a_beginning_or_exactly_that(boss: Client) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("cities-city=City", "rows are found by state first"),
-        ("users-exactly=on", "rows are found by"),
+        ("cities-city=City", "fill in state, too"),
+        ("users-exactly=on", "fill in "),
         ("users-username=%00", "Null characters are not allowed"),
         (f"users-username={'x' * 65}", "at most 64 characters"),
     ],
@@ -196,7 +196,7 @@ def test_a_second_table_has_its_pages_without_a_line(
 
 @pytest.fixture
 def settings_urls(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the admin anew, by the declarations as they are then."""
+    """Makes the admin again, for the present declarations."""
 
     def make() -> None:
         from django.conf import settings

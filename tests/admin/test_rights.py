@@ -1,4 +1,4 @@
-"""Who may do what in the admin: by signing in, by the role of its connection, and what of it is written down."""
+"""The rights in the admin, by account and by the role of its connection, and the log of deletions."""
 
 from __future__ import annotations
 

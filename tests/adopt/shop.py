@@ -1,4 +1,4 @@
-"""A table of somebody else, made countable by the SQL of shared_models/triggers.py."""
+"""An application's table, made countable by the SQL of shared_models/triggers.py."""
 
 from __future__ import annotations
 

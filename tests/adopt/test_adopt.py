@@ -1,4 +1,4 @@
-"""`adopt`: what it makes of a table, what it refuses, that it can be repeated, interrupted and undone while others write."""
+"""`adopt`: its effect on a table, its refusals, and that it can be repeated, interrupted and undone while others write."""
 
 from __future__ import annotations
 
@@ -512,7 +512,7 @@ def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
 
 @pytest.mark.parametrize("is_partitioned", [False, True])
 def test_dumped_and_restored_all_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch, is_partitioned: bool) -> None:
-    """pg_upgrade does the same: what it cannot make anew, it stops at."""
+    """pg_upgrade does the same: it stops at anything that it cannot make again."""
     make_shop(PARTITIONED if is_partitioned else ORDERS)
     run("ALTER TABLE shop.orders ADD COLUMN data json, ADD COLUMN mood text GENERATED ALWAYS AS (lower(note)) STORED")
     table = replace(TABLE, fields=(*TABLE.fields, Field("mood", "text")))

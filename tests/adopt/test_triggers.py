@@ -1,4 +1,4 @@
-"""What each kind of statement leaves in `departure` and in the column xact, by the triggers on a table."""
+"""The effect of each kind of statement on `departure` and on the column xact, through the triggers on a table."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_what_is_rolled_back_leaves_nothing(shop) -> None:
 
 
 def test_session_replication_role_replica(shop) -> None:
-    """No statement's trigger of ours fires there: the one for rows takes its place."""
+    """None of Rollcall's statement triggers fires there: the row trigger takes its place."""
     before = now()
     shop.execute("SET session_replication_role = replica")
     shop.execute("DELETE FROM shop.orders WHERE email = 'ann'")

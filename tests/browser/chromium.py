@@ -1,4 +1,4 @@
-"""The browser that the tests of the pages drive: found on this machine, or installed, or downloaded.
+"""The browser for the tests of the pages: found on this machine, or installed, or downloaded.
 
 `python -m tests.run` does this once, before the tests; `python -m tests.browser.chromium` by hand. Nothing is installed where a
 browser is found, nor by pytest itself.
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# Beside what the variable CHROME names. The shell comes first: it is the same engine without windows, tabs and menus, which
+# In addition to the variable CHROME. The shell comes first: it is the same engine without windows, tabs and menus, which
 # cost more in the tests than the pages do, even where nobody sees them.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT_FOLDER = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache" / "ms-playwright")
@@ -25,7 +25,7 @@ INSTALL_SECONDS = 600.0  # for apt, or for Playwright's download: some 100 MB
 
 
 class NoChromium(Exception):
-    """There is none, and none could be had; the message says what was tried, and what to do."""
+    """There is none, and none could be installed; the message says what was tried, and what to do."""
 
 
 def provide() -> str:
@@ -77,7 +77,7 @@ def install() -> str:
         return "apt: this is not root, or there is no apt"
     print("Installing chromium's headless shell by apt: the tests of the pages drive it …", flush=True)
     apt = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300"]
-    # A list of packages that cannot be had anew may still be good enough.
+    # If the list of packages cannot be updated, the old one may still be good enough.
     run([*apt, "update"])
     return run([*apt, "install", "-y", "--no-install-recommends", "chromium-headless-shell"], "apt")
 

@@ -1,4 +1,4 @@
-"""Ingest's admin as an operator meets it: signing in, searching, looking, deleting; with nothing loaded from elsewhere."""
+"""Ingest's admin as an operator uses it: signing in, searching, looking, deleting; it loads nothing from other hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/docs` of each service, as a reader uses it: "Try it out" with the example as it stands, and nothing from another host."""
+"""`/docs` of each service, as a reader uses it: "Try it out" with the unchanged example, and nothing from another host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of docs/examples, on a server of its own, as it stands but for query's port."""
+"""The page of docs/examples, on a server of its own, unchanged except for query's port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manage's console, as operators meet it: in a browser, over a whole stack."""
+"""Manage's console, as operators use it: in a browser, over a whole stack."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LOOKS: dict[str, tuple[Literal["light", "dark"], tuple[int, int]]] = {
     "dark": ("dark", WIDE),
     "narrow": ("light", NARROW),
 }
-# What chromium writes to the console by itself when an answer is a refusal.
+# Chromium's own message on its console when an answer is a refusal.
 REFUSED = "Failed to load resource: the server responded with a status of 401"
 
 
 @pytest.fixture(autouse=True)
 def settled(live: Stack) -> None:
-    """The keeper has verified every counter, and asks for nothing by itself: the newest run is the test's own. What other
-    tests have deleted is mended, and the last look has found no drift."""
+    """The keeper has verified every counter, and asks for no run: the newest run is the test's own. Members that other
+    tests have deleted were repaired, and the last reconcile has found no drift."""
 
     def verified() -> bool:
         status = ask(live.manage, "GET", "/v1/status")[1]
@@ -45,7 +45,7 @@ def settled(live: Stack) -> None:
 
 @pytest.fixture
 def redis(live: Stack) -> Iterator[Redis]:
-    """Redis, for those who bring drift about. Afterwards it is mended."""
+    """Redis, for tests that make drift. Afterwards it is repaired."""
     with live.valkey.client() as client:
         yield client
     mend(live)
@@ -59,7 +59,7 @@ def log_in(page: Page, stack: Stack) -> None:
 
 
 def reads_well(page: Page, look: str, picture: str) -> None:
-    """The page as it stands keeps nobody out, and nothing of it lies beside the window."""
+    """The present page is accessible to everybody, and no part of it is outside the window."""
     scheme, (width, height) = LOOKS[look]
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": height})
@@ -83,7 +83,7 @@ def post(stack: Stack, *usernames: str) -> None:
 
 
 def caught_up(stack: Stack) -> bool:
-    """Whether the counter claims all that is acknowledged: from then on what is taken out of the set is drift."""
+    """Whether the counter claims everything acknowledged: from then on removing a member from the set makes drift."""
     users = ask(stack.manage, "GET", "/v1/status")[1]["counters"]["users"]
     return users["cursor"] > users["watermark"]
 
@@ -209,7 +209,7 @@ def test_drift_is_found_shown_with_its_members_and_mended(live: Stack, page: Pag
     expect(page.locator("[data-part=announcement]")).to_contain_text(f"The repair of users is done. users: {mended}")
     expect(counter(page).locator("[data-part=drift-words]")).to_have_text(f"The last repair: {mended}")
     expect(samples).to_contain_text("added (was missing): console-lost")
-    expect(samples.locator(".extra")).to_contain_text("left (no row has it any more): ")
+    expect(samples.locator(".extra")).to_contain_text("left (has no row any longer): ")
     expect(page.locator("[data-part=all-is-well]")).to_be_visible()
     assert barriers(page) == []
     screenshot(page, "manage-repaired")
@@ -269,7 +269,7 @@ def test_what_is_away_is_said_and_comes_back(live: Stack, open_page: Callable[..
     live.valkey.stop()
     expect(page.locator("[data-part=connection]")).to_contain_text("Redis")
     counter(page).get_by_role("button", name="Check users").click()
-    expect(page.locator("[data-part=refusal]")).to_contain_text("Not done: runs and the state of counters lie in Redis")
+    expect(page.locator("[data-part=refusal]")).to_contain_text("Not done: runs and the state of counters are in Redis")
     live.valkey.start()
     expect(page.locator("[data-part=connection]")).to_have_text("Live")
 

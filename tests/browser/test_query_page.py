@@ -1,4 +1,4 @@
-"""Query's page, as people meet it: in a browser, over a whole stack."""
+"""Query's page, as people use it: in a browser, over a whole stack."""
 
 from __future__ import annotations
 

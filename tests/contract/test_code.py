@@ -1,4 +1,4 @@
-"""Rules about the code, kept by reading it: who imports whom, who names what, what nobody calls."""
+"""Rules about the code, checked by reading it: imports, names, unused functions."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_query_imports_neither_the_models_nor_a_database() -> None:
     )
 
 
-# What a gunicorn.conf.py may name of the servers, beside settings: the logger, by gunicorn's setting `logger_class`.
+# A gunicorn.conf.py may name only this of the servers, except settings: the logger, by gunicorn's setting `logger_class`.
 OF_THE_SERVERS = {
     ("shared_models/web/gunicorn_hooks.py", "gunicorn"),
     ("shared_models/web/gunicorn_hooks.py", "gunicorn.glogging"),

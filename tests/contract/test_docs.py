@@ -1,4 +1,4 @@
-"""README and docs are true: what they name exists, and what exists they name. The site is built from them, strictly."""
+"""README and docs are correct: everything that they name exists, and they name everything. The site builds strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types of problems: each is declared once, is raised, and is described; and whoever names one names one that there is."""
+"""The types of problems: each is declared once, raised, and described; and every name of one in the texts exists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def declared(package: str) -> Iterator[tuple[str, str]]:
 
 
 def raised(package: str) -> Iterator[str]:
-    """What each problem is made of, as it stands in the code."""
+    """The parts of each problem, from the code."""
     for path in files(package):
         for call in calls(path):
             if isinstance(call.func, ast.Name) and call.func.id == "Problem":

@@ -1,4 +1,4 @@
-"""The runbook names what there is: who follows it at night finds everything under the name that stands there."""
+"""Everything that the runbook names exists under this name."""
 
 from __future__ import annotations
 

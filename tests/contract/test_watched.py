@@ -1,4 +1,4 @@
-"""What operators rely on is what the code does: the names of metrics in the alerts, the names of events in the log."""
+"""The names that operators rely on are those of the code: metrics in the alerts, events in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""compose/Dockerfile and the locks of its images, checked without an engine; `make images` does what they say."""
+"""compose/Dockerfile and the locks of its images, checked without a container engine; `make images` runs their steps."""
 
 from __future__ import annotations
 

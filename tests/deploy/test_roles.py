@@ -1,4 +1,4 @@
-"""compose/postgres/roles.sql: what it takes from nobody, what it lets nobody do to it, and what its roles can hold."""
+"""compose/postgres/roles.sql: it changes nobody else's rights, nobody can abuse it, and its roles have limits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ FOREIGN = """
     RESET ROLE;
     CREATE SCHEMA sales AUTHORIZATION shop;
 """
-# What each of the others may do in effect, whoever gave it to them: also what PUBLIC has.
+# The effective rights of each of the others, including those of PUBLIC.
 EFFECTIVE = """
     SELECT r.rolname, what, allowed FROM pg_roles AS r, LATERAL (
         SELECT 'database ' || may, has_database_privilege(r.oid, current_database(), may)

@@ -1,4 +1,4 @@
-"""The scripts by which the containers' Postgres and Redis set themselves up, run as they are with the servers of the tests."""
+"""The scripts that set up the containers' Postgres and Redis, run unchanged with the servers of the tests."""
 
 from __future__ import annotations
 

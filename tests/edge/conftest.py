@@ -1,4 +1,4 @@
-"""What lies between the outside and a whole stack: nginx, and TLS."""
+"""Nginx and TLS in front of a whole stack."""
 
 from __future__ import annotations
 

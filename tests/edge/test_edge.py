@@ -1,4 +1,4 @@
-"""The edge of the deployment: nginx itself, with compose/edge's very configuration, in front of a whole stack."""
+"""The edge of the deployment: nginx with the same configuration, compose/edge, in front of a whole stack."""
 
 from __future__ import annotations
 
@@ -496,4 +496,4 @@ def test_each_of_a_pool_is_asked_and_a_change_of_the_pool_is_noticed() -> None:
         wait_for(lambda: asked() == {"127.0.9.1", "127.0.9.2"}, "both of the pool")
         assert edge.ask("ingest.test", "GET", "/").status == 503, "a pool that is not there yet"
         names.addresses = ["127.0.9.2", "127.0.9.3"]
-        wait_for(lambda: asked() == {"127.0.9.2", "127.0.9.3"}, "the new one to be asked, and not the one that is gone")
+        wait_for(lambda: asked() == {"127.0.9.2", "127.0.9.3"}, "the edge to ask the new instance, and not the old one")

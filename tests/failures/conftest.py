@@ -1,4 +1,4 @@
-"""What goes wrong, all at once or one by one; and load. Most of these have a stack of their own, to break."""
+"""Failures, all at once or one by one; and load. Most of these tests have a stack of their own."""
 
 from __future__ import annotations
 

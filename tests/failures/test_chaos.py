@@ -1,4 +1,4 @@
-"""Chaos: the checker finds what is wrong in histories written by hand, and nothing in one that is right; then a short run
+"""Chaos: the checker finds the errors in histories written by hand, and none in a correct one; then a short run
 of the whole, with several kinds of fault."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOBODYS, GONE = ["t4", None, "north", False], ["t5", "dan", "north", True]
 
 
 class Hand:
-    """A journal written by hand: the times of each operation are given, the wall clock runs beside them."""
+    """A journal written by hand: the times of each operation are given, and the wall clock runs in parallel."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -442,7 +442,7 @@ def chaos(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """What still runs of a run whose folder lies in this one."""
+    """The processes that still run, of a run whose folder is in this one."""
 
     def belongs(process: psutil.Process) -> bool:
         try:

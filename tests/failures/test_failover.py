@@ -1,4 +1,4 @@
-"""Failover and restore, as docs/runbook.md does them: nothing but URLs is changed, and the counters follow by themselves.
+"""Failover and restore, as in docs/runbook.md: only URLs change, and the counters follow without an operator.
 
 Meanwhile somebody asks for the count all the time. What it is told never lacks a row that `complete_through` covers.
 """
@@ -121,7 +121,7 @@ class Site:
                 and datetime.fromisoformat(verified) > verified_after
             )
 
-        wait_for(is_verified, "the counter to be complete and verified by itself", seconds=60)
+        wait_for(is_verified, "the counter to be complete and verified without help", seconds=60)
         table = {username for (username,) in sql(server, "SELECT DISTINCT username FROM message")}
         assert self.members() == table and count(self.stack) == len(table)
 

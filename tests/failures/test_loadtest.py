@@ -1,4 +1,4 @@
-"""make loadtest: it finds nothing where nothing is wrong, and what is wrong it finds."""
+"""make loadtest: it finds every kind of error, and none if nothing is wrong."""
 
 from __future__ import annotations
 

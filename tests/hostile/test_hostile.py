@@ -1,4 +1,4 @@
-"""Attackers and clumsy clients at each service, without the edge: no worker ends, no memory grows without end, nobody waits.
+"""Attackers and clumsy clients at each service, without the edge: no worker ends, no memory grows without limit, nobody waits.
 
 docs/hostile-clients.md has a line for each kind: what holds it, and what it costs. Each service is one worker here, with its
 own configuration, default limits and a token.
@@ -43,7 +43,7 @@ NORMAL_SECONDS = 5.0
 
 
 class Naked:
-    """A service in processes of its own, that nothing stands in front of."""
+    """A service in processes of its own, without anything in front of it."""
 
     def __init__(self, service: str, folder: Path, **variables: str) -> None:
         self.service, self.port, self.log = service, free_port(), folder / f"{service}.log"
@@ -213,7 +213,7 @@ def test_many_large_uploads_at_once_are_held_within_a_limit_and_the_others_read_
 
 
 def test_what_unpacks_to_much_is_read_while_others_are_answered(services: dict[str, Naked]) -> None:
-    """Some kilobytes each: blanks, brackets, one element that goes on and on, and more than is unpacked at all."""
+    """Some kilobytes each: spaces, brackets, one endless element, and more than the limit after unpacking."""
     ingest = services["ingest"]
     answers: list[int] = []
     waited: list[float] = []

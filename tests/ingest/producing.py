@@ -1,4 +1,4 @@
-"""What a test of ingest does and sees: requests go in, rows and members are looked up where they should be."""
+"""The helpers of ingest's tests: send requests, and look up rows and members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A wire between ingest and the primary that breaks at a chosen moment of the conversation."""
+"""A connection between ingest and the primary that breaks at a chosen moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A counter is a few lines of a file: ingest makes endpoints, rules and members of a table's model, knowing no field."""
+"""A counter is a few lines of a file: ingest derives endpoints, rules and members from a table's model, and names no field."""
 
 from __future__ import annotations
 

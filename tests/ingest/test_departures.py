@@ -1,4 +1,4 @@
-"""What the migration of `message` makes: deletes and updates are noted, and an INSERT calls no trigger."""
+"""The triggers of `message` from its migration: they note deletes and updates, and an INSERT runs no trigger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ingest says of itself: alive, ready, measured, described; and the settings that it is started with."""
+"""Ingest's own endpoints: health, readiness, metrics, description; and its settings."""
 
 from __future__ import annotations
 

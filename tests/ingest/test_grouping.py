@@ -1,4 +1,4 @@
-"""Group commit: what shares a transaction, and what does not suffer for it."""
+"""Group commit: which rows share a transaction, and that no row suffers from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ingest as it is run: gunicorn with its configuration, real sockets, bodies that come in pieces or break off."""
+"""Ingest as in production: gunicorn with its configuration, real sockets, bodies that arrive in pieces or break off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ingest behind its door: tokens, ids of requests, limits of rate; and what it never says: secrets, SQL, traces."""
+"""Access to ingest: tokens, request ids, rate limits; and it never reveals secrets, SQL or traces."""
 
 from __future__ import annotations
 

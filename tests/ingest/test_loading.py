@@ -1,4 +1,4 @@
-"""Files into the table: all of them, once, in pieces, after an interruption; and the generator's messages."""
+"""Loading files: every row, once, in pieces, after an interruption; and the generator's messages."""
 
 from __future__ import annotations
 

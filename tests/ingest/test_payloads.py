@@ -171,7 +171,7 @@ def test_of_a_key_that_stands_twice_the_last_value_counts_in_good_company_and_in
 
 
 def test_an_earlier_value_of_a_key_has_to_be_valid_too() -> None:
-    with pytest.raises(Problem, match="a field stands in it twice"):
+    with pytest.raises(Problem, match="it has a field twice"):
         read_row(raw('7, "state": "CA"'))
 
 
@@ -272,7 +272,7 @@ def test_the_place_in_a_broken_array_is_told_in_characters() -> None:
         read_batch(body, JSON)
 
 
-# What may stand in a line, and what somebody might try to make lines run together with.
+# What a line may have in it, and tricks that try to join lines.
 PIECES = st.sampled_from(
     [
         *(json.dumps(message(name)) for name in ("ann", "", "a\0b", "a\ud800")),

@@ -1,4 +1,4 @@
-"""Pruning departures: what goes leaves one that means "all", with the highest xact that went."""
+"""Pruning departures: it adds a departure that means "all", with the highest pruned xact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The write path over real stores: stored first, counted after, and what each failure leaves behind."""
+"""The write path over real stores: first stored, then counted, and the result of each failure."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_redis_that_refuses_writes_makes_counted_false(
 def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is told of one sends the rows again, and they are stored twice."""
+    """A client that gets an error sends the rows again, and they are stored twice."""
 
     def fail(*_: object) -> None:
         raise TypeError("not foreseen")
@@ -312,7 +312,7 @@ def test_a_connection_lost_in_the_commit_is_unknown_and_a_retry_with_the_key_set
     assert response.status_code == (200 if batch else 201)
     assert producer.usernames() == ["first", "ann"]
     assert response.has_header("Idempotent-Replay") is bool(stored)
-    # Stored by the first attempt, it is left to catch-up: a replay only looks whether it is counted.
+    # The first attempt stored it, so catch-up counts it: a replay only checks whether it is counted.
     assert response.json()["counted"] is not bool(stored)
 
 

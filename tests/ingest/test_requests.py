@@ -1,4 +1,4 @@
-"""What requests are answered that never come as far as the table: sizes, types, encodings, methods, addresses."""
+"""The answers to requests that never reach the table: sizes, types, encodings, methods, URLs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_strict_is_0_or_1(producer: Producer) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("?country=DE", "there is no query parameter 'country' here; this address takes"),
+        ("?country=DE", "unknown query parameter 'country'; this endpoint takes"),
         ("?strict=0&strict=1", "strict"),
         ("?a=1&b=2", "'a', 'b'"),
         ("?" + "x" * 1000, "'" + "x" * 64 + "…'"),

@@ -1,4 +1,4 @@
-"""Ingest while it is restarted under load: it answers or cuts the connection, and what it has acknowledged is stored.
+"""Ingest during a restart under load: it answers or closes the connection, and acknowledged rows are stored.
 
 That no request fails is the edge's part, which tries another instance: see tests/edge.
 """

@@ -1,4 +1,4 @@
-"""One row, in all the ways in which it may be sent: what is answered, byte for byte, and what is stored."""
+"""One row, sent in all possible ways: the answer, byte for byte, and the stored row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow clients of ingest, and what is held of their bodies. Hundreds of each kind at once: tests/hostile."""
+"""Slow clients of ingest, and the memory for their bodies. Hundreds of each kind at once: tests/hostile."""
 
 from __future__ import annotations
 

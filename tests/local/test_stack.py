@@ -1,4 +1,4 @@
-"""The local stack, as `make` runs it: started, killed, started again, ended; on ports and in a folder of its own."""
+"""The local stack, as `make` runs it: started, killed, started again, stopped; on ports and in a folder of its own."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_a_taken_port_is_named_with_its_holder_and_its_variable(folder: Path) ->
         holder.listen()
         status, output = checkout.run("up", **checkout.ports)
     assert status == 1
-    (sentence,) = [line for line in output.splitlines() if "taken" in line]
+    (sentence,) = [line for line in output.splitlines() if "in use" in line]
     assert checkout.ports["QUERY_PORT"] in sentence
     assert f"pid {os.getpid()}" in sentence
     assert "QUERY_PORT" in sentence

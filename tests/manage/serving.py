@@ -1,4 +1,4 @@
-"""Manage as it is run: gunicorn with its configuration, in processes of its own."""
+"""Manage as in production: gunicorn with its configuration, in processes of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP face of manage, over real stores."""
+"""The HTTP API of manage, over real stores."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_a_run_is_accepted_followed_and_listed(world, client):
 @pytest.mark.parametrize(
     ("method", "path", "said"),
     [
-        ("get", "/v1/runs?limt=5", "no query parameter 'limt' here; this address takes limit"),
+        ("get", "/v1/runs?limt=5", "unknown query parameter 'limt'; this endpoint takes limit"),
         ("get", "/v1/runs?limit=5&limit=6", "'limit' is given 2 times; give it once"),
-        ("post", "/v1/runs?limit=5", "this address takes no query parameters"),
-        ("post", "/v1/runs?mode=check", "no query parameter 'mode' here"),
-        ("get", "/v1/runs/last?counter=users", "no query parameter 'counter' here"),
-        ("post", "/v1/runs/last/cancel?now=1", "no query parameter 'now' here"),
-        ("get", "/v1/status?counter=users", "no query parameter 'counter' here"),
-        ("get", "/v1/drift?counter=users", "no query parameter 'counter' here"),
+        ("post", "/v1/runs?limit=5", "this endpoint takes no query parameters"),
+        ("post", "/v1/runs?mode=check", "unknown query parameter 'mode'"),
+        ("get", "/v1/runs/last?counter=users", "unknown query parameter 'counter'"),
+        ("post", "/v1/runs/last/cancel?now=1", "unknown query parameter 'now'"),
+        ("get", "/v1/status?counter=users", "unknown query parameter 'counter'"),
+        ("get", "/v1/drift?counter=users", "unknown query parameter 'counter'"),
     ],
 )
 def test_a_query_parameter_that_is_not_known_is_refused_and_the_known_ones_named(world, client, method, path, said):

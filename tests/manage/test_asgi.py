@@ -1,4 +1,4 @@
-"""What stands in front of manage's Django: who is let in, and what is answered without it."""
+"""The application in front of manage's Django: who has access, and what it answers without Django."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def test_a_replica_that_came_back_earlier_is_waited_for(world, small_chunks):
     lsn = int(world.redis.hget(fill_key, "lsn"))
     steps.close()
     world.redis.hset(fill_key, "lsn", lsn + 10**9)
-    assert "came back earlier" in next(build.build(USERS, world.replica, world.passes())).waiting
+    assert "came back at an earlier state" in next(build.build(USERS, world.replica, world.passes())).waiting
     assert world.state().cold
 
 

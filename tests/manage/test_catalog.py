@@ -1,4 +1,4 @@
-"""A declaration beside its table: what does not fit fails that counter alone, and says why."""
+"""A declaration compared with its table: a difference fails that counter alone, and the error says why."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def odd(world, notes) -> Iterator[None]:
 
 
 def test_a_collation_of_another_version_refuses_whatever_relies_on_its_order(world, odd, monkeypatch):
-    """A build and a reconcile. What is caught up by xact goes on."""
+    """A build and a reconcile. Catching up by xact continues."""
     monkeypatch.setattr(declarations, "COUNTERS", (AUTHORS,))
     servers.sql(world.primary, "INSERT INTO notes VALUES ('ann')")
     outdated = "UPDATE pg_collation SET collversion = '0' WHERE collname = 'odd'"

@@ -209,7 +209,7 @@ def test_complete_through_stands_still_while_replay_does_and_moves_on_with_it(wo
 
 
 def test_complete_through_is_never_later_than_a_row_that_is_not_counted(world):
-    """Ask the primary's clock before each commit: whoever commits after `complete_through` may be missing, nobody else."""
+    """Ask the primary's clock before each commit: only rows that are committed after `complete_through` may be missing."""
     world.build()
     for n in range(20):
         with world.replay_paused():

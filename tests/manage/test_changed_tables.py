@@ -1,4 +1,4 @@
-"""A table that becomes another one: rows come and go without an xact. `complete_through` waits until a reconcile has settled it."""
+"""A table that becomes another one: rows appear and disappear without an xact, and `complete_through` waits for a reconcile."""
 
 from __future__ import annotations
 

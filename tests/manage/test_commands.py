@@ -79,7 +79,7 @@ def test_what_cannot_run_exits_2_and_says_why(world):
     nowhere = f"127.0.0.1:{servers.free_port()}"
     no_redis = manage_elsewhere("reconcile", REDIS_URL=f"redis://{nowhere}/0")
     assert no_redis.returncode == 2 and "Redis failed: " in no_redis.stderr and "Traceback" not in no_redis.stderr
-    assert ". A run that had begun" in no_redis.stderr and ".. A run" not in no_redis.stderr
+    assert ". The keeper continues a run" in no_redis.stderr and ".. A run" not in no_redis.stderr
     no_replica = manage_elsewhere("reconcile", DATABASE_URL=f"postgres://x@{nowhere}/x", FENCE_SECONDS="0.2")
     assert no_replica.returncode == 2 and "Connection refused" in no_replica.stdout
 

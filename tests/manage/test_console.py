@@ -1,4 +1,4 @@
-"""The console's page, the same for everybody; and what the API tells for it."""
+"""The console's page, the same for everybody; and its data from the API."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def test_the_page_holds_no_data_and_runs_nothing_that_stands_in_it(world, client
     assert answer.status_code == 200 and "ann-of-the-table" not in page
     empty = re.sub(r"[\s]+", " ", page)
     world.empty()
-    assert re.sub(r"[\s]+", " ", client.get("/").content.decode()) == empty, (
-        "the page depends on what lies in the stores"
-    )
+    assert re.sub(r"[\s]+", " ", client.get("/").content.decode()) == empty, "the page depends on data in the stores"
     policy = answer["Content-Security-Policy"]
     assert "unsafe" not in policy and "default-src 'none'" in policy and "form-action 'none'" in policy
     elements = Elements(page).found

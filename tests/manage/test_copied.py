@@ -97,7 +97,7 @@ def follow_from(before: set[bytes], copy: Theirs, keeper: Keeper) -> None:
 
 
 def test_another_database_of_the_same_server(blue: Theirs) -> None:
-    """Both databases have one count of xacts: a row that is written to the copy before the switch lies below the cursor."""
+    """Both databases have one count of xacts: a row that is written to the copy before the switch is below the cursor."""
     make_theirs(started_primary(), "other_blue")
     other = Theirs(started_primary(), started_replica(), "other_blue")
     restore(blue, other)

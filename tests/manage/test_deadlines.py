@@ -1,4 +1,4 @@
-"""A replica that is stopped, not gone: its kernel still acknowledges every byte, and no time limit of its own is kept."""
+"""A replica that is stopped, not gone: its kernel still acknowledges every byte, and it applies no time limit of its own."""
 
 from __future__ import annotations
 

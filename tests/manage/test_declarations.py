@@ -1,4 +1,4 @@
-"""A counter is a few lines of a file: manage reads, builds and reconciles it, knowing no field and no model."""
+"""A counter is a few lines of a file: manage reads, builds and reconciles it, and names no field and no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deletes, updates and TRUNCATE leave the counts by themselves: real triggers, a real replica, a test that decides who moves."""
+"""Deletes, updates and TRUNCATE change the counts without a reconcile: real triggers, a real replica, steps chosen by tests."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_fence_stays_where_it_was_while_ingest_goes_on(noted):
 
 
 def test_a_member_that_is_recorded_between_fence_and_sweep_stays(noted):
-    """The replica does not show its new row: only the mark, which the record takes off, keeps it in."""
+    """The replica does not show its new row: it stays only because the record removes the mark."""
     noted.erase("ann")
     noted.replay()
     noted.catch_up()

@@ -21,7 +21,7 @@ def test_a_run_over_a_table_whose_index_is_gone_fails_with_the_reason(world, mon
     world.replica.close()
     run = world.reconcile("users")
     assert run.status is Status.FAILED
-    assert "look whether its index on (username) is there" in run.detail and "statement timeout" in run.detail
+    assert "check whether its index on (username) exists" in run.detail and "statement timeout" in run.detail
 
 
 def test_a_cold_cache_is_given_another_chance(world, monkeypatch):

@@ -1,4 +1,4 @@
-"""What `status` calls wrong: each fault is made, named in a sentence, and gone when it is mended."""
+"""The findings of `status`: each fault is made, reported in a sentence, and no longer reported after its repair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manage reads the primary itself (profile `single`), and that server crashes.
+"""Manage reads the primary directly (profile `single`), and that server crashes.
 
 A primary shows commits before its log is on its disk, and gives the xacts that a crash has taken from the log out again. Here
 the log writer sleeps for ten seconds, so that a crash takes whatever nobody has waited for.
@@ -65,7 +65,7 @@ class Site(World):
             self.primary.kill()
             self.primary.start()
         else:
-            # One process of it: the server ends the others, and begins its memory anew.
+            # Kill one of its processes: the server ends the others, and resets its memory.
             os.kill(self.database.info.backend_pid, signal.SIGKILL)
             wait_for(self.is_back, "the server to have recovered")
         self.database.close()

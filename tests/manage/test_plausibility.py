@@ -1,4 +1,4 @@
-"""What somebody with a console, or with ingest's credential, does to the keys of a counter: noticed, said, and mended."""
+"""Changes to a counter's keys by somebody with a console, or with ingest's credential, are noticed, reported and repaired."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_set_that_is_changed_during_every_attempt_fails_the_run_with_the_reaso
 
 
 def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatch):
-    """What has been called is not called again: the second call would find nothing left to do, and say so."""
+    """Each method is called only once: a second call would find nothing to do, and say so."""
     members = [b"ghost %05d" % number for number in range(3 * steps.CHUNK_MEMBERS)]
     call = steps._call
 
@@ -241,7 +241,7 @@ def test_a_run_that_another_one_has_robbed_of_its_marks_proves_nothing(live, mon
     for _ in live.steps(run):
         pass
     ended = live.runs_get(run.id)
-    assert ended.status is Status.FAILED and "another run took their marks off" in ended.detail
+    assert ended.status is Status.FAILED and "another run removed their marks" in ended.detail
     assert live.state().cold
 
 

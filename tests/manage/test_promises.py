@@ -1,4 +1,4 @@
-"""The promises (README) that manage keeps, each under its name. Ingest's and query's stand in their folders."""
+"""The promises (README) that manage keeps, each under its name. Ingest's and query's are in their folders."""
 
 from __future__ import annotations
 

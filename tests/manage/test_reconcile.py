@@ -1,4 +1,4 @@
-"""Reconcile: both ways, exact, and never against a producer. Each rule of mark, fence and sweep with its race."""
+"""Reconcile: both directions, exact, and safe against producers. Each rule of mark, fence and sweep with its race."""
 
 from __future__ import annotations
 
@@ -172,9 +172,9 @@ def test_an_older_transaction_that_is_open_holds_the_fence(world):
 
 
 def sweeper_held_before_its_sweep(world, monkeypatch, between):
-    """Run a sweep; `between` happens after its last look at the replica, and before the members are taken out.
+    """Run a sweep; `between` happens after its last look at the replica, and before it removes the members.
 
-    `world.swept` is what was taken out then: a run that finds itself disturbed looks again, and mends what it did.
+    `world.swept` are the members removed then: a disturbed run looks again, and repairs its work.
     """
     take_out = steps.sweep
 
@@ -406,7 +406,7 @@ def test_a_counter_lost_during_a_run_is_not_called_verified(world):
     run = world.ask("users")
     with held_between_steps(world.steps(run), "missing"):
         world.redis.flushall()
-    assert run.status is Status.FAILED and "nothing has been proved" in run.detail
+    assert run.status is Status.FAILED and "which proves nothing" in run.detail
     assert world.state().verified_at is None and world.state().cold
 
 

@@ -1,4 +1,4 @@
-"""The registry of runs: who asks twice gets one run, and there are only so many."""
+"""The registry of runs: asking twice gives one run, and their number is limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manage while it is restarted: what was accepted is there, and what was begun is answered."""
+"""Manage during a restart: accepted runs are kept, and requests in progress are answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each rule of the protocol is needed: with it left out, the test that is there for it fails.
+"""Each rule of the protocol is needed: without it, its test fails.
 
 `loadtest.chaos.rules` leaves them out, from outside. The scenarios below are those that other files have no test for; they
 hold with all rules.

@@ -1,4 +1,4 @@
-"""Samples of the counts: of what is complete, and of nothing else."""
+"""Samples of the counts: only of complete counters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_only_a_complete_counter_is_sampled(world):
     world.post("cid")
     take_samples(world.redis)
     assert taken(world) == [2, 3]
-    # Lost, with a set that ingest goes on filling: what is there now is no count.
+    # Lost, with a set that ingest keeps filling: its size is not a count.
     world.redis.delete(keys.of_counter("users").state)
     take_samples(world.redis)
     assert taken(world) == [2, 3]

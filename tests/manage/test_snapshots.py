@@ -1,4 +1,4 @@
-"""Reading the table: what it costs, and what survives on a standby."""
+"""Reading the table: its cost, and conflicts on a standby."""
 
 from __future__ import annotations
 

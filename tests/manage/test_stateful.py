@@ -73,7 +73,7 @@ class Everything(RuleBasedStateMachine):
             while not self.world.catch_up(name).finished:
                 pass
         self.forget_jobs()
-        # Ingest's pulse: a watermark that was set anew is good once the replica shows a later commit.
+        # Ingest's pulse: a watermark that was set again is valid once the replica shows a later commit.
         self.world.ask_primary("SELECT pg_logical_emit_message(true, 'rollcall', 'pulse')")
         self.world.replay()
         run = self.world.reconcile()

@@ -1,4 +1,4 @@
-"""The types that make members: by the texts that Postgres writes, read in the order of the index, asked for by it."""
+"""The types of members: as the texts that Postgres writes, read in the order of the index, and looked up by it."""
 
 from __future__ import annotations
 

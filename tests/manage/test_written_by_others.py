@@ -1,4 +1,4 @@
-"""A database in which nothing is Rollcall's: adopted by the command, written by others in every way, and counted by a keeper.
+"""An application's database: adopted by the command, written by other programs in every way, and counted by a keeper.
 
 Its tables are pgbench's, those of a Django project, and an application's own. The keeper's role may read them and nothing
 else; no ingest runs. Each test is one way of writing: afterwards each set is COUNT(DISTINCT)'s members, one by one, and there
@@ -30,7 +30,7 @@ from tests.servers import free_port, sql, started_primary, started_replica, wait
 
 SERVICES = (ROOT / "docs" / "adopt.md").read_text().partition("## 4. ")[2].partition("\n## ")[0]
 READY = {"ready": True, "degraded": False, "checks": {"primary": "ok", "redis": "ok"}}
-# Three services begin at once, and other tests run beside this one.
+# Three services start at once, and other tests run at the same time.
 START_SECONDS = 60.0
 DATABASE = "theirs"
 # A Django project, and the lines of the docs that adopt its tables.

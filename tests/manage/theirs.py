@@ -1,4 +1,4 @@
-"""A database of somebody else, adopted by the command as docs/adopt.md says it, and a keeper that may only read it."""
+"""An application's database, adopted by the command as in docs/adopt.md, and a keeper that may only read it."""
 
 from __future__ import annotations
 

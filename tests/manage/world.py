@@ -1,4 +1,4 @@
-"""A small world in which a test is every actor: producers, the keeper, operators, an eraser. It decides who moves when."""
+"""A small world in which a test is every actor: producers, the keeper, operators, an eraser. The test chooses each step."""
 
 from __future__ import annotations
 

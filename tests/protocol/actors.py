@@ -1,4 +1,4 @@
-"""Who does something: ingests, runs, passes, a builder. Each takes one step at a time, whatever happens in between.
+"""The actors: ingests, runs, passes, a builder. Each takes one step at a time, and anything may happen in between.
 
 The steps are those of `ingest_service/writing/recording.py` and of manage's `reconciling.py`, `sweeping.py`, `catching_up.py`
 and `building.py`.

@@ -1,4 +1,4 @@
-"""What is done to Redis: it loses things, somebody changes its keys by hand; and how the keeper mends that."""
+"""Damage to Redis: it loses data, or somebody changes its keys by hand; and the keeper's repair."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Damage:
             yield lost._replace(redis=s.save)
 
     def mend(self, s: State) -> Iterator[State]:
-        """The keeper makes a counter cold whose set is gone, and sets a watermark anew that is missing, or cannot be."""
+        """The keeper makes a counter cold if its set is lost, and sets a missing or impossible watermark again."""
         redis = s.redis
         if redis.cursor is None:
             return
@@ -58,7 +58,7 @@ class Damage:
 def changed_by_hand(redis: Redis) -> Iterator[tuple[Redis, bool]]:
     """What one command, or one of ingest's, can make of the keys; and whether the member stayed.
 
-    What outweighs an earlier change is left out: a member that was put there for one that was taken away has the right size.
+    It leaves out changes that cancel an earlier one: after adding one member and removing another the size is correct.
     """
     without_intake = redis._replace(size=None, intake_build=None, intake_fill=None, water=None, water_source=0)
     yield without_intake, True

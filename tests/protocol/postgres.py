@@ -1,4 +1,4 @@
-"""Postgres in the model: what is committed, replayed, lost, handed out again; and what a snapshot shows of it."""
+"""Postgres in the model: commits, replay, losses, xacts given out again; and what a snapshot shows."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Postgres:
             yield earlier, s.left._replace(backs=s.left.backs - 1)
         if promoted and replica.history == 0:
             named = int(self.on("not after the fork"))
-            if replica.shown > s.fork:  # it is ahead of the new history, and has to be copied anew
+            if replica.shown > s.fork:  # it is ahead of the new history, and has to be copied again
                 yield Replica(named, 1, s.fork), s.left
             elif replica.shown == s.fork or not self.on("not before the fork"):
                 yield Replica(named, 1, replica.shown), s.left

@@ -1,4 +1,4 @@
-"""The atomic steps on Redis: what the files of `shared_models/lua` do, one function each."""
+"""The atomic steps on Redis: one function for each file of `shared_models/lua`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a state of the model consists of. Everything is a tuple: a state is looked up among those that were seen."""
+"""The states of the model. Everything is a tuple, so that the search can look a state up among the known ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Redis(NamedTuple):
     cursor: int | None = None
     source: int = 0
     build: int | None = None
-    reset: int = 0  # how much had been committed when the watermark was set anew
+    reset: int = 0  # how many commits there were when the watermark was set again
     fill: Fill | None = None
     left: int | None = None  # departures below are resolved
     leaving: int | None = None  # token of the batch of departures that is being resolved …

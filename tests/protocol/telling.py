@@ -1,7 +1,7 @@
 """An interleaving in words: each step as who does what to whom, for the terminal and for docs/protocol.md.
 
-The member is called ann. What stands beside her in the set is "the others". `python -m tests.protocol.telling` searches once
-for each rule and writes what breaks without it into docs/protocol.md; `test_rules` compares.
+The member is called ann. The rest of the set is "the others". `python -m tests.protocol.telling` searches once
+for each rule and writes into docs/protocol.md what breaks without it; `test_rules` compares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROMISES = {
     "completeness": "ann has a committed row below the cursor, and is not in the set",
     "read your write": "ann was acknowledged as counted, and is not in the set",
     "soundness": "somebody put ann into the set by hand, she has no row, and the counter is live",
-    "departure": "ann has no row, her departure is said to be resolved, and she is in the set",
+    "departure": "ann has no row, her departure counts as resolved, and she is in the set",
     "foreign row": "ann has a row that was read, and is not in the set",
     "attached row": "ann has a row in a part that was attached before complete_through, and is not in the set",
 }
@@ -29,7 +29,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 
 
 class Step(NamedTuple):
-    """`who` does `what`. `whom` is the one that it is done to, or asked of; the same one where it is nobody else."""
+    """`who` does `what` to `whom`, or asks `whom`. Both are the same if nobody else is involved."""
 
     who: str
     whom: str
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 
 def tell(path: Sequence[State]) -> list[Step]:
-    """The steps of an interleaving, from a start to where a promise is broken; two that follow each other as one."""
+    """The steps of an interleaving, from a start to a broken promise. Two steps that belong together become one."""
     steps: list[Step] = []
     for told in (step(before, after) for before, after in pairwise(path)):
         last = steps[-1] if steps else None
@@ -66,7 +66,7 @@ def as_diagram(steps: Sequence[Step], broken: str) -> list[str]:
     return [*lines, f"Note over {_id(order[0])},{_id(order[-1])}: broken: {PROMISES[broken]}"]
 
 
-# Narrow enough for a page: a drawing is as wide as that, and its letters as small as that makes them.
+# Narrow enough for a page: a wider diagram is scaled down, and its letters become too small.
 _SIZE = '%%{init: {"sequence": {"actorMargin": 15, "width": 90, "height": 40}}}%%'
 _LETTERS = 24
 
@@ -120,19 +120,19 @@ def _spent(before: Left, after: Left) -> str:
 
 
 def _effects(old: Redis, new: Redis) -> Iterator[str]:
-    """What has changed in Redis. The size is told where something may be changed by hand: elsewhere it follows the set."""
+    """What has changed in Redis. The size is told only if somebody may change a set by hand: else it follows the set."""
     if old.member != new.member:
         yield "ann is in the set now" if new.member else "ann leaves the set"
     if old.rest != new.rest:
         yield "the others are in the set now" if new.rest else "the others leave the set"
     if old.mark != new.mark:
-        yield "ann is marked" if new.mark is not None else "her mark goes"
+        yield "ann is marked" if new.mark is not None else "her mark is removed"
     if old.leaving_mark != new.leaving_mark:
-        yield "ann is marked as departing" if new.leaving_mark is not None else "her departing mark goes"
+        yield "ann is marked as departing" if new.leaving_mark is not None else "her departing mark is removed"
     for name, field in (("cursor", "cursor"), ("size", "size"), ("left_through", "left")):
         was, now = getattr(old, field), getattr(new, field)
         if was != now and (field != "size" or old.rest or new.rest):
-            yield f"{name} is gone" if now is None else f"{name} is {now}"
+            yield f"{name} is removed" if now is None else f"{name} is {now}"
     if (old.water, old.water_source) != (new.water, new.water_source):
         timeline = f" of timeline {new.water_source + 1}" if new.water_source or old.water_source else ""
         yield f"watermark is {new.water}{timeline}"
@@ -259,8 +259,8 @@ _KINDS = {
     "none": "no row",
     "alter": "the new file",
     "reload": "the new file",
-    "attach": "the part comes",
-    "detach": "the part goes",
+    "attach": "the part is attached",
+    "detach": "the part is detached",
 }
 
 
@@ -305,7 +305,7 @@ def _runs(who: str, old: Actor, new: Actor, before: State, after: State, redis: 
         return Step(
             who,
             _shown(after),
-            f"looks at the table, {redis}" if redis else "looks at the table, which is the noted one",
+            f"looks at the table, {redis}" if redis else "looks at the table, it is the noted one",
         )
     if now == "start":
         return Step(who, _shown(after), "sees another table than the noted one, and starts again")
@@ -329,7 +329,7 @@ def _runs(who: str, old: Actor, new: Actor, before: State, after: State, redis: 
         return Step(who, "Redis", f"sweeps, {redis}" if "leaves" in redis else "does not sweep ann: the mark is gone")
     if was == "looked through":
         return Step(who, "Redis", f"verifies the counter, {redis}" if redis else "verifies the counter")
-    return Step(who, _shown(after), "has nobody to take out")
+    return Step(who, _shown(after), "has nobody to remove")
 
 
 def _departs(who: str, old: Actor, new: Actor, before: State, after: State, redis: str) -> Step:
@@ -347,9 +347,9 @@ def _departs(who: str, old: Actor, new: Actor, before: State, after: State, redi
         return Step(who, _shown(after), "asks again behind the fence: ann has a row")
     if was == "asked" and now == "resolved":
         what = (
-            "takes ann out, her mark goes"
+            "removes ann and her mark"
             if "leaves" in redis
-            else "takes nobody out: the mark is not its own, or gone"
+            else "removes nobody: the mark is not its own, or no longer there"
         )
         return Step(who, "Redis", what)
     if was == "resolved" and before.redis != after.redis:
@@ -359,8 +359,8 @@ def _departs(who: str, old: Actor, new: Actor, before: State, after: State, redi
 
 def _departures_read(left: int | None) -> str:
     if left is None:
-        return "reads a departure that means all, left_through goes"
-    return f"finds nothing to take out, left_through is {left}"
+        return "reads a departure that means all, left_through is removed"
+    return f"finds nothing to remove, left_through is {left}"
 
 
 _ACTORS: dict[str, Any] = {"Ingest": _ingests, "Catch-up": _passes, "Run": _runs, "Departures": _departs}
@@ -383,23 +383,23 @@ def _builds(before: State, after: State, redis: str) -> Step:
         left = f", left_through is {after.redis.left}" if after.redis.left != before.redis.left else ""
         through = f", {_claims(after.redis)}" if after.redis.through else ""
         return Step("Build", "Redis", f"completes the counter with cursor {after.redis.cursor}{left}{through}")
-    return Step("Build", "Build", "goes on with the fill" if new == ("filling",) else "stops")
+    return Step("Build", "Build", "continues the fill" if new == ("filling",) else "stops")
 
 
 def _mends(before: State, after: State, redis: str) -> Step:
     if after.redis.cursor is None and before.redis.cursor is not None:
-        return Step("Keeper", "Redis", "finds the set gone, and makes the counter cold")
+        return Step("Keeper", "Redis", "finds that the set is lost, and makes the counter cold")
     if before.save != after.save:
         return Step("Redis", "Redis", "writes a save")
-    return Step("Keeper", "Redis", f"sets the watermark anew from what the replica shows, {redis}")
+    return Step("Keeper", "Redis", f"sets the watermark again from what the replica shows, {redis}")
 
 
 def _shown(s: State) -> str:
-    """Whom the table is asked of."""
+    """The name of the actor that answers questions about the table."""
     return "Replica" if len(s.replicas) == 1 else "Replicas"
 
 
-# What one does in one go, unless somebody comes between.
+# Two steps of one actor that are told as one, unless another actor's step comes between them.
 _TOGETHER = {("notes its position", "stops"): "notes its position, and dies"}
 for _number in range(20):
     _committed, _set = f"commits a row of ann (xact {_number})", f"sets the cursor to {_number}"
@@ -411,7 +411,7 @@ for _number in range(20):
 
 
 def passage(rule: str, broken: str, path: Sequence[State]) -> str:
-    """What the page says between the marks of this rule: the interleaving, as a drawing where the mark asks for one."""
+    """The text for the page between the marks of this rule: the interleaving, with a diagram if the mark says `drawn`."""
     steps = tell(path)
     drawn = f"<!-- drawn: {rule} -->" in PAGE.read_text()
     return "\n".join(
@@ -429,7 +429,7 @@ def passage(rule: str, broken: str, path: Sequence[State]) -> str:
 
 
 def written(rule: str) -> str:
-    """What the page says now between the marks of this rule; empty where it has no such marks."""
+    """The text on the page now between the marks of this rule; empty if there are no such marks."""
     found = _between(rule).search(PAGE.read_text())
     return found[2] if found else ""
 
@@ -439,7 +439,7 @@ def _between(rule: str) -> re.Pattern[str]:
 
 
 def main() -> None:
-    from tests.protocol.search import search  # which prints what is told here
+    from tests.protocol.search import search  # it imports this module
     from tests.protocol.worlds import NEEDED
 
     for rule, world in NEEDED.items():

@@ -1,4 +1,4 @@
-"""The bucket filter of a run beside departures, in every interleaving: three members that fall into one bucket.
+"""The bucket filter of a run at the same time as departures, in every interleaving: three members in one bucket.
 
 The search of `search.py` has one member, for which a reconcile is one question. Here are the others' steps: the run reads
 the table one member at a time, puts it into the filter, scans the set, and asks about a crowded bucket; meanwhile rows come

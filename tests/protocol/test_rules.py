@@ -1,4 +1,4 @@
-"""Without any one of its rules the protocol breaks: some interleaving is found in which a promise does not hold."""
+"""Without any one of its rules the protocol breaks: the search finds an interleaving that breaks a promise."""
 
 from __future__ import annotations
 

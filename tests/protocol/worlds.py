@@ -1,4 +1,4 @@
-"""Small worlds: each is about few things at a time, so that all of its states can be looked at."""
+"""Small worlds: each has only a few actors and faults, so that the search can visit all of its states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The standing answers: what they say, and what they never say."""
+"""The standing answers: what they contain, and what they never contain."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_question_with_a_parameter_that_is_not_known_is_not_answered_as_if_it_
         for sent in ("country=DE", "country=DE&country=FR", "country"):
             reply = query.run(query.request(method, f"{path}?{sent}"))
             assert (reply.status, reply.headers["content-type"]) == (400, "application/problem+json")
-            detail = f"there is no query parameter 'country' here; this address takes {takes}"
+            detail = f"unknown query parameter 'country'; this endpoint takes {takes}"
             assert method == "HEAD" or reply.json["detail"] == detail
     assert path == "/v1/stream" or query.get(f"{path}?&").status == 200
 

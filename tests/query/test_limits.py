@@ -1,4 +1,4 @@
-"""Who may ask query, and for how much: tokens where there are any, other origins, bodies and streams within limits."""
+"""Access to query, and its limits: tokens if configured, other origins, bodies and streams."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_stream_needs_a_token_too(limited: Callable[..., Query]) -> None:
 
 
 def test_a_browser_opens_a_stream_with_a_ticket(limited: Callable[..., Query]) -> None:
-    """EventSource sends no headers: whoever has a token gets a ticket for the address."""
+    """EventSource sends no headers: a client with a token gets a ticket for the URL."""
     token, line = make("dash")
     query = limited(tokens=Tokens(line))
     assert query.run(query.request("POST", "/v1/stream/tickets")).status == 401

@@ -1,4 +1,4 @@
-"""The page, the description, and what an operator asks."""
+"""The page, the description, and the operators' endpoints."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_page_says_why_a_counter_has_no_count(query: Query, rolls: Rolls, re
     rolls.make_live("users", [b"ann"])
     redis.sadd(keys.of_counter("users").members, "by hand")
     assert (
-        "Cannot be counted now: its set has 2 members, and 1 were recorded" in Page(query.get("/").body.decode()).text
+        "Cannot be counted now: its set has 2 members, but 1 were recorded" in Page(query.get("/").body.decode()).text
     )
 
 

@@ -1,4 +1,4 @@
-"""The reading of the counts: awake while somebody asks, honest while Redis cannot be read."""
+"""The reading of the counts: it runs while clients ask, and says so if Redis cannot be read."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class TestRedisAway:
         redis.delete(getattr(keys.of_counter("users"), part))
         redis.set(getattr(keys.of_counter("users"), part), "what is this?")
         refused = query.get("/v1/counts/users")
-        assert refused.status == 503 and "is not Rollcall's" in refused.json["detail"]
+        assert refused.status == 503 and "has a wrong type" in refused.json["detail"]
         assert query.get("/v1/counts/users/member?username=user-1").status == 503
         assert query.get("/v1/counts/cities").json["count"] == 3
 
@@ -191,7 +191,7 @@ class TestRedisAway:
         # A count that does not say how complete it is, is not given (P7).
         redis.hset(keys.of_counter("users").state, "complete_through", value)
         found = query.get("/v1/counts/users", cache_control="no-cache")
-        assert found.status == 503 and "does not say how complete it is" in found.json["detail"]
+        assert found.status == 503 and "complete_through is missing or impossible" in found.json["detail"]
 
 
 class TestSetsChangedByHand:

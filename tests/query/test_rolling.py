@@ -1,4 +1,4 @@
-"""Query while it is restarted: event streams come back."""
+"""Query during a restart: event streams reconnect."""
 
 from __future__ import annotations
 

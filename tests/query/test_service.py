@@ -1,4 +1,4 @@
-"""The service as it is run: gunicorn, its ASGI worker, a socket."""
+"""The service as in production: gunicorn, its ASGI worker, a socket."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(
 
 
 def test_what_is_no_http_is_refused(running: Running) -> None:
-    """By the server, in its own words: nothing of ours has seen a request."""
+    """By the server, with its own message: Rollcall's code has not seen a request."""
     for said in (POST + b"Transfer-Encoding: xchunked\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02"):
         with socket.create_connection(("127.0.0.1", running.port), 10) as client:
             client.sendall(said)

@@ -1,4 +1,4 @@
-"""Requests to the services of a stack, with the token that each wants."""
+"""Requests to the services of a stack, with the token of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The admin beside the rest of the stack: what is deleted there is counted down, and the door lets in nobody else."""
+"""The admin in a whole stack: the counts follow its deletions, and only its users may sign in."""
 
 from __future__ import annotations
 

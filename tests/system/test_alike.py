@@ -1,4 +1,4 @@
-"""What all three services have alike: /livez, /readyz, /metrics, /openapi.json, /docs, and how they refuse."""
+"""The common part of all three services: /livez, /readyz, /metrics, /openapi.json, /docs, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The services beside their own descriptions: schemathesis sends what these allow, and what they do not, to every operation."""
+"""The services compared with their descriptions: schemathesis sends allowed and forbidden requests to every operation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEMBER = {"name": "username", "in": "query", "required": True, "schema": {"type"
 NOT_SENT = ("Idempotency-Key", "strict", "Content-Encoding")
 # schemathesis reads `prefixItems` as an older draft's `items`, which a newer one does not take.
 PAIR = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-# These two need a resource that one operation makes and another takes away; there is none here.
+# These two need a resource that one operation makes and another removes; there is none here.
 NOT_CHECKED = "use_after_free,ensure_resource_availability"
 
 

@@ -1,4 +1,4 @@
-"""Examples, run as they stand against a running stack: those of the API descriptions, those of README and docs, and docs/examples.
+"""Examples, run unchanged against a running stack: those of the API descriptions, of README and docs, and docs/examples.
 
 The page of docs/examples is in tests/browser, the Django project in tests/manage/test_written_by_others.py.
 """

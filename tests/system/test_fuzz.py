@@ -1,4 +1,4 @@
-"""Input that nobody means well with, and text that is merely unusual: refused with a reason, or back as it was sent."""
+"""Hostile input, and unusual text: a service refuses it with a reason, or returns it unchanged."""
 
 from __future__ import annotations
 

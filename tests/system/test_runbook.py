@@ -1,4 +1,4 @@
-"""What docs/runbook.md says, done without hands, while somebody asks for the count all the time."""
+"""The procedures of docs/runbook.md, automated, while a client asks for the count all the time."""
 
 from __future__ import annotations
 

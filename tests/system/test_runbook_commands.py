@@ -1,4 +1,4 @@
-"""Commands of docs/runbook.md, run as they stand; what they print looks as the page shows it: see runbook.py.
+"""Commands of docs/runbook.md, run unchanged; their output looks like the page's: see runbook.py.
 
 Each drill goes through all commands of one section, those in its sentences, too. Those that take long run with `make test-long`.
 """

@@ -1,4 +1,4 @@
-"""Each credential of the stores, tried: its own work is allowed, and that of the others is refused."""
+"""Tries each credential of the stores: its own work is allowed, and that of the others is refused."""
 
 from __future__ import annotations
 

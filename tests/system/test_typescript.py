@@ -1,4 +1,4 @@
-"""TypeScript made of the descriptions: a generator takes them, its types compile, and a client that is written with them works.
+"""TypeScript from the descriptions: a generator accepts them, its types compile, and a client that uses them works.
 
 `typescript/` is the client's folder. Node and npm come as a wheel; what the client needs comes from npm's registry, as the
 lock file there says, once.

@@ -1,4 +1,4 @@
-"""The three services, the keeper and the servers together, as users meet them: over HTTP, and nothing else."""
+"""The three services, the keeper and the servers together, as users see them: only over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which browser the tests of the pages get: the first one that starts, and a sentence where there is none."""
+"""The browser for the tests of the pages: the first one that starts, or a sentence if there is none."""
 
 from __future__ import annotations
 

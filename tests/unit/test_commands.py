@@ -1,4 +1,4 @@
-"""The command line of each service: its version is Rollcall's, and its help lists Rollcall's commands, whole."""
+"""The command line of each service: its version is Rollcall's, and its help lists all of Rollcall's commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVICES = ("ingest_service", "manage_service", "query_service")
 
 
 def run(service: str, *arguments: str, **environment: str) -> str:
-    """What is said on stdout, without any setting of the service."""
+    """The output of a command, without any setting of the service."""
     command = [sys.executable, "-m", service, *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 

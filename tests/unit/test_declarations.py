@@ -1,4 +1,4 @@
-"""rollcall.toml: what may stand in it, and what is said of what may not."""
+"""rollcall.toml: what is valid, and the errors for what is not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
         ("", "there is no [counters.NAME]"),
         ("[counter.x]", "Object contains unknown field `counter`"),
         (ORDERS.replace("fields", "felds"), "tables.orders: Object"),
-        (ORDERS.replace('"text"', '"txt"'), "tables.orders.fields.email: 'txt' is none of text, varchar"),
+        (ORDERS.replace('"text"', '"txt"'), "tables.orders.fields.email: 'txt' is not one of text, varchar"),
         (ORDERS.replace("tables.orders", "tables.Orders"), "tables.Orders: use lower-case letters"),
         (ORDERS + '[tables.again]\nname = "shop.orders"\nfields = {}', "tables.again: tables.orders is the same table"),
         (CUSTOMERS.replace('table = "orders"', 'table = "order"'), "there is no [tables.order]; there are: orders"),
@@ -51,7 +51,7 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
             CUSTOMERS.replace('["email"]', '["mail"]'),
             "counters.customers.member: tables.orders.fields does not have 'mail'",
         ),
-        (CUSTOMERS.replace('["email"]', '["seen_at"]'), "seen_at is timestamptz, and a member is made of"),
+        (CUSTOMERS.replace('["email"]', '["seen_at"]'), "seen_at is timestamptz, and members are made of"),
         (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field is named twice"),
         (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
         (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),

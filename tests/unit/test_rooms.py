@@ -1,4 +1,4 @@
-"""Manage's rooms, from the ground up: each knows only those below it, so that each can be read without those above."""
+"""The packages of manage, from the bottom up: each imports only those below it, so you can read it without those above."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 MANAGE = Path(__file__).parents[2] / "manage_service"
-# What is beside the rooms may be known by all of them, and knows the ground only.
+# The modules next to the packages: all packages may import them, and they import only the lowest one.
 FLOORS = {"replica": 0, "leases": 1, "stores": 1, "protocol": 1, "runs": 2, "keeper": 4, "status": 4}
 FLOORS |= {"site": 5, "management": 5}
 

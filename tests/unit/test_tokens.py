@@ -1,4 +1,4 @@
-"""Bearer tokens: which are let in, which files are believed, and what is said of those that are not."""
+"""Bearer tokens: which are valid, which files are accepted, and the errors for the others."""
 
 from __future__ import annotations
 

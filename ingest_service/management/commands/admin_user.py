@@ -1,4 +1,4 @@
-"""`admin_user NAME`: who may sign in to the admin. The owner of the tables runs it; the admin's role can make no user."""
+"""`admin_user NAME` makes an account of the admin. The owner of the tables runs it; the admin's role cannot make users."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from django.db import DEFAULT_DB_ALIAS
 class Command(BaseCommand):
     help = (
         "Let somebody sign in to the admin, with the password in the variable ADMIN_PASSWORD, or one that you type. "
-        "An account that exists gets this password and these rights. Run it with DATABASE_URL of the owner."
+        "An existing account gets this password and these rights. Run it with DATABASE_URL of the owner."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--view-only", action="store_true", help="may look at rows, and not delete them")
+        parser.add_argument("--view-only", action="store_true", help="may look at rows, but not delete them")
         parser.add_argument("--disable", action="store_true", help="may no longer sign in; open sessions end")
 
     def handle(self, *args: object, name: str, view_only: bool, disable: bool, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""`load FILE`: the rows of a file into the table."""
+"""`load FILE` stores the rows of a file in the table."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", metavar="FILE")
-        parser.add_argument("--collection", help="what the rows are; needed if there is more than one collection")
+        parser.add_argument("--collection", help="the collection of the rows; required if there are several")
         parser.add_argument("--batch-rows", type=positive, default=10_000, metavar="N", help="rows in a transaction")
         parser.add_argument(
             "--resume",
             action="store_true",
-            help="go on behind the rows that an interrupted load of this file has stored (within IDEMPOTENCY_KEEP_HOURS)",
+            help="continue after the rows that an interrupted load of this file has stored (within IDEMPOTENCY_KEEP_HOURS)",
         )
         parser.add_argument("--strict", action="store_true", help="stop at the first row that is not valid")
 
@@ -62,7 +62,7 @@ class Command(BaseCommand):
                     on_progress=report.show_progress,
                 )
         except (LoadStopped, Unreadable, TransactionFailed) as error:
-            raise CommandError(f"{error} (--resume goes on behind what has been stored)") from error
+            raise CommandError(f"{error} (--resume continues after the stored rows)") from error
         self.stdout.write(
             f"{done.stored:,} rows stored, {done.rejected:,} rejected, {done.skipped:,} skipped; "
             f"{done.uncounted:,} of them are counted by the keeper, not yet by this load"
@@ -82,7 +82,7 @@ def find_collection(name: str | None) -> Collection:
 
 
 class Report:
-    """A bar for a person, a line now and then for a log; errors as they come."""
+    """A bar for a person, a line now and then for a log; errors at once."""
 
     def __init__(self, command: BaseCommand, total_bytes: int | None) -> None:
         self.command = command
@@ -108,7 +108,7 @@ class Report:
         self.bar.stop()
 
     def show_progress(self, progress: loader.Progress) -> None:
-        """After each batch."""
+        """Called after each batch."""
         self.bar.update(self.task, completed=progress.read_bytes, description=f"{progress.stored:,} rows")
         if not self.watched and time.monotonic() - self.printed_at >= LINE_SECONDS:
             self.printed_at = time.monotonic()
@@ -116,7 +116,7 @@ class Report:
             self.command.stderr.write(f"{progress.stored:,} rows stored{share}")
 
     def show_error(self, error: RowError) -> None:
-        """The first ones in full."""
+        """Print the first ones in full."""
         self.errors += 1
         if self.errors <= SHOWN_ERRORS:
             self.command.stderr.write(f"line {error.line}: {error.detail}")

@@ -1,4 +1,4 @@
-"""`write_messages`: the generator's messages into the table, as fast as it takes them or at a rate."""
+"""`write_messages` stores generated messages in the table, as fast as possible or at a rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingest_service.writing.transactions import TransactionFailed, transact
 from shared_models.models import Message
 
 BATCH_ROWS = 1_000
-# Rows that one statement of --clear deletes: a transaction that lasts holds back the horizon of every counter.
+# Rows that one statement of --clear deletes: a long transaction holds back the horizon of every counter.
 CLEAR_ROWS = 50_000
 # At a rate, messages come in this many batches a second.
 BATCHES_A_SECOND = 10
@@ -30,8 +30,8 @@ class Command(BaseCommand):
         parser.add_argument("--number", type=int, default=10_000, help="how many messages (10,000)")
         parser.add_argument("--rate", type=float, help="messages a second; without it, as many as possible")
         parser.add_argument("--users", type=int, default=20_000, help="how many different users may write (20,000)")
-        parser.add_argument("--seed", type=int, default=1, help="another number, other messages (1)")
-        parser.add_argument("--clear", action="store_true", help="delete every message before")
+        parser.add_argument("--seed", type=int, default=1, help="another number gives other messages (1)")
+        parser.add_argument("--clear", action="store_true", help="first delete every message")
         parser.add_argument("--yes", action="store_true", help="do not ask before deleting")
 
     def handle(self, *args: object, **options: Any) -> None:
@@ -74,5 +74,5 @@ class Command(BaseCommand):
         seconds = time.monotonic() - begun
         self.stdout.write(
             f"{written:,} messages written in {seconds:.1f} s ({written / max(seconds, 1e-9):,.0f} a second); "
-            f"{uncounted:,} of them are left to the keeper to count"
+            f"the keeper still has to count {uncounted:,} of them"
         )

@@ -1,1 +1,1 @@
-"""What the services are measured against: the least that the same server can do, and the obvious way of doing it."""
+"""The peers of the services: the least work that the same server can do, and the simple way to do the job."""

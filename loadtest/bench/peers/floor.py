@@ -1,6 +1,6 @@
-"""The least that filling a set from the table takes: stream SELECT DISTINCT from the replica, SADD it in pipelines.
+"""The floor of filling a set from the table: stream SELECT DISTINCT from the replica, SADD in pipelines.
 
-`python -m loadtest.bench.peers.floor DATABASE_URL REDIS_URL KEY SELECT`: prints the seconds that it took.
+`python -m loadtest.bench.peers.floor DATABASE_URL REDIS_URL KEY SELECT`: prints the seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a peer the way that the service runs: the settings of the gunicorn.conf.py that BENCH_LIKE names, without its hooks."""
+"""Runs a peer like the service: the settings of the gunicorn.conf.py that BENCH_LIKE names, without its hooks."""
 
 import os
 import runpy

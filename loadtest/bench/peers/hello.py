@@ -1,10 +1,10 @@
-"""The least that an ASGI application can do: the same answer to everybody."""
+"""A minimal ASGI application: the same answer to every request."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# About as long as an answer of query's.
+# About as long as one of query's answers.
 BODY = b'{"counters":' + b"x" * 280 + b"}"
 START = {
     "type": "http.response.start",

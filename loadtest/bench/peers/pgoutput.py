@@ -1,8 +1,8 @@
-"""What somebody writes who wants a set that follows a table, and knows logical replication: each inserted row's member, by SADD.
+"""A simple program that follows a table by logical replication: it adds the member of each inserted row with SADD.
 
-`python -m loadtest.bench.peers.pgoutput DATABASE_URL REDIS_URL KEY PUBLICATION`. The publication has one table, of a key and
-the member's column. It says "ready" once it listens. What it lacks: deletes, updates, members that have other rows, the rows from
-before, a proof, and whoever looks after the slot while it is away.
+`python -m loadtest.bench.peers.pgoutput DATABASE_URL REDIS_URL KEY PUBLICATION`. The publication has one table, with a key and
+the member's column. It prints "ready" when it listens. It lacks deletes, updates, members with several rows, earlier
+rows, a verification, and the supervision of the slot while it does not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from redis import Redis
 
 SLOT = "bench_pgoutput"
-# What has been added by then is acknowledged.
+# It acknowledges the members added by then.
 STATUS_SECONDS = 1
 
 

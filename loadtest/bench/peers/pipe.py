@@ -1,6 +1,6 @@
-"""The least that a service in front of COPY can do: the body is COPY's own text, and goes to Postgres unread.
+"""The floor of a service in front of COPY: the body is COPY's own text, and goes to Postgres unread.
 
-It checks nothing and counts nothing. What it takes longer than COPY is HTTP, on the processors that COPY needs too.
+It checks nothing and counts nothing. Its time beyond COPY's is HTTP, on the processors that COPY needs, too.
 """
 
 from __future__ import annotations

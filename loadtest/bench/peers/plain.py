@@ -1,7 +1,7 @@
-"""A Django project of one file with one handler for one message, as a first version would have it.
+"""A Django project of one file with one handler for one message, as a first version would do it.
 
-`naive`: the ORM's save(), then a Redis pipeline; each request for itself. No metrics, no log, no tokens, no
-validation beyond the model's fields being there.
+`naive`: the ORM's save(), then a Redis pipeline, for each request. No metrics, no log, no tokens; validation only
+checks that the model's fields are there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Python imports this at the start of every process of a chaos run, because its folder is on PYTHONPATH there, and only there.
 
-A process may be given a wrong clock, may be made to doubt what it was told after seconds instead of minutes, and, to test
-the checker, may be robbed of one rule of the protocol.
+It can give a process a wrong clock, shorten its minutes of patience to seconds, and, to test the checker, remove one rule
+of the protocol from it.
 """
 
 import os
@@ -20,11 +20,11 @@ if _doubt_seconds:
     from manage_service.keeper import loop, schedule
     from manage_service.protocol import plausibility, sweep
 
-    # Too early is harmless, which a run may prove: what is mended for no reason is right as well.
+    # Too early is harmless, and a run may prove it: an unnecessary repair gives the same result.
     plausibility.IMPOSSIBLE_AFTER = timedelta(seconds=float(_doubt_seconds))
-    sweep.RESET_SLACK = timedelta(seconds=0)  # all clocks but ingest's are the same
+    sweep.RESET_SLACK = timedelta(seconds=0)  # all clocks except ingest's are the same
     schedule.RETRY_RUN_SECONDS = float(_doubt_seconds)  # a run that has failed because of a fault
-    loop.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # what Postgres refuses, while rows are hidden, it soon does not
+    loop.RETRY_BUILD_SECONDS = float(_doubt_seconds)  # Postgres refuses builds only while rows are hidden
 
 if os.environ.get("CHAOS_WITHOUT_RULE"):
     from loadtest.chaos.rules import leave_out

@@ -19,12 +19,12 @@ from manage_service.runs.registry import Mode, Run, Status, UnknownRun
 from manage_service.runs.report import report
 from shared_models import declarations, logs
 
-INTERRUPTED = 130  # as shells say it
+INTERRUPTED = 130  # as in shells
 
 
 class Command(BaseCommand):
     help = (
-        "Make counters equal the table, both ways, and report the drift. Shows a bar for each counter in a terminal; "
+        "Make counters equal to their tables, and report the drift. Shows a bar for each counter in a terminal; "
         "elsewhere progress goes to stderr, and what was found to stdout, in plain lines."
     )
 
@@ -39,7 +39,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         known = ", ".join(counter.name for counter in declarations.COUNTERS)
         parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them if none is named")
-        parser.add_argument("--check", action="store_true", help="only look: add nothing, remove nothing")
+        parser.add_argument("--check", action="store_true", help="only compare: add nothing, remove nothing")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
@@ -57,9 +57,7 @@ class Command(BaseCommand):
         except (declarations.UnknownCounter, UnknownRun, registry.TooManyRuns) as error:
             self.fail(str(error))
         except RedisError as error:
-            self.fail(
-                f"Redis failed: {one_line(str(error)).rstrip('.')}. A run that had begun goes on when the keeper can reach it."
-            )
+            self.fail(f"Redis failed: {one_line(str(error)).rstrip('.')}. The keeper continues a run that had begun.")
         except LeaseLost:
             self.fail("this process was stopped for so long that the keeper has taken the run over; see `status`")
         if options["json"]:
@@ -85,7 +83,7 @@ def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
 
 
 def work_off(run: Run, lease: Lease, follower: Follower) -> Run:
-    """All steps, here."""
+    """Run all steps in this process."""
     redis, replica = stores.connect_for_passes(), stores.connect_replica()
     try:
         for progress in execute(run, replica, redis, wait_seconds=settings.FENCE_SECONDS):
@@ -101,7 +99,7 @@ def work_off(run: Run, lease: Lease, follower: Follower) -> Run:
 
 
 def watch(run: Run, control: Redis, follower: Follower) -> Run:
-    """Another process does it."""
+    """Wait while another process executes the run."""
     while run.open:
         follower.show(run)
         time.sleep(0.2)
@@ -111,7 +109,7 @@ def watch(run: Run, control: Redis, follower: Follower) -> Run:
 
 
 def stop(run: Run, control: Redis) -> Run:
-    """Ctrl-C ends the run, and leaves nothing open: here, or by telling the process that executes it."""
+    """Ctrl-C ends the run and leaves nothing open: here, or through the process that executes it."""
     with held(Lease(control, f"run:{run.id}")) as ours:
         if not ours:
             return registry.request_cancel(control, run.id)

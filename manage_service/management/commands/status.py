@@ -1,4 +1,4 @@
-"""`python -m manage_service status`: how everything stands."""
+"""`python -m manage_service status`: the state of everything."""
 
 import sys
 from typing import Any
@@ -15,14 +15,14 @@ from manage_service.status.report import read_status
 
 
 class Command(BaseCommand):
-    help = "Show how each counter, the replica and the keeper stand: a table in a terminal, name=value lines elsewhere."
+    help = "Show the state of counters, replica and keeper: tables in a terminal, name=value lines elsewhere."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        codes = "Exit codes: 0 all is well; 1 something is wrong, and the output says what; 2 could not look."
+        codes = "Exit codes: 0 all is well; 1 something is wrong, and the output says what; 2 it could not be read."
         return super().create_parser(prog_name, subcommand, epilog=codes, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="one JSON document, as GET /v1/status gives it")
+        parser.add_argument("--json", action="store_true", help="one JSON document, as GET /v1/status answers it")
 
     def handle(self, **options: Any) -> None:
         replica = stores.connect_replica()

@@ -1,9 +1,9 @@
-// The console: asks manage's API how everything stands, and asks for runs. All that it shows comes from the API.
+// The console: shows the state of everything, and asks for runs. All its data comes from manage's API.
 "use strict";
 
-const BUSY_MS = 1000;         // between two looks while a run or a build is under way, or nothing can be seen
+const BUSY_MS = 1000;         // between two requests during a run or a build, or while manage cannot be reached
 const CALM_MS = 5000;         // otherwise
-const ANSWER_MS = 20000;      // a replica that is stopped takes manage a while to give up on
+const ANSWER_MS = 20000;      // manage gives up on a stopped replica only after a while
 const SHOWN_RUNS = 20;
 const SHOWN_PROOFS = 48;      // in a chart
 const KEY = "rollcall-manage-token";
@@ -24,15 +24,15 @@ const number = new Intl.NumberFormat("en");
 const asksToken = document.body.dataset.asksToken === "yes";
 const counters = new Map([...document.querySelectorAll("[data-counter]")].map((s) => [s.dataset.counter, s]));
 const rows = new Map();       // run id -> its row in the table
-const openBefore = new Set(); // ids of runs that had not ended at the last look
+const openBefore = new Set(); // ids of runs that had not ended at the last request
 const cancelled = new Set();  // ids of runs that this page has asked to stop
 
 let token = asksToken ? sessionStorage.getItem(KEY) : null;
-let session = 0;              // counts logins, so that an answer to an earlier one is not shown
+let session = 0;              // counts logins, so that the page does not show an answer for an earlier one
 let timer = null;
 let looking = false;
 let lookAgain = false;
-let newestProof = null;       // which proofs the charts show
+let newestProof = null;       // the newest reconcile in the charts
 
 const part = (name, within = document) => within.querySelector(`[data-part="${name}"]`);
 
@@ -58,7 +58,7 @@ function span(seconds) {
   return `${seconds < 10 ? seconds.toFixed(1) : Math.floor(seconds)} s`;
 }
 
-// Ages are told by the clock of the service: the reader's may be wrong.
+// Ages use the clock of the service: the reader's may be wrong.
 const seconds = (from, to) => Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000);
 function ago(moment, now) {
   if (!moment) return "never";
@@ -79,7 +79,7 @@ function driftWords({ missing, extra }) {
 
 const members = (many) => (many === 1 ? "1 member" : `${number.format(many)} members`);
 
-// What a repair has repaired, or what a check has found and left as it was.
+// What a repair has repaired, or what a check has found and not changed.
 function foundWords(drift, repaired) {
   const { missing, extra } = drift;
   if (!repaired || !(missing || extra)) return driftWords(drift);
@@ -135,7 +135,7 @@ async function logIn(event) {
   event.preventDefault();
   const field = event.target.elements.token;
   const given = field.value.trim();
-  // A header carries nothing else, and no token has anything else in it.
+  // A header allows only these characters, and so does a token.
   if (!/^[\x21-\x7e]+$/.test(given)) {
     setText(part("login-error"), "This is not a token: it has letters, digits, - and _ only.");
     return;
@@ -150,7 +150,7 @@ async function logIn(event) {
       field.select();
       return;
     }
-    // Whatever else is wrong is not the token's fault; the console says it.
+    // Any other error is not the token's fault; the console shows it.
   }
   sessionStorage.setItem(KEY, given);
   field.value = "";
@@ -275,7 +275,7 @@ function lastLook({ drift, repaired }) {
   return repaired ? `The last repair: ${words}` : `The last check, which repairs nothing: ${words}`;
 }
 
-// Members hold whatever a producer sent. What would not be seen, or would turn the writing around, is spelled out.
+// Members hold any text that a producer sent. Invisible characters, and those that reverse the text, are shown as escapes.
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 const spelled = (text) => text.replace(UNSEEN, (sign) => `\\u{${sign.codePointAt(0).toString(16)}}`);
 
@@ -286,7 +286,7 @@ function showSamples(box, drift, repaired) {
   box.replaceChildren();
   if (!drift) return;
   const kinds = repaired
-    ? [["missing", "added", "was missing"], ["extra", "left", "no row has it any more"]]
+    ? [["missing", "added", "was missing"], ["extra", "left", "has no row any longer"]]
     : [["missing", "missing", "in the table only"], ["extra", "extra", "in the set only"]];
   for (const [kind, word, where] of kinds) {
     const members = drift[`${kind}_sample`];
@@ -337,7 +337,7 @@ function drawChart(section, title, proofs) {
   if (!proofs.length) return;
   const [width, middle, reach] = [480 / SHOWN_PROOFS, 48, 44];
   const most = Math.max(...proofs.map((proof) => Math.max(proof.missing, proof.extra)), 1);
-  // The root lets one member be seen beside a thousand.
+  // With the square root, one member is visible next to a thousand.
   const tall = (members) => (members ? Math.max(4, reach * Math.sqrt(members / most)) : 0);
   const bars = proofs.map((proof, at) => {
     const x = 480 - (proofs.length - at) * width;
@@ -431,7 +431,7 @@ function whereWords(run) {
   return words.join(" · ");
 }
 
-// What was found so far, for each counter; members unfold. Built anew only when it changes: an unfolded one stays so.
+// The drift so far, for each counter; members unfold. Built again only when it changes, so that an unfolded one stays open.
 function showFound(cell, run) {
   const found = Object.entries(run.drift).filter(([, drift]) => drift.verified_at || drift.missing || drift.extra);
   const key = JSON.stringify(found);
@@ -466,7 +466,7 @@ function showStop(cell, run, open) {
   }
 }
 
-// Said to those who do not see the table move.
+// For screen readers.
 function announce(run) {
   const found = Object.entries(run.drift).map(([name, drift]) => `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`);
   setText(part("announcement"), `The ${run.mode} of ${run.counters.map(titleOf).join(", ")} is ${run.status}. ${found.join("; ")} ${run.detail}`.trim());

@@ -1,9 +1,9 @@
-// Keeps the page's counts moving: listens to /v1/stream, says how fresh they are, and asks about members.
+// Updates the page's counts: listens to /v1/stream, shows how fresh they are, and asks about members.
 "use strict";
 
-const AGAIN_MS = 2000;        // between attempts where the browser itself has given up
-const GRACE_MS = 1500;        // a stream that comes back within this was only handed to another worker
-const QUIET_MS = 60000;       // a stream that says nothing for so long may lead nowhere: a laptop slept, a network changed
+const AGAIN_MS = 2000;        // between attempts when the browser has given up
+const GRACE_MS = 1500;        // a stream that is back within this time only moved to another worker
+const QUIET_MS = 60000;       // a stream that is silent for this long may be dead: a laptop slept, a network changed
 
 // As charts.py draws: in seconds, and in units of the drawing.
 const HOUR = 3600, SAMPLE = 10, GAP = 25, MARGIN = 4;
@@ -12,16 +12,16 @@ const number = new Intl.NumberFormat("en");
 const connection = document.querySelector("[data-part=connection]");
 const sections = new Map([...document.querySelectorAll("[data-counter]")].map((s) => [s.dataset.counter, s]));
 
-// Of each counter [seconds since 1970, count], in order: the samples of the service, and what the stream has said since.
+// For each counter [seconds since 1970, count], in order: the samples of the service, and the stream's counts since then.
 const points = new Map([...sections.keys()].map((name) => [name, []]));
-const drawable = new Set();   // those whose samples have been asked for: until then the chart stays as the server drew it
+const drawable = new Set();   // counters whose samples have been read: until then the chart stays as the server drew it
 
 let latest = null;            // the last event's document
 let receivedAt = 0;           // when it came, on the page's own steady clock
 let lostSince = null;         // the time of day when the stream was lost
 let graceTimer = null;
 let stream = null;
-let heardAt = 0;              // when the stream was opened, or last said something
+let heardAt = 0;              // when the stream was opened, or last sent an event
 
 const part = (section, name) => section.querySelector(`[data-part="${name}"]`);
 
@@ -39,7 +39,7 @@ function span(seconds) {
   return `${seconds < 10 ? seconds.toFixed(1) : Math.floor(seconds)} s`;
 }
 
-// Ages are told by the clock that wrote `as_of`, and the time since it came: the visitor's clock may be wrong.
+// Ages use the clock that wrote `as_of`, and the time since then: the visitor's clock may be wrong.
 function ago(moment) {
   const atServer = (Date.parse(latest.as_of) - Date.parse(moment)) / 1000;
   return `${span(Math.max(0, atServer + (performance.now() - receivedAt) / 1000))} ago`;
@@ -47,7 +47,7 @@ function ago(moment) {
 
 const members = (many) => (many === 1 ? "1 member" : `${number.format(many)} members`);
 
-// As pages.py says it: what a repair has mended stands before the time of the proof, what is still wrong behind it.
+// As pages.py writes it: what a repair has repaired comes before the time of the verification, what is still wrong after it.
 function proofWords(counter) {
   const { missing, extra } = counter.drift || {};
   const verified = `verified ${ago(counter.verified_at)}`;
@@ -104,7 +104,7 @@ function showAges() {
   }
 }
 
-// A point may be anywhere after the last sample; the next one takes its place until it is a sample's distance away.
+// A point may be anywhere after the last sample; the next point replaces it until the two are a sample's distance apart.
 function addPoint(name, at, count) {
   const known = points.get(name);
   const before = known.at(-2);
@@ -120,14 +120,14 @@ async function readHistory(name) {
     const newest = samples.length ? samples.at(-1)[0] : 0;
     points.set(name, [...samples, ...points.get(name).filter(([at]) => at > newest)]);
   } catch {
-    // Out of reach: the stream notices that too, and says so.
+    // The service does not answer: the stream notices that too, and shows it.
   } finally {
     drawable.add(name);
     drawChart(name);
   }
 }
 
-// The line that charts.py has drawn when the page was made, as it is now.
+// Draws the line as charts.py drew it for the page, with the present points.
 function drawChart(name) {
   if (!latest || !drawable.has(name)) return;
   const now = Date.parse(latest.as_of) / 1000 + (performance.now() - receivedAt) / 1000;
@@ -209,12 +209,12 @@ function listen() {
   stream.addEventListener("message", receive);
   stream.addEventListener("error", () => {
     noteLoss(new Date());
-    // The browser connects again by itself, unless it was told something else than a stream.
+    // The browser reconnects itself, unless the answer was not a stream.
     if (stream.readyState === EventSource.CLOSED) setTimeout(listen, AGAIN_MS);
   });
 }
 
-// A stream says at once how things stand: asking anew tells a quiet service from one that is out of reach.
+// A new stream sends an event at once. So opening one tells a quiet service from one that does not answer.
 function checkQuiet() {
   const quiet = performance.now() - heardAt;
   if (quiet < QUIET_MS || stream.readyState === EventSource.CLOSED) return;
