@@ -151,6 +151,8 @@ PREPARE_TABLE = f"""
     FROM col
 """
 TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
+# The current role, if row-level security hides rows of the table from it.
+ROW_SECURITY = "SELECT current_user::text WHERE row_security_active(%s::regclass)"
 # The catalog's facts about a table, for `catalog`.
 COLUMNS = f"""
     SELECT a.attname::text, t.typname::text, t.typtype, t.typnamespace = 'pg_catalog'::regnamespace, a.attgenerated,
@@ -201,21 +203,26 @@ def described_by(counter: Counter) -> tuple[object, ...]:
     return triggers.relation(counter.table), list(counter.fields), bool(counter.where)
 
 
+def identifier(*names: str) -> Identifier:
+    """A name in a statement that takes parameters: psycopg2 would read a % in it as the place of one."""
+    return Identifier(*(name.replace("%", "%%") for name in names))
+
+
 def label_of(counter: Counter, name: str, value: Composable) -> Composed:
     """A text as the enum that this column has."""
     return SQL(LABEL).format(
-        regclass=Literal(triggers.relation(counter.table)),
-        name=Literal(name),
+        regclass=Literal(triggers.relation(counter.table).replace("%", "%%")),
+        name=Literal(name.replace("%", "%%")),
         value=value,
-        row=Identifier(counter.table.schema, counter.table.relation),
-        column=Identifier(name),
+        row=identifier(counter.table.schema, counter.table.relation),
+        column=identifier(name),
     )
 
 
 def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     """One of the statements above, for this counter."""
     comma, conjunction = SQL(", "), SQL(" AND ")
-    columns = [Identifier(name) for name in counter.fields]
+    columns = [identifier(name) for name in counter.fields]
     # psycopg2 gives texts and numbers as `members.encode` takes them. For other types Postgres makes the text.
     as_text = [SQL("" if type_ in PLAIN else "::text") for type_ in counter.types]
 
@@ -231,7 +238,7 @@ def fill_in(statement: str, counter: Counter, **more: Composable) -> Composed:
     known = {
         "fields": comma.join(columns),
         "texts": comma.join(map(add, columns, as_text)),
-        "table": Identifier(counter.table.schema, counter.table.relation),
+        "table": identifier(counter.table.schema, counter.table.relation),
         "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(column) for column in columns), *condition]),
         "marks": comma.join([SQL("%s")] * len(columns)),
         "walked": comma.join(of("w")),
