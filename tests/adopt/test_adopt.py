@@ -477,6 +477,18 @@ def test_a_renamed_table_keeps_nothing_of_its_former_name(shop: Shop) -> None:
     assert run(EVERYTHING) == before
 
 
+def test_a_counted_column_is_renamed_as_the_docs_say(shop: Shop) -> None:
+    run("ALTER TABLE shop.orders RENAME COLUMN email TO customer_email")
+    shop.adopt("shop.orders", "--counter", "customers=customer_email", "--apply")
+    ((name,),) = run("SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace")
+    (block,) = re.findall(r"^    BEGIN;\n    DROP FUNCTION .*?COMMIT;$", DOCS, re.M | re.S)
+    run(block.replace("rollcall_orders_…", f"{name}()"))
+    run("DELETE FROM shop.orders WHERE email = 'u1'")
+    shop.adopt("shop.orders", "--counter", "customers=email", "--apply")
+    run("DELETE FROM shop.orders WHERE email = 'u2'")
+    assert run(f"SELECT element FROM {triggers.DEPARTURE}") == [(["u2"],)]
+
+
 def test_subscribers_and_row_security_are_spoken_of(shop: Shop) -> None:
     run("CREATE PUBLICATION theirs FOR TABLE shop.orders; CREATE PUBLICATION narrow FOR TABLE shop.orders (id, email)")
     run("ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY")
