@@ -156,13 +156,12 @@ def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[s
 
     If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
-    # In parentheses, the last one on a line of its own: the condition cannot end the statement around it.
-    copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, f"({counter.where}\n)")
+    # As it stands: nothing may follow WHERE, so what Postgres takes is one condition, and is one in parentheses, too.
+    copy = triggers.index("pg_temp", "rollcall_copy", counter.fields, counter.where)
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:
         cursor.execute(f"CREATE TEMPORARY TABLE rollcall_copy (LIKE {table})")
-        # Nothing may follow WHERE, so what Postgres takes here is one condition, and one in parentheses as well.
         cursor.execute(copy.create)
         cursor.execute(
             """SELECT a.attname FROM pg_depend AS d JOIN pg_attribute AS a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid

@@ -486,7 +486,7 @@ def test_a_counted_column_is_renamed_as_the_docs_say(shop: Shop) -> None:
     run("DELETE FROM shop.orders WHERE email = 'u1'")
     shop.adopt("shop.orders", "--counter", "customers=email", "--apply")
     run("DELETE FROM shop.orders WHERE email = 'u2'")
-    assert run(f"SELECT element FROM {triggers.DEPARTURE}") == [(["u2"],)]
+    assert run(f"SELECT DISTINCT unnest(element) FROM {triggers.DEPARTURE}") == [("u2",)]
 
 
 def test_subscribers_and_row_security_are_spoken_of(shop: Shop) -> None:
