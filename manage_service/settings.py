@@ -11,6 +11,7 @@ import sys
 
 from environs import EnvError, FileAwareEnv, validate
 
+import shared_models.declarations  # noqa: F401  (a mistake in rollcall.toml ends the start here, too)
 from shared_models import logs
 from shared_models.stores import is_redis_url
 from shared_models.web.security_headers import SILENCED_CHECKS

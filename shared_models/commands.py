@@ -34,10 +34,6 @@ def run(service: str, commands: Mapping[str, str], arguments: Sequence[str] | No
         except ModuleNotFoundError:
             without = f"{service}: {sys.executable} does not have its packages"
             sys.exit(f"{without}. In a checkout use .venv/bin/python, which `make env` makes.")
-        try:  # before Django does, so that a mistake in the file is one sentence
-            from shared_models import declarations  # noqa: F401
-        except ValueError as error:
-            sys.exit(f"{service}: {error}. See docs/declarations.md.")
         execute_from_command_line([program, *given])
 
 

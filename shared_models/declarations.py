@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -242,7 +243,7 @@ class Lines(msgspec.Struct, forbid_unknown_fields=True):
 def read_file(path: Path) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
     """The tables and the counters that the file declares. Raises BadDeclaration, which names the file and the key."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadDeclaration(f"ROLLCALL_FILE={path} cannot be read: {error}") from error
     except (BadDeclaration, tomllib.TOMLDecodeError) as error:
@@ -251,6 +252,8 @@ def read_file(path: Path) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
 
 def parse(text: str) -> tuple[tuple[Table, ...], tuple[Counter, ...]]:
     """The declarations in the text of a file. Raises BadDeclaration, tomllib.TOMLDecodeError."""
+    if "\\u0000" in text or "\\U00000000" in text:
+        raise BadDeclaration("\\u0000: no name and no condition of Postgres has this character")
     lines = convert(tomllib.loads(text), Lines, "")
     tables = {name: read_table(name, found) for name, found in lines.tables.items()}
     places: dict[tuple[str, str], str] = {}
@@ -386,10 +389,15 @@ def convert(found: dict[str, Any], to: type[T], key: str) -> T:
     try:
         return msgspec.convert(found, to)
     except msgspec.ValidationError as error:
-        raise BadDeclaration(f"{key}: {error}" if key else str(error)) from error
+        known = ", ".join(to.__struct_fields__)  # type: ignore[attr-defined]
+        said = f"{error}; there are: {known}" if "unknown field" in str(error) else str(error)
+        raise BadDeclaration(f"{key}: {said}" if key else said) from error
 
 
-TABLES, COUNTERS = read_file(Path(os.environ.get("ROLLCALL_FILE") or FILE))
+try:
+    TABLES, COUNTERS = read_file(Path(os.environ.get("ROLLCALL_FILE") or FILE))
+except BadDeclaration as error:  # without counters there is nothing to start
+    sys.exit(f"{error}. See docs/declarations.md.")
 
 
 def derived() -> tuple[Counter, ...]:

@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shared_models.declarations import Counter, Table, Term
 
+# A name without a schema is Postgres' own. A condition, and the text of a date, mean the same in every session.
+PATH = "SET search_path = pg_catalog, pg_temp"
+CLOCK = ("SET datestyle = 'ISO, YMD'", "SET timezone = 'UTC'")
 SCHEMA = "rollcall_triggers"
 DEPARTURE = f"{SCHEMA}.departure"
 # A statement that removes more members than this from a counter notes "all".
@@ -43,6 +46,7 @@ LATEST_XACT = "greatest(txid_current(), txid_snapshot_xmax(txid_current_snapshot
 PREFIX = "zzz_rollcall_"
 MARK = "Rollcall "  # the comment of everything that is made here begins with this
 NAME_BYTES = 63
+MAX_STATISTICS_COLUMNS = 8  # STATS_MAX_DIMENSIONS of Postgres
 
 # element: members, each an array of the canonical texts of its fields, in the declared order. Some may be there twice. NULL
 # is "all": reconcile the counter. One row for all members of a statement costs a tenth of a row for each.
@@ -138,21 +142,23 @@ def triggers(
     changed = differs([*names, "xact"] if stamps else names, {*counted, "xact"})
     pieces = [function(table, counters, watched)]
 
-    def trigger(what: str, when: str, enabled: str, on: tuple[str, str] = (table.schema, table.relation)) -> Piece:
+    def trigger(
+        what: str, when: str, rest: str, enabled: str, on: tuple[str, str] = (table.schema, table.relation)
+    ) -> Piece:
         name, place = PREFIX + what, f"{quote(on[0])}.{quote(on[1])}"
         enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
-        create = f"CREATE OR REPLACE TRIGGER {name} {when.format(place)} EXECUTE FUNCTION {function_name(table)}()"
+        create = f"CREATE OR REPLACE TRIGGER {name} {when} ON {place} {rest} EXECUTE FUNCTION {function_name(table)}()"
         return Piece("TRIGGER", name, f"{name} ON {place}", create, enable, enabled[:1] or "O")
 
     if stamps:
         foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT_AT_ONCE}"
-        pieces.append(trigger("insert", f"BEFORE INSERT ON {{}} FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
-    pieces.append(trigger("update", f"BEFORE UPDATE ON {{}} FOR EACH ROW WHEN ({changed})", "ALWAYS"))
-    pieces.append(trigger("delete_applied", "AFTER DELETE ON {} FOR EACH ROW", "REPLICA"))
+        pieces.append(trigger("insert", "BEFORE INSERT", f"FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
+    pieces.append(trigger("update", "BEFORE UPDATE", f"FOR EACH ROW WHEN ({changed})", "ALWAYS"))
+    pieces.append(trigger("delete_applied", "AFTER DELETE", "FOR EACH ROW", "REPLICA"))
     for each in ((table.schema, table.relation), *partitions):
-        of_statement = "AFTER DELETE ON {} REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
-        pieces.append(trigger("delete", of_statement, "", each))
-        pieces.append(trigger("truncate", "AFTER TRUNCATE ON {} FOR EACH STATEMENT", "ALWAYS", each))
+        of_statement = "REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
+        pieces.append(trigger("delete", "AFTER DELETE", of_statement, "", each))
+        pieces.append(trigger("truncate", "AFTER TRUNCATE", "FOR EACH STATEMENT", "ALWAYS", each))
     return pieces
 
 
@@ -185,10 +191,9 @@ def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Se
         "RETURN NEW;",
         "END",
     ]
-    settings = "SET search_path = pg_catalog, pg_temp"
-    if any(declared.type in ("date", "timestamptz") for declared in table.fields):
-        # Canonical texts, whatever date format the session uses.
-        settings += " SET datestyle = 'ISO, YMD' SET timezone = 'UTC'"
+    has_dates = any(declared.type in ("date", "timestamptz") for declared in table.fields)
+    # A condition may name a moment: created_at >= '2026-01-01'.
+    settings = " ".join([PATH, *CLOCK] if has_dates or any(counter.where for counter in counters) else [PATH])
     create = "\n".join(
         [
             f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger",
@@ -268,10 +273,13 @@ def index(schema: str, of: str, terms: Sequence[Term], where: str = "") -> Piece
 
 
 def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
-    """For counters of several fields: how many combinations these have. See `operations.CountCombinations`."""
+    """For counters of several fields: how many combinations these have. See `operations.CountCombinations`.
+
+    Postgres has none of more than 8 columns. Then the planner guesses, and a build may read rows where it could jump.
+    """
     pieces = []
     for fields in dict.fromkeys(map(columns_together, counters)):
-        if len(fields) < 2:
+        if not 1 < len(fields) <= MAX_STATISTICS_COLUMNS:
             continue
         listed = ", ".join(map(quote, fields))
         name = shorten("rollcall_" + "_".join((table.relation, *fields)), f"{relation(table)} ({listed})")

@@ -98,6 +98,23 @@ FUNCTION = """
     FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
     WHERE n.nspname = %s AND p.proname = %s AND p.pronargs = 0
 """
+# Those that our triggers on the table and its partitions run, and no other table's do.
+FUNCTIONS = """
+    WITH ours AS (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid)
+    SELECT n.nspname, p.proname FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgfoid = p.oid AND starts_with(t.tgname, %s) AND t.tgrelid IN (TABLE ours))
+      AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgfoid = p.oid AND t.tgrelid NOT IN (TABLE ours))
+      AND starts_with(p.proname, 'rollcall_')
+    ORDER BY 1, 2
+"""
+# The publications that send all columns of the table, or of a partition of it.
+PUBLISHED = """
+    SELECT DISTINCT p.pubname FROM pg_publication AS p LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid
+    LEFT JOIN pg_publication_namespace AS n ON n.pnpubid = p.oid
+    WHERE p.puballtables OR n.pnnspid = (SELECT relnamespace FROM pg_class WHERE oid = %s)
+       OR r.prattrs IS NULL AND r.prrelid IN (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::oid)
+    ORDER BY 1
+"""
 STATISTICS = """
     SELECT n.nspname, s.stxname, coalesce(obj_description(s.oid, 'pg_statistic_ext'), ''),
            ARRAY(SELECT a.attname::text FROM pg_attribute AS a
@@ -139,8 +156,8 @@ def filtered_by(cursor: Cursor, relation: Relation, counter: Counter) -> tuple[s
 
     If Postgres refuses the condition, the caller gets its error. Nothing of this stays.
     """
-    # In parentheses, the last one on a line of its own: the condition cannot end the statement around it.
-    copy = triggers.index("pg_temp", "rollcall_copy", counter.terms, f"({counter.where}\n)")
+    # As it stands: nothing may follow WHERE, so what Postgres takes is one condition, and is one in parentheses, too.
+    copy = triggers.index("pg_temp", "rollcall_copy", counter.terms, counter.where)
     table = f"{triggers.quote(relation.schema)}.{triggers.quote(relation.name)}"
     cursor.execute("BEGIN")
     try:

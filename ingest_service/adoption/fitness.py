@@ -78,11 +78,23 @@ def check_xact(who: str, column: Column | None) -> None:
 def check_schema(cursor: Cursor, relation: Relation) -> None:
     """Rights in schemas: the function and the indexes lie beside the table, the departures in a schema of their own."""
     cursor.execute(
-        """SELECT current_user, current_database(), has_schema_privilege(%s, 'CREATE'),
-                  has_database_privilege(current_database(), 'CREATE')""",
-        [relation.schema],
+        """SELECT current_user, current_database(), has_schema_privilege(%(schema)s, 'CREATE'),
+                  rolsuper OR has_schema_privilege(%(owner)s, %(schema)s, 'CREATE'),
+                  has_database_privilege(current_database(), 'CREATE'), current_setting('server_encoding')
+           FROM pg_roles WHERE rolname = current_user""",
+        {"schema": relation.schema, "owner": relation.owner},
     )
-    ((user, database, may_make, may_make_schemas),) = cursor.fetchall()
+    ((user, database, may_make, owner_may_make, may_make_schemas, encoding),) = cursor.fetchall()
+    if encoding == "SQL_ASCII":
+        raise CannotAdopt(
+            f"the encoding of the database {database} is SQL_ASCII, in which texts are bytes of no known encoding: "
+            "restore a dump of it into a database with ENCODING 'UTF8'"
+        )
+    if may_make and not owner_may_make:
+        raise CannotAdopt(
+            f"{relation.owner}, which owns the table, has to own its function, too, and may make nothing in the schema "
+            f"{relation.schema}: GRANT CREATE ON SCHEMA {relation.schema} TO {relation.owner}"
+        )
     if not may_make:
         raise CannotAdopt(
             f"{user} may make nothing in the schema {relation.schema}: GRANT CREATE ON SCHEMA {relation.schema} TO {user}"
@@ -157,6 +169,13 @@ def check_counter(cursor: Cursor, relation: Relation, table: Table, counter: Cou
         check_field(who, relation, name, declared.get(name))
     if not counter.where:
         return relation.stored(columns)
+    cursor.execute("SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_user, current_database()")
+    ((may_copy, user, database),) = cursor.fetchall()
+    if not may_copy:
+        raise CannotAdopt(
+            f"{who}: its condition is tried on an empty, temporary copy of the table, and {user} may make none: "
+            f"GRANT TEMPORARY ON DATABASE {database} TO {user}"
+        )
     try:
         filtered = catalog.filtered_by(cursor, relation, counter)
     except psycopg2.Error as error:

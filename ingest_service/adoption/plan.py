@@ -37,6 +37,7 @@ def to_adopt(cursor: Cursor, table: Table, counters: Sequence[Counter]) -> Plan:
         *missing_departure(cursor),
         *(() if "xact" in relation.columns else triggers.column(table)),
         *missing_triggers(cursor, relation, table, counters, watched),
+        *former_functions(cursor, relation, triggers.function_name(table)),
         *missing_statistics(cursor, relation, table, counters),
         *missing_grants(cursor, relation, table),
     ]
@@ -92,6 +93,15 @@ def missing_triggers(
             yield from piece.statements()
 
 
+def former_functions(cursor: Cursor, relation: Relation, but: str = "") -> Iterator[str]:
+    """The functions that the table's triggers have run, under a name that it had before, too."""
+    cursor.execute(catalog.FUNCTIONS, [relation.oid, relation.oid, triggers.PREFIX])
+    for schema, name in cursor.fetchall():
+        identity = f"{quote(schema)}.{quote(name)}"
+        if identity != but:
+            yield f"DROP FUNCTION IF EXISTS {identity}()"
+
+
 def missing_function(cursor: Cursor, relation: Relation, table: Table, piece: Piece) -> Iterator[str]:
     """The function of the triggers, which belongs to the table's owner, who may write departures."""
     cursor.execute(catalog.FUNCTION, [table.schema, piece.name])
@@ -126,21 +136,20 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
     roles = {name for (name,) in cursor.fetchall()}
     _, departure = fitness.read_departure(cursor)
     schema, place = quote(table.schema), triggers.relation(table)
-    text = triggers.literal(table.schema).replace("%", "%%")
     asked = [
-        (MANAGE, f"SCHEMA {schema}", "USAGE", f"has_schema_privilege(%s, {text}, 'USAGE')"),
-        (MANAGE, place, "SELECT", f"has_table_privilege(%s, {relation.oid}, 'SELECT')"),
+        (MANAGE, f"SCHEMA {schema}", "USAGE", "has_schema_privilege(%(role)s, %(schema)s, 'USAGE')"),
+        (MANAGE, place, "SELECT", f"has_table_privilege(%(role)s, {relation.oid}, 'SELECT')"),
     ]
     # If another role owns the departures, that role has granted the rights.
     may_grant = departure is None or fitness.may_grant_on(cursor, departure)
     for role, rights in DEPARTURE_RIGHTS.items() if may_grant else ():
-        has = " AND ".join(f"has_table_privilege(%s, {departure}, '{right}')" for right in rights.split(", "))
-        usage = f"has_schema_privilege(%s, '{triggers.SCHEMA}', 'USAGE')"
+        has = " AND ".join(f"has_table_privilege(%(role)s, {departure}, '{right}')" for right in rights.split(", "))
+        usage = f"has_schema_privilege(%(role)s, '{triggers.SCHEMA}', 'USAGE')"
         asked.append((role, f"SCHEMA {triggers.SCHEMA}", "USAGE", usage if departure else "false"))
         asked.append((role, triggers.DEPARTURE, rights, has if departure else "false"))
     for role, on, rights, has in asked:
         if role in roles:
-            cursor.execute(f"SELECT {has}", [role] * has.count("%s") or None)
+            cursor.execute(f"SELECT {has}", {"role": role, "schema": table.schema})
             if cursor.fetchall() != [(True,)]:
                 yield f"GRANT {rights} ON {on} TO {role}"
 
@@ -247,7 +256,17 @@ def worth_knowing(cursor: Cursor, relation: Relation) -> Iterator[str]:
     """What adopting does not change, and its user should know."""
     who = f"{relation.schema}.{relation.name}"
     if relation.has_row_security:
-        yield f"{who} has row security: {MANAGE} sees all of its rows only with BYPASSRLS or a policy that lets it"
+        yield (
+            f"{who} has row security, and is counted only if that does not apply to {MANAGE}; a policy is not enough. "
+            f"Have a superuser run: ALTER ROLE {MANAGE} BYPASSRLS"
+        )
+    cursor.execute(catalog.PUBLISHED, [relation.oid] * 3)
+    published = [name for (name,) in cursor.fetchall()]
+    if published and "xact" not in relation.columns:
+        yield (
+            f"{who} is published by {', '.join(published)}: subscribers stop if they do not have the column. First run there: "
+            f"ALTER TABLE {quote(relation.schema)}.{quote(relation.name)} ADD COLUMN xact bigint NOT NULL DEFAULT 0"
+        )
     if relation.kind == "p":
         yield (
             f"{who} is partitioned: run this again after it gets a partition. Until then a DELETE or TRUNCATE that names the "
@@ -279,8 +298,8 @@ def to_release(cursor: Cursor, table: Table) -> Plan:
         if not is_clone
     ]
     cursor.execute(catalog.FUNCTION, [table.schema, triggers.function_text(table)])
-    if cursor.fetchall():
-        together.append(f"DROP FUNCTION IF EXISTS {triggers.function_name(table)}()")
+    functions = [f"DROP FUNCTION IF EXISTS {triggers.function_name(table)}()"] if cursor.fetchall() else []
+    together += dict.fromkeys([*functions, *former_functions(cursor, relation)])
     cursor.execute(catalog.STATISTICS, [relation.oid])
     together += [
         f"DROP STATISTICS IF EXISTS {quote(schema)}.{quote(name)}"

@@ -33,6 +33,11 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     """The differences, one after the other."""
     place, regclass = f"{counter.table.schema}.{counter.table.relation}", triggers.relation(counter.table)
     adopt = f"python -m ingest_service adopt {counter.table.name}"
+    for (role,) in ask(sql.ROW_SECURITY, [regclass]):
+        yield (
+            f"row-level security of {place} hides rows from {role}, and a policy that shows them is not enough: have a superuser "
+            f"run ALTER ROLE {role} BYPASSRLS"
+        )
     columns = {name: rest for name, *rest in ask(sql.COLUMNS, [regclass])}
     types = {each.name: each.type for each in counter.table.fields}
     for field in dict.fromkeys(each.column for each in counter.terms):

@@ -69,7 +69,7 @@ OPTIONS = " ".join(
         # Hidden rows are an error: otherwise a sweep would remove their members.
         "row_security": "off",
         # The texts of dates, and what a counter's condition means, do not depend on a role's settings.
-        "DateStyle": "ISO",
+        "DateStyle": "ISO,YMD",
         "TimeZone": "UTC",
         "search_path": "pg_catalog,pg_temp",
         "idle_in_transaction_session_timeout": "60s",  # a keeper that hangs must not hold back vacuum

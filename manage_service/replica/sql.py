@@ -162,6 +162,8 @@ PREPARE_TABLE = f"""
     FROM col
 """
 TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
+# The current role, if row-level security hides rows of the table from it.
+ROW_SECURITY = "SELECT current_user::text WHERE row_security_active(%s::regclass)"
 # The catalog's facts about a table, for `catalog`.
 COLUMNS = f"""
     SELECT a.attname::text, t.typname::text, t.typtype, t.typnamespace = 'pg_catalog'::regnamespace, a.attgenerated,
@@ -212,14 +214,19 @@ def described_by(counter: Counter) -> tuple[object, ...]:
     return triggers.relation(counter.table), [each.column for each in counter.terms], bool(counter.where)
 
 
+def identifier(*names: str) -> Identifier:
+    """A name in a statement that takes parameters: psycopg2 would read a % in it as the place of one."""
+    return Identifier(*(name.replace("%", "%%") for name in names))
+
+
 def label_of(counter: Counter, name: str, value: Composable) -> Composed:
     """A text as the enum that this column has."""
     return SQL(LABEL).format(
-        regclass=Literal(triggers.relation(counter.table)),
-        name=Literal(name),
+        regclass=Literal(triggers.relation(counter.table).replace("%", "%%")),
+        name=Literal(name.replace("%", "%%")),
         value=value,
-        row=Identifier(counter.table.schema, counter.table.relation),
-        column=Identifier(name),
+        row=identifier(counter.table.schema, counter.table.relation),
+        column=identifier(name),
     )
 
 
@@ -236,7 +243,7 @@ def fill_in(statement: str, counter: Counter, terms: Sequence[Term] | None = Non
         return [SQL(each.sql(row).replace("%", "%%")) for each in of]
 
     def named(of: Sequence[Term], row: str = "") -> list[Composable]:
-        return [SQL(row) + Identifier(each.name) for each in of]
+        return [SQL(row) + identifier(each.name) for each in of]
 
     down = SQL(" DESC" if walks_back else "")
     names = comma.join(named(terms))
@@ -253,8 +260,8 @@ def fill_in(statement: str, counter: Counter, terms: Sequence[Term] | None = Non
         ),
         "names": names,
         "texts": comma.join(map(add, named(terms), as_text)),
-        "table": Identifier(counter.table.schema, counter.table.relation),
-        "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(Identifier(name)) for name in filled), *condition]),
+        "table": identifier(counter.table.schema, counter.table.relation),
+        "counts": conjunction.join([*(SQL("{} IS NOT NULL").format(identifier(name)) for name in filled), *condition]),
         "key": comma.join(made(key)),
         "marks": comma.join([SQL("%s")] * len(key)),
         "walked": comma.join(named(key, "w.")),

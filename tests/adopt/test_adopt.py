@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 
 from compose.local.servers import postgres_program
 from ingest_service.adoption import applying
@@ -324,6 +326,33 @@ def test_how_far_an_index_is(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Non
         assert f"waiting for writers before build, for process {writer.info.backend_pid}" in said
 
 
+def test_it_can_be_interrupted_while_an_index_is_built(shop: Shop) -> None:
+    with closing(psycopg2.connect(started_primary().url)) as writer, writer.cursor() as cursor:
+        writer.set_session(isolation_level="REPEATABLE READ")
+        cursor.execute("SELECT FROM pg_class")  # its snapshot is older than the index
+        waiting = "SELECT count(*) FROM pg_stat_progress_create_index WHERE current_locker_pid <> 0"
+
+        def press_when_it_waits() -> None:
+            wait_for(lambda: run(waiting) == [(1,)], "the index to wait")
+            os.kill(os.getpid(), signal.SIGINT)
+            pressed.wait(5)
+            writer.rollback()
+
+        pressed = threading.Event()
+        pressing = threading.Thread(target=press_when_it_waits)
+        pressing.start()
+        try:
+            refusal = shop.refusal(*ASKED, "--apply")
+        except KeyboardInterrupt:
+            refusal = "a traceback"
+        stays_open = writer.info.transaction_status == TRANSACTION_STATUS_INTRANS
+        pressed.set()
+        pressing.join()
+    assert "interrupted: run the same command again" in refusal and stays_open
+    shop.adopt(*ASKED, "--apply")
+    assert indexes("NOT indisvalid") == []
+
+
 def test_as_an_ordinary_owner(shop: Shop, seller: Callable[[], None]) -> None:
     seller()
     assert "GRANT CREATE ON DATABASE rollcall TO seller" in shop.refusal(*ASKED, "--apply")
@@ -414,6 +443,63 @@ def test_what_cannot_be_counted_is_refused_and_why(shop: Shop, made: str, said: 
     run("DROP FOREIGN DATA WRAPPER IF EXISTS w CASCADE")
 
 
+@pytest.mark.parametrize("name", ['"2024 Orders"', '"Ünïcode"', '"Orders"', '"%s {}"'])
+def test_the_printed_lines_are_read_as_what_was_adopted(shop: Shop, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Also of a table whose name the file could not take, or has already."""
+    run(f'CREATE TABLE shop.{name} ("first %s" text, "{{last}}" text)')
+    declare(monkeypatch, PLACES)
+    counter = ("--counter", "names=first %s,{last}")
+    shop.adopt(f"shop.{name}", *counter, "--apply")
+    declared = '[tables.orders]\nname = "shop.orders"\nfields = {}\n'
+    tables, counters = declarations.parse(declared + shop.said.partition("For rollcall.toml:\n")[2])
+    assert (tables[1].schema, tables[1].relation) == ("shop", name.strip('"'))
+    declare(monkeypatch, *counters)
+    assert shop.adopt(tables[1].name) == ""
+
+
+def test_what_no_file_could_say_is_refused(shop: Shop) -> None:
+    run('DROP SCHEMA IF EXISTS "dot.ted" CASCADE; CREATE SCHEMA "dot.ted"; CREATE TABLE "dot.ted".orders (email text)')
+    assert "has a dot in its name" in shop.refusal('"dot.ted".orders', "--counter", "customers=email")
+    run('DROP SCHEMA "dot.ted" CASCADE')
+    assert "a field is named twice" in shop.refusal("shop.orders", "--counter", "customers=email,email")
+    twice = ("--counter", "customers=email", "--counter", "customers=sku")
+    assert "--counter customers is given twice" in shop.refusal("shop.orders", *twice)
+
+
+def test_a_renamed_table_keeps_nothing_of_its_former_name(shop: Shop) -> None:
+    before = run(EVERYTHING)
+    shop.adopt(*ASKED, "--apply")
+    run("ALTER TABLE shop.orders RENAME TO sales")
+    shop.adopt("shop.sales", *ASKED[1:], "--apply")
+    assert run("SELECT count(*) FROM pg_proc WHERE pronamespace = 'shop'::regnamespace") == [(1,)]
+    run("ALTER TABLE shop.sales RENAME TO orders")
+    shop.adopt("shop.orders", "--undo", "--apply")
+    assert run(EVERYTHING) == before
+
+
+def test_a_counted_column_is_renamed_as_the_docs_say(shop: Shop) -> None:
+    run("ALTER TABLE shop.orders RENAME COLUMN email TO customer_email")
+    shop.adopt("shop.orders", "--counter", "customers=customer_email", "--apply")
+    ((name,),) = run("SELECT proname FROM pg_proc WHERE pronamespace = 'shop'::regnamespace")
+    (block,) = re.findall(r"^    BEGIN;\n    DROP FUNCTION .*?COMMIT;$", DOCS, re.M | re.S)
+    run(block.replace("rollcall_orders_…", f"{name}()"))
+    run("DELETE FROM shop.orders WHERE email = 'u1'")
+    shop.adopt("shop.orders", "--counter", "customers=email", "--apply")
+    run("DELETE FROM shop.orders WHERE email = 'u2'")
+    assert run(f"SELECT DISTINCT unnest(element) FROM {triggers.DEPARTURE}") == [("u2",)]
+
+
+def test_subscribers_and_row_security_are_spoken_of(shop: Shop) -> None:
+    run("CREATE PUBLICATION theirs FOR TABLE shop.orders; CREATE PUBLICATION narrow FOR TABLE shop.orders (id, email)")
+    run("ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY")
+    shop.adopt(*ASKED, "--apply")
+    assert "is published by theirs: subscribers stop if" in shop.said
+    assert "ALTER ROLE rollcall_manage BYPASSRLS" in shop.said
+    shop.adopt(*ASKED)
+    assert "is published" not in shop.said
+    run("DROP PUBLICATION theirs, narrow")
+
+
 def test_types_that_are_named_like_others(shop: Shop) -> None:
     """citext is an extension, which the wheel does not have: what is of its name is refused as it would be."""
     run("CREATE TYPE shop.citext AS (t text); CREATE TABLE shop.other (email shop.citext)")
@@ -428,6 +514,7 @@ def test_types_that_are_named_like_others(shop: Shop) -> None:
         ("created() > now()", "function created() does not exist"),
         ("deleted_at > now()", "functions in index predicate must be marked IMMUTABLE"),
         ("true) -- ", "syntax error"),
+        ("true) OR (true", "Postgres refuses its condition (true) OR (true): syntax error"),
         ("EXISTS (SELECT 1)", "cannot use subquery"),
         ("orders.email = 'x'", "missing FROM-clause entry"),
         *([("lower_of = 'x'", "generated when it is read")] if HAS_VIRTUAL else []),
@@ -440,6 +527,45 @@ def test_a_condition_that_cannot_be_an_index_is_refused(
         run("ALTER TABLE shop.orders ADD COLUMN lower_of text GENERATED ALWAYS AS (lower(email)) VIRTUAL")
     declare(monkeypatch, Counter("customers", TABLE, ("email",), where=where))
     assert said in shop.refusal("orders", "--apply")
+
+
+def test_a_condition_needs_the_right_to_make_a_copy(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, seller: Callable[[], None]
+) -> None:
+    declare(monkeypatch, CUSTOMERS)
+    seller()
+    run("REVOKE TEMPORARY ON DATABASE rollcall FROM PUBLIC; GRANT CREATE ON DATABASE rollcall TO seller")
+    try:
+        assert "GRANT TEMPORARY ON DATABASE rollcall TO seller" in shop.refusal("orders", "--apply")
+    finally:
+        run("GRANT TEMPORARY ON DATABASE rollcall TO PUBLIC")
+    shop.adopt("orders", "--apply")
+
+
+def test_an_owner_that_may_make_no_function_is_told_so(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of the owner may make functions in the schema, and cannot give them to the owner."""
+    run("DROP ROLE IF EXISTS team, dev; CREATE ROLE team; CREATE ROLE dev LOGIN PASSWORD 'dev' IN ROLE team")
+    run("GRANT CONNECT, CREATE ON DATABASE rollcall TO dev; GRANT CREATE, USAGE ON SCHEMA shop TO dev")
+    run("ALTER TABLE shop.orders OWNER TO team")
+    use(monkeypatch, "dev", "dev")
+    assert "GRANT CREATE ON SCHEMA shop TO team" in shop.refusal(*ASKED, "--apply")
+    run("ALTER SCHEMA shop OWNER TO team")
+    shop.adopt(*ASKED, "--apply")
+    connection.close()
+    run("DROP SCHEMA shop CASCADE; DROP SCHEMA rollcall_triggers CASCADE; DROP OWNED BY team, dev; DROP ROLE team, dev")
+
+
+def test_a_database_of_bytes_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'")
+    try:
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", "bytes")
+        with closing(psycopg2.connect(started_primary().url.rpartition("/")[0] + "/bytes")) as there, there:
+            there.cursor().execute("CREATE TABLE orders (email text)")
+        assert "the database bytes is SQL_ASCII" in shop.refusal("orders", "--counter", "customers=email")
+    finally:
+        connection.close()
+        run("DROP DATABASE bytes")
 
 
 def test_what_is_declared_has_to_be_what_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

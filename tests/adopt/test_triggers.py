@@ -273,8 +273,8 @@ def test_an_application_without_rights_in_the_schema_and_a_search_path_of_its_ow
 
 
 def test_columns_named_like_anything(shop) -> None:
-    """Names that PL/pgSQL or the statements use themselves, quotes, capitals."""
-    names = ["found", "gone", "OLD", 'a"b', "$rollcall$", "latest", "counter", "element"]
+    """Names that PL/pgSQL or the statements use themselves, quotes, capitals; and more than Postgres has statistics of."""
+    names = ["found", "gone", "OLD", 'a"b', "$rollcall$", "latest", "counter", "element", "{brace}", "{}", "100%s"]
     columns = ", ".join(f"{triggers.quote(name)} text" for name in names)
     make_shop(f'CREATE TABLE shop."Odd ""names""" ({columns})')
     table = Table("odd", "shop", 'Odd "names"', tuple(Field(name, "text") for name in names))
@@ -315,6 +315,18 @@ def test_elements_are_canonical_texts_however_the_session_writes_them(type_: str
         cursor.execute("UPDATE shop.orders SET value = NULL")
         cursor.execute(f"INSERT INTO shop.orders VALUES ({value}); DELETE FROM shop.orders")
     assert departed(counter) == [text, text]
+
+
+def test_a_condition_means_the_same_in_every_session(shop) -> None:
+    """A moment without a zone is one in UTC, as for the keeper and for the index."""
+    counter = replace(CUSTOMERS, where="deleted_at >= '2026-03-04'")
+    make_shop()
+    make_countable(TABLE, (counter,), {"customers": ("email", "deleted_at")})
+    with closing(psycopg2.connect(run_url())) as connection, connection, connection.cursor() as cursor:
+        cursor.execute("SET datestyle = 'SQL, DMY'; SET timezone = 'America/New_York'")
+        cursor.execute("INSERT INTO shop.orders (email, deleted_at) VALUES ('ann', '2026-03-04 02:00:00+00')")
+        cursor.execute("DELETE FROM shop.orders WHERE email = 'ann'")
+    assert departed(counter) == ["ann"]
 
 
 def test_a_change_that_equality_does_not_see_is_one(shop) -> None:

@@ -72,6 +72,7 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
         (CUSTOMERS + 'last_seen = "email"', "email is text, and has to be timestamptz or date there"),
         (CUSTOMERS + 'time_zone = "Berlin"', "counters.customers.time_zone: there is no time zone 'Berlin'"),
         (CUSTOMERS + 'time_zone = "UTC\'); DROP TABLE x; --"', "counters.customers.time_zone: there is no time zone"),
+        (CUSTOMERS + "where = \"email <> '\\u0000'\"", "no name and no condition"),
         (CUSTOMERS + 'where = "true; DROP TABLE x"', "counters.customers.where: one SQL condition"),
         (CUSTOMERS + "example = [1, 2]", "the example needs one value for each field"),
         (CUSTOMERS.replace("[counters", "ingest = true\n[counters") + 'where = "true"', "come in through ingest"),
@@ -121,6 +122,26 @@ def test_each_service_reads_the_file_that_the_variable_names(tmp_path: Path, ser
     )
     assert told.returncode == 0, told.stderr
     assert "Counter(name='customers'" in told.stdout and "users" not in told.stdout
+
+
+@pytest.mark.parametrize("service", ["ingest_service", "manage_service", "query_service"])
+def test_a_mistake_in_the_file_ends_the_start_with_one_sentence(tmp_path: Path, service: str) -> None:
+    """Where the settings are read, which is before there are workers to start again."""
+    file = tmp_path / "shop.toml"
+    file.write_text(CUSTOMERS.replace("member", "membr"))
+    told = subprocess.run(
+        [sys.executable, "-c", f"import {service}.settings"],
+        env=os.environ | {"ROLLCALL_FILE": str(file)},
+        capture_output=True,
+        text=True,
+    )
+    said = "counters.customers: Object contains unknown field `membr`; there are: table, member, where, example"
+    assert (told.returncode, told.stderr) == (1, f"{file}: {said}. See docs/declarations.md.\n")
+
+
+def test_a_file_of_an_editor_that_marks_its_encoding_is_read(tmp_path: Path) -> None:
+    (tmp_path / "marked.toml").write_text(CUSTOMERS, encoding="utf-8-sig")
+    assert [counter.name for counter in read_file(tmp_path / "marked.toml")[1]] == ["customers"]
 
 
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:

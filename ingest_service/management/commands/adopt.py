@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter as Counts
 from collections.abc import Sequence
 from typing import Any, cast
 
 import psycopg2
+import psycopg2.errors
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, connection
 from psycopg2.extensions import cursor as Cursor
+from psycopg2.extensions import get_wait_callback, set_wait_callback
+from psycopg2.extras import wait_select
 
 from ingest_service.adoption import applying, catalog, declaring, plan
 from ingest_service.adoption.applying import LOCK_TIMEOUT_SECONDS, StoppedHalfway
@@ -17,6 +21,9 @@ from ingest_service.adoption.fitness import CannotAdopt, check_relation
 from ingest_service.adoption.plan import Plan
 from shared_models import declarations, triggers
 from shared_models.declarations import Counter, Table
+
+SETTINGS = (triggers.PATH, *triggers.CLOCK)
+INTERRUPTED = 130  # as shells have it
 
 
 def counter(text: str) -> tuple[str, tuple[str, ...]]:
@@ -72,11 +79,21 @@ class Command(BaseCommand):
     def handle(self, *args: object, names: list[str], **options: Any) -> None:
         if options["counter"] and len(names) != 1:
             raise CommandError("--counter belongs to one table: name one table")
+        twice = {name for name, count in Counts(name for name, _ in options["counter"]).items() if count > 1}
+        if twice:
+            raise CommandError(f"--counter {twice.pop()} is given twice: give each counter a name of its own")
+        # While libpq waits for a statement it does not look at signals. This way Ctrl-C cancels the statement.
+        waiting = get_wait_callback()
+        set_wait_callback(wait_select)
         try:
             for chosen in self.choose(names, dict(options["counter"])):
                 self.see_to(*chosen, **options)
         except (CannotAdopt, StoppedHalfway) as error:
             raise CommandError(str(error)) from error
+        except (KeyboardInterrupt, psycopg2.errors.QueryCanceled) as error:
+            raise CommandError(
+                "interrupted: run the same command again, and it goes on from here", returncode=INTERRUPTED
+            ) from error
         except OperationalError as error:
             raise CommandError(f"no connection to the database: {str(error).strip()}") from error
         except psycopg2.Error as error:
@@ -84,6 +101,7 @@ class Command(BaseCommand):
                 f"Postgres says: {str(error).strip()}. Once you have repaired that, the same command goes on from here"
             ) from error
         finally:
+            set_wait_callback(waiting)
             connection.close()
 
     def choose(
@@ -96,10 +114,10 @@ class Command(BaseCommand):
             raise CommandError("no table of an application is declared: adopt SCHEMA.TABLE --counter NAME=COLUMN")
         chosen = []
         with cursor_of_psycopg() as cursor:
-            # Names are found by the search_path of the caller. All that follows is read with one that nobody can put
-            # anything into.
+            # Names are found by the search_path of the caller. All that follows is read, and made, with one that nobody can
+            # put anything into.
             found = {name: None if name in tables else catalog.find(cursor, name) for name in names}
-            cursor.execute("SET search_path = pg_catalog, pg_temp")
+            cursor.execute("; ".join(SETTINGS))
             oids = {catalog.find(cursor, triggers.relation(table)): table for table in tables.values()}
             for name in names:
                 table = tables.get(name) or oids.get(found[name] or -1)
@@ -180,4 +198,4 @@ class Command(BaseCommand):
             lock = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_SECONDS * 1000:.0f}; -- if that is not enough, run it again"
             together = ["BEGIN;", lock, *together, "COMMIT;"]
         lines = [*apart, *together] if made.apart_first else [*together, *apart]
-        self.stdout.write("\n".join(["SET search_path = pg_catalog, pg_temp;", *lines]))
+        self.stdout.write("\n".join([*(f"{setting};" for setting in SETTINGS), *lines]))
