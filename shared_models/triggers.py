@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # A name without a schema is Postgres' own. A condition, and the text of a date, mean the same in every session.
 PATH = "SET search_path = pg_catalog, pg_temp"
 CLOCK = ("SET datestyle = 'ISO, YMD'", "SET timezone = 'UTC'")
+# Before, a database does not say which version of its collations its indexes were made with.
+LEAST_VERSION = 15_00_00
+TOO_OLD = "this Postgres is too old: Rollcall needs version 15 or later"
 SCHEMA = "rollcall_triggers"
 DEPARTURE = f"{SCHEMA}.departure"
 # A statement that removes more members than this from a counter notes "all".

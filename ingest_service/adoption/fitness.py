@@ -34,6 +34,8 @@ PERSISTENCE = {
 
 def check_relation(cursor: Cursor, relation: Relation) -> None:
     """The table itself, apart from any counter."""
+    if cursor.connection.server_version < triggers.LEAST_VERSION:
+        raise CannotAdopt(triggers.TOO_OLD)
     who = f"{relation.schema}.{relation.name}"
     if relation.kind not in ("r", "p"):
         raise CannotAdopt(f"{who} {KINDS.get(relation.kind, 'is not a table')}")

@@ -55,6 +55,7 @@ from shared_models import triggers
 from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
+from shared_models.triggers import LEAST_VERSION, TOO_OLD
 
 # A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is missing. The caller holds leases,
 # and renews them between two statements: see `leases.LEASE_SECONDS`.
@@ -334,6 +335,9 @@ class Replica:
             application_name="rollcall-manage",
             options=OPTIONS,
         )
+        if connection.server_version < LEAST_VERSION:
+            connection.close()
+            raise psycopg2.NotSupportedError(TOO_OLD)
         connection.autocommit = True  # transactions are begun by name, above
         ask(connection, sql.PREPARE_TABLE)
         self._may_ask_timeline = False

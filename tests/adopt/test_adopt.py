@@ -568,6 +568,11 @@ def test_a_database_of_bytes_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPa
         run("DROP DATABASE bytes")
 
 
+def test_a_server_that_is_too_old_is_refused(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "LEAST_VERSION", 99_00_00)
+    assert "Rollcall needs version 15 or later" in shop.refusal("shop.orders", "--counter", "customers=email")
+
+
 def test_what_is_declared_has_to_be_what_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("orders", "shop", "orders", (Field("id", "integer"),))
     declare(monkeypatch, Counter("numbers", table, ("id",)))

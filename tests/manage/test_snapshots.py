@@ -197,3 +197,11 @@ def test_a_replica_that_is_away_is_no_fault_of_a_counter():
     assert snapshots.is_away(psycopg2.OperationalError("server closed the connection unexpectedly"))
     assert not snapshots.is_away(UndefinedTable("relation does not exist"))
     assert not snapshots.is_away(QueryCanceled("canceling statement due to statement timeout"))
+
+
+def test_a_server_that_is_too_old_is_refused_with_the_version_that_is_needed(world, monkeypatch):
+    monkeypatch.setattr(snapshots, "LEAST_VERSION", 99_00_00)
+    old = stores.connect_replica(world.replica_server.url)
+    with pytest.raises(psycopg2.NotSupportedError, match="15 or later"), old.snapshot():
+        pass
+    assert old._connection is None
