@@ -30,7 +30,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -403,6 +403,15 @@ except BadDeclaration as error:  # without counters there is nothing to start
 def derived() -> tuple[Counter, ...]:
     """All derived counters: each declared one is its total, and is followed by those by group."""
     return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
+
+
+def with_groupings(names: Iterable[str]) -> list[str]:
+    """The names of derived counters: of a declared one its total and its groupings, of a derived one itself.
+
+    Raises UnknownCounter.
+    """
+    found = [counter for name in names for counter in (get_counter(name), *get_counter(name).groupings)]
+    return list(dict.fromkeys(counter.name for counter in found))
 
 
 def get_counter(name: str) -> Counter:

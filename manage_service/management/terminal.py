@@ -21,7 +21,7 @@ from manage_service.protocol.findings import Findings
 from manage_service.runs.registry import Mode, Run
 from manage_service.status.judging import one_line as without_line_ends
 from manage_service.status.judging import span
-from manage_service.status.schemas import KeeperStatus, StatusReport
+from manage_service.status.schemas import CounterStatus, KeeperStatus, StatusReport
 from shared_models.wording import found_in_words
 
 # The text for each phase of a run (`Progress.phase`).
@@ -168,7 +168,7 @@ def show_status(status: StatusReport) -> None:
             Text(counter.state, style="green" if counter.state == "live" else "yellow")
             if building is None
             else Text(f"building, {building.read:,} of about {building.expected:,}", style="yellow"),
-            "–" if counter.count is None else f"{counter.count:,}",
+            count_words(counter),
             ago(counter.complete_through, now),
             ago(counter.verified_at, now),
             "–" if drift is None else Text(found_in_words(drift.missing, drift.extra, repaired=counter.repaired)),
@@ -185,6 +185,14 @@ def show_status(status: StatusReport) -> None:
         console.print(Text.assemble((" ! ", "yellow"), spelled(finding.detail)), soft_wrap=True)
     if status.healthy:
         console.print(Text(" All is well.", style="green"))
+
+
+def count_words(counter: CounterStatus) -> str:
+    """The count; of a counter by group also how many groups there are, and how many of these are being read again."""
+    if counter.count is None or counter.groups is None:
+        return "–" if counter.count is None else f"{counter.count:,}"
+    broken = f", {counter.broken_groups:,} cold" if counter.broken_groups else ""
+    return f"{counter.count:,} in {counter.groups:,} groups{broken}"
 
 
 def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:

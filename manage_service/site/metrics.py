@@ -11,7 +11,8 @@ from redis import Redis
 
 from manage_service.runs import registry, totals
 from shared_models import declarations
-from shared_models.protocol import keys, moments, states
+from shared_models.declarations import Storage
+from shared_models.protocol import keys, moments, states, storages
 
 
 class Facts:
@@ -22,11 +23,27 @@ class Facts:
 
     def collect(self) -> Iterator[Metric]:
         now = datetime.now(UTC)
-        found = states.read_states(self.redis, [counter.name for counter in declarations.COUNTERS])
+        found = states.read_states(self.redis, [counter.name for counter in declarations.derived()])
+        grouped = [counter for counter in declarations.derived() if counter.storage is Storage.GROUPS]
         live = GaugeMetricFamily(
             "rollcall_counter_live", "1 if the counter can be counted, 0 if it is cold", labels=["counter"]
         )
-        count = GaugeMetricFamily("rollcall_counter_members", "Members of a live counter", labels=["counter"])
+        count = GaugeMetricFamily(
+            "rollcall_counter_members",
+            "Members of a live counter; by group, of all groups together",
+            labels=["counter"],
+        )
+        groups = GaugeMetricFamily("rollcall_counter_groups", "Groups of a live counter by group", labels=["counter"])
+        broken = GaugeMetricFamily(
+            "rollcall_counter_broken_groups",
+            "Groups that the keeper reads again; only these are cold",
+            labels=["counter"],
+        )
+        numbers = storages.count_broken(self.redis, [keys.keys_of(counter) for counter in grouped])
+        for counter, number in zip(grouped, numbers, strict=True):
+            broken.add_metric([counter.name], number)
+            if not found[counter.name].cold:
+                groups.add_metric([counter.name], found[counter.name].count)
         age = GaugeMetricFamily("rollcall_counter_complete_age_seconds", "Age of complete_through", labels=["counter"])
         verified = GaugeMetricFamily(
             "rollcall_counter_verified_age_seconds", "How long ago the last reconcile ended", labels=["counter"]
@@ -48,7 +65,7 @@ class Facts:
                 why.add_metric([name, state.condition], 1)
             live.add_metric([name], 0 if state.cold else 1)
             if not state.cold:
-                count.add_metric([name], state.count)
+                count.add_metric([name], state.count if state.elements is None else state.elements)
             if state.complete_through is not None:
                 age.add_metric([name], (now - state.complete_through).total_seconds())
             if state.verified_at is not None:
@@ -56,7 +73,7 @@ class Facts:
             if state.drift is not None:
                 drift.add_metric([name, "missing"], state.drift.missing)
                 drift.add_metric([name, "extra"], state.drift.extra)
-        yield from (live, why, count, age, withheld, verified, drift)
+        yield from (live, why, count, groups, broken, age, withheld, verified, drift)
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.redis))
         )

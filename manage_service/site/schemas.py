@@ -10,16 +10,19 @@ from msgspec import Meta
 from manage_service.runs.registry import Mode
 from manage_service.runs.report import RunReport
 from manage_service.status.schemas import Proof
-from shared_models.declarations import COUNTERS
+from shared_models import declarations
 
-NAMES = [counter.name for counter in COUNTERS]
+NAMES = [counter.name for counter in declarations.derived()]
 Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]], Meta(min_length=1, max_length=100)]
 
 
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Which counters to reconcile, and whether to repair the drift."""
 
-    counters: Annotated[Names | None, Meta(description="names of counters; all of them by default")] = None
+    counters: Annotated[
+        Names | None,
+        Meta(description="counters, each with its groupings, or single groupings; all by default"),
+    ] = None
     mode: Annotated[Mode, Meta(description="by default repair; check finds the same drift, and changes nothing")] = (
         Mode.REPAIR
     )

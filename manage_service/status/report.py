@@ -23,7 +23,8 @@ from manage_service.status.schemas import (
     StatusReport,
 )
 from shared_models import declarations
-from shared_models.protocol import keys, moments, states
+from shared_models.declarations import Storage
+from shared_models.protocol import keys, moments, states, storages
 from shared_models.protocol.states import State
 
 # A keeper ticks about every second, and never takes longer than this for a step.
@@ -36,15 +37,19 @@ def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
     If the replica cannot be reached, the answer says so: operators ask when something is down.
     """
     now = datetime.now(UTC)
-    names = [counter.name for counter in declarations.COUNTERS]
+    names = [counter.name for counter in declarations.derived()]
     found = states.read_states(redis, names)
+    broken = storages.count_broken(redis, [keys.of_counter(name) for name in names])
     history = registry.latest(redis, 100)
     unended = registry.still_open(redis)
     shown = read_replica(replica, now)
     status = StatusReport(
         healthy=False,
         findings=[],
-        counters={name: counter_status(name, found[name], shown, history) for name in names},
+        counters={
+            name: counter_status(name, found[name], shown, history, number)
+            for name, number in zip(names, broken, strict=True)
+        },
         replica=shown,
         keeper=read_keeper(redis, now),
         open_runs=[run.id for run in unended],
@@ -76,7 +81,7 @@ def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
 
 def read_drift(redis: Redis) -> dict[str, list[Proof]]:
     """The drift that the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
-    proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.COUNTERS}
+    proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.derived()}
     for run in registry.latest(redis, registry.HISTORY_RUNS):
         for name, found in run.findings.items():
             if name in proofs and found.verified_at is not None:
@@ -84,14 +89,19 @@ def read_drift(redis: Redis) -> dict[str, list[Proof]]:
     return {name: sorted(found, key=lambda proof: proof.verified_at) for name, found in proofs.items()}
 
 
-def counter_status(name: str, state: State, replica: ReplicaStatus, history: list[Run]) -> CounterStatus:
-    """One counter."""
+def counter_status(
+    name: str, state: State, replica: ReplicaStatus, history: list[Run], broken_groups: int = 0
+) -> CounterStatus:
+    """One derived counter."""
     last = next((run for run in history if name in run.counters), None)
+    is_grouped = keys.of_counter(name).storage is Storage.GROUPS
     return CounterStatus(
         state="cold" if state.cold else "live",
         reason=state.why_cold,
         withheld=state.withheld,
-        count=None if state.cold else state.count,
+        count=None if state.cold else state.elements if is_grouped else state.count,
+        groups=state.count if is_grouped and not state.cold else None,
+        broken_groups=broken_groups,
         cursor=state.cursor,
         left_through=state.left_through,
         horizon=replica.horizon,

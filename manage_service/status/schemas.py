@@ -40,7 +40,9 @@ class CounterStatus(msgspec.Struct):
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]
     withheld: Annotated[str, Meta(description="why complete_through stands still; empty if it moves")]
-    count: int | None
+    count: Annotated[int | None, Meta(description="members; of a counter by group, the members of all groups together")]
+    groups: Annotated[int | None, Meta(description="of a counter by group, how many there are; null for others")]
+    broken_groups: Annotated[int, Meta(description="groups that the keeper reads again; only these are cold")]
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[
         int | None,

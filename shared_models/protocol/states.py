@@ -42,6 +42,7 @@ class State:
 
     count: int  # members of the set
     size: int | None = None  # members that the protocol has added, less those that it has removed
+    elements: int | None = None  # of a counter by group: the members of all groups together
     cursor: int | None = None
     source: str = ""
     build: str = ""
@@ -155,7 +156,7 @@ _STATE = (
     "cursor", "source", "build", "complete_through", "verified_at", "missing", "extra", "repaired", "refused",
     "watermark_reset_at", "left_through", "swept", "fingerprint", "changed_at", "settled",
 )  # fmt: skip
-_INTAKE = ("size", "build", "watermark", "watermark_source")
+_INTAKE = ("size", "build", "watermark", "watermark_source", "elements")
 _FILL = ("token", "read", "expected")
 # How many replies `queue_state` has, to cut a long answer into counters.
 REPLIES = 4
@@ -205,6 +206,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
     return State(
         count=count,
         size=intake.number("size", SIZE_LIMIT, low=-SIZE_LIMIT),
+        elements=intake.number("elements", SIZE_LIMIT),
         cursor=cursor,
         source=state.text("source"),
         build=state.text("build"),

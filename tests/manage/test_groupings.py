@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from django.core.management import call_command
 
+from manage_service.protocol.groups import watch
+from manage_service.runs import registry
 from manage_service.runs.registry import Mode
+from manage_service.site.metrics import Facts
+from manage_service.status.judging import Limits
+from manage_service.status.report import read_status
 from shared_models import declarations
 from shared_models.declarations import Storage, get_counter
 from shared_models.protocol import keys, steps, storages
@@ -204,3 +210,41 @@ def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
 
 def test_every_storage_is_there(shop: World) -> None:
     assert {each.storage for each in declarations.derived()} == {Storage.GROUPS, Storage.LAST_SEEN}
+
+
+def test_the_status_the_metrics_and_runs_know_each_derived_counter(counted: World) -> None:
+    status = read_status(counted.redis, counted.replica, Limits.of(1.0, 3600.0))
+    names = [each.name for each in declarations.derived()]
+    assert list(status.counters) == names
+    by_country = status.counters["customers:country"]
+    elements = in_table(counted, get_counter("customers:country"))
+    assert (by_country.count, by_country.groups) == (
+        len(elements),
+        len({each.partition(b"\0")[0] for each in elements}),
+    )
+    assert status.counters["customers"].groups is None
+    at = keys.of_counter("customers:country")
+    counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
+    next(watch(get_counter("customers:country"), counted.redis))
+    again = read_status(counted.redis, counted.replica, Limits.of(1.0, 3600.0)).counters["customers:country"]
+    assert (again.broken_groups, again.state) == (1, "live")
+
+    said = {
+        (sample.name, sample.labels["counter"]): sample.value
+        for metric in Facts(counted.redis).collect()
+        for sample in metric.samples
+        if "counter" in sample.labels
+    }
+    assert said["rollcall_counter_groups", "customers:country"] == (by_country.groups or 0) - 1
+    assert said["rollcall_counter_broken_groups", "customers:country"] == 1
+    assert said["rollcall_counter_members", "customers"] == status.counters["customers"].count
+    assert ("rollcall_counter_groups", "customers") not in said
+
+
+def test_a_counter_that_is_named_stands_for_its_groupings_too(counted: World) -> None:
+    with pytest.raises(SystemExit) as ended:
+        call_command("reconcile", "baskets", "customers:country")
+    assert ended.value.code == 0
+    (run,) = registry.latest(counted.redis, 1)
+    assert run.counters == ["baskets", "baskets:country", "baskets:shop", "customers:country"]
+    assert set(run.findings) == set(run.counters)

@@ -135,7 +135,8 @@ def test_a_mistake_in_the_file_ends_the_start_with_one_sentence(tmp_path: Path, 
         capture_output=True,
         text=True,
     )
-    said = "counters.customers: Object contains unknown field `membr`; there are: table, member, where, by, last_seen, time_zone, example"
+    known = "table, member, where, by, last_seen, time_zone, example"
+    said = f"counters.customers: Object contains unknown field `membr`; there are: {known}"
     assert (told.returncode, told.stderr) == (1, f"{file}: {said}. See docs/declarations.md.\n")
 
 

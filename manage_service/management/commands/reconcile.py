@@ -38,18 +38,23 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         known = ", ".join(counter.name for counter in declarations.COUNTERS)
-        parser.add_argument("counters", nargs="*", metavar="COUNTER", help=f"{known}; all of them if none is named")
+        parser.add_argument(
+            "counters",
+            nargs="*",
+            metavar="COUNTER",
+            help=f"{known}, each with its groupings; all of them if none is named",
+        )
         parser.add_argument("--check", action="store_true", help="only compare: add nothing, remove nothing")
         parser.add_argument("--json", action="store_true", help="print the run as one JSON document at the end")
 
     def handle(self, **options: Any) -> None:
         logs.only_warnings()
-        names = options["counters"] or [counter.name for counter in declarations.COUNTERS]
+        asked = options["counters"] or [counter.name for counter in declarations.COUNTERS]
         mode = Mode.CHECK if options["check"] else Mode.REPAIR
         control = stores.connect_redis()
         interrupted = False
         try:
-            run = registry.create(control, names, mode, asked_by="cli")
+            run = registry.create(control, declarations.with_groupings(asked), mode, asked_by="cli")
             try:
                 run = carry_out(run, control, quiet=options["json"])
             except KeyboardInterrupt:
