@@ -32,6 +32,20 @@ member = ["country", "email"]
 by = ["country", "shop"]
 last_seen = "due"
 """
+# What is enough to be damaged.
+SMALL = """
+[tables.orders]
+name = "shop.orders"
+fields = {email = "text", country = "text", created_at = "timestamptz"}
+
+[counters.customers]
+table = "orders"
+member = ["email"]
+where = "NOT cancelled"
+by = ["country"]
+last_seen = "created_at"
+time_zone = "America/St_Johns"
+"""
 MAKE = """
     CREATE SCHEMA shop;
     CREATE TABLE shop.orders (
@@ -42,9 +56,9 @@ MAKE = """
 
 
 @contextmanager
-def orders(world: World) -> Iterator[World]:
+def orders(world: World, lines: str = DECLARED) -> Iterator[World]:
     """The table, with what `adopt` makes; its counters are the only ones."""
-    tables, counters = declarations.parse(DECLARED)
+    tables, counters = declarations.parse(lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(declarations, "TABLES", tables)
         patch.setattr(declarations, "COUNTERS", counters)
