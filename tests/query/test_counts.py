@@ -89,7 +89,7 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
     ("path", "takes"),
     [
         ("/v1/counts", "counters"),
-        ("/v1/counts/users", "no query parameters"),
+        ("/v1/counts/users", "by and group and top and from and to and window"),
         ("/v1/counts/users/history", "no query parameters"),
         ("/v1/stream", "counters and ticket"),
         ("/stats/get/", "no query parameters"),
@@ -143,6 +143,8 @@ def test_the_query_parameters_that_are_described_are_taken(query: Query) -> None
     assert described.pop("GET /v1/counts/{counter}/member") == fields
     assert {name: known for name, known in described.items() if known} == {
         "GET /v1/counts": ("counters",),
+        "GET /v1/counts/{counter}": ("by", "group", "top", "from", "to", "window"),
+        "GET /v1/counts/{counter}/groups": ("by", "prefix", "limit", "cursor"),
         "GET /v1/stream": ("counters", "ticket"),
     }
     assert refuses(document, "400")
