@@ -11,6 +11,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from redis import Redis
+from redis import from_url as redis_of
+from redis.exceptions import NoPermissionError
 
 from query_service import algebra
 from query_service import groups as groups_module
@@ -21,6 +23,7 @@ from shared_models.protocol import keys, states, steps
 from tests.query.driving import Query, Reply
 from tests.query.grouped import World, declare
 from tests.query.rolls_in_redis import Rolls
+from tests.servers import another_valkey
 
 BY_STATE, BY_DAY, BY_BOTH = "customers:state", "customers:day(created_at)", "customers:state,day(created_at)"
 TODAY = "2026-11-27"
@@ -633,6 +636,45 @@ class TestSharing:
         for path in ("?by=state&group=NY", "?by=state&top=3", "?window=7d", "/groups?by=state"):
             assert query.get(f"/v1/counts/customers{path}").json["type"] == "urn:rollcall:redis-unavailable"
         assert query.post("/v1/algebra", {"operation": "union", "sets": [{"counter": "buyers"}] * 2}).status == 503
+
+
+def test_the_user_of_redis_that_query_has_may_read_what_it_needs_and_write_nothing(
+    start_query: Callable[..., Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch)
+    valkey = another_valkey("locked", locked=True, appendonly="no", save="")
+    with valkey.client() as client:
+        world = World(Rolls(client))
+        world.make_live()
+        world.record("customers", ((TODAY,), "ann"))
+        for name in (BY_STATE, "buyers:state"):
+            world.record(name, ((":state",), "ann"), (("NY",), "ann"))
+        steps.drop_group(client, BY_STATE, b"NY", "token")
+        query = start_query(valkey.url_of("query"))
+        assert ask(query, "customers", by="state", group=":state")["count"] == 1
+        assert ask(query, "customers", by="state", top=1)["top"] == [{"group": [":state"], "count": 1}]
+        assert len(ask(query, "customers/groups", by="state")["groups"]) == 2
+        assert ask(query, "customers", window="3660d")["count"] == 1
+        assert ask(query, "customers", by="day", **{"from": TODAY, "to": TODAY})["sum_of_groups"] == 0
+        assert query.get("/v1/counts/customers/member?email=ann").json == {"member": True}
+        assert query.get("/v1/counts/customers/history").status == query.get("/v1/counts").status == 200
+        group = {"counter": "buyers", "by": "state", "group": ["NY"]}
+        assert compare(query, operation="intersection", sets=[group, group]).json["count"] == 1
+        at = keys.of_counter(BY_STATE)
+        with redis_of(valkey.url_of("query")) as user:
+            for command in (
+                ("SREM", world.set_of(BY_STATE, ":state"), "ann"),
+                ("ZADD", at.names, 0, "x"),
+                ("ZREM", at.members, "NY"),
+                ("HDEL", at.broken, "NY"),
+                ("HSET", keys.of_counter("customers").days, TODAY, 2),
+                ("HGETALL", keys.of_counter("customers").members),
+                ("SMEMBERS", world.set_of(BY_STATE, ":state")),
+                ("HGET", at.suspects, "x"),
+            ):
+                with pytest.raises(NoPermissionError):
+                    user.execute_command(*command)
+    valkey.stop()
 
 
 def test_the_metrics_say_how_questions_were_answered(query: Query, world: World) -> None:
