@@ -14,6 +14,7 @@ from redis import Redis
 from redis import from_url as redis_of
 from redis.exceptions import NoPermissionError
 
+from compose.local.servers import Valkey
 from query_service import algebra
 from query_service import groups as groups_module
 from query_service.questions import MOST_PERIODS
@@ -23,7 +24,7 @@ from shared_models.protocol import keys, states, steps
 from tests.query.driving import Query, Reply
 from tests.query.grouped import World, declare
 from tests.query.rolls_in_redis import Rolls
-from tests.servers import another_valkey
+from tests.servers import free_port, servers_folder, start
 
 BY_STATE, BY_DAY, BY_BOTH = "customers:state", "customers:day(created_at)", "customers:state,day(created_at)"
 TODAY = "2026-11-27"
@@ -642,7 +643,10 @@ def test_the_user_of_redis_that_query_has_may_read_what_it_needs_and_write_nothi
     start_query: Callable[..., Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declare(monkeypatch)
-    valkey = another_valkey("locked", locked=True, appendonly="no", save="")
+    valkey = Valkey(
+        servers_folder() / "locked", free_port(), locked=True, dies_with_parent=True, appendonly="no", save=""
+    )
+    start(valkey)
     with valkey.client() as client:
         world = World(Rolls(client))
         world.make_live()
