@@ -154,7 +154,7 @@ def split(query: str, known: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     if set(times) - set(known) or any(many > 1 for many in times.values()):
         may_repeat = "group=" if "group" in known else "&"
         check_parameters("&".join(part for part in query.split("&") if not part.startswith(may_repeat)), known)
-        raise not_understood(f"this address takes {' and '.join(known)}, each once")
+        raise not_understood(f"this endpoint takes {' and '.join(known)}, each once")
     return {name: value for name, value in pairs if name != "group"}, [
         value for name, value in pairs if name == "group"
     ]

@@ -514,7 +514,7 @@ def test_a_wrong_question_is_refused_with_the_parameter_and_what_there_is(
     ("query_string", "words"),
     [
         ("by=state&by=day&group=x", "'by' is given 2 times"),
-        ("by=state&country=DE", "no query parameter 'country'"),
+        ("by=state&country=DE", "unknown query parameter 'country'"),
         ("by=state&group=%ff", "not UTF-8"),
         ("by=state&" + "&".join("group=x" for _ in range(101)), "more than 100"),
     ],
