@@ -46,7 +46,12 @@ class AlgebraAsked(msgspec.Struct, forbid_unknown_fields=True):
     operation: Annotated[
         Operation, msgspec.Meta(description="difference: the members of the first set that are in none of the others")
     ]
-    sets: Annotated[list[SetAsked], msgspec.Meta(description="from 2 to 4, of counters with the same member fields")]
+    sets: Annotated[
+        list[SetAsked],
+        msgspec.Meta(
+            min_length=FEWEST_SETS, max_length=MOST_SETS, description="sets of counters with the same member fields"
+        ),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,6 @@ def read_body(body: bytes | bytearray) -> Algebra:
         raise problems.unreadable_body(
             f'send {{"operation": "intersection", "sets": [{{"counter": "…", "by": "…", "group": ["…"]}}, …]}} as JSON: {error}'
         ) from None
-    if not FEWEST_SETS <= len(asked.sets) <= MOST_SETS:
-        raise problems.wrong_question(
-            "sets", f"sets has {len(asked.sets)}: send from {FEWEST_SETS} to {MOST_SETS}", limit=MOST_SETS
-        )
     sets = tuple(read_set(each) for each in asked.sets)
     first = sets[0].counter
     for number, each in enumerate(sets):

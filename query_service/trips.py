@@ -53,11 +53,12 @@ class Trips:
         while self._waiting:
             pipe = self._client.pipeline(transaction=True)
             taken: list[tuple[Part, int]] = []
-            while self._waiting and len(pipe) < self._most:
-                before, part = len(pipe), self._waiting.pop(0)
-                part.queue(pipe)
-                taken.append((part, len(pipe) - before))
             try:
+                while self._waiting and len(pipe) < self._most:
+                    before, part = len(pipe), self._waiting.pop(0)
+                    taken.append((part, 0))  # it gets an answer also if what follows fails
+                    part.queue(pipe)
+                    taken[-1] = part, len(pipe) - before
                 replies = await pipe.execute(raise_on_error=False)
             except Unreadable:
                 refuse(taken, problems.redis_is_unavailable())

@@ -143,8 +143,6 @@ def test_the_query_parameters_that_are_described_are_taken(query: Query) -> None
     assert described.pop("GET /v1/counts/{counter}/member") == fields
     assert {name: known for name, known in described.items() if known} == {
         "GET /v1/counts": ("counters",),
-        "GET /v1/counts/{counter}": ("by", "group", "top", "from", "to", "window"),
-        "GET /v1/counts/{counter}/groups": ("by", "prefix", "limit", "cursor"),
         "GET /v1/stream": ("counters", "ticket"),
     }
     assert refuses(document, "400")

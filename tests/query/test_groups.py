@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from jsonschema_rs import Draft202012Validator
 from redis import Redis
 from redis import from_url as redis_of
 from redis.exceptions import NoPermissionError
@@ -21,6 +22,7 @@ from query_service.questions import MOST_PERIODS
 from query_service.trips import Trips
 from shared_models import declarations
 from shared_models.protocol import keys, states, steps
+from tests.described import query_parameters
 from tests.query.driving import Query, Reply
 from tests.query.grouped import World, declare
 from tests.query.rolls_in_redis import Rolls
@@ -443,8 +445,8 @@ class TestAlgebra:
     @pytest.mark.parametrize(
         ("body", "words"),
         [
-            ({"operation": "union", "sets": [{"counter": "buyers"}]}, "sets has 1: send from 2 to 4"),
-            ({"operation": "union", "sets": [{"counter": "buyers"}] * 5}, "sets has 5: send from 2 to 4"),
+            ({"operation": "union", "sets": [{"counter": "buyers"}]}, "length >= 2"),
+            ({"operation": "union", "sets": [{"counter": "buyers"}] * 5}, "length <= 4"),
             ({"operation": "union", "sets": [{"counter": "buyers"}, {"counter": "shops"}]}, "members of shop (integer)"),
             ({"operation": "union", "sets": [{"counter": "buyers"}, {"counter": "customers"}]}, "last_seen"),
             ({"operation": "union", "sets": [{"counter": "buyers"}, {"counter": "buyers", "by": "shop"}]}, "declared by state and"),
@@ -679,6 +681,50 @@ def test_the_user_of_redis_that_query_has_may_read_what_it_needs_and_write_nothi
                 with pytest.raises(NoPermissionError):
                     user.execute_command(*command)
     valkey.stop()
+
+
+def test_the_description_has_what_the_declared_counters_can_be_asked(query: Query, world: World) -> None:
+    document = query.get("/openapi.json").json
+    described = query_parameters(document)
+    assert described["GET /v1/counts/{counter}"] == ("by", "group", "window", "top", "from", "to")
+    assert described["GET /v1/counts/{counter}/groups"] == ("by", "prefix", "limit", "cursor")
+    shapes = document["paths"]["/v1/counts/{counter}"]["get"]["responses"]["200"]["content"]["application/json"][
+        "schema"
+    ]
+    names = [each["$ref"].rpartition("/")[2] for each in shapes["oneOf"]]
+    assert names == ["NamedCount", "OfAGroup", "TopGroups", "OfDays", "OfAWindow"]
+    components = document["components"]
+    day = {"from": TODAY, "to": TODAY}
+    questions: tuple[dict[str, Any], ...] = (
+        {},
+        {"by": "state", "group": "NY"},
+        {"by": "state", "top": 1},
+        {"by": "day", **day},
+        {"window": "7d"},
+    )
+    for name, asked in zip(names, questions, strict=True):
+        schema = {**components["schemas"][name], "components": components}
+        Draft202012Validator(schema).validate(ask(query, "customers", **asked))
+    schema = {**components["schemas"]["Groups"], "components": components}
+    Draft202012Validator(schema).validate(ask(query, "customers/groups", by="state"))
+    body = document["paths"]["/v1/algebra"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    reply = compare(query, **body)
+    Draft202012Validator({**components["schemas"]["OfSets"], "components": components}).validate(reply.json)
+
+
+def test_the_example_of_sets_is_one_that_there_is(query: Query, rolls: Rolls, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = '{m = "text", d = "date", n = "integer", b = "boolean", u = "uuid", e = "enum"}'
+    lines = f'[tables.t]\nname = "t"\nfields = {fields}\n[counters.c]\ntable = "t"\nmember = ["m"]\nlast_seen = "d"\n'
+    for by in ([], ["e"], [["n", "b"]], [["u", "week(d)"]], ["month(d)"], ["d"]):
+        counters = declarations.parse(f"{lines}by = {json.dumps(by)}")[1]
+        monkeypatch.setattr(declarations, "COUNTERS", counters)
+        for counter in (counters[0], *counters[0].groupings):
+            rolls.make_live(counter.name, [])
+        paths = query.get("/openapi.json").json["paths"]
+        assert ("/v1/algebra" in paths) is bool(by)
+        if by:
+            body = paths["/v1/algebra"]["post"]["requestBody"]["content"]["application/json"]["example"]
+            assert compare(query, **body).json["count"] == 0
 
 
 def test_the_metrics_say_how_questions_were_answered(query: Query, world: World) -> None:

@@ -147,7 +147,6 @@ def test_the_description_names_every_route_and_its_page_works_offline(query: Que
     assert set(described) == {
         "/v1/counts",
         "/v1/counts/{counter}",
-        "/v1/counts/{counter}/groups",
         "/v1/counts/{counter}/history",
         "/v1/counts/{counter}/member",
         "/v1/counts/{counter}/members",
