@@ -30,6 +30,8 @@ ROUNDS = 5
 MOST_BROKEN = 1_000
 # Different days on which members were last seen: 109 years. They take Redis some milliseconds.
 MOST_LAST_DAYS = 40_000
+# Tops whose names are kept, to ask for their sizes at once.
+MOST_GUESSES = 100
 CHANGING = "its groups changed again and again while they were read"
 TOO_MANY_BROKEN = (
     f"more than {MOST_BROKEN:,} of its groups were changed by something else, and are read again by the keeper"
@@ -48,6 +50,8 @@ class GroupReader:
         self._trips = trips
         # Of each counter, as it was seen last: by the key that says it.
         self._generations: dict[str, object] = {}
+        # Of the tops that were asked last: the names that may be in it, and the size at its end. They are guesses, too.
+        self._tops: dict[Top, tuple[dict[bytes, None], float | None]] = {}
 
     async def read(self, question: OneGroup | Top | Periods | Listing | Window) -> Document:
         """The answer. Raises Problem."""
@@ -117,9 +121,8 @@ class GroupReader:
         """The directory is in the order of sizes, and those of one size are in the order of their names from the last one
         to the first. So the names of the size at the end are read once more, from the first one."""
         counter, at = asked.counter, keys.of_counter(asked.counter.name)
-        known: dict[bytes, None] = {}
-        last: float | None = None
-        reads_broken = False
+        known, last = self._tops.get(asked, ({}, None))
+        reads_broken = asked in self._tops
 
         def queue(pipe: Pipeline) -> None:
             states.queue_state(pipe, counter.name)
@@ -159,7 +162,14 @@ class GroupReader:
                     "as_of": as_of,
                 }
             known = dict.fromkeys([*(name for name, _ in largest), *ties])
+            self._guess_top(asked, known, last)
         raise problems.groups_are_cold(counter, CHANGING)
+
+    def _guess_top(self, asked: Top, known: dict[bytes, None], last: float | None) -> None:
+        """Note what the next one who asks this may expect."""
+        self._tops[asked] = known, last
+        if len(self._tops) > MOST_GUESSES:
+            del self._tops[next(iter(self._tops))]
 
     async def _listing(self, asked: Listing) -> Document:
         """The names of the page are read first, and in the next round trip how large these groups are."""
@@ -219,14 +229,15 @@ class GroupReader:
         replies = await self._trips.ask(queue)
         state = live(counter, replies)
         (by_day,) = plain(counter, replies[states.REPLIES :])
-        numbers = {day: int(number) if number.isdigit() else -1 for day, number in by_day.items()}
-        if min(numbers.values(), default=0) < 0 or sum(numbers.values()) != state.count:
+        numbers = [int(number) if number.isdigit() else -1 for number in by_day.values()]
+        if min(numbers, default=0) < 0 or sum(numbers) != state.count:
             why = "its members by day do not add up to its members: something other than Rollcall has changed them; "
             raise problems.cold(
                 f"the window of counter {counter.name!r}", why + "the keeper builds it", counter=counter.name
             )
         first = first_day(as_of, counter.time_zone, asked.days)
-        count = sum(number for day, number in numbers.items() if day >= first.encode())
+        begin = first.encode()
+        count = sum(number for day, number in zip(by_day, numbers, strict=True) if day >= begin)
         return {
             "counter": counter.name,
             "window": f"{asked.days}d",
