@@ -211,8 +211,9 @@ class TestOneGroup:
                 break
             cursor = {"cursor": page["next_cursor"]}
         assert found == [("AZ", 1), ("CA", None), ("NJ", 1), ("NY", 1)]
-        page = ask(query, "customers/groups", by="state", prefix="N")
-        assert [each["group"][0] for each in page["groups"]] == ["NJ", "NY"]
+        for prefix, names in (("A", ["AZ"]), ("C", ["CA"]), ("N", ["NJ", "NY"])):
+            page = ask(query, "customers/groups", by="state", prefix=prefix)
+            assert [each["group"][0] for each in page["groups"]] == names
 
 
 class TestTop:
