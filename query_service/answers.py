@@ -14,7 +14,7 @@ import msgspec
 from query_service import problems
 from query_service.reads import Reading
 from shared_models.protocol.states import Drift, State
-from shared_models.web.asgi import Answer, answer, refusal
+from shared_models.web.asgi import JSON, Answer, answer, refusal
 
 # A cache may store it, but has to ask again each time: an unchanged count is a 304 of a few bytes.
 REVALIDATE = "no-cache"
@@ -127,7 +127,7 @@ def render_all(described: DescribedCounts, condition: Condition) -> CountAnswer:
     if states == {"cold"}:
         return CountAnswer(COUNTS, refusal(problems.every_counter_is_cold(described["counters"])))
     counted = {name: substance(counter) for name, counter in described["counters"].items()}
-    return _give(COUNTS, described, counted, condition)
+    return give(COUNTS, described, counted, condition)
 
 
 def _one_count(name: str, described: DescribedCounts, state: State | None, condition: Condition) -> CountAnswer:
@@ -137,7 +137,7 @@ def _one_count(name: str, described: DescribedCounts, state: State | None, condi
     if state.cold:
         return CountAnswer(COUNTER, refusal(problems.counter_is_cold(name, state)))
     document = {"counter": name, **counter, "as_of": described["as_of"]}
-    return _give(COUNTER, document, substance(counter), condition)
+    return give(COUNTER, document, substance(counter), condition)
 
 
 def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
@@ -145,7 +145,7 @@ def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
     counts = {name: counter["count"] for name, counter in described["counters"].items()}
     unknown = [name for name, count in counts.items() if count is None]
     if not unknown:
-        return _give(STATS, {"result": "success", **counts}, counts, condition)
+        return give(STATS, {"result": "success", **counts}, counts, condition)
     if condition is Condition.LOST:
         detail, retry_seconds = problems.redis_is_unavailable().detail, problems.REDIS_RETRY_SECONDS
     else:
@@ -154,11 +154,16 @@ def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
     return CountAnswer(STATS, answer(503, body, more={"Cache-Control": "no-store", "Retry-After": str(retry_seconds)}))
 
 
-def _give(route: str, document: object, counted: object, condition: Condition) -> CountAnswer:
+def give(route: str, document: object, counted: object, condition: Condition) -> CountAnswer:
     """A count. Its tag is made from the counts, and not from the times: `as_of` and `complete_through` move with every
     read. A client that gets a 304 has the same counts, read earlier. So the tag is a weak one."""
-    tag = b'"' + blake2b(msgspec.json.encode(counted), digest_size=8).hexdigest().encode() + b'"'
-    headers = {"Cache-Control": REVALIDATE, "Rollcall-State": condition.value, "ETag": f"W/{tag.decode()}"}
-    whole = answer(200, msgspec.json.encode(document), more=headers)
+    return tag(route, msgspec.json.encode(document), counted, {"Rollcall-State": condition.value})
+
+
+def tag(route: str, body: bytes, counted: object, headers: dict[str, str], content_type: str = JSON) -> CountAnswer:
+    """An answer with the tag of what was counted."""
+    opaque = b'"' + blake2b(msgspec.json.encode(counted), digest_size=8).hexdigest().encode() + b'"'
+    headers = {"Cache-Control": REVALIDATE, "ETag": f"W/{opaque.decode()}", **headers}
+    whole = answer(200, body, content_type, headers)
     without_length = [header for header in whole.headers if header[0] != b"content-length"]
-    return CountAnswer(route, whole, tag, Answer(304, without_length))
+    return CountAnswer(route, whole, opaque, Answer(304, without_length))

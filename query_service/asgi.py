@@ -15,15 +15,21 @@ from django.conf import settings
 from django.core.asgi import get_asgi_application
 from redis.exceptions import RedisError
 
-from query_service import memberships, metrics, openapi, problems, stores, streams, tickets
+from query_service import algebra, badges, memberships, metrics, openapi, problems, questions, stores, streams, tickets
+from query_service.algebra import ALGEBRA, AlgebraReader
 from query_service.answers import COUNTER, COUNTS, Condition
+from query_service.badges import BADGE, EMBED
 from query_service.counts import Counts
+from query_service.groups import GroupReader
 from query_service.memberships import Memberships
 from query_service.openapi import HISTORY, MEMBER, MEMBERS, TICKETS
 from query_service.problems import known_counter
+from query_service.questions import GROUPS
 from query_service.reads import Unreadable, read_samples
+from query_service.shared_answers import Given, Question, SharedAnswers
 from query_service.site.pages import QUERY
 from query_service.streams import Streams
+from query_service.trips import Trips
 from shared_models.declarations import Counter
 from shared_models.stores import check_noeviction
 from shared_models.web import request_log
@@ -48,11 +54,19 @@ class Query(Application):
         *,
         max_members: int,
         member_bytes: int,
+        algebra_members: int,
+        badges: bool = False,
         access_log: bool = False,
     ) -> None:
         super().__init__(django, limits)
         self.counts, self.memberships, self.streams = counts, asked, open_streams
         self.max_members, self.member_bytes, self.access_log = max_members, member_bytes, access_log
+        self.badges = badges
+        # Each question about sets takes a trip of its own: nobody waits behind it, except in Redis.
+        groups = GroupReader(Trips(asked.client))
+        sets = AlgebraReader(Trips(asked.client, most_commands=1), groups, algebra_members)
+        self.shared = SharedAnswers(groups.read, keep_seconds=counts.refresh_seconds)
+        self.shared_sets = SharedAnswers(sets.read, keep_seconds=counts.refresh_seconds)
 
     def standing_answer(self, request: Request) -> Answer | None:
         """The standing answer to a plain GET or HEAD, while the task reads counts."""
@@ -74,9 +88,22 @@ class Query(Application):
                 self.takes(request, "GET", parameters=())
                 return await self.count_at(request)
             case ["v1", "counts", name]:
-                self.takes(request, "GET", COUNTER, ())
-                known_counter(name)
-                return await self.count_at(request)
+                self.takes(request, "GET", COUNTER)
+                counter = known_counter(name)
+                question = questions.read_count(counter, request.query)
+                return await (self.shared_answer(request, question) if question else self.count_at(request))
+            case ["v1", "counts", name, "groups"]:
+                self.takes(request, "GET", GROUPS)
+                return await self.shared_answer(request, questions.read_listing(known_counter(name), request.query))
+            case ["v1", "algebra"]:
+                self.takes(request, "POST", ALGEBRA, ())
+                return await self.count_sets(request)
+            case ["v1", "badge", name] if self.badges and name.endswith(".svg"):
+                self.takes(request, "GET", BADGE)
+                return await badges.badge(self, known_counter(name.removesuffix(".svg")), request)
+            case ["embed", name] if self.badges:
+                self.takes(request, "GET", EMBED)
+                return await badges.embedded(self, known_counter(name), request)
             case ["v1", "counts", name, "history"]:
                 self.takes(request, "GET", HISTORY, ())
                 return await self.history(known_counter(name))
@@ -114,6 +141,17 @@ class Query(Application):
         if not self.counts.answers or wants_fresh(request):
             await self.counts.read_anew()
         return self.counts.answer_to_choice(names).pick(request.headers.get(b"if-none-match"))
+
+    async def shared_answer(self, request: Request, question: Question) -> Answer:
+        """An answer that others get, too, if they ask the same now."""
+        given = await self.shared.ask(question, fresh=wants_fresh(request))
+        return given.answer.pick(request.headers.get(b"if-none-match"))
+
+    async def count_sets(self, request: Request) -> Answer:
+        """How many members sets have together, in common, or alone."""
+        question = algebra.read_body(await self.bodies.read(request, SMALL_BYTES))
+        given: Given = await self.shared_sets.ask(question, fresh=wants_fresh(request))
+        return now(given.answer.whole.body)
 
     async def history(self, counter: Counter) -> Answer:
         """The samples of the last hour."""
@@ -231,6 +269,7 @@ def make_application() -> Query:
         tokens=settings.TOKENS,
         metrics_public=settings.METRICS_PUBLIC,
         origins=frozenset(origin.encode() for origin in settings.CORS_ORIGINS),
+        open_folders=badges.FOLDERS if settings.BADGES else (),
     )
     return Query(
         get_asgi_application(),
@@ -240,6 +279,8 @@ def make_application() -> Query:
         open_streams,
         max_members=settings.MAX_MEMBERS,
         member_bytes=settings.MAX_BODY_BYTES,
+        algebra_members=settings.ALGEBRA_MEMBERS,
+        badges=settings.BADGES,
         access_log=settings.ACCESS_LOG,
     )
 

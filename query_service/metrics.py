@@ -24,6 +24,17 @@ READ_AT = Gauge(
     "When the counts were last read from Redis",
     multiprocess_mode="mostrecent",
 )
+SHARED = Counter(
+    "rollcall_query_questions_total",
+    "Questions about groups, windows and sets: read from Redis, shared with one that was being read, or kept",
+    ["kind", "answer"],
+)
+SHARED_SECONDS = Histogram(
+    "rollcall_query_question_seconds",
+    "Time of a read of groups, windows or sets from Redis",
+    ["kind"],
+    buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+)
 STREAMS = Gauge("rollcall_query_streams_open", "Event streams open", multiprocess_mode="livesum")
 COUNT = Gauge(
     "rollcall_query_count",

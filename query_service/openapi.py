@@ -9,20 +9,39 @@ import msgspec
 from django.conf import settings
 
 from query_service import streams
+from query_service.algebra import ALGEBRA, AlgebraAsked
 from query_service.answers import COUNTER, COUNTS, STATS, Condition
+from query_service.badges import BADGE, EMBED, HTML, SVG
 from query_service.memberships import MembersAsked
 from query_service.problems import (
     COUNTER_COLD,
     REDIS_UNAVAILABLE,
+    SETS_TOO_LARGE,
     TOO_MANY_MEMBERS,
     TOO_MANY_STREAMS,
     UNKNOWN_COUNTER,
     UNREADABLE_BODY,
     WRONG_MEMBER,
+    WRONG_QUESTION,
 )
-from query_service.schemas import Counts, History, Membership, Memberships, NamedCount, StatsError, Ticket
+from query_service.questions import GROUPS, MOST_DAYS, MOST_LISTED, MOST_PERIODS, MOST_TOP
+from query_service.schemas import (
+    Counts,
+    Groups,
+    History,
+    Membership,
+    Memberships,
+    NamedCount,
+    OfAGroup,
+    OfAWindow,
+    OfDays,
+    OfSets,
+    StatsError,
+    Ticket,
+    TopGroups,
+)
 from shared_models import declarations
-from shared_models.declarations import Counter
+from shared_models.declarations import NUMBERS, Counter, Storage
 from shared_models.web.asgi import JSON
 from shared_models.web.openapi import Access, Answer, Json, Operation, describe, header, parameter, reference
 from shared_models.web.problems import INVALID_QUERY, NO_ROOM
@@ -50,26 +69,204 @@ CACHING = (
 def describe_api() -> bytes:
     """The OpenAPI document, for the counters that are declared now."""
     access = Access(tokens=settings.TOKENS is not None, metrics_public=settings.METRICS_PUBLIC)
-    return _describe(declarations.COUNTERS, access)
+    return _describe(declarations.COUNTERS, access, settings.BADGES)
 
 
 @lru_cache(maxsize=4)
-def _describe(counters: tuple[Counter, ...], access: Access) -> bytes:
+def _describe(counters: tuple[Counter, ...], access: Access, badges: bool) -> bytes:
     return describe(
         "Rollcall query",
         "How many distinct members there are, and whether a value is one of them. Every count says how good it is.",
-        describe_operations(counters),
+        [*describe_operations(counters), *(describe_badges(counters) if badges else ())],
         MembersAsked,
+        AlgebraAsked,
+        *shapes_of_a_count(counters),
         access=access,
     )
+
+
+def named(counters: tuple[Counter, ...]) -> Json:
+    """The parameter that names a counter."""
+    names = [counter.name for counter in counters]
+    return parameter("counter", "path", {"type": "string", "enum": names}, "The name of a counter.", example=names[0])
+
+
+def grouped(counters: tuple[Counter, ...]) -> tuple[Counter, ...]:
+    """The counters that have groups."""
+    return tuple(counter for counter in counters if counter.groupings)
+
+
+def shapes_of_a_count(counters: tuple[Counter, ...]) -> tuple[type[msgspec.Struct], ...]:
+    """What the answer may be at the address of a counter, as far as these counters can be asked."""
+    of_groups = (OfAGroup, TopGroups, OfDays) if grouped(counters) else ()
+    return (NamedCount, *of_groups, *([OfAWindow] if any(each.last_seen for each in counters) else ()))
+
+
+def describe_by(counters: tuple[Counter, ...], **more: object) -> Json:
+    """By what a counter is asked. Which there are depends on the counter."""
+    declared = {each.name: [f"`{','.join(by.by_names)}`" for by in each.groupings] for each in counters}
+    said = "; ".join(f"`{name}`: {' or '.join(all_by)}" for name, all_by in declared.items())
+    text = f"By what, as it is declared: {said}. `day` is enough if there is only one."
+    return parameter("by", "query", {"type": "string"}, text, **more)
+
+
+def day(name: str, description: str) -> Json:
+    """A parameter that is a day."""
+    return parameter(name, "query", {"type": "string", "format": "date"}, description)
+
+
+def group_of(description: str) -> Json:
+    """The parameter that names a group, a value for each term."""
+    return parameter("group", "query", {"type": "array", "items": {"type": "string"}}, description, explode=True)
+
+
+def parameters_of_one(counters: tuple[Counter, ...]) -> list[Json]:
+    """The parameters that lead to one number, as far as these counters can be asked."""
+    has_groups = grouped(counters)
+    of_groups = [describe_by(has_groups), group_of(GROUP)] if has_groups else []
+    return [*of_groups, *([WINDOW] if any(each.last_seen for each in counters) else ())]
+
+
+GROUP = "The group: once for each term of `by`, in its order. With `from` and `to` without the day."
+WINDOW = parameter(
+    "window",
+    "query",
+    {"type": "string", "pattern": r"^(today|[1-9]\d{0,3}d)$"},
+    f"Members that have a row of the last days: `today`, or `1d` to `{MOST_DAYS}d`. For counters with `last_seen`.",
+)
+
+
+def number(name: str, most: int, description: str) -> Json:
+    """A parameter that is a number."""
+    return parameter(name, "query", {"type": "integer", "minimum": 1, "maximum": most}, description)
+
+
+def describe_badges(counters: tuple[Counter, ...]) -> list[Operation]:
+    """The pictures and frames of BADGES=on."""
+    return [
+        Operation(
+            method="GET",
+            path=path,
+            id=name,
+            tag="badges",
+            summary=f"A count as a {what}",
+            description="For everybody, also if all else needs a token. 503, in the same form, while the count is not known.",
+            parameters=(named(counters), *parameters_of_one(counters)),
+            answers={200: Answer({"type": "string"}, f"A {what}.", media_type.partition(";")[0], ETAG)},
+            refusals=(INVALID_QUERY, WRONG_QUESTION, UNKNOWN_COUNTER),
+        )
+        for path, name, what, media_type in (
+            (BADGE, "getBadge", "picture", SVG),
+            (EMBED, "getFrame", "page for a frame", HTML),
+        )
+    ]
+
+
+def describe_count(counters: tuple[Counter, ...]) -> Operation:
+    """What can be asked at the address of a counter."""
+    shapes = shapes_of_a_count(counters)
+    lists = (
+        number("top", MOST_TOP, "How many of the largest groups."),
+        day("from", f"The first day; the week or month that it lies in. At most {MOST_PERIODS} periods."),
+        day("to", "The last day; the week or month that it lies in."),
+    )
+    said = {
+        OfAGroup: " `by` and `group`: one group.",
+        TopGroups: " `by` and `top`: the largest groups.",
+        OfDays: " `by`, `from` and `to`: days, weeks or months.",
+        OfAWindow: " `window`: the last days.",
+    }
+    one_of = {"oneOf": [reference(each) for each in shapes]}
+    return Operation(
+        method="GET",
+        path=COUNTER,
+        id="getCount",
+        tag="counts",
+        summary="Count one counter",
+        description="While it is not complete: 503." + "".join(said.get(each, "") for each in shapes),
+        parameters=(named(counters), *parameters_of_one(counters), *(lists if OfAGroup in shapes else ()), *CACHING),
+        answers={
+            200: Answer(NamedCount, headers=COUNT_HEADERS)
+            if len(shapes) == 1
+            else Answer(one_of, "What was asked for.", headers=COUNT_HEADERS),
+            304: UNCHANGED,
+        },
+        refusals=(INVALID_QUERY, WRONG_QUESTION, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
+    )
+
+
+def describe_listing(counters: tuple[Counter, ...]) -> Operation:
+    """The list of groups; all of these counters have some."""
+    return Operation(
+        method="GET",
+        path=GROUPS,
+        id="listGroups",
+        tag="counts",
+        summary="List the groups of a counter, page by page",
+        description="In the order of the bytes of their names. A group may come or go between two pages.",
+        parameters=(
+            named(counters),
+            describe_by(counters, required=True, example=",".join(counters[0].groupings[0].by_names)),
+            parameter("prefix", "query", {"type": "string"}, "What the groups' (first) value begins with."),
+            number("limit", MOST_LISTED, "Groups of a page, 100 by default."),
+            parameter("cursor", "query", {"type": "string"}, "`next_cursor` of the page before."),
+            *CACHING,
+        ),
+        answers={200: Answer(Groups, headers=COUNT_HEADERS), 304: UNCHANGED},
+        refusals=(INVALID_QUERY, WRONG_QUESTION, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
+    )
+
+
+def describe_algebra(example: Json) -> Operation:
+    """The question about sets; `example` is one that there is."""
+    return Operation(
+        method="POST",
+        path=ALGEBRA,
+        id="countSets",
+        tag="counts",
+        summary="Count what several sets have in common, or together, or the first one alone",
+        description="Sets are groups, and totals without `last_seen`, of counters with the same member fields. The members of "
+        'two groups need not share a row: "NY" and "last week" is not "in NY last week". '
+        f"The intersections may look at {settings.ALGEBRA_MEMBERS} members.",
+        parameters=CACHING[1:],
+        body={
+            JSON: {
+                "schema": reference(AlgebraAsked),
+                "example": {"operation": "intersection", "sets": [example, example]},
+            }
+        },
+        answers={200: Answer(OfSets)},
+        refusals=(
+            *(INVALID_QUERY, UNREADABLE_BODY, WRONG_QUESTION, UNKNOWN_COUNTER),
+            *(SETS_TOO_LARGE, COUNTER_COLD, REDIS_UNAVAILABLE),
+        ),
+    )
+
+
+# A value that each type can have; the day begins a week and a month.
+VALUES = {
+    **dict.fromkeys(NUMBERS, "1"),
+    "date": "2026-06-01",
+    "boolean": "true",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
+
+
+def example_set(counters: tuple[Counter, ...]) -> Json | None:
+    """A set that can be compared: a total, or a group that may be empty; None if there is neither."""
+    for counter in counters:
+        if counter.storage is Storage.SET:
+            return {"counter": counter.name}
+    for grouping in (each for counter in counters for each in counter.groupings):
+        group = [VALUES.get(term.type, "x") for term in grouping.by]
+        return {"counter": grouping.of, "by": ",".join(grouping.by_names), "group": group}
+    return None
 
 
 def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
     """The operations, with the counters' names, and the first one as an example."""
     first, names = counters[0], [counter.name for counter in counters]
-    counter = parameter(
-        "counter", "path", {"type": "string", "enum": names}, "The name of a counter.", example=first.name
-    )
+    counter = named(counters)
     chosen = parameter(
         "counters",
         "query",
@@ -89,17 +286,9 @@ def describe_operations(counters: tuple[Counter, ...]) -> list[Operation]:
             answers={200: Answer(Counts, headers=COUNT_HEADERS), 304: UNCHANGED},
             refusals=(INVALID_QUERY, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
         ),
-        Operation(
-            method="GET",
-            path=COUNTER,
-            id="getCount",
-            tag="counts",
-            summary="Count one counter",
-            description="While it is not complete: 503.",
-            parameters=(counter, *CACHING),
-            answers={200: Answer(NamedCount, headers=COUNT_HEADERS), 304: UNCHANGED},
-            refusals=(INVALID_QUERY, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
-        ),
+        describe_count(counters),
+        *(describe_listing(has_groups) for has_groups in [grouped(counters)] if has_groups),
+        *(describe_algebra(example) for example in [example_set(counters)] if example),
         Operation(
             method="GET",
             path=HISTORY,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from query_service.schemas import Count, Progress
 from shared_models import declarations
-from shared_models.declarations import Counter, UnknownCounter
+from shared_models.declarations import Counter
 from shared_models.protocol.states import State
+from shared_models.web.parameters import shortened
 from shared_models.web.problems import NO_ROOM, Problem, ProblemType
 
 # A build takes seconds to minutes; a restart of Redis about a second.
@@ -20,9 +21,12 @@ STREAMS_RETRY_SECONDS = 10
 
 
 class ColdCounter(msgspec.Struct):
-    """The counter, and how far its build is; or all counters, if none is complete."""
+    """The counter (by what, and the group, if it is that alone), and how far its build is; or all counters, if none is
+    complete."""
 
     counter: str | msgspec.UnsetType = msgspec.UNSET
+    by: list[str] | msgspec.UnsetType = msgspec.UNSET
+    group: list[str] | msgspec.UnsetType = msgspec.UNSET
     progress: Progress | msgspec.UnsetType = msgspec.UNSET
     counters: dict[str, Count] | msgspec.UnsetType = msgspec.UNSET
 
@@ -32,6 +36,22 @@ class WrongField(msgspec.Struct):
 
     field: str | msgspec.UnsetType = msgspec.UNSET
     index: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class WrongParameter(msgspec.Struct):
+    """The wrong parameter, what there is to choose from, and the limit."""
+
+    parameter: str
+    declared: list[str] | msgspec.UnsetType = msgspec.UNSET
+    limit: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class LargeSet(msgspec.Struct):
+    """Which of the sets is too large, from 0, how many members it has, and the limit."""
+
+    set: int
+    members: int
+    limit: int
 
 
 class Limit(msgspec.Struct):
@@ -47,6 +67,13 @@ WRONG_MEMBER = ProblemType(
     "A field of the counter is missing or is given twice, or the counter has no such field.",
     members=WrongField,
 )
+WRONG_QUESTION = ProblemType(
+    400,
+    "wrong-question",
+    "Not a question about this counter",
+    "The counter is not declared by this, a group has another form, or a number is out of its limits.",
+    members=WrongParameter,
+)
 UNREADABLE_BODY = ProblemType(
     400, "unreadable-body", "The body cannot be read", "The body is not JSON, or does not have the described shape."
 )
@@ -58,6 +85,13 @@ UNKNOWN_COUNTER = ProblemType(
 )
 TOO_MANY_MEMBERS = ProblemType(
     413, "too-many-members", "Too many members", "The request asks for more members than the limit.", members=Limit
+)
+SETS_TOO_LARGE = ProblemType(
+    422,
+    "sets-too-large",
+    "The sets are too large",
+    "To intersect these sets would keep Redis from everybody else for too long.",
+    members=LargeSet,
 )
 TOO_MANY_STREAMS = ProblemType(
     429,
@@ -90,11 +124,56 @@ def describe_progress(state: State) -> dict[str, int] | None:
 
 def counter_is_cold(name: str, state: State) -> Problem:
     """One counter that is not complete."""
-    detail = f"counter {name!r} cannot be counted now: {state.why_cold}; ask again in a while"
+    return cold(f"counter {name!r}", state.why_cold, **progress_of(state), counter=name)
+
+
+def part_is_cold(counter: Counter, state: State) -> Problem:
+    """A counter by group (or a total) that is not complete."""
+    if not counter.of:
+        return counter_is_cold(counter.name, state)
+    return groups_are_cold(counter, state.why_cold, **progress_of(state))
+
+
+def groups_are_cold(counter: Counter, why: str, **more: Any) -> Problem:
+    """A counter whose groups cannot be counted now."""
+    described = f"counter {counter.of!r} by {', '.join(counter.by_names)}"
+    return cold(described, why, **more, counter=counter.of, by=counter.by_names)
+
+
+def group_is_cold(counter: Counter, group: Sequence[str], why: str) -> Problem:
+    """One group that cannot be counted now; the others go on."""
+    described = f"group {quoted(group)} of counter {counter.of!r} by {', '.join(counter.by_names)}"
+    return cold(described, why, counter=counter.of, by=counter.by_names, group=group)
+
+
+def cold(described: str, why: str, **more: Any) -> Problem:
+    """What cannot be counted now, and why."""
+    return Problem(COUNTER_COLD, f"{described} cannot be counted now: {why}; ask again in a while", **more)
+
+
+def progress_of(state: State) -> dict[str, object]:
+    """How far the build has come, as a member of the problem."""
     progress = describe_progress(state)
-    if progress is None:
-        return Problem(COUNTER_COLD, detail, counter=name)
-    return Problem(COUNTER_COLD, detail, counter=name, progress=progress)
+    return {} if progress is None else {"progress": progress}
+
+
+def quoted(group: Sequence[str]) -> str:
+    """A group, for people; not longer than they read."""
+    return ", ".join(repr(shortened(value)) for value in group)
+
+
+def wrong_question(parameter: str, detail: str, **more: Any) -> Problem:
+    """A parameter, or a part of a body, that the counter cannot be asked with: `more` has what is declared, and the limit."""
+    return Problem(WRONG_QUESTION, detail, parameter=parameter, **more)
+
+
+def sets_too_large(operation: str, number: int, members: int, work: int, limit: int) -> Problem:
+    """Sets that take too long to intersect."""
+    detail = (
+        f"this {operation} would look at {work:,} members, {members:,} of them of set {number} (from 0); the limit is "
+        f"{limit:,} (ALGEBRA_MEMBERS): ask for smaller groups"
+    )
+    return Problem(SETS_TOO_LARGE, detail, set=number, members=members, limit=limit)
 
 
 def every_counter_is_cold(counters: Mapping[str, object]) -> Problem:
@@ -110,10 +189,11 @@ def redis_is_unavailable() -> Problem:
 
 def known_counter(name: str) -> Counter:
     """The declared counter. Raises Problem 404, which names the declared ones."""
-    try:
-        return declarations.get_counter(name)
-    except UnknownCounter as error:
-        raise Problem(UNKNOWN_COUNTER, str(error)) from None
+    for counter in declarations.COUNTERS:
+        if counter.name == name:
+            return counter
+    known = ", ".join(counter.name for counter in declarations.COUNTERS)
+    raise Problem(UNKNOWN_COUNTER, f"there is no counter {shortened(name)!r}; there are: {known}")
 
 
 def wrong_member(detail: str, **where: Any) -> Problem:

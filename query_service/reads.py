@@ -10,6 +10,7 @@ from itertools import islice
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared_models.declarations import Storage
 from shared_models.protocol import keys, samples, states, steps
 from shared_models.protocol.samples import Sample
 from shared_models.protocol.states import State
@@ -55,14 +56,27 @@ async def read_memberships(
     pipe = client.pipeline(transaction=True)
     for name, members in asked.items():
         states.queue_state(pipe, name)
+        at = keys.of_counter(name)
         for chunk in steps.chunks(members):
-            pipe.smismember(keys.of_counter(name).members, list(chunk))
+            if at.storage is Storage.LAST_SEEN:
+                pipe.hmget(at.members, list(chunk))
+            else:
+                pipe.smismember(at.members, list(chunk))
     replies = iter(await pipe.execute(raise_on_error=False))
     found: dict[str, list[bool] | CounterIsCold] = {}
     for name, members in asked.items():
         state = states.parse_state(list(islice(replies, states.REPLIES)))
         chunks = list(islice(replies, sum(1 for _ in steps.chunks(members))))
-        found[name] = CounterIsCold(name, state) if state.cold else [bool(each) for chunk in chunks for each in chunk]
+        found[name] = (
+            CounterIsCold(name, state)
+            if state.cold
+            else [
+                # A day for each that was seen, or 1; None or 0 for the others.
+                bool(each)
+                for chunk in chunks
+                for each in chunk
+            ]
+        )
     return found
 
 

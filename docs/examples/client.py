@@ -59,6 +59,14 @@ class Query:
         """These counters by name, or all of them. A cold one has no number."""
         return read_counts(self._ask("/v1/counts" + choice(counters)))
 
+    def count_group(self, counter: str, by: str, *group: str) -> Count:
+        """One group: `count_group("customers", "state,day", "NY", "2026-11-23")`."""
+        return read_count(self._ask(f"/v1/counts/{counter}?{urlencode({'by': by, 'group': group}, doseq=True)}"))
+
+    def count_window(self, counter: str, days: int) -> Count:
+        """The members that have a row of the last days; 1 is today."""
+        return read_count(self._ask(f"/v1/counts/{counter}?window={days}d"))
+
     def is_member(self, counter: str, **member: str | int) -> bool:
         """Whether one member is counted: `is_member("users", username="ann")`."""
         return bool(self._ask(f"/v1/counts/{counter}/member?{urlencode(member)}")["member"])

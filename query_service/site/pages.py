@@ -1,10 +1,15 @@
-"""The page: the present counts, in plain HTML; `live.js` updates them."""
+"""The page: the present counts, in plain HTML; `live.js` updates them.
+
+Each counter is a card: its count, its last hour, today and the last days, its largest groups, and a question about a member.
+More than a few of them are rows of a table, with a search box.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import parse_qsl
 
 from django.http import HttpRequest, HttpResponse
@@ -13,6 +18,7 @@ from django.template.loader import render_to_string
 from query_service import memberships
 from query_service.answers import DescribedCount
 from query_service.problems import known_counter
+from query_service.questions import Top, Window
 from query_service.reads import Unreadable, read_samples
 from query_service.site import charts
 from shared_models import declarations
@@ -35,35 +41,132 @@ POLICY = (
 
 # The button's name, which names the counter in a question without JavaScript. No field can have this name.
 ASKED = "is-one-of"
+# What the search box holds: a part of a name; or a whole one, in quotes. No field can be called like this either.
+SEARCHED = "find-counters"
+# More counters than this are rows of a table.
+MOST_CARDS = 8
+
+WINDOWS = ((1, "Today"), (7, "7 days"), (30, "30 days"))
+# Of the groups of a counter that are shown: how many ways to group it, and how many groups of each.
+MOST_GROUPINGS, MOST_BARS = 3, 5
 
 
 async def page(request: HttpRequest) -> HttpResponse:
-    """All counters with their freshness and their last hour, and a question about a member for each."""
+    """The counters that were searched for, all of them by default."""
     query: Query = request.scope[QUERY]  # type: ignore[attr-defined]
-    counts = query.counts
-    _, histories, question = await asyncio.gather(counts.read_anew(), read_histories(query), answer(request, query))
+    counts, searched = query.counts, request.GET.get(SEARCHED, "")
+    counters = search(searched)
+    is_table = len(counters) > MOST_CARDS
+    _, histories, question, windows, groups = await asyncio.gather(
+        counts.read_anew(),
+        read_histories(query, () if is_table else counters),
+        answer(request, query),
+        read_windows(query, counters),
+        read_groups(query, () if is_table else counters),
+    )
     described = counts.describe()
     now = described["as_of"] or datetime.now(UTC)
+    shown = [
+        present(counter, described["counters"][counter.name], histories.get(counter.name, []), now, question)
+        | {"windows": windows.get(counter.name, ()), "groups": groups.get(counter.name, ())}
+        for counter in counters
+    ]
     context = {
-        "counters": [
-            present(counter, described["counters"][counter.name], histories.get(counter.name, []), now, question)
-            for counter in declarations.COUNTERS
-        ],
+        "counters": shown,
         "as_of": described["as_of"],
         "is_stale": any(counter["state"] in ("stale", "unavailable") for counter in described["counters"].values()),
+        "is_table": is_table,
+        "window_titles": [title for _, title in WINDOWS] if any(windows.values()) else [],
+        "has_search": len(declarations.COUNTERS) > MOST_CARDS,
+        "declared": len(declarations.COUNTERS),
+        "searched": searched,
+        "search": SEARCHED,
         "asked": ASKED,
     }
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     return HttpResponse(render_to_string("query/page.html", context), headers=headers)
 
 
-async def read_histories(query: Query) -> dict[str, list[Sample]]:
+def search(text: str) -> list[Counter]:
+    """The declared counters whose names have this text in them; or the one whose name it is, in quotes."""
+    text = text.strip().lower().replace(" ", "_")
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return [counter for counter in declarations.COUNTERS if counter.name == text[1:-1]]
+    return [counter for counter in declarations.COUNTERS if text in counter.name]
+
+
+async def read_histories(query: Query, counters: Sequence[Counter]) -> dict[str, list[Sample]]:
     """The last hour of each counter. Without Redis there are no charts; the page says why."""
-    names = [counter.name for counter in declarations.COUNTERS]
     try:
-        return await read_samples(query.memberships.client, names, datetime.now(UTC))
+        return await read_samples(query.memberships.client, [counter.name for counter in counters], datetime.now(UTC))
     except Unreadable:
         return {}
+
+
+async def read_windows(query: Query, counters: Sequence[Counter]) -> dict[str, list[dict[str, object]]]:
+    """Today, and the last 7 and 30 days, of those counters that know it."""
+    known = [counter for counter in counters if counter.last_seen is not None]
+    documents = await asyncio.gather(*(read(query, Window(each, days)) for each in known for days, _ in WINDOWS))
+    shown = (
+        {"days": days, "title": title, **present_count(found)}
+        for (days, title), found in zip([*WINDOWS] * len(known), documents, strict=True)
+    )
+    return {counter.name: [next(shown) for _ in WINDOWS] for counter in known}
+
+
+async def read_groups(query: Query, counters: Sequence[Counter]) -> dict[str, list[dict[str, object]]]:
+    """The largest groups of those counters that are counted by something else than days."""
+    asked = [
+        (counter, grouping)
+        for counter in counters
+        for grouping in [each for each in counter.groupings if all(term.type != "date" for term in each.by)][
+            :MOST_GROUPINGS
+        ]
+    ]
+    documents = await asyncio.gather(*(read(query, Top(grouping, MOST_BARS)) for _, grouping in asked))
+    shown: dict[str, list[dict[str, object]]] = {}
+    for (counter, grouping), found in zip(asked, documents, strict=True):
+        shown.setdefault(counter.name, []).append(present_groups(grouping, found))
+    return shown
+
+
+async def read(query: Query, question: Window | Top) -> dict[str, Any] | None:
+    """The answer to a question of the page; None if there is none now."""
+    try:
+        return (await query.shared.ask(question)).document
+    except Problem:
+        return None
+
+
+def present_count(found: dict[str, Any] | None) -> dict[str, object]:
+    """A count that may not be known now."""
+    return {"shown": "—" if found is None else f"{found['count']:,}"}
+
+
+def present_groups(grouping: Counter, found: dict[str, Any] | None) -> dict[str, object]:
+    """The largest groups as bars; the largest one is 100 wide."""
+    by = ", ".join(map(title, grouping.by_names))
+    if found is None:
+        return {"title": by, "note": "cannot be counted now"}
+    largest = max((each["count"] for each in found["top"]), default=0)
+    rest, cold = found["groups"] - len(found["top"]), len(found["cold_groups"])
+    notes = [
+        *([f"{rest:,} more"] if rest > 0 else []),
+        *([f"{cold:,} cannot be counted now"] if cold else []),
+        *(["no groups yet"] if not found["groups"] else []),
+    ]
+    return {
+        "title": by,
+        "note": ", ".join(notes),
+        "bars": [
+            {
+                "name": ", ".join(value or "(empty)" for value in each["group"]),
+                "shown": f"{each['count']:,}",
+                "width": f"{100 * each['count'] / largest:.1f}",
+            }
+            for each in found["top"]
+        ],
+    }
 
 
 class Question(TypedDict, total=False):
@@ -80,7 +183,8 @@ async def answer(request: HttpRequest, query: Query) -> Question:
     name = request.GET.get(ASKED)
     if name is None:
         return {}
-    asked_by = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(f"{ASKED}="))
+    ours = (f"{ASKED}=", f"{SEARCHED}=")
+    asked_by = "&".join(part for part in request.META["QUERY_STRING"].split("&") if not part.startswith(ours))
     values = dict(parse_qsl(asked_by, keep_blank_values=True, max_num_fields=None))
     said: Question = {"counter": name, "values": values}
     try:

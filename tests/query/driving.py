@@ -106,7 +106,7 @@ class Query:
     def __init__(self, url: str, *, limits: Limits | None = None, **changed: float) -> None:
         options = {"refresh_seconds": 0.02, "idle_seconds": 30.0, "stale_seconds": 30.0, "stream_seconds": 0.02}
         options |= {"heartbeat_seconds": 15.0, "streams": 100, "streams_per_client": 0, "max_members": 1_000}
-        options |= {"member_bytes": 4 << 20} | changed
+        options |= {"member_bytes": 4 << 20, "algebra_members": 100_000, "badges": 0} | changed
         self._runner = asyncio.Runner()
         self.counts = Counts(
             stores.connect_for_counts(url),
@@ -129,6 +129,8 @@ class Query:
             self.streams,
             max_members=int(options["max_members"]),
             member_bytes=int(options["member_bytes"]),
+            algebra_members=int(options["algebra_members"]),
+            badges=bool(options["badges"]),
         )
 
     def run(self, scenario: Coroutine[Any, Any, T]) -> T:

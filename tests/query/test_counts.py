@@ -89,7 +89,7 @@ def test_one_counter_stands_by_itself_too(query: Query, rolls: Rolls) -> None:
     ("path", "takes"),
     [
         ("/v1/counts", "counters"),
-        ("/v1/counts/users", "no query parameters"),
+        ("/v1/counts/users", "by and group and top and from and to and window"),
         ("/v1/counts/users/history", "no query parameters"),
         ("/v1/stream", "counters and ticket"),
         ("/stats/get/", "no query parameters"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compose.local.servers import Valkey
 from tests.query.rolls_in_redis import Rolls
-from tests.query.test_service import Running
+from tests.query.running import Running
 from tests.rolling import (
     wait_until_replaced,
     workers_of,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib
 import json
 import os
 import re
@@ -12,67 +13,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from compose.local.servers import Valkey
 from shared_models.web import bodies
+from shared_models.web.tokens import make
+from tests.query.grouped import FILE, World, declare
 from tests.query.rolls_in_redis import Rolls
+from tests.query.running import ROOT, Running
 from tests.rolling import workers_of
-from tests.servers import free_port, wait_for
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-CONFIGURATION = "query_service/gunicorn.conf.py"
-
-
-class Running:
-    """gunicorn on a free port."""
-
-    def __init__(
-        self, url: str, folder: Path, *, port: int = 0, configuration: str = CONFIGURATION, **variables: str
-    ) -> None:
-        self.port = port or free_port()
-        environment = {
-            "PATH": os.environ["PATH"],
-            "REDIS_URL": url,
-            "PORT": str(self.port),
-            "WORKERS": "2",
-            "TMPDIR": str(folder),
-            **variables,
-        }
-        command = [sys.executable, "-m", "gunicorn", "-c", configuration]
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        wait_for(self.answers, "gunicorn to answer")
-
-    def answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        try:
-            return self.get("/livez")[0] == 200
-        except OSError:
-            return False
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-
-    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        connection = self.connect()
-        try:
-            connection.request("GET", path, headers={k.replace("_", "-"): v for k, v in headers.items()})
-            response = connection.getresponse()
-            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
-        finally:
-            connection.close()
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+from tests.servers import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +98,34 @@ def next_counts(response: http.client.HTTPResponse) -> Any:
         if line.startswith(b"data: "):
             return json.loads(line.removeprefix(b"data: "))
     return None
+
+
+def test_groups_and_badges_over_a_socket_and_only_badges_need_no_token(
+    valkey: Valkey, rolls: Rolls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch)
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
+    world = World(rolls)
+    world.make_live()
+    today = str(datetime.now(ZoneInfo("Europe/Berlin")).date())
+    world.record("customers", ((today,), "ann"))
+    world.record("customers:state,day(created_at)", (("NY", today), "ann"))
+    (tmp_path / "rollcall.toml").write_text(FILE)
+    token, line = make("dash")
+    service = Running(valkey.url, tmp_path, ROLLCALL_FILE=str(tmp_path / "rollcall.toml"), BADGES="on", TOKENS=line)
+    try:
+        for path in ("/v1/badge/customers.svg", "/embed/customers?window=7d"):
+            assert service.get(path)[0] == 200
+        for path in ("/v1/counts/customers?window=7d", "/v1/counts/customers/groups?by=state", "/v1/algebra", "/"):
+            assert service.get(path)[0] == 401
+        client = importlib.import_module("client").Query(f"http://127.0.0.1:{service.port}", token)
+        assert client.count_window("customers", 7).count == 1
+        counted = client.count_group("customers", "state,day", "NY", today)
+        assert (counted.count, counted.state) == (1, "live")
+        described = json.loads(service.get("/openapi.json")[2])["paths"]
+        assert described["/v1/badge/{counter}.svg"]["get"]["parameters"]
+    finally:
+        service.stop()
 
 
 def test_sigterm_ends_the_streams_and_the_service_in_good_order(valkey: Valkey, rolls: Rolls, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 const AGAIN_MS = 2000;        // between attempts when the browser has given up
 const GRACE_MS = 1500;        // a stream that is back within this time only moved to another worker
+const LOOK_MS = 10000;        // between two reads of what no event says: windows and groups
 const QUIET_MS = 60000;       // a stream that is silent for this long may be dead: a laptop slept, a network changed
 
 // As charts.py draws: in seconds, and in units of the drawing.
@@ -71,11 +72,13 @@ function freshness(counter) {
 }
 
 function showCold(section, { progress, reason }) {
-  const bar = part(section, "progress");
-  bar.hidden = !progress;
+  const bar = part(section, "progress");   // a card has one, a row has none
+  if (bar) bar.hidden = !progress;
   if (progress) {
-    bar.max = Math.max(progress.expected, progress.read, 1);
-    bar.value = progress.read;
+    if (bar) {
+      bar.max = Math.max(progress.expected, progress.read, 1);
+      bar.value = progress.read;
+    }
     setText(part(section, "cold-words"), `Being built: ${number.format(progress.read)} of about ${number.format(progress.expected)} members`);
   } else {
     setText(part(section, "cold-words"), reason ? `Cannot be counted now: ${reason}` : "Being built");
@@ -113,6 +116,7 @@ function addPoint(name, at, count) {
 }
 
 async function readHistory(name) {
+  if (!part(sections.get(name), "chart")) return;
   try {
     const response = await fetch(`/v1/counts/${name}/history`);
     if (!response.ok) return;
@@ -223,11 +227,29 @@ function checkQuiet() {
   listen();
 }
 
+// The page as the server would draw it now has them.
+async function lookAtTheRest() {
+  const places = document.querySelectorAll("[data-live]");
+  if (!places.length || document.hidden || lostSince) return;
+  try {
+    const response = await fetch(location.href);
+    if (!response.ok) return;
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+    for (const place of places) {
+      const found = fresh.querySelector(`[data-live="${CSS.escape(place.dataset.live)}"]`);
+      if (found && found.innerHTML !== place.innerHTML) place.replaceChildren(...found.childNodes);
+    }
+  } catch {
+    // Out of reach: the stream notices that too, and says so.
+  }
+}
+
 async function ask(event) {
   event.preventDefault();
   const form = event.target;
   const output = part(form, "answer");
   const values = new FormData(form);
+  values.delete("find-counters");
   const asked = [...values.values()].join(", ");
   delete output.dataset.answer;
   try {
@@ -244,7 +266,8 @@ async function ask(event) {
   }
 }
 
-for (const section of sections.values()) section.querySelector("form").addEventListener("submit", ask);
+for (const section of sections.values()) section.querySelector("form")?.addEventListener("submit", ask);
+setInterval(lookAtTheRest, LOOK_MS);
 setInterval(showAges, 250);
 setInterval(checkQuiet, 1000);
 setInterval(drawCharts, 5000);

@@ -1,0 +1,118 @@
+"""Counters by group and with `last_seen`, in Redis by the steps of the protocol, and beside them as sets of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from redis import Redis
+
+from shared_models import declarations
+from shared_models.declarations import Counter, parse
+from shared_models.protocol import elements, keys, states, steps
+from shared_models.protocol.members import encode
+from tests.query.rolls_in_redis import SOURCE, Rolls
+
+FILE = """
+[tables.orders]
+name = "shop.orders"
+fields = {email = "text", state = "text", shop = "integer", created_at = "timestamptz"}
+
+[counters.customers]
+table = "orders"
+member = ["email"]
+by = ["state", "day(created_at)", "week(created_at)", "month(created_at)", ["state", "day(created_at)"], "shop"]
+last_seen = "created_at"
+time_zone = "Europe/Berlin"
+
+[counters.buyers]
+table = "orders"
+member = ["email"]
+by = ["state", "day(created_at)"]
+
+[counters.shops]
+table = "orders"
+member = ["shop"]
+"""
+_, COUNTERS = parse(FILE)
+# A group, or a day, and a member; or the member alone.
+Element: TypeAlias = tuple[tuple[str, ...], str]
+
+
+@dataclass
+class World:
+    """The counters of FILE, live; `groups` and `last` are what they have to say."""
+
+    rolls: Rolls
+    groups: dict[str, dict[tuple[str, ...], set[str]]] = field(default_factory=dict)
+    last: dict[str, str] = field(default_factory=dict)
+    members: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def client(self) -> Redis:
+        return self.rolls.client
+
+    def make_live(self) -> None:
+        """All of them, empty."""
+        for counter in derived():
+            self.rolls.make_live(counter.name, [])
+            self.groups[counter.name], self.members[counter.name] = {}, set()
+
+    def record(self, name: str, *found: Element) -> None:
+        """Rows that were committed."""
+        for head, member in found:
+            if name == "customers":
+                self.last[member] = max(self.last.get(member, ""), head[0])
+            elif ":" in name:
+                self.groups[name].setdefault(head, set()).add(member)
+            else:
+                self.members[name].add(member)
+        steps.record(self.client, {name: [element_of(name, each) for each in found]}, 1001, SOURCE)
+
+    def sweep(self, name: str, head: tuple[str, ...], member: str, instead: str = "") -> None:
+        """The row is gone; last seen: this day is now the last one."""
+        element = element_of(name, (head, member))
+        steps.mark(self.client, name, "token", [element])
+        steps.sweep(self.client, name, "token", {element: instead.encode()}, "")
+        if name == "customers" and self.last.get(member) == head[0]:
+            if instead:
+                self.last[member] = instead
+            else:
+                del self.last[member]
+        elif ":" in name:
+            kept = self.groups[name].get(head, set())
+            kept.discard(member)
+            if not kept:
+                self.groups[name].pop(head, None)
+        elif name != "customers":
+            self.members[name].discard(member)
+
+    def set_of(self, name: str, *group: str) -> bytes:
+        """The key of a group's set."""
+        at = keys.of_counter(name)
+        return at.group(self.client.hget(at.intake, "generation"), encode(group))
+
+    def fill(self, name: str, found: Iterable[Element]) -> None:
+        """A counter, built."""
+        self.rolls.make_live(name, [element_of(name, each) for each in found], token="fill-2")
+
+
+def derived() -> tuple[Counter, ...]:
+    return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
+
+
+def element_of(name: str, element: Element) -> bytes:
+    head, member = element
+    if name == "customers":
+        return head[0].encode() + elements.SEPARATOR + member.encode()
+    return encode(head) + elements.SEPARATOR + member.encode() if ":" in name else member.encode()
+
+
+def is_live(client: Redis, name: str) -> bool:
+    return not states.read_state(client, name).cold
+
+
+def declare(monkeypatch: object) -> None:
+    """In this test."""
+    monkeypatch.setattr(declarations, "COUNTERS", COUNTERS)  # type: ignore[attr-defined]
