@@ -7,7 +7,7 @@ due. It keeps everything that it has to remember in Redis, so it may be killed a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
@@ -26,8 +26,8 @@ from manage_service.keeper.schedule import Schedule
 from manage_service.leases import Lease, LeaseLost
 from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
-from manage_service.protocol.catch_up import Memory, Pass, catch_up
-from manage_service.protocol.departures import resolve_departures
+from manage_service.protocol.catch_up import Memory, Pass, catch_up, catch_up_at_rest
+from manage_service.protocol.departures import departing, resolve_departures
 from manage_service.protocol.groups import mend, watch
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
@@ -37,7 +37,7 @@ from manage_service.runs.execution import execute, first_line
 from shared_models import declarations
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import keys, moments, samples, states, steps
-from shared_models.protocol.states import read_states
+from shared_models.protocol.states import State, read_states
 from shared_models.protocol.steps import TooManyGroups
 
 log = structlog.get_logger()
@@ -100,6 +100,7 @@ class Keeper:
         self.filters: dict[str, BucketFilter] = {}
         # What is looked at beside the elements, by counter, and the groups that have to be read again.
         self.looks: dict[str, Iterator[dict[bytes, str]]] = {}
+        self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
         # What passes over this connection to Redis have added above the cursors.
         self.memories: dict[str, Memory] = {}
@@ -156,18 +157,25 @@ class Keeper:
         return self.step_job()
 
     def look_at_groups(self) -> None:
-        """Look at a piece of what each counter keeps beside its elements."""
-        for counter in declarations.derived():
-            if counter.storage is not Storage.SET:
-                looks = self.looks.setdefault(counter.name, watch(counter, self.redis))
-                self.broken[counter.name] = next(looks)
+        """Look at a piece of what one counter keeps beside its elements; at the next tick it is another counter's turn."""
+        watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
+        if watched:
+            self.turn = (self.turn + 1) % len(watched)
+            counter = watched[self.turn]
+            self.broken[counter.name] = next(self.looks.setdefault(counter.name, watch(counter, self.redis)))
 
     def begin_departures(self) -> None:
-        """Begin a batch of departures for each counter that is not resolving one."""
-        for counter in declarations.derived():
-            if self.has_departures and counter.name not in self.departures:
-                swept = partial(self.tell_filter, counter.name)
-                self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
+        """Begin a batch for each counter that has departures, and is not resolving some."""
+        waiting = [each for each in declarations.derived() if each.name not in self.departures]
+        if not self.has_departures or not waiting:
+            return
+        try:
+            waiting = departing(waiting, self.replica, self.redis)
+        except psycopg2.Error:
+            pass  # each batch says why by itself
+        for counter in waiting:
+            swept = partial(self.tell_filter, counter.name)
+            self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
 
     def resolve_departures(self) -> None:
         """One step of each batch. A batch that Postgres refuses begins again at the next tick."""
@@ -229,8 +237,9 @@ class Keeper:
             for name, state in found.items():
                 self.plausibility.mend(name, state, snapshot, self.redis)
         finished, failing = True, []
+        rested = self.catch_up_resting(found)
         for counter in declarations.derived():
-            did = self.catch_up_one(counter)
+            did = rested.get(counter.name) or self.catch_up_one(counter)
             finished = finished and did.finished
             if did.failed:
                 failing.append(f"{counter.name} cannot be caught up: {did.behind}")
@@ -244,6 +253,21 @@ class Keeper:
         refused = [f"{name} cannot be built: {reason}" for name, (reason, _) in self.refused.items()]
         self.note_tick({**shown, "failure": "; ".join(refused + failing)})
         return finished
+
+    def catch_up_resting(self, found: Mapping[str, State]) -> dict[str, Pass]:
+        """One pass over each counter whose table has nothing new, with one snapshot for each table."""
+        rested: dict[str, Pass] = {}
+        tables = dict.fromkeys(counter.table for counter in declarations.COUNTERS)
+        for table in tables:
+            counters = [counter for counter in declarations.derived() if counter.table == table]
+            try:
+                rested |= catch_up_at_rest(counters, found, self.memories, self.replica, self.redis)
+            except psycopg2.Error as error:
+                if is_away(error):
+                    raise
+                # The passes one by one say which of the counters Postgres refuses.
+            self.renew()
+        return rested
 
     def catch_up_one(self, counter: Counter) -> Pass:
         """One pass over one counter. If Postgres refuses it (no such table, no right, too slow), only this counter

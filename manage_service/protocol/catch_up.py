@@ -14,6 +14,10 @@ Why the order is the proof:
    changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
    not the noted one (`sweep`).
 
+5. Most passes have nothing to read. Those over the counters of one table share a snapshot, and their cursors move in one
+   round trip (`catch_up_at_rest`). Each is a pass like any other: its state was read before the snapshot, and there is no
+   row that it would have to read.
+
 A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats. Two
 passes at the same time do the same work twice, and one of them moves the cursor.
 
@@ -23,13 +27,16 @@ was already passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache
 
 from psycopg2.errors import LockNotAvailable
 from redis import Redis
 
 from manage_service.replica.snapshots import NotOnDisk, Replica, Shown, Snapshot
+from manage_service.replica.sql import described_by
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import states, steps
 from shared_models.protocol.elements import encode_all
@@ -37,6 +44,8 @@ from shared_models.protocol.states import State
 
 # About how many rows one pass reads: a fraction of a second of work. If the pass fails, its members stay.
 PASS_ROWS = 50_000
+CHANGED = "the counter was changed meanwhile"
+LOCKED = "another session holds a lock on the table, to change or empty it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +84,70 @@ def catch_up(
     state = states.read_state(redis, counter.name)
     if state.lost or state.cursor is None:
         return Pass(behind=f"the counter is cold: {state.why_cold}")
-    shown = None
-    if memory is not None and (memory.build, memory.source) == (state.build, state.source):
-        shown = memory.shown
+    shown = shown_before(memory, state)
     # Before the snapshot: see `snapshots`.
     showing = replica.ended_now(*((state.cursor, ()) if shown is None else (shown.xmax, shown.unended)))
     try:
         with replica.snapshot(counter) as snapshot:
             return pass_over(counter, state, shown, showing, snapshot, redis, between)
     except LockNotAvailable:
-        return Pass(behind="another session holds a lock on the table, to change or empty it")
+        return Pass(behind=LOCKED)
     except NotOnDisk as error:
         return Pass(behind=str(error))
+
+
+def catch_up_at_rest(
+    counters: Sequence[Counter],
+    found: Mapping[str, State],
+    memories: Mapping[str, Memory],
+    replica: Replica,
+    redis: Redis,
+) -> dict[str, Pass]:
+    """One pass over each of these counters of one table that has nothing to read; the others need `catch_up`.
+
+    `found`: their states, read before this, over `redis`. Memories stay what they are: the passes add nothing. Raises
+    psycopg2.Error, redis.RedisError.
+    """
+    complete = {each.name: found[each.name] for each in counters if not found[each.name].lost}
+    if not complete:
+        return {}
+    try:
+        with replica.snapshot(counters[0]) as snapshot:
+            # Most counters ask for the same rows, and some see the same columns.
+            has_recent = cache(lambda since, shown: snapshot.has_recent(counters[0], since, shown))
+            fingerprint = cache(snapshot.fingerprint_as)
+            resting = {
+                counter.name: state
+                for counter in counters
+                if (state := complete.get(counter.name))
+                and (state.source, state.gap) == (snapshot.source, 0)
+                and state.cursor is not None
+                and state.cursor <= snapshot.horizon
+                and not has_recent(state.cursor, shown_before(memories.get(counter.name), state))
+                and state.fingerprint == fingerprint(described_by(counter))
+            }
+            moves = {name: (state, snapshot.horizon, through(state, snapshot)) for name, state in resting.items()}
+            advanced = steps.advance_all(redis, moves)
+    except (LockNotAvailable, NotOnDisk) as error:
+        behind = str(error) if isinstance(error, NotOnDisk) else LOCKED
+        return dict.fromkeys(complete, Pass(behind=behind))
+    return {
+        name: Pass(behind=state.withheld if moved else CHANGED)
+        for (name, state), moved in zip(resting.items(), advanced, strict=True)
+    }
+
+
+def shown_before(memory: Memory | None, state: State) -> Shown | None:
+    """The rows above the cursor that earlier passes have added."""
+    return memory.shown if memory is not None and (memory.build, memory.source) == (state.build, state.source) else None
+
+
+def through(state: State, snapshot: Snapshot) -> datetime | None:
+    """The moment up to which a counter is complete after a pass that has read all of a snapshot; None if none is claimed."""
+    if state.changed_at != state.settled:
+        return None
+    # A replica that came back earlier knows less, but counted members stay counted.
+    return max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
 
 
 def pass_over(
@@ -128,21 +189,18 @@ def pass_over(
             added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
             # Another pass has moved the cursor, and members of this snapshot may have left since.
-            return Pass(behind="the counter was changed meanwhile")
+            return Pass(behind=CHANGED)
         except steps.TooManyGroups as error:
             # The cursor stays. What is there is not all, and is not shown; a build says when there is room again.
             steps.make_cold(redis, counter.name, state)
             return Pass(behind=str(error), failed=True)
         between()
-    through = None
-    if cut is None and state.changed_at == state.settled:
-        # A replica that came back earlier knows less, but counted members stay counted.
-        through = max(snapshot.committed_through, state.complete_through or snapshot.committed_through)
-    advanced = steps.advance(redis, counter.name, state, cursor, through)
+    complete_through = through(state, snapshot) if cut is None else None
+    advanced = steps.advance(redis, counter.name, state, cursor, complete_through)
     return Pass(
         read,
         added,
         finished=cut is None,
-        behind=state.withheld if advanced else "the counter was changed meanwhile",
+        behind=state.withheld if advanced else CHANGED,
         memory=Memory(state.build, state.source, showing) if showing and cut is None and advanced else None,
     )

@@ -31,7 +31,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from secrets import token_hex
 
 from redis import Redis
@@ -40,9 +40,35 @@ from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import CHUNK_ASKED, ask_behind_fence, rowless
 from manage_service.replica.snapshots import Replica
+from shared_models import triggers
 from shared_models.declarations import Counter
 from shared_models.protocol import states, steps
 from shared_models.protocol.elements import encode_all
+
+
+def departing(counters: Sequence[Counter], replica: Replica, redis: Redis) -> list[Counter]:
+    """Those of these counters that have departures beyond `left_through`, for `resolve_departures`.
+
+    Of the others all departures below the cursor are resolved: there are none. One snapshot shows it for all of them (step 1
+    of the proof), and `left_through` moves. Raises psycopg2.Error, redis.RedisError.
+    """
+    found = states.read_states(redis, [counter.name for counter in counters])
+    counter_of = {triggers.key(each): each for each in counters if found[each.name].left_through is not None}
+    with replica.snapshot() as snapshot:
+        have = snapshot.departing({key: found[each.name].left_through or 0 for key, each in counter_of.items()})
+    quiet = {each.name: found[each.name] for key, each in counter_of.items() if key not in have}
+    steps.resolve_all(
+        redis,
+        {
+            name: state
+            for name, state in quiet.items()
+            if not state.lost
+            and state.source == snapshot.source
+            and state.cursor is not None
+            and state.left_through != state.cursor <= snapshot.horizon
+        },
+    )
+    return [counter for key, counter in counter_of.items() if key in have]
 
 
 class AskAgain(Exception):

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -161,18 +161,31 @@ class Snapshot:
 
         Above the horizon it leaves out the rows that `shown` has.
         """
-        narrowed = "AND xact < %s"
-        # Rows from xmax on have an xact of another history: a build and a reconcile read them, once.
-        bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
-        if below is None and shown is not None:
-            narrowed += " AND (xact < %s OR xact >= %s OR xact = ANY(%s))"
-            bounds += [self.horizon, shown.xmax, list(shown.unended)]
-        statement = sql.fill_in(sql.RECENT, counter, narrowed=SQL(narrowed))
+        narrowed, bounds = self._narrow(since, below, shown)
+        statement = sql.fill_in(sql.RECENT, counter, narrowed=narrowed)
         # The server returns a chunk at a time; each FETCH is a short statement of its own.
         ask(self._connection, SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
         while rows := ask(self._connection, sql.FETCH):
             yield set(rows)
         ask(self._connection, "CLOSE recent")
+
+    def has_recent(self, counter: Counter, since: int, shown: Shown | None) -> bool:
+        """Whether there is a row that `read_recent` looks at, of any counter of this one's table."""
+        narrowed, bounds = self._narrow(since, None, shown)
+        return ask(self._connection, sql.fill_in(sql.HAS_RECENT, counter, narrowed=narrowed), bounds) == [(True,)]
+
+    def _narrow(self, since: int, below: int | None, shown: Shown | None) -> tuple[SQL, list[int | list[int]]]:
+        # Rows from xmax on have an xact of another history: a build and a reconcile read them, once.
+        bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
+        if below is None and shown is not None:
+            bounds += [self.horizon, shown.xmax, list(shown.unended)]
+            return SQL("AND xact < %s AND (xact < %s OR xact >= %s OR xact = ANY(%s))"), bounds
+        return SQL("AND xact < %s"), bounds
+
+    def fingerprint_as(self, described_by: tuple[str, tuple[str, ...], bool]) -> str:
+        """The fingerprint that the table has for another of its counters (`sql.described_by`)."""
+        ((fingerprint, _),) = describe(self._connection, described_by)
+        return str(fingerprint)
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
         """The members without a row. Raises catalog.DoesNotFit if the index's order is not reliable."""
@@ -217,6 +230,10 @@ class Snapshot:
     def has_departures(self) -> bool:
         """Whether there is a table of departures that manage may read."""
         return ask(self._connection, sql.HAS_DEPARTURES) == [(True,)]
+
+    def departing(self, since: Mapping[str, int]) -> set[str]:
+        """Those of these counters, by their keys, that have departures from their xact on."""
+        return {key for (key,) in ask(self._connection, sql.DEPARTING, (list(since), list(since.values())))}
 
     def departed(self, counter: Counter, since: int, below: int) -> tuple[int, list[Values] | None]:
         """The members of a batch of departures with since <= xact, and the xact that the batch ends before; `below` at most.
@@ -285,7 +302,7 @@ class Replica:
             if counter is not None:
                 if unflushed_lsn is not None:
                     flush(self._connection, unflushed_lsn)
-                ((fingerprint, misordered),) = ask(self._connection, sql.TABLE, sql.described_by(counter))
+                ((fingerprint, misordered),) = describe(self._connection, sql.described_by(counter))
             of_server = (source, lsn, committed_through, horizon, xmax, behind_bytes)
             yield Snapshot(self._connection, *of_server, fingerprint, misordered)
         except psycopg2.Error:
@@ -378,6 +395,12 @@ def ask(connection: Connection, statement: str | Composable, parameters: Sequenc
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return cursor.fetchall() if cursor.description else []
+
+
+def describe(connection: Connection, described_by: tuple[str, tuple[str, ...], bool]) -> list[Any]:
+    """The fingerprint of a table, and whether the order of its indexes may differ from that of this server's collations."""
+    relation, columns, whole = described_by
+    return ask(connection, sql.TABLE, (relation, list(columns), whole))
 
 
 def is_away(error: psycopg2.Error) -> bool:

@@ -108,6 +108,8 @@ SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %
 RECENT = (
     "SELECT {texts} FROM (SELECT {terms} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}) AS rows"
 )
+# Whether RECENT would find a row for any counter of the table.
+HAS_RECENT = "SELECT EXISTS (SELECT FROM {table} WHERE xact > 0 AND xact >= %s {narrowed})"
 # Xacts that have not ended: of those in a list, and of a range.
 OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
@@ -189,6 +191,11 @@ HAS_DEPARTURES = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
 """
+# Which of these counters have departures from an xact on, each its own; by the same index.
+DEPARTING = """
+    SELECT counter FROM unnest(%s::text[], %s::bigint[]) AS asked (counter, since) WHERE EXISTS
+        (SELECT FROM rollcall_triggers.departure AS d WHERE d.counter = asked.counter AND d.xact >= asked.since)
+"""
 # How many texts of members the departures up to each one have, by the index on (counter, xact). One departure may have
 # many members, and its array has all of their texts.
 _DEPARTED = """
@@ -209,9 +216,9 @@ def standpoint(*, by_function: bool) -> str:
     return STANDPOINT.replace(RECEIVED_SQL, RECEIVED_BY_FUNCTION) if by_function else STANDPOINT
 
 
-def described_by(counter: Counter) -> tuple[object, ...]:
-    """The parameters of TABLE for this counter."""
-    return triggers.relation(counter.table), [each.column for each in counter.terms], bool(counter.where)
+def described_by(counter: Counter) -> tuple[str, tuple[str, ...], bool]:
+    """What TABLE describes for this counter: the table, its columns, and whether all of them matter."""
+    return triggers.relation(counter.table), tuple(sorted(triggers.columns_of(counter))), bool(counter.where)
 
 
 def identifier(*names: str) -> Identifier:

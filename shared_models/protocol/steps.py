@@ -193,13 +193,18 @@ def record(
 
 def advance(client: Redis, name: str, was: State, cursor: int, complete_through: datetime | None) -> bool:
     """Move the cursor, if the counter is still as the pass found it. None: complete_through stays where it was."""
-    through = "" if complete_through is None else to_microseconds(complete_through)
-    on = [keys.of_counter(name).state]
-    return bool(
-        _execute_one(
-            client, "advance", name, on, _seen(was.cursor), was.source, cursor, through, was.build, was.changed_at
-        )
-    )
+    return advance_all(client, {name: (was, cursor, complete_through)})[0]
+
+
+def advance_all(client: Redis, moves: Mapping[str, tuple[State, int, datetime | None]]) -> list[bool]:
+    """The same for several counters, in one round trip; for each whether its cursor was moved."""
+    calls: list[Call] = []
+    for name, (was, cursor, complete_through) in moves.items():
+        at = keys.of_counter(name)
+        through = "" if complete_through is None else to_microseconds(complete_through)
+        args = (_seen(was.cursor), was.source, cursor, through, was.build, was.changed_at)
+        calls.append((SCRIPTS["advance", at.storage], (at.state,), args))
+    return list(map(bool, _execute(client, calls)))
 
 
 def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: str) -> str:
@@ -330,6 +335,16 @@ def resolve(client: Redis, name: str, was: State, token: str, left_through: int 
     return bool(
         _execute_one(client, "resolve", name, on, _seen(was.left_through), was.build, token, _seen(left_through))
     )
+
+
+def resolve_all(client: Redis, found: Mapping[str, State]) -> None:
+    """Note for counters without departures that these are resolved up to the cursor, in one round trip."""
+    calls: list[Call] = []
+    for name, was in found.items():
+        at = keys.of_counter(name)
+        args = (_seen(was.left_through), was.build, "", _seen(was.cursor))
+        calls.append((SCRIPTS["resolve", at.storage], (at.state, at.departing), args))
+    _execute(client, calls)
 
 
 def verify(
