@@ -2,7 +2,7 @@
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] fill
 -- ARGV[1] token of the fill   ARGV[2] position that the chunk was read from: "=" and a member, or "" at the start
--- ARGV[3…] elements, a chunk at most, in the order of the index
+-- ARGV[3] position of the chunk's last element   ARGV[4] how many elements it has   ARGV[5…] they, as the storage takes them
 -- Returns how many were not there before; -1 if this fill is no longer in progress, or what it has added is lost; -2 if there is
 -- no room for so many groups (nothing is added then).
 --
@@ -17,11 +17,11 @@ if token ~= ARGV[1] or (size and not is_size(size))
   redis.call('DEL', KEYS[5])
   return -1
 end
-unmark(KEYS[1], KEYS[2], 3)
-unmark(KEYS[1], KEYS[3], 3)
-local moved, added = put(KEYS[1], KEYS[4], 3)
+unmark(KEYS[1], KEYS[2], 5)
+unmark(KEYS[1], KEYS[3], 5)
+local moved, added = put(KEYS[1], KEYS[4], 5)
 if not moved then return -2 end
 redis.call('HINCRBY', KEYS[4], 'size', moved)
-redis.call('HSET', KEYS[5], 'position', '=' .. ARGV[#ARGV])
-redis.call('HINCRBY', KEYS[5], 'read', #ARGV - 2)
+redis.call('HSET', KEYS[5], 'position', ARGV[3])
+redis.call('HINCRBY', KEYS[5], 'read', ARGV[4])
 return added

@@ -15,11 +15,23 @@ local function names_of(members) return string.sub(members, 1, -8) .. 'names' en
 local function set_of(members, generation, group) return members .. ':' .. generation .. ':' .. group end
 local function count_of(members) return redis.call('ZCARD', members) end
 
+-- The elements of ARGV[first…] come group by group: it, how many members of it follow, and they. Where each group's begin and end.
+local function runs(first)
+  local groups, from, to = {}, {}, {}
+  while first <= #ARGV do
+    local last = first + 1 + tonumber(ARGV[first + 1])
+    groups[#groups + 1], from[#from + 1], to[#to + 1] = ARGV[first], first + 2, last
+    first = last + 1
+  end
+  return groups, from, to
+end
+
 local function holds(members, intake, first)
-  local generation = generation_of(intake)
-  for i = first, #ARGV do
-    local group, member = split(ARGV[i])
-    if redis.call('SISMEMBER', set_of(members, generation, group), member) == 0 then return false end
+  local generation, groups, from, to = generation_of(intake), runs(first)
+  for i, group in ipairs(groups) do
+    for _, present in ipairs(redis.call('SMISMEMBER', set_of(members, generation, group), unpack(ARGV, from[i], to[i]))) do
+      if present == 0 then return false end
+    end
   end
   return true
 end
@@ -27,8 +39,14 @@ end
 local function mark_of(element) return element end
 
 local function unmark(members, marks, first)
-  if redis.call('EXISTS', marks) == 1 then
-    redis.call('HDEL', marks, unpack(ARGV, first))
+  if redis.call('EXISTS', marks) == 0 then return end
+  local groups, from, to = runs(first)
+  for i, group in ipairs(groups) do
+    local elements = {}
+    for at = from[i], to[i] do
+      elements[#elements + 1] = group .. '\0' .. ARGV[at]
+    end
+    redis.call('HDEL', marks, unpack(elements))
   end
 end
 
@@ -41,16 +59,7 @@ local function move_elements(intake, by)
 end
 
 local function put(members, intake, first)
-  local generation, names = generation_of(intake), names_of(members)
-  local by_group, groups = {}, {}
-  for i = first, #ARGV do
-    local group, member = split(ARGV[i])
-    if not by_group[group] then
-      by_group[group] = {}
-      groups[#groups + 1] = group
-    end
-    table.insert(by_group[group], member)
-  end
+  local generation, names, groups, from, to = generation_of(intake), names_of(members), runs(first)
   -- All that can fail, because a key is of another type, before the first write.
   redis.call('ZCARD', names)
   local sizes, new = redis.call('ZMSCORE', members, unpack(groups)), 0
@@ -66,7 +75,7 @@ local function put(members, intake, first)
   for i, group in ipairs(groups) do
     local set = set_of(members, generation, group)
     if not sizes[i] then redis.call('UNLINK', set) end
-    local more = redis.call('SADD', set, unpack(by_group[group]))
+    local more = redis.call('SADD', set, unpack(ARGV, from[i], to[i]))
     if more > 0 then
       redis.call('ZINCRBY', members, more, group)
       added = added + more

@@ -12,20 +12,24 @@ end
 local function days_of(members) return string.sub(members, 1, -8) .. 'days' end
 local function count_of(members) return redis.call('HLEN', members) end
 
-local function members_in(first)
-  local found = {}
-  for i = first, #ARGV do
-    local _, member = split(ARGV[i])
-    found[#found + 1] = member
+-- The elements of ARGV[first…] come day by day: it, how many members follow, and they. Calls `look` with each day, where its
+-- members begin, and what `hash` has of them, in their order.
+local function each_day(hash, first, look)
+  while first <= #ARGV do
+    local last = first + 1 + tonumber(ARGV[first + 1])
+    look(ARGV[first], first + 1, redis.call('HMGET', hash, unpack(ARGV, first + 2, last)))
+    first = last + 1
   end
-  return found
 end
 
 local function holds(members, intake, first)
-  for i, have in ipairs(redis.call('HMGET', members, unpack(members_in(first)))) do
-    if not have or have < split(ARGV[first + i - 1]) then return false end
-  end
-  return true
+  local all = true
+  each_day(members, first, function(day, before, have)
+    for i = 1, #have do
+      all = all and have[i] and have[i] >= day
+    end
+  end)
+  return all
 end
 
 local function mark_of(element)
@@ -37,18 +41,19 @@ end
 -- for the last day may not see the row that is recorded here. So the mark becomes another one: ask again.
 local function unmark(members, marks, first)
   if redis.call('EXISTS', marks) == 0 then return end
-  local names = members_in(first)
-  local holders = redis.call('HMGET', marks, unpack(names))
-  local have = redis.call('HMGET', members, unpack(names))
-  for i, member in ipairs(names) do
-    if holders[i] then
-      if have[i] and split(ARGV[first + i - 1]) < have[i] then
-        redis.call('HSET', marks, member, 'again')
-      else
-        redis.call('HDEL', marks, member)
+  each_day(marks, first, function(day, before, holders)
+    for i = 1, #holders do
+      if holders[i] then
+        local member = ARGV[before + i]
+        local have = redis.call('HMGET', members, member)[1]
+        if have and day < have then
+          redis.call('HSET', marks, member, 'again')
+        else
+          redis.call('HDEL', marks, member)
+        end
       end
     end
-  end
+  end)
 end
 
 local function move_days(members, moves)
@@ -59,21 +64,24 @@ local function move_days(members, moves)
 end
 
 local function put(members, intake, first)
-  local have = redis.call('HMGET', members, unpack(members_in(first)))
   local later, moves, new = {}, {}, 0
-  for i = first, #ARGV do
-    local day, member = split(ARGV[i])
-    local was = later[member] or have[i - first + 1]
-    if not was then
-      new = new + 1
-    elseif was < day then
-      moves[was] = (moves[was] or 0) - 1
+  each_day(members, first, function(day, before, have)
+    local more = 0
+    for i = 1, #have do
+      local member = ARGV[before + i]
+      local was = later[member] or have[i]
+      if not was or was < day then
+        if was then
+          moves[was] = (moves[was] or 0) - 1
+        else
+          new = new + 1
+        end
+        more = more + 1
+        later[member] = day
+      end
     end
-    if not was or was < day then
-      moves[day] = (moves[day] or 0) + 1
-      later[member] = day
-    end
-  end
+    moves[day] = (moves[day] or 0) + more
+  end)
   local written = {}
   for member, day in pairs(later) do
     written[#written + 1] = member

@@ -1,5 +1,6 @@
 -- The storage of a counter whose elements are members: a SET.
--- For the scripts that need to know what holds the elements: put in front of them. Each storage has the same functions.
+-- For the scripts that need to know what holds the elements: put in front of them. Each storage has the same functions. How the
+-- elements of ARGV[first…] are handed over: see `arguments` in shared_models/protocol/storages.py.
 --
 -- How many arguments stand for one element where elements are taken out; whether a fill keeps what it finds.
 local WIDTH, KEEPS_GAP = 1, true

@@ -25,7 +25,7 @@ from shared_models.protocol.states import Drift, State
 # The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Other
 # clients wait no longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
-# … and of a counter by group, whose every element may be of another group.
+# … and of how many groups they may be.
 CHUNK_OF_GROUPS = 200
 # The most members that one round trip of a scan looks at. Redis carries out what lies in a client's buffer before it
 # turns to the next client. With 250 members the others wait 0.1 to 0.2 ms.
@@ -94,8 +94,28 @@ def load_scripts(client: Redis) -> None:
             client.script_load(script.text)
 
 
-def _chunks_of(name: str, elements: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    return chunks(elements, CHUNK_OF_GROUPS if keys.of_counter(name).storage is Storage.GROUPS else CHUNK_MEMBERS)
+def _chunks_of(storage: Storage, elements: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """In their order. Each element may be of another group."""
+    return chunks(elements, CHUNK_OF_GROUPS if storage is Storage.GROUPS else CHUNK_MEMBERS)
+
+
+def _in_any_order(storage: Storage, elements: Sequence[bytes]) -> Iterator[Sequence[Argument]]:
+    """The arguments for chunks of these elements, of as few groups as possible: a group costs more than a member."""
+    if storage is not Storage.GROUPS:
+        yield from (storages.arguments(storage, chunk) for chunk in chunks(elements))
+        return
+    arguments: list[Argument] = []
+    groups = members = 0
+    for group, of_group in storages.by_head(elements).items():
+        for some in chunks(of_group) if len(of_group) > CHUNK_MEMBERS else (of_group,):
+            if groups == CHUNK_OF_GROUPS or members + len(some) > CHUNK_MEMBERS:
+                yield arguments
+                arguments, groups, members = [], 0, 0
+            arguments += (group, len(some))
+            arguments += some
+            groups, members = groups + 1, members + len(some)
+    if arguments:
+        yield arguments
 
 
 def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
@@ -181,7 +201,7 @@ def record(
         at = keys.of_counter(name)
         on = (at.members, at.suspects, at.departing, at.intake, at.state)
         known, script = _seen(xact if horizon is None else horizon), SCRIPTS["record", at.storage]
-        calls += [(script, on, (_seen(xact), source, known, *chunk)) for chunk in _chunks_of(name, elements)]
+        calls += [(script, on, (_seen(xact), source, known, *some)) for some in _in_any_order(at.storage, elements)]
         names += [name] * (len(calls) - len(names))
     added = _execute(client, calls) if calls else []
     if -1 in added:
@@ -245,9 +265,10 @@ def fill(client: Redis, name: str, token: str, position: bytes, elements: Sequen
     at = keys.of_counter(name)
     on = (at.members, at.suspects, at.departing, at.intake, at.fill)
     calls: list[Call] = []
-    for chunk in _chunks_of(name, elements):
-        calls.append((SCRIPTS["fill", at.storage], on, (token, position, *chunk)))
-        position = position_after(chunk[-1])
+    for chunk in _chunks_of(at.storage, elements):
+        before, position = position, position_after(chunk[-1])
+        some = storages.arguments(at.storage, chunk)
+        calls.append((SCRIPTS["fill", at.storage], on, (token, before, position, len(chunk), *some)))
     done = _execute(client, calls)
     if -2 in done:
         raise TooManyGroups(name)
@@ -276,7 +297,7 @@ def sweep(
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
     calls: list[Call] = []
-    for chunk in _chunks_of(name, list(gone)):
+    for chunk in _chunks_of(at.storage, list(gone)):
         args = [part for each in chunk for part in (each, gone[each])] if at.storage is Storage.LAST_SEEN else chunk
         calls.append((SCRIPTS["sweep", at.storage], on, (token, changed_at, *args)))
     swept = _execute(client, calls)

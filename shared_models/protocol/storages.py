@@ -6,7 +6,8 @@ are there, give me all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import groupby
 from typing import Protocol, cast
@@ -54,6 +55,26 @@ def type_of(storage: Storage) -> str:
 def mark_of(storage: Storage, element: bytes) -> bytes:
     """What a mark on an element is called."""
     return elements.split(element)[1] if storage is Storage.LAST_SEEN else element
+
+
+def arguments(storage: Storage, found: Sequence[bytes]) -> list[bytes | int]:
+    """Elements as scripts take them that put them in: not to cut each of them in Redis, group by group (day by day), and for
+    each it, how many members follow, and they. Elements of a set are members, and stay as they are."""
+    if storage is Storage.SET:
+        return list(found)
+    handed: list[bytes | int] = []
+    for head, some in by_head(found).items():
+        handed += (head, len(some), *some)
+    return handed
+
+
+def by_head(found: Sequence[bytes]) -> Mapping[bytes, list[bytes]]:
+    """The members of these elements, by their group or day."""
+    members_of = defaultdict[bytes, list[bytes]](list)
+    for each in found:
+        head, _, member = each.partition(elements.SEPARATOR)
+        members_of[head].append(member)
+    return members_of
 
 
 def find(client: Redis, at: CounterKeys, asked: Sequence[bytes]) -> list[Found]:
