@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from compose.local.processes import StackError
-from loadtest.bench import adopting, growing, ingesting, querying, reconciling, statements
+from loadtest.bench import adopting, asking, grouping, growing, ingesting, keeping, querying, reconciling, statements
 from loadtest.bench.load import LoadFailed
 from loadtest.bench.reconciling import CommandFailed
 from loadtest.bench.results import Report
@@ -35,6 +35,9 @@ CASES: dict[str, Case] = {
     **adopting.CASES,
     **statements.CASES,
     **growing.CASES,
+    **grouping.CASES,
+    **asking.CASES,
+    **keeping.CASES,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg2
 
+from compose.local.services import Web
 from loadtest.bench import load, rows
 from loadtest.bench.memory import watched
 from loadtest.bench.results import Report, Result, by_turns, paired
@@ -32,11 +33,11 @@ SECONDS = 3.0
 class Batches:
     """The same batches for both sides: made once, sent again and again."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, ingest: Web | None = None) -> None:
         made = [rows.batch(seed) for seed in range(PRODUCERS * BATCHES)]
         self.bodies = [rows.as_ndjson(messages) for messages in made]
         self.lines = [rows.as_copy(messages) for messages in made]
-        self.ingest = world.ingest
+        self.ingest = ingest or world.ingest
         self.database = world.primary.url
 
     def through_ingest(self) -> float:

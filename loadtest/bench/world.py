@@ -122,7 +122,11 @@ class World:
     @cached_property
     def ingest(self) -> Web:
         """The service with tokens: requests need its `authorization`."""
-        return self.service("ingest", "ingest_service.asgi", self.stores_of_ingest(), with_tokens=True)
+        return self.ingest_for("ingest")
+
+    def ingest_for(self, name: str) -> Web:
+        """Another one, for the counters that are declared now."""
+        return self.service(name, "ingest_service.asgi", self.stores_of_ingest(), with_tokens=True)
 
     @cached_property
     def query(self) -> Web:
@@ -164,7 +168,7 @@ class World:
 
     def declare(self, text: str) -> None:
         """Use the declarations of this file, here and in services that start later."""
-        path = self.folder / "rollcall.toml"
+        path = self.folder / f"rollcall-{hash(text):x}.toml"  # earlier services go on with theirs
         path.write_text(text)
         own(path)
         self.declarations = {"ROLLCALL_FILE": str(path)}
