@@ -11,7 +11,7 @@ from shared_models import triggers
 from shared_models.declarations import TYPE_NAMES, Counter
 
 # The types of Postgres that a member can be made of, under their names in rollcall.toml.
-TYPES = {name: name for name in ("text", "varchar", "uuid", "date")} | TYPE_NAMES
+TYPES = {name: name for name in ("text", "varchar", "uuid", "date", "timestamptz")} | TYPE_NAMES
 
 
 @dataclass(frozen=True, slots=True)

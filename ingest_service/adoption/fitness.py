@@ -10,7 +10,7 @@ from psycopg2.extensions import cursor as Cursor
 from ingest_service.adoption import catalog
 from ingest_service.adoption.catalog import Column, Relation
 from shared_models import triggers
-from shared_models.declarations import Counter, Table
+from shared_models.declarations import TIMES, TYPES, Counter, Table
 
 
 class CannotAdopt(Exception):
@@ -167,8 +167,8 @@ def check_counter(cursor: Cursor, relation: Relation, table: Table, counter: Cou
     who = f"counter {counter.name}"
     declared = {field.name: field.type for field in table.fields}
     columns = [each.column for each in counter.terms]
-    for name in columns:
-        check_field(who, relation, name, declared.get(name))
+    for term in counter.terms:
+        check_field(who, relation, term.column, declared.get(term.column), of_time=bool(term.unit))
     if not counter.where:
         return relation.stored(columns)
     cursor.execute("SELECT has_database_privilege(current_database(), 'TEMPORARY'), current_user, current_database()")
@@ -189,19 +189,20 @@ def check_counter(cursor: Cursor, relation: Relation, table: Table, counter: Cou
     return relation.stored((*columns, *filtered))
 
 
-def check_field(who: str, relation: Relation, name: str, declared: str | None) -> None:
-    """A column that makes a member: equal has to mean equal bytes, in each session and on each server."""
+def check_field(who: str, relation: Relation, name: str, declared: str | None, *, of_time: bool = False) -> None:
+    """A column that makes a member: equal has to mean equal bytes, in each session and on each server. Or a day (`of_time`)."""
     column = relation.columns.get(name)
     place = f"{relation.schema}.{relation.name}"
     if column is None:
         raise CannotAdopt(f"{who}: {place} has no column {name}; it has {', '.join(relation.columns)}")
     if name == "xact":
         raise CannotAdopt(f"{who}: xact is written by Rollcall's triggers, and makes no member")
-    if not column.declared:
+    made, types = ("a day", TIMES) if of_time else ("a member", TYPES)
+    if column.declared not in types:
         reason = "citext compares without case, and equal has to mean equal bytes" if column.type == "citext" else None
-        known = ", ".join((*catalog.TYPES.values(), "enum"))
+        known = ", ".join(types)
         raise CannotAdopt(
-            f"{who}: {name} is {column.type}, and a member cannot be made of that ({reason or f'of these it can: {known}'}). "
+            f"{who}: {name} is {column.type}, and {made} cannot be made of that ({reason or f'of these it can: {known}'}). "
             "A stored generated column of such a type, made from it, can be counted"
         )
     if not column.is_deterministic:

@@ -617,6 +617,34 @@ def test_an_enum_and_a_condition_over_it(shop: Shop, monkeypatch: pytest.MonkeyP
     assert set(departed(counter)) == {"so so"}
 
 
+@pytest.mark.parametrize("made", [ORDERS, PARTITIONED])
+def test_groups_and_days_of_a_time(shop: Shop, monkeypatch: pytest.MonkeyPatch, made: str) -> None:
+    make_shop(made)
+    _, (customers,) = declarations.parse(
+        """
+        [tables.orders]
+        name = "shop.orders"
+        fields = {email = "text", country = "text", deleted_at = "timestamptz"}
+        [counters.customers]
+        table = "orders"
+        member = ["email"]
+        by = ["country", ["country", "day(deleted_at)"], "week(deleted_at)"]
+        last_seen = "deleted_at"
+        """
+    )
+    declare(monkeypatch, customers)
+    run("ALTER TABLE shop.orders ALTER deleted_at TYPE timestamp")
+    assert "deleted_at is timestamp without time zone, and a day cannot be made of that" in shop.refusal("orders")
+    run("ALTER TABLE shop.orders ALTER deleted_at TYPE timestamptz")
+    shop.adopt("orders", "--apply")
+    assert shop.adopt("--apply") == "" and "all is there already" in shop.said
+    run("INSERT INTO shop.orders (email, country, sku, deleted_at) VALUES ('zoe', 'CA', 's', '2026-11-25 23:30Z')")
+    run("DELETE FROM shop.orders WHERE email = 'zoe'")
+    assert departed(customers) == [("zoe", "2026-11-25")]
+    found = [departed(each) for each in customers.groupings]
+    assert found == [[("CA", "zoe")], [("CA", "2026-11-25", "zoe")], [("2026-11-23", "zoe")]]
+
+
 def test_partitions_also_those_that_come_later_and_undone(shop: Shop) -> None:
     make_shop(PARTITIONED)
     before = run(EVERYTHING)
