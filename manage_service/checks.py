@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import psycopg2
 from django.core.checks import CheckMessage, Error, Tags, register
@@ -20,7 +20,11 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> 
         return []
     replica = stores.connect_replica()
     try:
-        return [found for counter in declarations.derived() for found in check_table(counter, replica)]
+        wrong: dict[str, list[str]] = {}
+        for counter in declarations.derived():
+            for misfit in misfits(counter, replica):
+                wrong.setdefault(misfit, []).append(repr(counter.name))
+        return [complaint(misfit, names) for misfit, names in wrong.items()]
     except psycopg2.Error as error:
         return [
             Error(f"the database cannot be read: {str(error).strip()}", hint="see DATABASE_URL", id="rollcall.E202")
@@ -29,18 +33,22 @@ def check_database(databases: Sequence[str] | None = None, **kwargs: object) -> 
         replica.close()
 
 
-def check_table(counter: Counter, replica: Replica) -> Iterator[CheckMessage]:
-    """Check one counter. Raises psycopg2.Error if the database does not answer."""
+def misfits(counter: Counter, replica: Replica) -> list[str]:
+    """What does not fit about one counter. Raises psycopg2.Error if the database does not answer."""
     try:
         with replica.snapshot(counter) as snapshot:
-            found = snapshot.misfits(counter)
+            return snapshot.misfits(counter)
     except psycopg2.Error as error:
         if is_away(error):
             raise
-        found = [str(error).strip().partition("\n")[0]]
-    for misfit in found:
-        yield Error(
-            f"counter {counter.name!r}: {misfit}",
-            hint="the keeper does not build it, and a reconcile of it fails, until it fits",
-            id="rollcall.E201",
-        )
+        return [str(error).strip().partition("\n")[0]]
+
+
+def complaint(misfit: str, names: Sequence[str]) -> CheckMessage:
+    """What does not fit, once for all counters that it concerns."""
+    counters, them = ("counter", "it") if len(names) == 1 else ("counters", "them")
+    return Error(
+        f"{counters} {', '.join(names)}: {misfit}",
+        hint=f"the keeper does not build {them}, and a reconcile of {them} fails, until this fits",
+        id="rollcall.E201",
+    )

@@ -419,5 +419,7 @@ def get_counter(name: str) -> Counter:
     for counter in derived():
         if counter.name == name:
             return counter
-    known = ", ".join(counter.name for counter in derived())
+    # Of a known total its groupings; all of them together may be hundreds.
+    of = next((counter for counter in COUNTERS if counter.groupings and name.startswith(f"{counter.name}:")), None)
+    known = ", ".join(counter.name for counter in (of.groupings if of else COUNTERS))
     raise UnknownCounter(f"there is no counter {name!r}; there are: {known}")

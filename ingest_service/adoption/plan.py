@@ -157,7 +157,7 @@ def missing_grants(cursor: Cursor, relation: Relation, table: Table) -> Iterator
 def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: Sequence[Counter]) -> Iterator[str]:
     """The indexes, each made without blocking a write. What is left of an interrupted attempt is removed."""
     there = read_indexes(cursor, relation.oid)
-    for piece, terms, is_full in wanted_indexes(table, counters):
+    for piece, terms, is_full, what_for in wanted_indexes(table, counters):
         wanted = tuple(each.indexed for each in terms)
         if any(
             index.is_valid
@@ -166,23 +166,30 @@ def missing_indexes(cursor: Cursor, relation: Relation, table: Table, counters: 
         ):
             continue
         if relation.kind == "p":
-            yield from partitioned_index(cursor, relation, piece, terms)
+            yield from partitioned_index(cursor, relation, piece, terms, what_for)
             continue
         if any(index.name == piece.name for index in there):
             yield f"DROP INDEX CONCURRENTLY IF EXISTS {piece.identity}"
-        yield concurrently(piece)
+        yield what_for + concurrently(piece)
         yield piece.comment()
 
 
-def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[Term, ...], bool]]:
-    """Each index, its terms, and whether one over all rows serves as well: not if the index has to answer a condition."""
+def wanted_indexes(table: Table, counters: Sequence[Counter]) -> Iterator[tuple[Piece, tuple[Term, ...], bool, str]]:
+    """Each index, its terms, whether one over all rows serves as well (not if the index has to answer a condition), and a
+    comment for people: what it is for."""
     xact = (Term("xact", "bigint"),)
-    yield triggers.index(table.schema, table.relation, xact, "xact > 0"), xact, True
-    for terms, where in dict.fromkeys((each.terms, each.where) for each in counters):
-        yield triggers.index(table.schema, table.relation, terms, where), terms, not where
+    yield triggers.index(table.schema, table.relation, xact, "xact > 0"), xact, True, "/* for new and changed rows */ "
+    names: dict[tuple[tuple[Term, ...], str], list[str]] = {}
+    for each in counters:
+        names.setdefault((each.terms, each.where), []).append(" ".join(each.name.replace("*/", "* /").split()))
+    for (terms, where), served in names.items():
+        piece = triggers.index(table.schema, table.relation, terms, where)
+        yield piece, terms, not where, f"/* for {', '.join(served)} */ "
 
 
-def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, terms: tuple[Term, ...]) -> Iterator[str]:
+def partitioned_index(
+    cursor: Cursor, relation: Relation, piece: Piece, terms: tuple[Term, ...], what_for: str
+) -> Iterator[str]:
     """An index of a partitioned table: an empty frame on each level that has partitions, then one on each leaf, attached.
 
     CREATE INDEX CONCURRENTLY knows no partitioned tables. The frame is valid when the last leaf is in it.
@@ -209,12 +216,12 @@ def partitioned_index(cursor: Cursor, relation: Relation, piece: Piece, terms: t
         made, there = of(place), {index.name: index for index in read_indexes(cursor, oid)}
         if place in frames:
             if made.name not in there:
-                yield made.create.replace(f"{quote(made.name)} ON ", f"{quote(made.name)} ON ONLY ", 1)
+                yield what_for + made.create.replace(f"{quote(made.name)} ON ", f"{quote(made.name)} ON ONLY ", 1)
                 yield made.comment()
         elif made.name not in there or not there[made.name].is_valid:
             if made.name in there:
                 yield f"DROP INDEX CONCURRENTLY IF EXISTS {made.identity}"
-            yield concurrently(made)
+            yield what_for + concurrently(made)
             yield made.comment()
         if place in parents and made.identity not in attached:
             yield f"ALTER INDEX {of(parents[place]).identity} ATTACH PARTITION {made.identity}"

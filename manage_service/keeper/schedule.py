@@ -1,4 +1,7 @@
-"""The schedule: asks for a reconcile of each counter when its interval is over, or its set or table has changed."""
+"""The schedule: asks for a reconcile of each derived counter when its interval is over, or its set or table has changed.
+
+A total and its groupings are due each by itself: one run for all of them would read more, and hold up the others.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from shared_models.protocol.states import State
 # How soon the schedule asks again for a run that failed; sooner if the interval is shorter. It asks at once if
 # the counter has been built or verified since, if something else has changed its set, or if its table has changed.
 RETRY_RUN_SECONDS = 60.0
+# It waits while so many runs are open, so that operators can ask for one, too, when many counters are due at once.
+MOST_OPEN = registry.MOST_OPEN // 2
 
 
 class Schedule:
@@ -36,13 +41,17 @@ class Schedule:
             del self._asked[name]  # it was verified: the next run is a new request
         if not due:
             return
-        open_for = {name for run in registry.still_open(redis) for name in run.counters}
+        unended = registry.still_open(redis)
+        open_for, room = {name for run in unended for name in run.counters}, MOST_OPEN - len(unended)
         for name in due:
+            if room <= 0:
+                return
             # A counter that was verified meanwhile is due for a new reason; for example, it was emptied during the run.
             seen = found[name].build, found[name].gap, found[name].verified_at, found[name].changed_at
             asked_for, again_at = self._asked.get(name, (None, 0.0))
             if name not in open_for and (seen != asked_for or time.monotonic() >= again_at):
                 self._asked[name] = seen, time.monotonic() + min(RETRY_RUN_SECONDS, self.reconcile_seconds)
+                room -= 1
                 with suppress(registry.TooManyRuns):
                     registry.create(redis, [name], Mode.REPAIR, asked_by="schedule")
 

@@ -37,6 +37,10 @@ PHASES = {
     "waiting": "waiting for the replica",
 }
 SHOWN_MEMBERS = 3
+# A run of more counters shows only the bar of the present one: a terminal has no room for all.
+MOST_BARS = 12
+# Before the name of a grouping, below its total.
+INDENT = "  "
 # No table is as wide as this.
 WIDEST_COLUMNS = 10_000
 
@@ -59,7 +63,10 @@ class Follower:
             transient=True,
         )
         self.tasks: dict[str, TaskID] = {
-            name: self.bars.add_task(PHASES[""], name=name, amount="", start=False, total=None) for name in run.counters
+            name: self.bars.add_task(
+                PHASES[""], name=name, amount="", start=False, total=None, visible=len(run.counters) <= MOST_BARS
+            )
+            for name in run.counters
         }
 
     def __enter__(self) -> Follower:
@@ -76,7 +83,12 @@ class Follower:
         for name, found in run.findings.items():
             if found.verified_at is not None or found.failure:
                 self.bars.update(
-                    self.tasks[name], description=drift_words(found, run.mode), total=1, completed=1, amount=""
+                    self.tasks[name],
+                    description=drift_words(found, run.mode),
+                    total=1,
+                    completed=1,
+                    amount="",
+                    visible=len(self.tasks) <= MOST_BARS,
                 )
         if run.counter and run.open:
             amount = f"{run.read:,} of about {run.expected:,}" if run.expected else ""
@@ -88,6 +100,7 @@ class Follower:
                 total=run.expected or None,
                 completed=run.read,
                 amount=amount,
+                visible=True,
             )
             # The numbers in a reason change all the time. So print that it waits, and the first reason, once.
             said = (run.counter, run.phase, bool(run.detail))
@@ -104,37 +117,49 @@ def show_run(run: Run) -> None:
     if not console.is_terminal:
         for name, found in run.findings.items():
             drift = {"missing": found.missing, "extra": found.extra, "verified_at": found.verified_at}
-            print(name, fields(drift | {"failure": one_line(found.failure)}))
+            print(shlex.quote(name), fields(drift | {"failure": one_line(found.failure)}))
             for kind, members in (("missing", found.missing_sample), ("extra", found.extra_sample)):
                 for member in members:
-                    print(name, kind, fields(member))
+                    print(shlex.quote(name), kind, fields(member))
         print(end)
         return
     table = Table("counter", "found", "for example", box=box.SIMPLE_HEAD)
     for name, found in run.findings.items():
-        table.add_row(name, Text(drift_words(found, run.mode), style=style_of(found)), examples(found, run.mode))
+        table.add_row(
+            Text(spelled(name)),
+            Text(drift_words(found, run.mode), style=style_of(found)),
+            examples(name, found, run.mode),
+        )
     if run.findings:
         print_whole(console, table)
     console.print(Text(end, style="" if run.status == "done" else "yellow"), soft_wrap=True)
 
 
 def print_whole(console: Console, table: Table) -> None:
-    """The table if the terminal is wide enough; otherwise its rows as lists, a value on each line. It cuts nothing."""
+    """The table if the terminal is wide enough; otherwise its rows as lists, a value on each line. It cuts nothing.
+
+    A grouping is one line then.
+    """
     natural = console.measure(table, options=console.options.update_width(WIDEST_COLUMNS)).maximum
     if natural <= console.width:
         console.print(table)
         return
     _, *labels = (str(column.header) for column in table.columns)
     for name, *values in zip(*(column.cells for column in table.columns), strict=True):
+        if str(name).startswith(INDENT):
+            state, *others = zip(labels, values, strict=True)
+            told = [Text(f"{label} ").append(value) for label, value in others if str(value)]
+            console.print(Text(f"{name}: ").append(Text(", ").join([Text("").append(state[1]), *told])), soft_wrap=True)
+            continue
         console.print(Text(str(name), style="bold"), soft_wrap=True)
         for label, value in zip(labels, values, strict=True):
-            for line in value.split("\n") if isinstance(value, Text) else [Text(str(value))]:
+            for line in () if not str(value) else value.split("\n") if isinstance(value, Text) else [Text(str(value))]:
                 console.print(Text(f"  {label:<{max(map(len, labels))}}  ").append(line), soft_wrap=True)
                 label = ""
 
 
-def examples(found: Findings, mode: Mode) -> Text:
-    """A few members of each kind, a line for each kind."""
+def examples(name: str, found: Findings, mode: Mode) -> Text:
+    """A few members of each kind, a line for each kind; by field if they have a group or a day."""
     lines = []
     missing, extra = ("missing", "extra") if mode is Mode.CHECK else ("added", "left")
     for kind, members, many in (
@@ -142,9 +167,16 @@ def examples(found: Findings, mode: Mode) -> Text:
         (extra, found.extra_sample, found.extra),
     ):
         if members:
-            few = " · ".join(spelled(", ".join(member.values())) for member in members[:SHOWN_MEMBERS])
+            few = " · ".join(spelled(in_words(name, member)) for member in members[:SHOWN_MEMBERS])
             lines.append(f"{kind}: {few}" + (" …" if many > SHOWN_MEMBERS else ""))
     return Text("\n".join(lines) or "–")
+
+
+def in_words(name: str, member: Mapping[str, str]) -> str:
+    """A member; one of a group or a day with the names of its fields: "country BE, email ann@example.org"."""
+    if ":" in name or any("(" in field for field in member):
+        return ", ".join(f"{field} {value}" for field, value in member.items())
+    return ", ".join(member.values())
 
 
 def show_status(status: StatusReport) -> None:
@@ -153,28 +185,13 @@ def show_status(status: StatusReport) -> None:
     replica = status.replica
     if not console.is_terminal:
         for name, counter in status.counters.items():
-            print(name, fields(flat(counter)))
+            print(shlex.quote(name), fields(flat(counter)))
         print("replica", fields(flat(replica)))
         print("keeper", fields(flat(status.keeper)))
         for finding in status.findings:
             print("finding", fields(flat(finding)))
         return
-    table = Table("counter", "state", "count", "complete to", "verified", "found then", "last run", box=box.SIMPLE_HEAD)
-    table.columns[2].justify = "right"
-    for name, counter in status.counters.items():
-        last, building, drift = counter.last_run, counter.building, counter.drift
-        table.add_row(
-            name,
-            Text(counter.state, style="green" if counter.state == "live" else "yellow")
-            if building is None
-            else Text(f"building, {building.read:,} of about {building.expected:,}", style="yellow"),
-            count_words(counter),
-            ago(counter.complete_through, now),
-            ago(counter.verified_at, now),
-            "–" if drift is None else Text(found_in_words(drift.missing, drift.extra, repaired=counter.repaired)),
-            "–" if last is None else f"{last.status}",
-        )
-    print_whole(console, table)
+    print_whole(console, table_of_counters(status.counters, now))
     if replica.reachable:
         said = Text(f"{replica.lag_seconds:.1f} s behind, all below xact {replica.horizon}")
     else:
@@ -187,12 +204,37 @@ def show_status(status: StatusReport) -> None:
         console.print(Text(" All is well.", style="green"))
 
 
-def count_words(counter: CounterStatus) -> str:
-    """The count; of a counter by group also how many groups there are, and how many of these are being read again."""
-    if counter.count is None or counter.groups is None:
-        return "–" if counter.count is None else f"{counter.count:,}"
-    broken = f", {counter.broken_groups:,} cold" if counter.broken_groups else ""
-    return f"{counter.count:,} in {counter.groups:,} groups{broken}"
+def table_of_counters(counters: Mapping[str, CounterStatus], now: datetime) -> Table:
+    """A row for each total, and one below it for each grouping: "298,000 in 10 groups"."""
+    many = {name: spread(counter) for name, counter in counters.items()}
+    spread_over = ["in"] if any(many.values()) else []
+    headers = ("counter", "state", "count", *spread_over, "complete to", "verified", "found then", "last run")
+    table = Table(*headers, box=box.SIMPLE_HEAD)
+    table.columns[2].justify = "right"
+    for name, counter in counters.items():
+        last, building, drift = counter.last_run, counter.building, counter.drift
+        _, is_grouping, by = name.partition(":")
+        table.add_row(
+            Text(f"{INDENT}by {spelled(by)}" if is_grouping else name),
+            Text(counter.state, style="green" if counter.state == "live" else "yellow")
+            if building is None
+            else Text(f"building, {building.read:,} of about {building.expected:,}", style="yellow"),
+            "–" if counter.count is None else f"{counter.count:,}",
+            *([many[name]] if spread_over else []),
+            ago(counter.complete_through, now),
+            ago(counter.verified_at, now),
+            "–" if drift is None else Text(found_in_words(drift.missing, drift.extra, repaired=counter.repaired)),
+            "–" if last is None else f"{last.status}",
+        )
+    return table
+
+
+def spread(counter: CounterStatus) -> str:
+    """In how many groups its members are, and how many of these are being read again; or on how many days."""
+    if isinstance(counter.groups, int):
+        cold = f", {counter.broken_groups:,} cold" if counter.broken_groups else ""
+        return f"{counter.groups:,} group{'s' * (counter.groups != 1)}{cold}"
+    return f"{counter.days:,} day{'s' * (counter.days != 1)}" if isinstance(counter.days, int) else ""
 
 
 def keeper_words(keeper: KeeperStatus, now: datetime) -> Text:
@@ -247,6 +289,8 @@ def flat(document: msgspec.Struct) -> dict[str, object]:
     """Its fields by name, nested ones as outer_inner."""
     found: dict[str, object] = {}
     for name, value in msgspec.structs.asdict(document).items():
+        if value is msgspec.UNSET:
+            continue
         if isinstance(value, msgspec.Struct):
             found |= {f"{name}_{inner}": each for inner, each in msgspec.structs.asdict(value).items()}
         else:

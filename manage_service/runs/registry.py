@@ -29,6 +29,8 @@ HISTORY_SECONDS = 30 * 24 * 3600
 HISTORY_RUNS = 500
 # The most runs that may be queued or running: the keeper reads all of them between two jobs.
 MOST_OPEN = 100
+# How many counters of a run are named in a sentence.
+MOST_NAMED = 5
 # Instead of an id: the newest run.
 LAST = "last"
 
@@ -94,6 +96,21 @@ class Run(msgspec.Struct):
     def drifted(self) -> bool:
         """Whether any drift was found."""
         return any(found.missing or found.extra for found in self.findings.values())
+
+    @property
+    def counters_in_words(self) -> str:
+        """Its counters, and not each of their groupings: "users with 3 groupings, cities"."""
+        said = []
+        for name in self.counters:
+            total, colon, _ = name.partition(":")
+            groupings = sum(each.startswith(f"{name}:") for each in self.counters)
+            if not groupings:
+                said += [name] if not colon or total not in self.counters else []
+            else:
+                said.append(f"{name} with {groupings} grouping{'s' * (groupings > 1)}")
+        if len(said) > MOST_NAMED:
+            said[MOST_NAMED - 1 :] = [f"and {len(said) - MOST_NAMED + 1} more"]
+        return ", ".join(said)
 
     def failures(self) -> str:
         """The counters that could not be reconciled, and why, in one line; empty if all could."""

@@ -19,7 +19,8 @@ from manage_service.site.problems import as_problem
 from manage_service.site.schemas import DriftHistory, RunList, RunRequest
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_drift, read_status
-from shared_models.declarations import COUNTERS, UnknownCounter, with_groupings
+from shared_models import declarations
+from shared_models.declarations import UnknownCounter, with_groupings
 from shared_models.web.asgi import JSON
 from shared_models.web.openapi import Operation
 from shared_models.web.parameters import check_parameters
@@ -31,7 +32,7 @@ View: TypeAlias = Callable[..., HttpResponse]
 def create_run(request: HttpRequest) -> HttpResponse:
     """Ask for a run."""
     asked = decode(request.body, RunRequest)
-    names = with_groupings(asked.counters or [counter.name for counter in COUNTERS])
+    names = with_groupings(asked.counters or [counter.name for counter in declarations.COUNTERS])
     run = registry.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
     return answer(report(run), 202, Location=f"/v1/runs/{run.id}")
 

@@ -8,9 +8,12 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.views.decorators.http import require_safe
 
-from shared_models.declarations import COUNTERS
+from shared_models import declarations
+from shared_models.declarations import Counter
 
 PATH = "/"
+# Up to so many groupings on the page are shown unfolded.
+UNFOLDED = 8
 # The page loads nothing from another host, runs no inline script, and sends no form: the token goes into a header,
 # never into a URL. The script may not make HTML from text (trusted types), because members are text.
 POLICY = (
@@ -23,8 +26,16 @@ POLICY = (
 def page(request: HttpRequest) -> HttpResponse:
     """The page: the names of the counters, and whether a token is required. /openapi.json says both, too."""
     context = {
-        "counters": [{"name": counter.name, "title": counter.name.replace("_", " ")} for counter in COUNTERS],
+        "counters": [describe(counter) for counter in declarations.COUNTERS],
+        "unfold": sum(len(counter.groupings) for counter in declarations.COUNTERS) <= UNFOLDED,
         "asks_token": settings.TOKENS is not None,
     }
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
     return HttpResponse(render_to_string("manage/console.html", context), headers=headers)
+
+
+def describe(counter: Counter) -> dict[str, object]:
+    """What the page is told of a counter: names."""
+    groupings = [{"name": each.name, "by": ", ".join(each.by_names)} for each in counter.groupings]
+    title = counter.name.replace("_", " ")
+    return {"name": counter.name, "title": title, "last_seen": bool(counter.last_seen), "groupings": groupings}

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from redis import Redis
 
 from manage_service.runs import registry, totals
+from manage_service.status.report import count_days
 from shared_models import declarations
 from shared_models.declarations import Storage
 from shared_models.protocol import keys, moments, states, storages
@@ -44,6 +45,14 @@ class Facts:
             broken.add_metric([counter.name], number)
             if not found[counter.name].cold:
                 groups.add_metric([counter.name], found[counter.name].count)
+        days = GaugeMetricFamily(
+            "rollcall_counter_days",
+            "Different days on which members of a live counter with last_seen were last seen",
+            labels=["counter"],
+        )
+        for name, number in count_days(self.redis).items():
+            if not found[name].cold:
+                days.add_metric([name], number)
         age = GaugeMetricFamily("rollcall_counter_complete_age_seconds", "Age of complete_through", labels=["counter"])
         verified = GaugeMetricFamily(
             "rollcall_counter_verified_age_seconds", "How long ago the last reconcile ended", labels=["counter"]
@@ -73,7 +82,7 @@ class Facts:
             if state.drift is not None:
                 drift.add_metric([name, "missing"], state.drift.missing)
                 drift.add_metric([name, "extra"], state.drift.extra)
-        yield from (live, why, count, groups, broken, age, withheld, verified, drift)
+        yield from (live, why, count, groups, broken, days, age, withheld, verified, drift)
         yield GaugeMetricFamily(
             "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.redis))
         )

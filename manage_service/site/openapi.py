@@ -16,7 +16,7 @@ from manage_service.site.problems import (
     UNKNOWN_COUNTER,
     UNKNOWN_RUN,
 )
-from manage_service.site.schemas import NAMES, DriftHistory, RunList, RunRequest
+from manage_service.site.schemas import TOTALS, DriftHistory, RunList, RunRequest
 from manage_service.status.schemas import StatusReport
 from shared_models.web.asgi import JSON
 from shared_models.web.openapi import OF_A_BODY, Access, Answer, Operation, describe, header, parameter, reference
@@ -40,8 +40,9 @@ CREATE_RUN = Operation(
     tag="runs",
     summary="Ask for a reconcile",
     description="The keeper executes it. Follow it at the URL in `Location`. If the same run is queued already, the "
-    f"answer is that one.\n\n{registry.MOST_OPEN} runs may be queued or running; one more is a 429.",
-    body={JSON: {"schema": reference(RunRequest), "example": {"counters": NAMES, "mode": Mode.CHECK}}},
+    "answer is that one.\n\nThe name of a counter means its total and all its groupings; `users:state` is one grouping."
+    f"\n\n{registry.MOST_OPEN} runs may be queued or running; one more is a 429.",
+    body={JSON: {"schema": reference(RunRequest), "example": {"counters": TOTALS, "mode": Mode.CHECK}}},
     answers={202: Answer(RunReport, headers={"Location": header("The URL of the run.")})},
     refusals=(INVALID_QUERY, INVALID_REQUEST, UNKNOWN_COUNTER, TOO_MANY_RUNS, REDIS_UNAVAILABLE),
 )

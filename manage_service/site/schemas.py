@@ -12,6 +12,7 @@ from manage_service.runs.report import RunReport
 from manage_service.status.schemas import Proof
 from shared_models import declarations
 
+TOTALS = [counter.name for counter in declarations.COUNTERS]
 NAMES = [counter.name for counter in declarations.derived()]
 Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]], Meta(min_length=1, max_length=100)]
 

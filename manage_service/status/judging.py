@@ -5,7 +5,9 @@ The limits come from the settings: it is a fault if something takes longer than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import shlex
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -19,6 +21,9 @@ LAG_SECONDS = 30.0
 LAG_PASSES = 10
 # In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
+# The findings about a counter that its groupings often share.
+FOLDED = ("cold", "incomplete", "run-failed", "not-verified")
+NUMBERS = re.compile(r"[0-9.,]+")
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -43,12 +48,34 @@ def judge(
         *judge_keeper(status.keeper, now, limits),
         *judge_replica(status.replica, status.keeper, now, limits),
         *(fault for run in unended for fault in judge_run(run, now, limits)),
-        *(
+        *fold(
             fault
             for name, counter in status.counters.items()
             for fault in judge_counter(name, counter, found[name], history, unended, now, limits)
         ),
     ]
+
+
+def fold(faults: Iterable[Finding]) -> list[Finding]:
+    """What is wrong with a total, and with groupings of it in the same way, is said once: mostly it has one cause."""
+    said: dict[tuple[str, ...], Finding] = {}
+    alike: dict[tuple[str, ...], int] = {}
+    kept = []
+    for fault in faults:
+        name, (total, is_grouping, _) = fault.about, fault.about.partition(":")
+        text = NUMBERS.sub("", fault.detail.replace(shlex.quote(name), "").replace(name, ""))
+        key = total, fault.kind, text
+        if is_grouping and key in said:
+            alike[key] = alike.get(key, 0) + 1
+            continue
+        if not is_grouping and fault.kind in FOLDED:
+            said[key] = fault
+        kept.append(fault)
+    for key, many in alike.items():
+        fault = said[key]
+        like = f"{fault.about}, like {many} of its groupings,"
+        fault.detail = fault.detail.replace(fault.about, like, 1)
+    return kept
 
 
 def judge_keeper(keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:
@@ -91,7 +118,7 @@ def judge_replica(replica: ReplicaStatus, keeper: KeeperStatus, now: datetime, l
 
 def judge_run(run: Run, now: datetime, limits: Limits) -> Iterator[Finding]:
     """A run that has not ended."""
-    what = f"the {run.mode} {run.id} of {', '.join(run.counters)}"
+    what = f"the {run.mode} {run.id} of {run.counters_in_words}"
     if run.detail and run.phase_started_at and exceeds(now - run.phase_started_at, limits.lag_seconds):
         waited = span(now - run.phase_started_at)
         yield Finding(run.id, "waits", run.phase_started_at, f"{what} has waited for {waited}: {one_line(run.detail)}")
@@ -123,6 +150,9 @@ def judge_counter(
     if state.cold:
         yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
         return
+    if counter.broken_groups:
+        yield Finding(name, "broken-groups", None, f"{name}: {broken_words(counter.broken_groups)}")
+    reconcile = f"`reconcile {shlex.quote(name)}`"
     through, verified_at, failed = counter.complete_through, counter.verified_at, last_failure(name, history)
     if through is not None and exceeds(now - through, limits.lag_seconds):
         why = state.withheld or "if nothing else is said here, look for keeper.behind in the keeper's log"
@@ -136,15 +166,13 @@ def judge_counter(
             f"{one_line(failed.detail)}",
         )
     elif verified_at is None and not any(name in run.counters for run in unended):
-        yield Finding(
-            name, "not-verified", None, f"{name} has never been verified: a keeper does it, or `reconcile {name}`"
-        )
+        yield Finding(name, "not-verified", None, f"{name} has never been verified: a keeper does it, or {reconcile}")
     elif verified_at is not None and exceeds(now - verified_at, limits.verified_seconds):
         yield Finding(
             name,
             "not-verified",
             verified_at,
-            f"{name} was last verified {span(now - verified_at)} ago: look what the keeper does, or `reconcile {name}`",
+            f"{name} was last verified {span(now - verified_at)} ago: look what the keeper does, or {reconcile}",
         )
     if state.drift and not state.repaired and (state.drift.missing or state.drift.extra):
         yield Finding(
@@ -153,8 +181,18 @@ def judge_counter(
             verified_at,
             f"{name}: a check {span(now - (verified_at or now))} ago found "
             f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and repaired nothing: "
-            f"`reconcile {name}` does",
+            f"{reconcile} does",
         )
+
+
+def broken_words(groups: int) -> str:
+    """How many groups are cold, and what the keeper does about it."""
+    if groups == 1:
+        return "something other than Rollcall has changed one of its groups, which is cold until the keeper has read it again"
+    return (
+        f"something other than Rollcall has changed {groups:,} of its groups, which are cold until the keeper has read them "
+        "again"
+    )
 
 
 def last_failure(name: str, history: list[Run]) -> Run | None:

@@ -29,6 +29,8 @@ from shared_models.protocol.states import State
 
 # A keeper ticks about every second, and never takes longer than this for a step.
 KEEPER_ALIVE = timedelta(seconds=15)
+# How many runs are looked through for the last one of each counter; more if there are many counters.
+LEAST_RUNS = 100
 
 
 def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
@@ -39,15 +41,15 @@ def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
     now = datetime.now(UTC)
     names = [counter.name for counter in declarations.derived()]
     found = states.read_states(redis, names)
-    broken = storages.count_broken(redis, [keys.of_counter(name) for name in names])
-    history = registry.latest(redis, 100)
+    broken, days = storages.count_broken(redis, [keys.of_counter(name) for name in names]), count_days(redis)
+    history = registry.latest(redis, min(registry.HISTORY_RUNS, max(LEAST_RUNS, 3 * len(names))))
     unended = registry.still_open(redis)
     shown = read_replica(replica, now)
     status = StatusReport(
         healthy=False,
         findings=[],
         counters={
-            name: counter_status(name, found[name], shown, history, number)
+            name: counter_status(name, found[name], shown, history, number, days.get(name, 0))
             for name, number in zip(names, broken, strict=True)
         },
         replica=shown,
@@ -90,18 +92,16 @@ def read_drift(redis: Redis) -> dict[str, list[Proof]]:
 
 
 def counter_status(
-    name: str, state: State, replica: ReplicaStatus, history: list[Run], broken_groups: int = 0
+    name: str, state: State, replica: ReplicaStatus, history: list[Run], broken_groups: int, days: int
 ) -> CounterStatus:
     """One derived counter."""
     last = next((run for run in history if name in run.counters), None)
-    is_grouped = keys.of_counter(name).storage is Storage.GROUPS
-    return CounterStatus(
+    storage = keys.of_counter(name).storage
+    status = CounterStatus(
         state="cold" if state.cold else "live",
         reason=state.why_cold,
         withheld=state.withheld,
-        count=None if state.cold else state.elements if is_grouped else state.count,
-        groups=state.count if is_grouped and not state.cold else None,
-        broken_groups=broken_groups,
+        count=None if state.cold else state.elements if storage is Storage.GROUPS else state.count,
         cursor=state.cursor,
         left_through=state.left_through,
         horizon=replica.horizon,
@@ -115,6 +115,22 @@ def counter_status(
         building=None if state.filled is None else BuildProgress(*state.filled),
         last_run=None if last is None else LastRun(last.id, last.status, last.finished_at),
     )
+    if storage is Storage.GROUPS:
+        status.groups, status.broken_groups = None if state.cold else state.count, broken_groups
+    if storage is Storage.LAST_SEEN:
+        status.days = None if state.cold else days
+    return status
+
+
+def count_days(redis: Redis) -> dict[str, int]:
+    """How many different days each counter with last_seen has, in one round trip. Raises redis.RedisError."""
+    names = [counter.name for counter in declarations.derived() if counter.storage is Storage.LAST_SEEN]
+    pipe = redis.pipeline(transaction=False)
+    for name in names:
+        pipe.hlen(keys.of_counter(name).days)
+    replies = pipe.execute(raise_on_error=False)
+    # A key of another type: its counter is cold, or will be when the keeper looks at it.
+    return {name: 0 if isinstance(each, Exception) else each for name, each in zip(names, replies, strict=True)}
 
 
 def read_replica(replica: Replica, now: datetime) -> ReplicaStatus:

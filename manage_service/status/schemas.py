@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from manage_service.leases import Holder
 from manage_service.runs.registry import Mode, Status
@@ -35,14 +35,15 @@ class LastRun(msgspec.Struct):
 
 
 class CounterStatus(msgspec.Struct):
-    """One counter. Fields that need the replica are null if it cannot be reached."""
+    """One derived counter. Fields that need the replica are null if it cannot be reached.
+
+    The last three are there only for counters that have groups, or last_seen.
+    """
 
     state: Literal["live", "cold"]
     reason: Annotated[str, Meta(description="why it is cold; empty if it is live")]
     withheld: Annotated[str, Meta(description="why complete_through stands still; empty if it moves")]
     count: Annotated[int | None, Meta(description="members; of a counter by group, the members of all groups together")]
-    groups: Annotated[int | None, Meta(description="of a counter by group, how many there are; null for others")]
-    broken_groups: Annotated[int, Meta(description="groups that the keeper reads again; only these are cold")]
     cursor: Annotated[int | None, Meta(description="the counter is complete below this xact")]
     left_through: Annotated[
         int | None,
@@ -58,6 +59,17 @@ class CounterStatus(msgspec.Struct):
     repaired: Annotated[bool, Meta(description="whether that reconcile has repaired it; a check repairs nothing")]
     building: BuildProgress | None
     last_run: LastRun | None
+    groups: Annotated[
+        int | UnsetType | None, Meta(description="of a counter by group: how many groups it has; null if it is cold")
+    ] = UNSET
+    broken_groups: Annotated[
+        int | UnsetType,
+        Meta(description="of a counter by group: groups that the keeper reads again; only these are cold"),
+    ] = UNSET
+    days: Annotated[
+        int | UnsetType | None,
+        Meta(description="of a counter with last_seen: the different days on which members were last seen"),
+    ] = UNSET
 
 
 class ReplicaStatus(msgspec.Struct):
@@ -94,7 +106,8 @@ Kind: TypeAlias = Literal[
     "behind",
     "waits",  # about a run
     "open-long",
-    "disbelieved",  # about a counter
+    "disbelieved",  # about a counter, or a counter by group
+    "broken-groups",
     "cold",
     "incomplete",
     "run-failed",

@@ -636,6 +636,10 @@ def test_groups_and_days_of_a_time(shop: Shop, monkeypatch: pytest.MonkeyPatch, 
     run("ALTER TABLE shop.orders ALTER deleted_at TYPE timestamp")
     assert "deleted_at is timestamp without time zone, and a day cannot be made of that" in shop.refusal("orders")
     run("ALTER TABLE shop.orders ALTER deleted_at TYPE timestamptz")
+    printed = shop.adopt("orders")
+    for name in (customers.name, *(each.name for each in customers.groupings)):
+        assert printed.count(f"\n/* for {name} */ CREATE INDEX ") == (1 if made == ORDERS else 5)
+    assert 'INCLUDE ("deleted_at")' in printed
     shop.adopt("orders", "--apply")
     assert shop.adopt("--apply") == "" and "all is there already" in shop.said
     run("INSERT INTO shop.orders (email, country, sku, deleted_at) VALUES ('zoe', 'CA', 's', '2026-11-25 23:30Z')")

@@ -236,6 +236,12 @@ def test_check_compares_the_declarations_with_the_database_where_one_is_named(wo
     said = manage_elsewhere("check", "--database", "default", ROLLCALL_FILE=str(file))
     assert said.returncode == 1 and "counter 'gone': relation \"public.gone\" does not exist" in said.stderr
     assert "counter 'texts': no index of public.message begins with (message)" in said.stderr
+    file.write_text(
+        '[tables.gone]\nname = "public.gone"\nfields = {a = "text", b = "text"}\n'
+        '[counters.gone]\ntable = "gone"\nmember = ["a"]\nby = ["b"]\n'
+    )
+    said = manage_elsewhere("check", "--database", "default", ROLLCALL_FILE=str(file))
+    assert said.stderr.count("does not exist") == 1 and "counters 'gone', 'gone:b': relation" in said.stderr
     assert manage_elsewhere("check", ROLLCALL_FILE=str(file)).returncode == 0, "no store is touched"
     nowhere = manage_elsewhere(
         "check", "--database", "default", DATABASE_URL=f"postgres://x@127.0.0.1:{servers.free_port()}/x"

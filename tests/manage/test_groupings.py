@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from django.core.management import call_command
+from msgspec import UNSET
 
 from manage_service.protocol.groups import watch
 from manage_service.runs import registry
@@ -233,7 +234,7 @@ def test_the_status_the_metrics_and_runs_know_each_derived_counter(counted: Worl
         len(elements),
         len({each.partition(b"\0")[0] for each in elements}),
     )
-    assert status.counters["customers"].groups is None
+    assert status.counters["customers"].groups is UNSET
     at = keys.of_counter("customers:country")
     counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
     next(watch(get_counter("customers:country"), counted.redis))

@@ -6,6 +6,7 @@ const CALM_MS = 5000;         // otherwise
 const ANSWER_MS = 20000;      // manage gives up on a stopped replica only after a while
 const SHOWN_RUNS = 20;
 const SHOWN_PROOFS = 48;      // in a chart
+const SHOWN_FOUND = 5;        // a run of more counters shows those with drift, and the number of the others
 const KEY = "rollcall-manage-token";
 
 const PHASES = {
@@ -23,6 +24,7 @@ const PHASES = {
 const number = new Intl.NumberFormat("en");
 const asksToken = document.body.dataset.asksToken === "yes";
 const counters = new Map([...document.querySelectorAll("[data-counter]")].map((s) => [s.dataset.counter, s]));
+const groupings = new Map([...document.querySelectorAll("[data-grouping]")].map((s) => [s.dataset.grouping, s]));
 const rows = new Map();       // run id -> its row in the table
 const openBefore = new Set(); // ids of runs that had not ended at the last request
 const cancelled = new Set();  // ids of runs that this page has asked to stop
@@ -90,7 +92,31 @@ function foundWords(drift, repaired) {
 
 const shown = (value) => (value === null ? "–" : number.format(value));
 const xact = (value) => (value === null ? "–" : String(value));
-const titleOf = (name) => name.replaceAll("_", " ");
+
+// "users", "users by state"
+function titleOf(name) {
+  const [total, ...by] = name.split(":");
+  const title = total.replaceAll("_", " ");
+  return by.length ? `${title} by ${by.join(":").replaceAll(",", ", ")}` : title;
+}
+
+// The counters of a run, and not each of their groupings: "users with 3 groupings, cities".
+function titlesOf(names) {
+  const words = [];
+  for (const name of names) {
+    const below = names.filter((other) => other.startsWith(`${name}:`)).length;
+    if (below) words.push(`${titleOf(name)} with ${below} ${below === 1 ? "grouping" : "groupings"}`);
+    else if (!names.includes(name.split(":")[0]) || !name.includes(":")) words.push(titleOf(name));
+  }
+  return words.join(", ");
+}
+
+// A member; one of a group or a day with the names of its fields.
+function memberWords(name, member) {
+  const fields = Object.entries(member);
+  const byField = name.includes(":") || fields.some(([field]) => field.includes("("));
+  return fields.map(([field, value]) => (byField ? `${field} ${value}` : value)).join(", ");
+}
 
 // -- asking
 
@@ -236,6 +262,11 @@ function showStatus(status, runs) {
     const counter = status.counters[name];
     if (counter) showCounter(section, name, counter, runs, now);
   }
+  for (const [name, item] of groupings) {
+    const counter = status.counters[name];
+    if (counter) showGrouping(item, counter, now);
+  }
+  for (const [name, section] of counters) showSummary(section, name, status.counters);
 }
 
 function showFindings(findings) {
@@ -263,9 +294,37 @@ function showCounter(section, name, counter, runs, now) {
   setText(part("verified", section), ago(counter.verified_at, now));
   setText(part("lag", section), counter.replica_lag_seconds === null ? "not known" : span(counter.replica_lag_seconds));
   for (const fact of ["cursor", "horizon", "watermark"]) setText(part(fact, section), xact(counter[fact]));
+  if ("days" in counter) setText(part("days", section), counter.days === null ? "–" : `${number.format(counter.days)} different ${counter.days === 1 ? "day" : "days"}`);
   setText(part("drift-words", section), lastLook(counter));
   const last = runs.find((run) => run.drift[name] && run.drift[name].verified_at);
-  showSamples(part("samples", section), last && counter.drift ? last.drift[name] : null, counter.repaired);
+  showSamples(part("samples", section), name, last && counter.drift ? last.drift[name] : null, counter.repaired);
+}
+
+// The counter by one grouping, in two lines.
+function showGrouping(item, counter, now) {
+  const { building, broken_groups: broken, groups } = counter;
+  const word = building ? "building" : broken ? `${number.format(broken)} cold` : counter.state;
+  showPill(part("grouping-state", item), word === "live" ? "good" : "bad", word);
+  const words = [];
+  if (building) words.push(progressWords(building.read, building.expected));
+  else if (counter.state === "cold") words.push(spelled(counter.reason));
+  else {
+    words.push(`${number.format(counter.count)} in ${number.format(groups)} ${groups === 1 ? "group" : "groups"}`);
+    words.push(`complete to ${ago(counter.complete_through, now)}`);
+    words.push(counter.verified_at ? `verified ${ago(counter.verified_at, now)}: ${foundWords(counter.drift, counter.repaired)}` : "not verified yet");
+    if (counter.withheld) words.push(counter.withheld);
+  }
+  setText(part("grouping-words", item), words.filter(Boolean).join(" · "));
+}
+
+// The line that a folded list of groupings shows.
+function showSummary(section, name, all) {
+  const summary = part("groupings-words", section);
+  const of = [...groupings.keys()].filter((grouping) => grouping.startsWith(`${name}:`) && all[grouping]);
+  if (!summary || !of.length) return;
+  const wrong = of.filter((grouping) => all[grouping].state === "cold" || all[grouping].broken_groups).length;
+  summary.dataset.kind = wrong ? "bad" : "good";
+  setText(summary, `${of.length} ${of.length === 1 ? "grouping" : "groupings"}${wrong ? `, ${wrong} not live` : ", all live"}`);
 }
 
 function lastLook({ drift, repaired }) {
@@ -279,7 +338,7 @@ function lastLook({ drift, repaired }) {
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 const spelled = (text) => text.replace(UNSEEN, (sign) => `\\u{${sign.codePointAt(0).toString(16)}}`);
 
-function showSamples(box, drift, repaired) {
+function showSamples(box, name, drift, repaired) {
   const key = JSON.stringify(drift && [drift.missing_sample, drift.extra_sample, drift.missing, drift.extra, repaired]);
   if (box.dataset.key === key) return;
   box.dataset.key = key;
@@ -293,7 +352,7 @@ function showSamples(box, drift, repaired) {
     if (!members.length) continue;
     const line = make("p", "", kind);
     line.append(make("b", word), ` (${where}): `);
-    members.forEach((member, at) => line.append(at ? " " : "", make("bdi", spelled(Object.values(member).join(", ")))));
+    members.forEach((member, at) => line.append(at ? " " : "", make("bdi", spelled(memberWords(name, member)))));
     if (drift[kind] > members.length) line.append(` and ${number.format(drift[kind] - members.length)} more`);
     box.append(line);
   }
@@ -315,7 +374,7 @@ function showBar(bar, read, expected) {
 // -- drift over time
 
 async function showCharts(standing) {
-  const newest = JSON.stringify(Object.values(standing).map((counter) => counter.verified_at));
+  const newest = JSON.stringify([...counters.keys()].map((name) => standing[name] && standing[name].verified_at));
   if (newest === newestProof) return;
   const asked = session;
   const { counters: proofs } = await ask("/v1/drift");
@@ -392,7 +451,7 @@ function makeRow(run) {
   };
   const asked = named("asked", make("span"), make("small", run.asked_by === "schedule" ? "by the keeper" : `by ${run.asked_by}`));
   asked.title = day.format(new Date(run.asked_at));
-  named("run", make("span", `${run.mode} ${run.counters.map(titleOf).join(", ")}`), make("small", run.id));
+  named("run", make("span", `${run.mode} ${titlesOf(run.counters)}`), make("small", run.id));
   const status = make("span", "", "pill");
   const where = make("small");
   const bar = make("progress");
@@ -437,15 +496,17 @@ function showFound(cell, run) {
   const key = JSON.stringify(found);
   if (cell.dataset.key === key) return;
   cell.dataset.key = key;
-  cell.replaceChildren(...found.map(([name, drift]) => {
+  const shown = found.length > SHOWN_FOUND ? found.filter(([, drift]) => drift.missing || drift.extra) : found;
+  const others = found.length - shown.length;
+  cell.replaceChildren(...shown.map(([name, drift]) => {
     const words = `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`;
     if (!drift.missing_sample.length && !drift.extra_sample.length) return make("div", words);
     const details = make("details");
     const box = make("div", "", "samples");
-    showSamples(box, drift, run.mode === "repair");
+    showSamples(box, name, drift, run.mode === "repair");
     details.append(make("summary", words), box);
     return details;
-  }));
+  }), ...(others ? [make("div", `${others === found.length ? "all" : "the other"} ${others} counters: no drift`)] : []));
 }
 
 function showStop(cell, run, open) {
@@ -468,8 +529,10 @@ function showStop(cell, run, open) {
 
 // For screen readers.
 function announce(run) {
-  const found = Object.entries(run.drift).map(([name, drift]) => `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`);
-  setText(part("announcement"), `The ${run.mode} of ${run.counters.map(titleOf).join(", ")} is ${run.status}. ${found.join("; ")} ${run.detail}`.trim());
+  const found = Object.entries(run.drift)
+    .filter(([, drift], at, all) => all.length <= SHOWN_FOUND || drift.missing || drift.extra)
+    .map(([name, drift]) => `${titleOf(name)}: ${foundWords(drift, run.mode === "repair")}`);
+  setText(part("announcement"), `The ${run.mode} of ${titlesOf(run.counters)} is ${run.status}. ${found.join("; ")} ${run.detail}`.trim());
 }
 
 // -- doing
@@ -491,8 +554,8 @@ async function act(button, action) {
 }
 
 function askForRun(button) {
-  const section = button.closest("[data-counter]");
-  const names = section ? [section.dataset.counter] : [...counters.keys()];
+  const [item, section] = [button.closest("[data-grouping]"), button.closest("[data-counter]")];
+  const names = item ? [item.dataset.grouping] : section ? [section.dataset.counter] : [...counters.keys()];
   return ask("/v1/runs", "POST", { counters: names, mode: button.dataset.mode });
 }
 
