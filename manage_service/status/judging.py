@@ -58,8 +58,8 @@ def judge(
 
 def fold(faults: Iterable[Finding]) -> list[Finding]:
     """What is wrong with a total, and with groupings of it in the same way, is said once: mostly it has one cause."""
-    said: dict[tuple[str, ...], Finding] = {}
-    alike: dict[tuple[str, ...], int] = {}
+    said: dict[tuple[str, str, str], Finding] = {}
+    alike: dict[tuple[str, str, str], int] = {}
     kept = []
     for fault in faults:
         name, (total, is_grouping, _) = fault.about, fault.about.partition(":")

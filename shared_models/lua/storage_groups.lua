@@ -59,7 +59,8 @@ local function move_elements(intake, by)
 end
 
 local function put(members, intake, first)
-  local generation, names, groups, from, to = generation_of(intake), names_of(members), runs(first)
+  local generation, names = generation_of(intake), names_of(members)
+  local groups, from, to = runs(first)
   -- All that can fail, because a key is of another type, before the first write.
   redis.call('ZCARD', names)
   local sizes, new = redis.call('ZMSCORE', members, unpack(groups)), 0
