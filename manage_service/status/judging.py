@@ -64,7 +64,7 @@ def fold(faults: Iterable[Finding]) -> list[Finding]:
     for fault in faults:
         name, (total, is_grouping, _) = fault.about, fault.about.partition(":")
         text = NUMBERS.sub("", fault.detail.replace(shlex.quote(name), "").replace(name, ""))
-        key = total, fault.kind, text
+        key: tuple[str, str, str] = (total, fault.kind, text)
         if is_grouping and key in said:
             alike[key] = alike.get(key, 0) + 1
             continue
