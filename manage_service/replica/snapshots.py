@@ -161,8 +161,13 @@ class Snapshot:
 
         Above the horizon it leaves out the rows that `shown` has.
         """
-        narrowed, bounds = self._narrow(since, below, shown)
-        statement = sql.fill_in(sql.RECENT, counter, narrowed=narrowed)
+        narrowed = "AND xact < %s"
+        # Rows from xmax on have an xact of another history: a build and a reconcile read them, once.
+        bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
+        if below is None and shown is not None:
+            narrowed += f" AND {sql.UNREAD}"
+            bounds += self._unread(shown)
+        statement = sql.fill_in(sql.RECENT, counter, narrowed=SQL(narrowed))
         # The server returns a chunk at a time; each FETCH is a short statement of its own.
         ask(self._connection, SQL("DECLARE recent NO SCROLL CURSOR FOR ") + statement, bounds)
         while rows := ask(self._connection, sql.FETCH):
@@ -170,17 +175,16 @@ class Snapshot:
         ask(self._connection, "CLOSE recent")
 
     def has_recent(self, counter: Counter, since: int, shown: Shown | None) -> bool:
-        """Whether there is a row that `read_recent` looks at, of any counter of this one's table."""
-        narrowed, bounds = self._narrow(since, None, shown)
-        return ask(self._connection, sql.fill_in(sql.HAS_RECENT, counter, narrowed=narrowed), bounds) == [(True,)]
+        """Whether there is a row that `read_recent` looks at, of any counter of this one's table; also True if there are
+        too many rows above the horizon to look at all of them."""
+        limit, unread, bounds = 0, "true", []
+        if shown is not None:
+            limit, unread, bounds = sql.CHUNK_ROWS, sql.UNREAD, self._unread(shown)
+        statement = sql.fill_in(sql.HAS_RECENT, counter, unread=SQL(unread), limit=Literal(limit))
+        return ask(self._connection, statement, (*bounds, since, self.xmax)) == [(True,)]
 
-    def _narrow(self, since: int, below: int | None, shown: Shown | None) -> tuple[SQL, list[int | list[int]]]:
-        # Rows from xmax on have an xact of another history: a build and a reconcile read them, once.
-        bounds: list[int | list[int]] = [since, self.xmax if below is None else below]
-        if below is None and shown is not None:
-            bounds += [self.horizon, shown.xmax, list(shown.unended)]
-            return SQL("AND xact < %s AND (xact < %s OR xact >= %s OR xact = ANY(%s))"), bounds
-        return SQL("AND xact < %s"), bounds
+    def _unread(self, shown: Shown) -> list[int | list[int]]:
+        return [self.horizon, shown.xmax, list(shown.unended)]
 
     def fingerprint_as(self, described_by: tuple[str, tuple[str, ...], bool]) -> str:
         """The fingerprint that the table has for another of its counters (`sql.described_by`)."""

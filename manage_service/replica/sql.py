@@ -108,8 +108,13 @@ SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %
 RECENT = (
     "SELECT {texts} FROM (SELECT {terms} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}) AS rows"
 )
-# Whether RECENT would find a row for any counter of the table.
-HAS_RECENT = "SELECT EXISTS (SELECT FROM {table} WHERE xact > 0 AND xact >= %s {narrowed})"
+# Of the rows that RECENT finds, those that an earlier pass has not added.
+UNREAD = "(xact < %s OR xact >= %s OR xact = ANY(%s))"
+# Whether RECENT would find a row for any counter of the table, or there are more than {limit} rows to look at.
+HAS_RECENT = """
+    SELECT count(*) > {limit} OR coalesce(bool_or({unread}), false)
+    FROM (SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s LIMIT {limit} + 1) AS rows
+"""
 # Xacts that have not ended: of those in a list, and of a range.
 OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)

@@ -7,6 +7,7 @@ import pytest
 
 from manage_service.protocol.catch_up import catch_up, catch_up_at_rest
 from manage_service.protocol.departures import departing
+from manage_service.replica import sql
 from shared_models import declarations
 from shared_models.protocol import keys, states
 
@@ -98,7 +99,7 @@ def test_nothing_is_claimed_while_a_changed_table_is_not_settled(at_rest):
     assert after.cursor > before.cursor and after.complete_through == before.complete_through
 
 
-def test_rows_above_the_horizon_that_were_added_are_nothing_to_read(at_rest):
+def test_rows_above_the_horizon_that_were_added_are_nothing_to_read(at_rest, monkeypatch):
     open_long, middle = at_rest.begin().insert("open"), at_rest.begin().insert("middle")
     at_rest.store("young")
     at_rest.replay()
@@ -106,6 +107,9 @@ def test_rows_above_the_horizon_that_were_added_are_nothing_to_read(at_rest):
     memories = {each.name: catch_up(each, at_rest.replica, redis).memory for each in declarations.COUNTERS}
     assert passes(at_rest) == {}, "without a memory these rows have to be read again"
     assert sorted(passes(at_rest, memories)) == NAMES
+    with monkeypatch.context() as patch:
+        patch.setattr(sql, "CHUNK_ROWS", 0)
+        assert passes(at_rest, memories) == {}, "there are more of them than one statement looks at"
     middle.commit()
     at_rest.replay()
     assert passes(at_rest, memories) == {}, "it was open when the others were read"

@@ -165,6 +165,7 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
         "WITH_ROW_BELOW": "unnest",
         "LAST_SEEN": "unnest",
         "RECENT": "",  # read through FETCH
+        "HAS_RECENT": "LIMIT",
         "ESTIMATE": "EXPLAIN",
     }
     reads_table = {
