@@ -15,7 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from compose.local.ordinary_user import CHECKOUT
+from compose.local.services import Web
 from loadtest.bench import load, visits
 from loadtest.bench.keeping import wait_until_verified
 from loadtest.bench.peers import engines
@@ -71,6 +74,8 @@ def groups(world: World, report: Report, rounds: int, table_rows: int) -> None:
                 "fresh": partial(latency_ms, load.Target(url, FRESH)),
                 "kept": partial(latency_ms, load.Target(url)),
                 "hello": partial(latency_ms, load.Target(hello.url)),
+                "own": partial(processor_ms, query, load.Target(url, FRESH)),
+                "hello's own": partial(processor_ms, hello, load.Target(hello.url)),
             },
         )
         latency[name] = statistics.median(found["fresh"])
@@ -78,6 +83,8 @@ def groups(world: World, report: Report, rounds: int, table_rows: int) -> None:
             Result(f"groups.{name}", "ms", "limit, ms", [(ms, SERVED_MS) for ms in found["fresh"]], goal=-1.0,
                    note=f"each read from Redis; one that is 0.05 s old at most: {statistics.median(found['kept']):.2f} ms"),
             Result(f"groups.{name}.hello", "ms", "a minimal hello, ms", paired(found, "fresh", "hello")),
+            Result(f"groups.{name}.processor", "ms", "of a minimal hello, ms", paired(found, "own", "hello's own"),
+                   note="processor time of the web server's workers for an answer: other work on the machine matters less"),
             Result(f"groups.{name}.sql at {table_rows:,} rows", "times/s", "GROUP BY, COUNT(DISTINCT) on the primary, times/s",
                    [(1000 / ms, 1 / seconds) for ms, seconds in zip(found["fresh"], found["sql"], strict=True)],
                    goal=TIMES_POSTGRES if table_rows >= 5_000_000 else 0, note="one after the other, over one connection"),
@@ -151,6 +158,14 @@ def counted(url: str) -> float:
 def latency_ms(target: load.Target) -> float:
     """The median time of a request, one after the other."""
     return load.as_fast_as_possible(target, connections=1, seconds=1).p50_ms
+
+
+def processor_ms(service: Web, target: load.Target) -> float:
+    """The processor time that the workers of a service take for a request, one after the other."""
+    workers = psutil.Process(service.pid).children()
+    before = sum(sum(each.cpu_times()[:2]) for each in workers)
+    answered = load.as_fast_as_possible(target, connections=1, seconds=SECONDS).per_second * SECONDS
+    return (sum(sum(each.cpu_times()[:2]) for each in workers) - before) * 1000 / answered
 
 
 def seconds_of(world: World, statement: str) -> float:
