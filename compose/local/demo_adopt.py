@@ -1,7 +1,7 @@
 """The demo of an application's own table: it has 300,000 orders, and the demo adopts it while the application works.
 
-Then the demo shows its counts next to COUNT(DISTINCT) while both change, and compares them when the application
-has stopped.
+Then the demo shows its counts next to COUNT(DISTINCT) while both change. When the application has stopped, it asks for more,
+the largest countries and the last days, and compares each answer with SQL's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import random
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from typing import Any, NamedTuple
 
 import psycopg2
 import psycopg2.extensions
@@ -20,7 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from compose.local.demo import Api, DemoFailed
+from compose.local.demo import TIMES_ASKED, TIMES_COUNTED, Api, DemoFailed, timed
 from compose.local.ports import read_number
 from compose.local.servers import Postgres
 from compose.local.services import detail_of
@@ -32,7 +34,22 @@ COUNTED_SECONDS = 120.0  # for the builds, and for unresolved departures
 WRITES_A_SECOND = 200
 
 TABLE = "shop.orders"
-COUNTERS = {"customers": ("customer_email",), "products": ("country", "sku")}
+COUNTERS = ("customers", "products")
+DECLARED = """
+[tables.orders]
+name = "shop.orders"
+fields = {customer_email = "text", country = "text", sku = "text", created_at = "timestamptz"}
+
+[counters.customers]
+table = "orders"
+member = ["customer_email"]
+by = ["country", "day(created_at)"]
+last_seen = "created_at"
+
+[counters.products]
+table = "orders"
+member = ["country", "sku"]
+"""
 COUNTRIES = ("BE", "DE", "DK", "ES", "FR", "IT", "NL", "PL", "PT", "SE")
 
 # As an application would have it: an owner of its own, no column for Rollcall, an index of its own.
@@ -52,11 +69,46 @@ MAKE = """
     );
 """
 FILL = """
-    INSERT INTO shop.orders (customer_email, country, sku)
+    INSERT INTO shop.orders (customer_email, country, sku, created_at)
     SELECT CASE WHEN n %% 50 > 0 THEN 'c' || (n * 7919) %% 60000 || '@example.org' END,
-           (%s::text[])[1 + n %% 10], 'sku-' || (n * 31) %% 2000
-    FROM generate_series((SELECT count(*) FROM shop.orders) + 1, %s) AS n
+           (%s::text[])[1 + n * n %% 1009 %% 10], 'sku-' || (n * 31) %% 2000, now() - n * 104729 %% 5184000 * interval '1 second'
+    FROM generate_series((SELECT count(*) FROM shop.orders) + 1, %s::bigint) AS n
 """
+
+
+class Question(NamedTuple):
+    """What query is asked, and the same as people ask it in SQL; the statement gives the rows of the answer."""
+
+    words: str
+    path: str
+    statement: str
+    parameters: tuple[int, ...] = ()
+
+
+def of_days(days: int) -> Question:
+    """The customers of the last days; a day begins at midnight in UTC, because no time zone is declared."""
+    return Question(
+        "customers today" if days == 1 else f"customers of {days} days",
+        f"/v1/counts/customers?window={days}d",
+        """SELECT COUNT(DISTINCT customer_email) FROM shop.orders
+           WHERE created_at >= ((now() AT TIME ZONE 'UTC')::date - %s)::timestamp AT TIME ZONE 'UTC'""",
+        (days - 1,),
+    )
+
+
+QUESTIONS = (
+    Question("customers", "/v1/counts/customers", "SELECT COUNT(DISTINCT customer_email) FROM shop.orders"),
+    Question("products", "/v1/counts/products", "SELECT COUNT(DISTINCT (country, sku)) FROM shop.orders"),
+    Question(
+        "customers: top 3 countries",
+        "/v1/counts/customers?by=country&top=3",
+        """SELECT country, COUNT(DISTINCT customer_email) FROM shop.orders
+           GROUP BY country ORDER BY 2 DESC, country COLLATE "C" LIMIT 3""",
+    ),
+    of_days(1),
+    of_days(7),
+    of_days(30),
+)
 
 
 class Application(threading.Thread):
@@ -141,23 +193,40 @@ def make_orders(database: Postgres, orders: int) -> None:
 
 
 def adopt(stack: Stack) -> None:
-    """The two steps of docs/adopt.md: the command, here as a superuser, and its lines for all services."""
-    words = [word for name, fields in COUNTERS.items() for word in ("--counter", f"{name}={','.join(fields)}")]
+    """The steps of docs/adopt.md: the declaration for all services, and the command, here as a superuser."""
+    declared = stack.declarations_path.read_text() if stack.declarations_path.exists() else ""
+    if DECLARED.strip() not in declared:
+        if "[tables.orders]" in declared:
+            raise DemoFailed(
+                f"{stack.declarations_path} declares {TABLE} in another way than this demo. `make reset` removes it."
+            )
+        stack.declare(DECLARED)
     variables = stack.owner_variables() | {"DATABASE_URL": stack.primary.url}
-    said = stack.ingest.run_command("adopt", TABLE, *words, "--apply", variables=variables)
-    _, _, lines = said.partition("For rollcall.toml:\n")
-    if lines:
-        stack.declare(lines)
+    stack.ingest.run_command("adopt", "orders", "--apply", variables=variables)
+    if Api(stack.query).ask("GET", QUESTIONS[0].path)[0] == 404:  # started without the declaration
         stack.restart(stack.services)
 
 
 def wait_until_live(query: Api) -> None:
-    """Wait until both counters are built."""
+    """Wait until every question has an answer: the counters and their groups are built."""
     deadline = time.monotonic() + COUNTED_SECONDS
-    while not all(counter is not None for counter in read_counts(query).values()):
+    while any(read_answer(query, question) is None for question in QUESTIONS):
         if time.monotonic() > deadline:
             raise DemoFailed(f"the counters of {TABLE} are not live after {COUNTED_SECONDS:.0f} s")
         time.sleep(0.05)
+
+
+def read_answer(query: Api, question: Question) -> list[tuple[Any, ...]] | None:
+    """Query's answer, as SQL's rows; None if it is not live."""
+    status, body = query.ask("GET", question.path)
+    if status == 503:
+        return None
+    if status != 200:
+        raise DemoFailed(f"query answered {status} to {question.path}: {detail_of(body)}")
+    answer = json.loads(body)
+    if "top" in answer:
+        return [(*each["group"], each["count"]) for each in answer["top"]]
+    return [(answer["count"],)]
 
 
 def read_counts(query: Api) -> dict[str, int | None]:
@@ -200,18 +269,50 @@ def look_on(query: Api, database: Postgres, application: Application, seconds: i
 
 
 def compare_at_rest(query: Api, database: Postgres, console: Console) -> bool:
-    """Whether query's counts become equal to the table's, now that nothing changes."""
+    """Whether query's answers become equal to SQL's, now that nothing changes; prints both, and how long they take."""
     with closing(psycopg2.connect(database.url)) as connection:
-        in_table = count_distinct(connection)
+        connection.autocommit = True
+        in_table = [timed(TIMES_COUNTED, select, connection, question) for question in QUESTIONS]
     began = time.monotonic()
-    while (served := read_counts(query)) != in_table and time.monotonic() - began < COUNTED_SECONDS:
+    while not all_equal(query, in_table) and time.monotonic() - began < COUNTED_SECONDS:
         time.sleep(0.05)
-    for name, count in in_table.items():
-        sign = "=" if served[name] == count else "≠"
-        console.print(f"{name}: {shown(served[name])} {sign} COUNT(DISTINCT) {shown(count)}")
+    took = time.monotonic() - began
+    table, equal = Table("", box=box.SIMPLE_HEAD), True
+    for column in ("query", "ms", "SQL", "ms", "equal"):
+        table.add_column(column, justify="right")
+    for question, (expected, in_table_ms) in zip(QUESTIONS, in_table, strict=True):
+        served, served_ms = timed(TIMES_ASKED, read_answer, query, question)
+        same = served == expected
+        equal = equal and same
+        times = f"{served_ms:.2f}", f"{in_table_ms:.1f}"
+        table.add_row(
+            question.words, told(served), times[0], told(expected), times[1], "[green]yes" if same else "[red]no"
+        )
+    console.print(table)
     console.print(
-        f"The application has stopped; the counts were equal after {time.monotonic() - began:.1f} s."
-        if served == in_table
+        f"The application has stopped; the counts were equal after {took:.1f} s. Median times of {TIMES_ASKED} requests, "
+        f"{TIMES_COUNTED} statements."
+        if equal
         else "The counts are not equal."
     )
-    return served == in_table
+    return equal
+
+
+def all_equal(query: Api, in_table: Sequence[tuple[list[tuple[Any, ...]], float]]) -> bool:
+    """Whether query answers every question as SQL has."""
+    pairs = zip(QUESTIONS, in_table, strict=True)
+    return all(read_answer(query, question) == expected for question, (expected, _) in pairs)
+
+
+def select(connection: psycopg2.extensions.connection, question: Question) -> list[tuple[Any, ...]]:
+    """SQL's answer."""
+    with connection.cursor() as cursor:
+        cursor.execute(question.statement, question.parameters)
+        return cursor.fetchall()
+
+
+def told(rows: list[tuple[Any, ...]] | None) -> str:
+    """An answer for people, a line for each row: "BE 5,880"."""
+    if rows is None:
+        return "cold"
+    return "\n".join(" ".join(f"{each:,}" if isinstance(each, int) else each for each in row) for row in rows)
