@@ -147,8 +147,9 @@ def print_whole(console: Console, table: Table) -> None:
     _, *labels = (str(column.header) for column in table.columns)
     for name, *values in zip(*(column.cells for column in table.columns), strict=True):
         if str(name).startswith(INDENT):
-            told = [Text(f"{label} ").append(value) for label, value in zip(labels, values, strict=True) if str(value)]
-            console.print(Text(f"{name}: ").append(Text(", ").join(told)), soft_wrap=True)
+            state, *others = zip(labels, values, strict=True)
+            told = [Text(f"{label} ").append(value) for label, value in others if str(value)]
+            console.print(Text(f"{name}: ").append(Text(", ").join([Text("").append(state[1]), *told])), soft_wrap=True)
             continue
         console.print(Text(str(name), style="bold"), soft_wrap=True)
         for label, value in zip(labels, values, strict=True):

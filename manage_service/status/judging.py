@@ -5,8 +5,9 @@ The limits come from the settings: it is a fault if something takes longer than 
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ LAG_SECONDS = 30.0
 LAG_PASSES = 10
 # In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
+# The findings about a counter that its groupings often share.
+FOLDED = ("cold", "incomplete", "run-failed", "not-verified")
+NUMBERS = re.compile(r"[0-9.,]+")
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -44,12 +48,34 @@ def judge(
         *judge_keeper(status.keeper, now, limits),
         *judge_replica(status.replica, status.keeper, now, limits),
         *(fault for run in unended for fault in judge_run(run, now, limits)),
-        *(
+        *fold(
             fault
             for name, counter in status.counters.items()
             for fault in judge_counter(name, counter, found[name], history, unended, now, limits)
         ),
     ]
+
+
+def fold(faults: Iterable[Finding]) -> list[Finding]:
+    """What is wrong with a total, and with groupings of it in the same way, is said once: mostly it has one cause."""
+    said: dict[tuple[str, ...], Finding] = {}
+    alike: dict[tuple[str, ...], int] = {}
+    kept = []
+    for fault in faults:
+        name, (total, is_grouping, _) = fault.about, fault.about.partition(":")
+        text = NUMBERS.sub("", fault.detail.replace(shlex.quote(name), "").replace(name, ""))
+        key = total, fault.kind, text
+        if is_grouping and key in said:
+            alike[key] = alike.get(key, 0) + 1
+            continue
+        if not is_grouping and fault.kind in FOLDED:
+            said[key] = fault
+        kept.append(fault)
+    for key, many in alike.items():
+        fault = said[key]
+        like = f"{fault.about}, like {many} of its groupings,"
+        fault.detail = fault.detail.replace(fault.about, like, 1)
+    return kept
 
 
 def judge_keeper(keeper: KeeperStatus, now: datetime, limits: Limits) -> Iterator[Finding]:

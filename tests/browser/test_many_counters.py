@@ -1,9 +1,11 @@
-"""Query's page with groups and windows, and with 40 counters: query alone, over a Redis filled by the steps of the protocol."""
+"""Query's page with groups and windows, and with 40 counters, and manage's console: each alone, over a Redis filled by the steps
+of the protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,12 +14,12 @@ from playwright.sync_api import Page, expect
 from compose.local.servers import Valkey
 from shared_models import declarations
 from shared_models.declarations import parse
-from shared_models.protocol import steps
+from shared_models.protocol import keys, steps
 from tests.browser.conftest import NARROW, WIDE, barriers, screenshot
 from tests.query.grouped import FILE, World
 from tests.query.rolls_in_redis import Rolls
 from tests.query.running import Running
-from tests.servers import another_valkey
+from tests.servers import another_valkey, free_port
 
 MANY = FILE + "".join(
     f'[counters.more_{n:02}]\ntable = "orders"\nmember = ["email"]\n' + ('last_seen = "created_at"\n' if n % 2 else "")
@@ -54,13 +56,13 @@ def world(valkey: Valkey) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def start(valkey: Valkey, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """A factory: query with this file; its address."""
+    """A factory: query, or another service, with this file; its address."""
     running: list[Running] = []
 
-    def start_one(text: str) -> str:
-        folder = tmp_path_factory.mktemp("query")
+    def start_one(text: str, **other: Any) -> str:
+        folder = tmp_path_factory.mktemp("service")
         (folder / "rollcall.toml").write_text(text)
-        running.append(Running(valkey.url, folder, ROLLCALL_FILE=str(folder / "rollcall.toml"), WORKERS="1"))
+        running.append(Running(valkey.url, folder, ROLLCALL_FILE=str(folder / "rollcall.toml"), WORKERS="1", **other))
         return f"http://127.0.0.1:{running[-1].port}/"
 
     yield start_one
@@ -155,6 +157,52 @@ def test_a_question_within_a_search_is_answered_without_javascript(many: str, op
     page.get_by_role("button", name="Is it counted?").click()
     expect(page.locator("output")).to_have_text("Yes, “7” is counted.")
     expect(page.locator("section.counter")).to_have_count(1)
+
+
+@pytest.fixture(scope="module")
+def manage(start: Callable[..., str]) -> str:
+    """Manage without a replica; nobody executes its runs."""
+    nowhere = f"postgres://x@127.0.0.1:{free_port()}/x"
+    return start(FILE, configuration="manage_service/gunicorn.conf.py", DATABASE_URL=nowhere, AUTH="off")
+
+
+@pytest.mark.parametrize(("dark", "size"), [(False, WIDE), (True, NARROW)], ids=["light-wide", "dark-narrow"])
+def test_the_console_has_the_groupings_below_their_total(
+    manage: str, world: World, open_page: Callable[..., Page], dark: bool, size: tuple[int, int]
+) -> None:
+    broken = keys.of_counter("customers:shop").broken
+    world.client.hset(broken, "1", "token")
+    page = open_page(dark=dark, size=size)
+    page.goto(manage)
+    expect(page.locator("[data-part=connection]")).to_have_text("Live")
+    card = page.locator("[data-counter=customers]")
+    expect(card.locator("[data-part=days]")).to_have_text("40 different days")
+    expect(card.locator("summary")).to_have_text("6 groupings, 1 not live")
+    by_shop, by_state = (page.locator(f"[data-grouping='customers:{by}']") for by in ("shop", "state"))
+    expect(by_shop.locator(".pill")).to_have_text("1 cold")
+    expect(by_state.locator(".pill")).to_have_text("live")
+    groups, members = (world.client.zcard(keys.of_counter("customers:state").members), elements_of(world))
+    expect(by_state.locator(".words")).to_contain_text(f"{members} in {groups} groups · complete to")
+    assert barriers(page) == []
+    assert fits(page)
+    screenshot(page, f"manage-groupings-{'narrow' if size == NARROW else 'wide'}")
+    card.locator("summary").click()
+    expect(by_state).to_be_hidden()
+    card.locator("summary").click()
+
+    page.get_by_role("button", name="Check customers by state", exact=True).click()
+    expect(page.locator("[data-part=runs] tr").first).to_contain_text("check customers by state")
+    card.get_by_role("button", name="Check customers", exact=True).click()
+    expect(page.locator("[data-part=runs] tr").first).to_contain_text("check customers with 6 groupings")
+    page.get_by_role("button", name="Check all").click()
+    expect(page.locator("[data-part=runs] tr").first).to_contain_text(
+        "check customers with 6 groupings, buyers with 2 groupings, shops"
+    )
+    world.client.delete(broken, *world.client.scan_iter(f"{keys.PREFIX}run*"))
+
+
+def elements_of(world: World) -> int:
+    return int(world.client.hget(keys.of_counter("customers:state").intake, "elements") or 0)
 
 
 def fits(page: Page) -> bool:

@@ -98,11 +98,27 @@ def test_the_findings_name_groups_that_are_cold_and_what_cannot_be_built(shop: W
     assert said.startswith("baskets:shop cannot be counted") and said.endswith("(MAX_GROUPS)")
 
 
-def test_a_command_in_a_finding_can_be_pasted_into_a_shell(shop: World) -> None:
+def test_what_a_total_and_its_groupings_have_in_common_is_said_once(shop: World) -> None:
+    first, second = said_of(shop, "not-verified")
+    assert (
+        first.startswith("customers, like 4 of its groupings, has never been verified: ")
+        and "`reconcile customers`" in first
+    )
+    assert second.startswith("baskets, like 2 of its groupings, has never been verified: ")
+    shop.reconcile("baskets", "customers:week(created_at)")
     said = said_of(shop, "not-verified")
-    assert len(said) == len(declarations.derived())
-    named = {shlex.split(each.split("`")[1])[1] for each in said}
-    assert named == {each.name for each in declarations.derived()}
+    assert [each.split(" has ")[0] for each in said] == [
+        "customers, like 3 of its groupings,",
+        "baskets:country",
+        "baskets:shop",
+    ]
+
+
+def test_a_command_in_a_finding_can_be_pasted_into_a_shell(shop: World) -> None:
+    shop.reconcile("customers", "baskets")
+    said = said_of(shop, "not-verified")
+    named = [shlex.split(each.split("`")[1])[1] for each in said]
+    assert named == [each.name for each in declarations.derived() if each.of]
 
 
 def test_metrics_do_not_grow_with_the_groups(shop: World) -> None:
