@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from threading import Event
 from typing import NamedTuple, TypeAlias
 
@@ -28,7 +29,7 @@ from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up, catch_up_at_rest
 from manage_service.protocol.departures import departing, resolve_departures
-from manage_service.protocol.groups import mend, watch
+from manage_service.protocol.groups import MOST_PIECES, mend, watch
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
@@ -102,6 +103,7 @@ class Keeper:
         self.looks: dict[str, Iterator[dict[bytes, str]]] = {}
         self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
+        self.looks_at_all = False
         # What passes over this connection to Redis have added above the cursors.
         self.memories: dict[str, Memory] = {}
 
@@ -121,6 +123,9 @@ class Keeper:
             # A pass over a broken connection is void. Its work stays, and its notes are in Redis.
             self.note_failure("redis", error)
             self.start_over()
+            # A key of another type, perhaps the set of one group among many. The next look finds it, or whatever meets it
+            # would end every step before the look has come there.
+            self.looks_at_all = is_of_another_type(error)
             return PAUSE_AFTER_FAILURE_SECONDS
 
     def step(self) -> float:
@@ -157,12 +162,30 @@ class Keeper:
         return self.step_job()
 
     def look_at_groups(self) -> None:
-        """Look at a piece of what one counter keeps beside its elements; at the next tick it is another counter's turn."""
+        """Look at a piece of what one counter keeps beside its elements; at the next tick it is another counter's turn.
+        Or at all of all counters, after an error that says that a key is of another type."""
         watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
-        if watched:
+        if self.looks_at_all:
+            self.looks_at_all = False
+            for counter in watched:
+                self.look_at(counter, MOST_PIECES)
+        elif watched:
             self.turn = (self.turn + 1) % len(watched)
-            counter = watched[self.turn]
-            self.broken[counter.name] = next(self.looks.setdefault(counter.name, watch(counter, self.redis)))
+            self.look_at(watched[self.turn], 1)
+
+    def look_at(self, counter: Counter, pieces: int) -> None:
+        """Look at so many pieces of one counter."""
+        looks = self.looks.setdefault(counter.name, watch(counter, self.redis))
+        try:
+            for broken in islice(looks, pieces):
+                self.broken[counter.name] = broken
+        except ResponseError as error:
+            if not is_of_another_type(error):
+                raise
+            # This counter alone is looked at from the beginning; the others go on.
+            removed = states.remove_misfits(self.redis, counter.name)
+            log.error("counter.removed_misfits", counter=counter.name, keys=removed)
+            del self.looks[counter.name]
 
     def begin_departures(self) -> None:
         """Begin a batch for each counter that has departures, and is not resolving some."""
@@ -280,7 +303,7 @@ class Keeper:
                 raise
             return Pass(behind=reason_of(error), failed=True)
         except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
+            if not is_of_another_type(error):
                 raise
             # A key beside the state is not Rollcall's. If it is a group's, `watch` drops the group.
             removed = states.remove_misfits(self.redis, counter.name)
@@ -421,6 +444,11 @@ class Keeper:
 def reason_of(error: Exception) -> str:
     """The kind of the error, and the first line of its message: later lines may quote rows."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def is_of_another_type(error: Exception) -> bool:
+    """Whether Redis refused a command because a key is of another type. In a pipeline, its words come after the command's."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
 
 
 def release_quietly(lease: Lease) -> None:

@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 # How many groups are looked at between two pauses: half a millisecond of Redis' time.
 GROUPS_AT_ONCE = 1_000
+# As many times, and all of them have been looked at.
+MOST_PIECES = storages.MAX_GROUPS // GROUPS_AT_ONCE + 2
 
 
 def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:

@@ -92,7 +92,8 @@ local function take(members, intake, element)
   local set = set_of(members, generation_of(intake), group)
   if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0, element end
   move_elements(intake, -1)
-  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 then return 0, element end
+  -- If somebody has lowered its size, members are left: they stay, and make the group one that is not live.
+  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 or redis.call('SCARD', set) > 0 then return 0, element end
   redis.call('ZREM', members, group)
   redis.call('ZREM', names_of(members), group)
   redis.call('UNLINK', set)

@@ -271,6 +271,9 @@ def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
     }
     found = {key: cast("bytes", client.type(key)).decode() for key in expected}
     misfits = {key: kind for key, kind in found.items() if kind not in ("none", expected[key])}
+    if at.broken in misfits and at.state not in misfits:
+        # Nobody knows any more which groups are being read again. The counter is built.
+        client.hdel(at.state, "cursor")
     if misfits:
         client.unlink(*misfits)
     return misfits

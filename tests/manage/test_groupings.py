@@ -8,7 +8,7 @@ import pytest
 from django.core.management import call_command
 from msgspec import UNSET
 
-from manage_service.protocol.groups import watch
+from manage_service.protocol.groups import mend, watch
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from manage_service.site.metrics import Facts
@@ -17,6 +17,7 @@ from manage_service.status.report import read_status
 from shared_models import declarations
 from shared_models.declarations import Storage, get_counter
 from shared_models.protocol import keys, steps, storages
+from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.grouped import SMALL, differences, in_redis, in_table, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
 from tests.manage.world import World
@@ -173,6 +174,38 @@ def test_a_group_that_was_changed_by_hand_is_cold_alone_and_is_read_again(small:
         tick_until(keeper, lambda: is_exact(small), "all to be exact")
 
 
+def test_a_departure_from_a_group_whose_size_was_lowered_by_hand_does_not_take_the_other_members_with_it(
+    small: World,
+) -> None:
+    """The size is 1 then, for two members: with the one who leaves it is 0, and the group would be gone without a trace."""
+    name = "customers:country"
+    at = keys.of_counter(name)
+    assert small.redis.zincrby(at.members, -1, "DE") == 1
+    steps.mark(small.redis, name, "token", [b"DE\0ann"])
+    steps.sweep(small.redis, name, "token", {b"DE\0ann": b""}, small.state(name).changed_at)
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: small.redis.hexists(at.broken, "DE"), "the group to be dropped")
+        tick_until(keeper, lambda: is_exact(small), "all to be exact")
+
+
+def test_a_group_is_read_again_from_a_replica_that_shows_what_was_recorded_into_it(counted: World) -> None:
+    counter = get_counter("customers:country")
+    at = keys.of_counter(counter.name)
+    with counted.replay_paused():
+        ((xact, source),) = counted.ask_primary(
+            f"{INSERT} VALUES ('zoe', 'DE', 1, now(), now()) RETURNING xact, ({SOURCE_SQL})".replace("%", "%%")
+        )
+        steps.record(counted.redis, {counter.name: [b"DE\0zoe"]}, xact, source)
+        counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
+        assert steps.drop_group(counted.redis, counter.name, b"DE", "token")
+        mending = mend(counter, b"DE", "token", counted.replica, counted.passes())
+        waited = [progress.waiting for progress, _ in zip(mending, range(3), strict=False)]
+        assert len(waited) == 3 and all(waited) and counted.redis.hexists(at.broken, "DE")
+    counted.replay()
+    assert all(not progress.waiting for progress in mending) and not counted.redis.exists(at.broken)
+    assert in_redis(counted, counter) == in_table(counted, counter)
+
+
 LOSSES = {
     "the directory": lambda redis, at: redis.delete(at.members),
     "directory and names": lambda redis, at: redis.delete(at.members, at.names),
@@ -199,6 +232,43 @@ def test_what_is_lost_as_a_whole_is_cold_and_built_again(small: World, loss: str
     known = [at.group(small.redis.hget(at.intake, "generation"), b""), f"{at.members}:days".encode()]
     for key in small.redis.scan_iter(f"{at.members}:*"):
         assert key.startswith(known[0]), "a set that nobody counts"
+
+
+@pytest.mark.parametrize("which", ["intake", "broken", "names", "members", "state"])
+def test_a_key_of_another_type_is_found_by_the_look_at_the_groups_and_stops_nothing_else(
+    small: World, which: str
+) -> None:
+    """Also if the keeper does not come to the build before it looks: it is busy with a run, or starts over."""
+    name = "customers:country"
+    build, at = small.state(name).build, keys.of_counter(name)
+    small.redis.delete(getattr(at, which))
+    small.redis.set(getattr(at, which), "?")
+    with keeper_at_work() as keeper:
+        keeper.looks_at_all = True
+        keeper.look_at_groups()
+        tick_until(keeper, lambda: small.state(name).build != build and is_exact(small), "the build")
+
+
+def test_a_group_of_another_type_among_many_does_not_stop_the_keeper(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run meets it, and fails, before the look has come there; and would again and again."""
+    monkeypatch.setattr("manage_service.protocol.groups.GROUPS_AT_ONCE", 1)
+    monkeypatch.setattr(storages, "SCAN_COUNT", 50)
+    write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 150) AS i")
+    for counter in declarations.derived():
+        small.catch_up(counter.name)
+        assert steps.make_cold(small.redis, counter.name, small.state(counter.name))
+        small.build(counter.name)
+    name = "customers:country"
+    at = keys.of_counter(name)
+    *_, last = storages.scan_groups(small.redis, at)
+    group = at.group(small.redis.hget(at.intake, "generation"), next(iter(last)))
+    small.redis.delete(group)
+    small.redis.set(group, "?")
+    with keeper_at_work() as keeper:
+        monkeypatch.setattr("manage_service.keeper.loop.PAUSE_AFTER_FAILURE_SECONDS", 0)
+        tick_until(keeper, lambda: small.state(name).verified_at is not None and is_exact(small), "the run")
 
 
 def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
