@@ -7,6 +7,8 @@ Two moments decide what a row proves about an answer:
     lost_at    the beginning of the first loss that had not ended before the row was counted: a kill of Valkey, or a set
                that was deleted by hand. Before that moment Redis has lost nothing of it.
 
+A counter is whatever was asked: "users", those of one group, those that were seen since a day: see `history.Question`.
+
 A loss excuses only this: Redis no longer counts a row that ingest has counted, and that the replica does not show yet. Only
 the primary knows the row then. A loss excuses nothing else. `complete_through` is still true, and query serves no partial
 set, and no member that was added by hand.
@@ -21,8 +23,6 @@ from dataclasses import dataclass, field
 from math import inf
 
 from loadtest.chaos.history import Count, Member, Membership, Request, Round, Row
-
-COUNTERS = ("cities", "users", "customers", "branches")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Fact:
 def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
     """All violations that the history of this round proves."""
     verdict = Verdict()
-    for counter in COUNTERS:
+    asked = {count.counter for count in now.counts} | {answer.counter for answer in now.memberships}
+    for counter in sorted(asked):
         known = facts(now, counter)
         counts = [count for count in now.counts if count.counter == counter]
         memberships = [answer for answer in now.memberships if answer.counter == counter]

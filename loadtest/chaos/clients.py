@@ -6,21 +6,28 @@ import http.client
 import json
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from random import Random
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 import psycopg2
+import redis
 
 from compose.local.servers import HOST
+from loadtest.chaos import looking
+from loadtest.chaos.history import GROUPINGS, Member, Message, Question, Row, monday
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Options
 from loadtest.chaos.stack import ChaosStack, connected
+from shared_models import declarations
 from shared_models.declarations import get_counter
 
 # Longer than any limit of the services: a longer request is a finding.
 PATIENCE_SECONDS = 25.0
 CITIES = [(state, f"City {n}") for state in ("NY", "CA", "TX") for n in range(15)]
+SMALL_STATES = [f"W{number}" for number in range(20)]
 BRANCHES = [str(uuid5(NAMESPACE_URL, f"branch {number}")) for number in range(12)]
 # Members that nobody sends, and that `tampering` adds to the sets by hand: they must never be counted.
 NOBODIES: dict[str, list[tuple[str, ...]]] = {
@@ -40,6 +47,12 @@ class Sent:
     def __init__(self) -> None:
         self.usernames: deque[str] = deque(maxlen=400)
         self.emails: deque[str] = deque(maxlen=400)
+        # … with all groups and days that count them.
+        self.grouped: deque[tuple[str, Member]] = deque(maxlen=1_000)
+
+    def note(self, row: Row) -> None:
+        """A row that was acknowledged."""
+        self.grouped.extend(row.questions())
 
 
 class Client(threading.Thread):
@@ -98,6 +111,45 @@ class Client(threading.Thread):
         else:
             self.journal.complete(n, "refused", status=status)
 
+    def ask_counts(self, path: str, *, fresh: bool) -> int:
+        """Ask for counts, of whatever; returns the number of the operation."""
+        n = self.journal.invoke(self.name, "counts", service="query", fresh=fresh)
+        try:
+            headers = {"Cache_Control": "no-cache"} if fresh else {}
+            status, said = self.ask(self.stack.query.port, "GET", f"/v1/counts{path}", **headers)
+        except (OSError, http.client.HTTPException) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+            return n
+        if status == 200:
+            self.journal.complete(n, "ok", counters=dict(counts_in(said)))
+        else:
+            self.journal.complete(n, "refused", status=status)
+        return n
+
+    def look(self, text: str, members: Sequence[Sequence[str]]) -> None:
+        """Look whether a group, or those who were seen since a day, have these members."""
+        n = self.journal.invoke(self.name, "members", counter=text, asked=members)
+        try:
+            with self.stack.valkey.client() as client:
+                found = looking.find(client, text, members)
+        except (redis.RedisError, OSError) as error:
+            self.journal.complete(n, "unknown", why=repr(error))
+            return
+        self.journal.complete(n, "refused" if found is None else "ok", found=found)
+
+
+def counts_in(said: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The counts in an answer of query, each with what was asked; how good they are is said of all of them together."""
+    if "counters" in said:
+        yield from said["counters"].items()
+        return
+    counter, by = said["counter"], tuple(said.get("by", ()))
+    listed = said["top"] if "top" in said else said.get("groups", ())
+    for each in [*listed, *([said] if "group" in said else [])]:
+        yield str(Question(counter, by, tuple(each["group"]))), {**said, "count": each["count"]}
+    if not by:
+        yield str(Question(counter, since=said.get("from", ""))), said
+
 
 class Producer(Client):
     """Sends rows: single ones and batches, with and without an Idempotency-Key; retries those with one."""
@@ -118,19 +170,18 @@ class Producer(Client):
             self.stopping.wait(self.random.uniform(0.1, 0.6))
 
     def make_row(self) -> list[str]:
-        """[token, username, state, city]: a new name, or one that was erased and comes back."""
+        """[token, username, state, city, day]: a new name, or one that was erased and comes back."""
         self._made += 1
         token = f"{self.name}-{self._made}"
         if self.random.random() < 0.5:
             username = f"again-{self.random.randrange(self.options.recycled_names)}"
         else:
             username = f"new-{token}"
-        state, city = self.random.choice(CITIES) if self.random.random() < 0.9 else ("WA", f"Town {token}")
-        return [token, username, state, city]
+        return [token, username, *pick_place(self.random, token), str(self.stack.today)]
 
     def send(self, request: str, rows: list[list[str]], batch: bool, keyed: bool) -> bool:
         """One attempt; returns whether it was acknowledged."""
-        bodies = [{"message": t, "username": u, "state": s, "city": c} for t, u, s, c in rows]
+        bodies = [{"message": t, "username": u, "state": s, "city": c} for t, u, s, c, _ in rows]
         headers = {"Idempotency_Key": request} if keyed else {}
         # A producer's clock may be wrong: ingest does not use it.
         headers["Date"] = "Thu, 01 Jan 1970 00:00:00 GMT"
@@ -148,10 +199,29 @@ class Producer(Client):
         counted = said.pop("counted")
         self.journal.complete(n, "ok", counted=counted, answer=said)
         self.sent.usernames.extend(row[1] for row in rows)
+        for row in rows:
+            self.sent.note(Message(*row))
         if counted and self.random.random() < 0.5:  # read your write
             self.ask_members("users", [row[1:2] for row in rows])
-            self.ask_members("cities", [row[2:] for row in rows])
+            self.ask_members("cities", [row[2:4] for row in rows])
+            self.read_its_groups(Message(*self.random.choice(rows)))
         return True
+
+    def read_its_groups(self, row: Row) -> None:
+        """Ask for the groups and days of a row that was counted."""
+        for text, member in row.questions():
+            self.look(text, [member])
+            if not text.startswith("users?from"):
+                self.ask_counts(f"/{text}", fresh=True)
+        self.ask_counts("/users?window=today", fresh=True)
+
+
+def pick_place(random: Random, token: str) -> tuple[str, str]:
+    """A state and a city: usually large ones, sometimes a state that few have, or nobody else."""
+    which = random.random()
+    if which < 0.8:
+        return random.choice(CITIES)
+    return random.choice(SMALL_STATES) if which < 0.98 else f"of {token}", f"Town {token}"
 
 
 class Eraser(Client):
@@ -191,19 +261,8 @@ class Reader(Client):
     pause_seconds = 0.06
 
     def act(self) -> None:
-        fresh = self.random.random() < 0.6
-        path = self.random.choice(("/v1/counts", "/v1/counts/users", "/v1/counts/cities", "/v1/counts/customers"))
-        n = self.journal.invoke(self.name, "counts", service="query", fresh=fresh)
-        try:
-            headers = {"Cache_Control": "no-cache"} if fresh else {}
-            status, said = self.ask(self.stack.query.port, "GET", path, **headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.journal.complete(n, "unknown", why=repr(error))
-            return
-        if status != 200:
-            self.journal.complete(n, "refused", status=status)
-            return
-        self.journal.complete(n, "ok", counters=said.get("counters") or {said["counter"]: said})
+        path = self.random.choice(("", "/users", "/cities", "/customers"))
+        n = self.ask_counts(path, fresh=self.random.random() < 0.6)
         counter, sent = self.random.choice((("users", self.sent.usernames), ("customers", self.sent.emails)))
         recent = list(sent)
         names = self.random.sample(recent, min(20, len(recent)))
@@ -217,15 +276,55 @@ class Reader(Client):
             self.ask_members("branches", [[branch] for branch in branches])
 
 
+class Analyst(Client):
+    """Asks for groups and windows, and looks whether they have the members that were acknowledged a moment ago."""
+
+    pause_seconds = 0.06
+
+    def act(self) -> None:
+        self.ask_counts(self.pick(), fresh=self.random.random() < 0.6)
+        recent = list(self.sent.grouped)
+        asked: dict[str, list[Member]] = {}
+        for text, member in self.random.sample(recent, min(6, len(recent))):
+            nobody = self.random.choice(NOBODIES[text.partition("?")[0]])
+            asked.setdefault(text, [nobody]).append(member)
+        for text, members in asked.items():
+            self.look(text, members)
+
+    def pick(self) -> str:
+        """What to ask."""
+        counter = self.random.choice(tuple(GROUPINGS))
+        by = self.random.choice(GROUPINGS[counter])
+        listed, (which,) = (
+            ",".join(by),
+            self.random.choices(("group", "days", "window", "top", "list"), (4, 2, 4, 1, 1)),
+        )
+        if which == "window":
+            return f"/{counter}?window={self.random.choice(('today', '2d', '7d', '30d', '400d'))}"
+        if which == "days" and by[0].startswith("day"):
+            begin = self.stack.today - timedelta(days=self.random.choice((3, 30, 390)))
+            return f"/{counter}?by={listed}&from={begin}&to={self.stack.today + timedelta(days=3)}"
+        if which in ("top", "list"):
+            return f"/{counter}?by={listed}&top=5" if which == "top" else f"/{counter}/groups?by={listed}&limit=40"
+        terms = {
+            "state": self.random.choice((self.random.choice(CITIES)[0], self.random.choice(SMALL_STATES))),
+            "branch": self.random.choice(BRANCHES),
+        }
+        day = str(self.random.choice(self.stack.days))
+        terms |= {"day(create_time)": day, "day(placed_at)": day, "week(placed_at)": str(monday(day))}
+        return f"/{Question(counter, by, tuple(terms[each] for each in by))}"
+
+
 class Operator(Client):
     """Asks for runs, and cancels some. The counts show their effect."""
 
     pause_seconds = 2.0
 
     def act(self) -> None:
+        names = [counter.name for counter in declarations.derived()]
         asked = {
             "mode": self.random.choice(("repair", "repair", "check")),
-            "counters": self.random.sample(sorted(NOBODIES), self.random.randint(1, len(NOBODIES))),
+            "counters": self.random.sample(names, self.random.randint(1, len(names))),
         }
         n = self.journal.invoke(self.name, "run", asked=asked)
         try:

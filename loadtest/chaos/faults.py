@@ -176,13 +176,13 @@ class Faults(Tampering, Departing, Switching):
         """A row whose transaction ends long after it has got its xact, while others begin and end."""
         (row,), ended = self.send_rows(fault, 1)
         end = "COMMIT" if fault.how == "commit" else "ROLLBACK"
-        return self.hold_open(fault, INSERT, *row, end=end, ended=ended)
+        return self.hold_open(fault, INSERT, *row[:4], end=end, ended=ended)
 
     def send_rows(self, fault: Fault, number: int) -> tuple[list[list[str]], Callable[[str], None]]:
         """Rows to store by SQL, all or none; and a function to note the outcome."""
         request = f"sql-{fault.number}-{time.monotonic_ns()}"
         tokens = [f"{request}-{which}" for which in range(number)]
-        rows = [[token, f"new-{token}", "OH", f"Town {token}"] for token in tokens]
+        rows = [[token, f"new-{token}", "OH", f"Town {token}", str(self.stack.today)] for token in tokens]
         n = self.journal.invoke(fault.kind, "post", request=request, rows=rows)
 
         def ended(outcome: str) -> None:
@@ -217,7 +217,7 @@ class Faults(Tampering, Departing, Switching):
                 rows, ended = self.send_rows(fault, ROWS_AFTER_CRASH)
                 try:
                     cursor.execute("BEGIN")
-                    cursor.executemany(INSERT, rows)
+                    cursor.executemany(INSERT, [row[:4] for row in rows])
                     cursor.execute("COMMIT")
                 except psycopg2.Error:
                     ended("unknown")

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
 Member = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What can be counted: all members of a counter, those of one group, or those that were seen on a day or later."""
+
+    counter: str
+    by: tuple[str, ...] = ()
+    group: tuple[str | None, ...] = ()
+    since: str = ""
+
+    def __str__(self) -> str:
+        if self.by:
+            return f"{self.counter}?{urlencode({'by': ','.join(self.by), 'group': self.group}, doseq=True)}"
+        return f"{self.counter}?from={self.since}" if self.since else self.counter
+
+    @property
+    def derived(self) -> str:
+        """The derived counter that holds the answer."""
+        return f"{self.counter}:{','.join(self.by)}" if self.by else self.counter
+
+
+@lru_cache(maxsize=10_000)
+def question_of(text: str) -> Question:
+    """What stands in the journal: "users", "users?by=state&group=NY", "users?from=2026-11-21"."""
+    counter, _, rest = text.partition("?")
+    values = parse_qs(rest, keep_blank_values=True)
+    by = tuple(values["by"][0].split(",")) if "by" in values else ()
+    return Question(counter, by, tuple(values.get("group", ())), values.get("from", [""])[0])
 
 
 @dataclass(frozen=True)
@@ -19,9 +50,46 @@ class Row:
 
     token: str
 
-    def member(self, counter: str) -> Member | None:
-        """Its member; None if it does not count."""
+    def of(self, counter: str) -> Member | None:
+        """Its member in a counter as a whole; None if it does not count."""
         raise NotImplementedError
+
+    def terms(self) -> Mapping[str, str | None]:
+        """What groups are made of, in this row."""
+        raise NotImplementedError
+
+    def last_day(self) -> str | None:
+        """Its day, as `last_seen` has it."""
+        raise NotImplementedError
+
+    def member(self, text: str) -> Member | None:
+        """Its member in what this text asks for; None if it does not count there."""
+        asked = question_of(text)
+        member = self.of(asked.counter)
+        if member is None or asked.counter not in GROUPINGS:
+            return member
+        if asked.by:
+            return member if self.group(asked.by) == asked.group else None
+        # It has last_seen: a row without a day does not count.
+        day = self.last_day()
+        return member if day is not None and day >= asked.since else None
+
+    def group(self, by: Sequence[str]) -> tuple[str | None, ...]:
+        """Its group."""
+        terms = self.terms()
+        return tuple(terms[each] for each in by)
+
+    def questions(self) -> Iterator[tuple[str, Member]]:
+        """All that is counted by group or by day and counts this row, with its member."""
+        for counter, groupings in GROUPINGS.items():
+            member = self.of(counter)
+            if member is not None:
+                groups = {by: self.group(by) for by in groupings}
+                yield from (
+                    (str(Question(counter, by, group)), member) for by, group in groups.items() if None not in group
+                )
+                if self.last_day() is not None:
+                    yield str(Question(counter, since=self.last_day() or "")), member
 
 
 @dataclass(frozen=True)
@@ -31,9 +99,16 @@ class Message(Row):
     username: str
     state: str
     city: str
+    day: str
 
-    def member(self, counter: str) -> Member | None:
+    def of(self, counter: str) -> Member | None:
         return {"users": (self.username,), "cities": (self.state, self.city)}.get(counter)
+
+    def terms(self) -> Mapping[str, str | None]:
+        return {"state": self.state, "day(create_time)": self.day}
+
+    def last_day(self) -> str | None:
+        return self.day
 
 
 @dataclass(frozen=True)
@@ -43,14 +118,34 @@ class Order(Row):
     email: str | None
     branch: str
     deleted: bool
+    day: str | None
 
-    def member(self, counter: str) -> Member | None:
+    def of(self, counter: str) -> Member | None:
         if counter == "customers":
             return None if self.email is None or self.deleted else (self.email,)
         return (self.branch,) if counter == "branches" else None
 
+    def terms(self) -> Mapping[str, str | None]:
+        return {"branch": self.branch, "day(placed_at)": self.day, "week(placed_at)": monday(self.day)}
+
+    def last_day(self) -> str | None:
+        return self.day
+
+
+def monday(day: str | None) -> str | None:
+    """The week that a day lies in: named by its Monday."""
+    if day is None:
+        return None
+    then = date.fromisoformat(day)
+    return str(then - timedelta(days=then.weekday()))
+
 
 ROWS: dict[str, type[Row]] = {"message": Message, "orders": Order}
+# By what they are counted, as stack.py declares it. These have `last_seen`, too.
+GROUPINGS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "users": (("state",), ("day(create_time)",)),
+    "customers": (("branch",), ("day(placed_at)",), ("branch", "week(placed_at)")),
+}
 
 
 @dataclass
@@ -130,14 +225,15 @@ class Wait:
 
 @dataclass
 class Loss:
-    """Between these moments Redis has lost something of a counter, or of all counters if none is named."""
+    """Between these moments Redis has lost something of a derived counter, or of all counters if none is named."""
 
     began: float
     ended: float
     counter: str = ""
 
-    def concerns(self, counter: str) -> bool:
-        return self.counter in ("", counter)
+    def concerns(self, text: str) -> bool:
+        """Whether the answer to this question may have lost something."""
+        return self.counter in ("", question_of(text).derived)
 
 
 @dataclass

@@ -5,13 +5,14 @@ clock is the same machine's). An operation is an `invoke` and, with the same `n`
 between, or, if its outcome is unknown, later or never.
 
     invoke    service: the service of an HTTP request, if it is one
-              op = post     request, table (default: message), rows: [[token, username, state, city], …] of
-                            message, [[token, email, branch, deleted], …] of orders
+              op = post     request, table (default: message), rows: [[token, username, state, city, day], …] of
+                            message, [[token, email, branch, deleted, day], …] of orders
               op = erase    table (the same), where = {field: value, or a list of values}; {} is all rows
               op = counts   fresh: whether the answer has to be read from Redis after the request
-              op = members  counter, asked = [[value, …], …]
+              op = members  counter: what was asked, see `history.question_of`; asked = [[value, …], …]
     complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and the answer
-    loss      Valkey was killed between `from` and `t`; or somebody has deleted the set of the `counter` that it names
+    loss      Valkey was killed between `from` and `t`; or somebody has deleted what the derived `counter` holds that it
+              names, and at `t` it was complete again
     fault     number, kind, target, how: the start of a fault …
     mended    number: … and its end (`skipped`: it was not possible)
     table     the rows of the primary at rest: rows = {table: [[token, …], …]}

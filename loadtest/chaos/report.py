@@ -7,7 +7,6 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from math import inf
 
-from loadtest.chaos import checker
 from loadtest.chaos.rounds import Result
 
 
@@ -36,7 +35,11 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
     yield f"| requests repeated | {sum(request.attempts > 1 for request in requests):,} |"
     yield f"| erases | {sum(erase.done for result in results for erase in result.history.erases):,} |"
     yield f"| counts | {sum(verdict.counts for verdict in verdicts):,} |"
+    grouped = sum("?" in count.counter for result in results for count in result.history.counts)
+    yield f"| … of a group or a window | {grouped:,} |"
     yield f"| memberships | {sum(verdict.memberships for verdict in verdicts):,} |"
+    looked = sum(len(a.asked) for result in results for a in result.history.memberships if "?" in a.counter)
+    yield f"| … of a group, or since a day | {looked:,} |"
     yield f"| **wrong answers** (P2, P4, P7) | **{sum(verdict.broken('P2', 'P4', 'P7') for verdict in verdicts)}** |"
     yield f"| **rows lost or stored twice** (P1) | **{sum(verdict.broken('P1') for verdict in verdicts)}** |"
     for service in ("ingest", "query"):
@@ -50,7 +53,7 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
     if left:
         seconds = f"{statistics.median(left):.1f} s, {max(left):.1f} s"
         yield f"| … and after deletes at rest (P6): median, worst | {seconds} |"
-        alone, counters = sum(rest.unreconciled for rest in rests), len(left) * len(checker.COUNTERS)
+        alone, counters = sum(rest.unreconciled for rest in rests), sum(rest.counters for rest in rests)
         yield f"| counters that these left without a reconcile | {alone} of {counters} |"
 
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import http.client
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import redis
 
-from compose.local.servers import HOST
-from loadtest.chaos import checker, history
+from loadtest.chaos import checker, exact, history
 from loadtest.chaos.checker import Verdict, Violation
-from loadtest.chaos.clients import PATIENCE_SECONDS, Client, Eraser, Operator, Producer, Reader, Sent
+from loadtest.chaos.clients import PATIENCE_SECONDS, Analyst, Client, Eraser, Operator, Producer, Reader, Sent
 from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
-from loadtest.chaos.orders import Application
+from loadtest.chaos.messages import Clerk
+from loadtest.chaos.orders import DAY, Application
 from loadtest.chaos.schedule import Fault, Options, expand
 from loadtest.chaos.stack import LONGEST_SECONDS, ChaosStack, run_sql
 from shared_models import declarations
-from shared_models.declarations import Counter
-from shared_models.protocol import keys
-from shared_models.protocol.members import encode
+from shared_models.protocol import states
+from shared_models.protocol.states import State
 
 # The lease of a killed keeper lasts up to 10 s, and a keeper that waits for a stopped replica gives up after 12 s.
 # A counter that is not exact by then will not become exact.
@@ -38,8 +35,8 @@ SETTLED_SECONDS = 3.0
 # Faults after which only a reconcile finds removed members.
 BYPASSING = ("triggers disabled",)
 TABLES = {
-    "message": "SELECT message, username, state, city FROM message",
-    "orders": "SELECT token, email, branch::text, deleted_at IS NOT NULL FROM shop.orders",
+    "message": "SELECT message, username, state, city, (create_time AT TIME ZONE '{zone}')::date::text FROM message",
+    "orders": f"SELECT token, email, branch::text, deleted_at IS NOT NULL, {DAY} FROM shop.orders",
 }
 DELETE = {
     "message": "DELETE FROM message WHERE message = ANY(%s)",
@@ -55,6 +52,7 @@ class Rest:
     exact_seconds: float | None = None
     # The same after rows were deleted, and how many counters needed no reconcile for it.
     left_seconds: float | None = None
+    counters: int = 0
     unreconciled: int = 0
     broken: Violation | None = None
 
@@ -123,7 +121,9 @@ def make_clients(
         Producer: options.producers,
         Eraser: options.erasers,
         Application: options.applications,
+        Clerk: options.clerks,
         Reader: options.readers,
+        Analyst: options.analysts,
         Operator: options.operators,
     }
     for kind, number in numbers.items():
@@ -151,8 +151,8 @@ def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: f
     if why is not None:
         rest.broken = Violation("P6", f"not exact {CONVERGED_SECONDS:.0f} s after rows were deleted: {why}")
         return rest
-    served = [read_count(stack, counter.name) for counter in declarations.COUNTERS]
-    rest.unreconciled = sum(not verified_after(began_wall, each) for each in served)
+    found = read_states(stack, [counter.name for counter in declarations.derived()])
+    rest.counters, rest.unreconciled = len(found), sum(not verified_after(began_wall, each) for each in found.values())
     return rest
 
 
@@ -161,19 +161,24 @@ def reconcile(stack: ChaosStack, over: float, quiet_wall: float) -> None:
 
     Asks again if a run fails: the replica may still be recovering.
     """
-    names = [counter.name for counter in declarations.COUNTERS if not counter.table.ingest]
+    names = [counter.name for counter in declarations.derived() if not counter.table.ingest]
     while time.monotonic() - over < CONVERGED_SECONDS:
         with suppress(*FAILURES):
-            if all(verified_after(quiet_wall, read_count(stack, name)) for name in names):
+            if all(verified_after(quiet_wall, state) for state in read_states(stack, names).values()):
                 return
-            ask(stack.manage.port, "POST", "/v1/runs", {"mode": "repair", "counters": names})
+            exact.ask(stack.manage.port, "POST", "/v1/runs", {"mode": "repair", "counters": names})
         time.sleep(2.0)
 
 
-def verified_after(moment_wall: float, served: dict[str, Any]) -> bool:
+def read_states(stack: ChaosStack, names: list[str]) -> dict[str, State]:
+    """The states of derived counters. Raises redis.RedisError."""
+    with stack.valkey.client() as client:
+        return states.read_states(client, names)
+
+
+def verified_after(moment_wall: float, state: State) -> bool:
     """Whether a reconcile of this counter ended after this moment."""
-    at = served.get("verified_at")
-    return at is not None and datetime.fromisoformat(at).timestamp() > moment_wall
+    return state.verified_at is not None and state.verified_at.timestamp() > moment_wall
 
 
 def erase_some(stack: ChaosStack, journal: Journal) -> None:
@@ -204,7 +209,7 @@ def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple
 
 
 def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
-    """The first difference between counters and table, member by member; None if there is none. Raises FAILURES."""
+    """The first difference between counters and tables; None if there is none. Raises FAILURES."""
     busy = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL AND backend_type = 'client backend'"
     # Manage only reads, and if it reads the primary it does so all the time.
     ((others,),) = run_sql(
@@ -212,49 +217,11 @@ def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
     )
     if others:
         return f"{others} transactions are still open"
-    for counter in declarations.COUNTERS:
-        name = counter.name
-        served = read_count(stack, name)
-        if served["state"] != "live" or served["complete_through"] is None:
-            return f"{name} is {served['state']}"
-        if datetime.fromisoformat(served["complete_through"]).timestamp() < quiet_wall:
-            return f"{name} is complete through {served['complete_through']} only"
-        with stack.valkey.client() as client:
-            members = client.smembers(keys.of_counter(name).members)
-        table = {encode(row) for row in run_sql(stack.primary, distinct(counter))}
-        if members != table or served["count"] != len(table):
-            missing, extra = sorted(table - members)[:3], sorted(members - table)[:3]
-            return f"{name}: {served['count']} served, {len(table)} in the table; missing {missing}, extra {extra}"
-    return None
-
-
-def distinct(counter: Counter) -> str:
-    """The counter as SQL that people write: the members that COUNT(DISTINCT …) counts."""
-    filled = [f"{field} IS NOT NULL" for field in counter.fields]
-    conditions = " AND ".join([f"({counter.where})", *filled] if counter.where else filled)
-    texts = ", ".join(f"{field}::text" for field in counter.fields)
-    return f"SELECT DISTINCT {texts} FROM {counter.table.schema}.{counter.table.relation} WHERE {conditions}"
-
-
-def read_count(stack: ChaosStack, name: str) -> dict[str, Any]:
-    """Query's present answer for a counter."""
-    status, body = ask(stack.query.port, "GET", f"/v1/counts/{name}")
-    return body if status == 200 else {"state": body["title"], "complete_through": None}
-
-
-def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Status and decoded answer of a service, read for this request. Raises FAILURES."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Cache-Control": "no-cache", "Content-Type": "application/json"}
-        connection.request(method, path, data, headers)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
+    return exact.why_not_exact(stack, quiet_wall)
 
 
 def read_tables(stack: ChaosStack) -> dict[str, list[list[Any]]]:
     """Every row of both tables, as the journal writes them."""
-    return {name: [list(row) for row in run_sql(stack.primary, sql)] for name, sql in TABLES.items()}
+    return {
+        name: [list(row) for row in run_sql(stack.primary, sql.format(zone=stack.zone))] for name, sql in TABLES.items()
+    }

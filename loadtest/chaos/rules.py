@@ -212,6 +212,38 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
     patch(reads, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
 
 
+def group_size(patch: Patch) -> None:
+    """Query does not compare the set of a group with its size."""
+    from query_service import groups
+
+    whole = groups.judge_one
+    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(count, count, is_broken=is_broken))
+
+
+def broken_group(patch: Patch) -> None:
+    """Query serves a group that was dropped and is being read again."""
+    from query_service import groups
+
+    whole = groups.judge_one
+    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(size, count, is_broken=False))
+
+
+def mend_fence(patch: Patch) -> None:
+    """A group is read again from a replica that does not show what was acknowledged into it."""
+    from manage_service.protocol import groups
+
+    patch(groups, "fence", lambda snapshot, state: None)
+
+
+def lowered_day(patch: Patch) -> None:
+    """A departure of the last day's row leaves the member on that day."""
+    cut_out(
+        patch,
+        "sweep",
+        "redis.call('HSET', members, member, instead)\n  move_days(members, { [day] = -1, [instead] = 1 })",
+    )
+
+
 def gap(patch: Patch) -> None:
     """A run corrects the size, whatever was changed meanwhile."""
     differs = "if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end"
@@ -280,6 +312,10 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "complete through": complete_through,
     "cold": cold,
     "size": size,
+    "group size": group_size,
+    "broken group": broken_group,
+    "mend fence": mend_fence,
+    "lowered day": lowered_day,
     "gap": gap,
     "lock first": lock_first,
     "row security": row_security,

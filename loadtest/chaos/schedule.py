@@ -53,10 +53,24 @@ NONSENSE = (
 POISONS = tuple(
     f"{key}.{field} = {value}" for key, fields in POISONED.items() for field in fields for value in NONSENSE
 )
-CHANGES = (
+# What somebody does by hand to the keys of a counter, by what holds its elements: see `tampering`.
+OF_ALL = (
     "remove members", "add members", "delete the set", "delete the intake", "delete set and intake", "delete the state",
     "a text for the set", "a text for the intake", "a text for the state",
 )  # fmt: skip
+OF_DAYS = ("delete the days", "raise a day", "lower a day", "a word for a day", "a text for the days")
+OF_GROUPS = (
+    "delete a group", "remove members of a group", "add a member to a group", "a text for a group",
+    "raise a group's size", "lower a group's size", "take a group out", "put a group in", "delete the directory",
+    "delete the names", "a text for the names", "delete the generation", "delete the intake", "delete the state",
+    "a text for the directory", "a text for the intake", "a text for the state", "a text for the broken groups",
+)  # fmt: skip
+SETS, LAST_SEEN = ("cities", "branches"), ("users", "customers")
+GROUPED = (
+    "users:state", "users:day(create_time)", "customers:branch", "customers:day(placed_at)",
+    "customers:branch,week(placed_at)",
+)  # fmt: skip
+LOST_GENERATIONS = tuple(f"intake.generation = {value}" for value in NONSENSE)
 REWRITES = ("another type", "loaded again with the old xacts", "loaded again with new xacts")
 
 # The stack's time-outs are 1 s (ingest to Valkey), 0.5 s (query to Valkey), 5 s (manage to Valkey), 3 s (ingest to the
@@ -93,8 +107,13 @@ KINDS = (
     Kind("triggers disabled", ("orders",), 0.5, 2.0, weight=0.4),
     Kind("departures pruned", ("keeper",), 0.5, 2.0, weight=0.7),
     Kind("wrong clock", ("ingest",), 1.0, 4.0, ("-3600", "+3600"), 0.7),
-    Kind("changed by hand", ("users", "cities", "customers", "branches"), 0.1, 0.1, CHANGES, 2.5),
-    Kind("poison", ("users", "cities", "customers", "branches"), 0.1, 0.1, POISONS, 2.0),
+    Kind("changed by hand", SETS, 0.1, 0.1, OF_ALL, 1.5),
+    Kind("changed by hand", LAST_SEEN, 0.1, 0.1, (*OF_ALL, *OF_DAYS, *OF_DAYS), 2.0),
+    Kind("changed by hand", GROUPED, 0.1, 0.1, OF_GROUPS, 3.0),
+    Kind("poison", (*SETS, *LAST_SEEN, *GROUPED), 0.1, 0.1, POISONS, 2.0),
+    Kind("poison", GROUPED, 0.1, 0.1, LOST_GENERATIONS, 0.5),
+    Kind("scripts forgotten", ("scripts",), 0.1, 0.1),
+    Kind("killed while mending", ("keeper",), 3.0, 6.0, GROUPED),
     Kind("table rewritten", ("table",), 0.5, 2.0, REWRITES, beside=("manage-replica",)),
     Kind("row level security", ("table",), 0.5, 3.0, ("all rows", "some rows"), 0.7),
     Kind("kill backend", ("primary",), 0.5, 0.5, weight=0.7),
@@ -135,6 +154,8 @@ class Options:
     erasers: int
     readers: int
     applications: int
+    clerks: int
+    analysts: int
     # The runs of an operator end after the round, and hide the effect of departures.
     operators: int
     # Names that are erased and come back; with few names this happens more often.
@@ -163,6 +184,8 @@ def expand(
         erasers=random.randint(1, 2),
         readers=random.randint(2, 3),
         applications=random.randint(1, 2),
+        clerks=random.randint(1, 2),
+        analysts=random.randint(1, 2),
         operators=random.randint(0, 1),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psutil
 import psycopg2
@@ -40,23 +42,48 @@ MAKE_ORDERS = """
         token text PRIMARY KEY,
         email text,
         branch uuid NOT NULL,
-        deleted_at timestamptz
+        deleted_at timestamptz,
+        placed_at timestamptz
     );
 """
-DECLARE_ORDERS = """
+# The zones of messages: of the first one in which no day ends during the run. So all rows that producers send are of one day.
+ZONES = ("America/St_Johns", "Pacific/Kiritimati")
+ORDERS_ZONE = "Asia/Kathmandu"
+DECLARE = """
+[tables.message]
+name = "public.message"
+fields = {{state = "varchar", city = "varchar", username = "varchar", create_time = "timestamptz"}}
+ingest = true
+
+[counters.cities]
+table = "message"
+member = ["state", "city"]
+
+[counters.users]
+table = "message"
+member = ["username"]
+by = ["state", "day(create_time)"]
+last_seen = "create_time"
+time_zone = "{zone}"
+
 [tables.orders]
 name = "shop.orders"
-fields = {email = "text", branch = "uuid"}
+fields = {{email = "text", branch = "uuid", placed_at = "timestamptz"}}
 
 [counters.customers]
 table = "orders"
 member = ["email"]
 where = "deleted_at IS NULL"
+by = ["branch", "day(placed_at)", ["branch", "week(placed_at)"]]
+last_seen = "placed_at"
+time_zone = "{orders_zone}"
 
 [counters.branches]
 table = "orders"
 member = ["branch"]
 """
+# How long ago rows of the past are, and those of the future, in days.
+AGES = (0, 1, 2, 6, 7, 8, 29, 30, 35, 100, 398, -1, -2)
 
 # fsync stays on, which is the default: a killed server has to come back with everything that it acknowledged.
 POSTGRES = {
@@ -123,6 +150,10 @@ class ChaosStack:
 
     def __init__(self, folder: Path, without: str = "", *, single: bool = False) -> None:
         self.folder, self.without, self.single = folder, without, single
+        here = (datetime.now(ZoneInfo(zone)) for zone in ZONES)
+        now, self.zone = next((now, zone) for now, zone in zip(here, ZONES, strict=True) if 1 <= now.hour < 20)
+        self.today = now.date()
+        self.days: list[date] = [self.today - timedelta(days=age) for age in AGES]
         self.clock_seconds = 0  # how wrong the clock of ingest is
         self.adopted = False  # whether the application's table is
         ports = free_ports(6 + len(WIRES))
@@ -197,6 +228,7 @@ class ChaosStack:
             server.start()
         self.ingest.create()
         self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
+        self.ingest.run([sys.executable, "-m", "ingest_service", "adopt", "message", "--apply"])
         run_sql(self.primary, MAKE_ORDERS)
         for service in self.services:
             service.begin()
@@ -209,7 +241,7 @@ class ChaosStack:
 
     def declare(self) -> None:
         """Declare both tables, for the services and for this process."""
-        self.declarations_path.write_text(declarations.FILE.read_text() + DECLARE_ORDERS)
+        self.declarations_path.write_text(DECLARE.format(zone=self.zone, orders_zone=ORDERS_ZONE))
         own(self.declarations_path)
         declarations.TABLES, declarations.COUNTERS = declarations.read_file(self.declarations_path)
 

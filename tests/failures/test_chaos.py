@@ -19,21 +19,26 @@ from typing import Any
 import psutil
 import pytest
 
-from loadtest.chaos import tampering
+from loadtest.chaos import exact, tampering
 from loadtest.chaos.checker import judge
+from loadtest.chaos.clients import counts_in
 from loadtest.chaos.faults import Faults, method_of
-from loadtest.chaos.history import read, rounds
+from loadtest.chaos.history import GROUPINGS, read, rounds
 from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
-from loadtest.chaos.schedule import KINDS, Fault, expand
+from loadtest.chaos.schedule import GROUPED, KINDS, LAST_SEEN, SETS, Fault, expand
+from loadtest.chaos.stack import DECLARE
+from shared_models import declarations
+from shared_models.declarations import Storage
 from tests.servers import wait_for
 
 WALL = 1_700_000_000.0
-ANN = ["t1", "ann", "NY", "Rome"]
-BOB = ["t2", "bob", "NY", "Troy"]
-# Orders: a customer, a branch, and whether it was deleted.
-CAT = ["t3", "cat", "north", False]
-NOBODYS, GONE = ["t4", None, "north", False], ["t5", "dan", "north", True]
+# Messages: a name, a state, a city, a day.
+ANN = ["t1", "ann", "NY", "Rome", "2026-11-27"]
+BOB = ["t2", "bob", "NY", "Troy", "2026-11-20"]
+# Orders: a customer, a branch, whether it was deleted, and a day.
+CAT = ["t3", "cat", "north", False, "2026-11-27"]
+NOBODYS, GONE = ["t4", None, "north", False, "2026-11-27"], ["t5", "dan", "north", True, "2026-11-27"]
 
 
 class Hand:
@@ -56,8 +61,8 @@ class Hand:
         asked = {"op": "post", "service": "ingest", "request": request or rows[0][0], "rows": list(rows)}
         self.operation(began, ended, asked, {"outcome": outcome, "counted": counted, "answer": answer})
 
-    def order(self, began, ended, *rows, outcome="ok"):
-        asked = {"op": "post", "table": "orders", "request": rows[0][0], "rows": list(rows)}
+    def order(self, began, ended, *rows, outcome="ok", table="orders"):
+        asked = {"op": "post", "table": table, "request": rows[0][0], "rows": list(rows)}
         self.operation(began, ended, asked, {"outcome": outcome, "counted": False, "answer": None})
 
     def erase(self, began, ended, outcome="ok", table="message", **where):
@@ -315,7 +320,7 @@ def test_a_customer_of_a_deleted_order_only_is_never_counted(hand):
 
 def test_a_change_of_an_order_takes_its_row_and_brings_another_one(hand):
     hand.order(1, 2, CAT)
-    changed = ["t3b", "eve", "north", False]
+    changed = ["t3b", "eve", "north", False, "2026-11-27"]
     hand.erase(5, 6, table="orders", token=["t3"])
     hand.order(5, 6, changed)
     hand.table(20, orders=[changed])
@@ -336,6 +341,78 @@ def test_a_table_that_was_emptied_loses_its_own_rows_only(hand):
     assert hand.broken() == []
     hand.events[-1]["rows"] = {"message": [], "orders": [CAT]}
     assert sorted(hand.broken()) == ["P1", "P1"]
+
+
+# -- groups and days
+
+
+IN_NY, IN_CA, SINCE = "users?by=state&group=NY", "users?by=state&group=CA", "users?from=2026-11-21"
+
+
+def test_groups_and_days_of_which_all_is_well(hand):
+    hand.post(1, 2, ANN, BOB, counted=True)
+    hand.users(3, 4, 2, through=2.5, counter=IN_NY)
+    hand.users(3, 4, 0, through=2.5, counter=IN_CA)
+    hand.users(3, 4, 1, through=2.5, counter=SINCE)
+    hand.is_member(5, 6, "bob", True, IN_NY)
+    hand.is_member(5, 6, "bob", False, IN_CA)
+    hand.is_member(5, 6, "bob", False, SINCE)
+    moved = ["t1b", "ann", "CA", "Rome", "2026-11-20"]
+    hand.erase(7, 8, token=["t1"])
+    hand.order(7, 8, moved, table="message")
+    for count in (0, 1):  # it may be there still, and seen on the later day
+        hand.users(9, 10, 1 + count, through=8.5, counter=IN_NY)
+        hand.users(9, 10, count, through=8.5, counter=SINCE)
+    hand.users(9, 10, 1, through=8.5, counter=IN_CA)
+    hand.table(20, BOB, moved)
+    hand.users(21, 22, 1, through=21, counter=IN_NY)
+    assert hand.broken() == []
+
+
+@pytest.mark.parametrize("text", [IN_NY, SINCE])
+def test_a_counted_member_that_its_group_or_day_lacks(hand, text):
+    hand.post(1, 2, ANN, counted=True)
+    hand.is_member(3, 4, "ann", False, text)
+    hand.users(3, 4, 0, through=0, counter=text)
+    assert sorted(hand.broken()) == ["P2", "P2"]
+
+
+def test_a_group_without_a_row_from_before_complete_through(hand):
+    hand.order(1, 2, CAT)
+    hand.users(10, 11, 0, through=5, counter="customers?by=branch%2Cweek%28placed_at%29&group=north&group=2026-11-23")
+    assert hand.broken() == ["P7"]
+
+
+@pytest.mark.parametrize("text", [IN_CA, "users?from=2026-11-28"])
+def test_a_member_of_a_group_or_day_that_it_has_no_row_of(hand, text):
+    hand.post(1, 2, ANN)
+    hand.is_member(3, 4, "ann", True, text)
+    hand.users(3, 4, 1, through=0, counter=text)
+    assert hand.broken() == ["P4", "P4"]
+
+
+def test_a_loss_of_groups_excuses_nothing_of_days(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.lose(2.5, 2.6, counter="users:state")
+    hand.is_member(3, 4, "ann", False, IN_NY)
+    assert hand.broken() == []
+    hand.is_member(3, 4, "ann", False, SINCE)
+    assert hand.broken() == ["P2"]
+
+
+def test_the_answers_of_query_are_read_as_what_was_asked():
+    how = {"state": "live", "complete_through": None}
+    ny = {"group": ["NY"], "count": 3}
+    assert counts_of({"counter": "users", "by": ["state"], **ny, **how}) == {IN_NY: 3}
+    assert counts_of({"counter": "users", "by": ["state"], "groups": [ny], **how}) == {IN_NY: 3}
+    assert counts_of({"counter": "users", "by": ["state"], "top": [ny], "groups": 7, **how}) == {IN_NY: 3}
+    assert counts_of({"counter": "users", "window": "7d", "from": "2026-11-21", "count": 2, **how}) == {SINCE: 2}
+    assert counts_of({"counter": "users", "count": 2, **how}) == {"users": 2}
+    assert counts_of({"counters": {"users": {"count": 2, **how}}}) == {"users": 2}
+
+
+def counts_of(said: dict[str, Any]) -> dict[str, Any]:
+    return {text: count["count"] for text, count in counts_in(said)}
 
 
 # -- limits
@@ -376,9 +453,23 @@ def test_every_kind_of_fault_is_drawn_and_no_target_suffers_two_at_a_time():
 def test_every_kind_and_variant_is_one_that_can_be_done():
     for kind in KINDS:
         assert callable(getattr(Faults, method_of(kind.name)))
-    hows = {kind.name: set(kind.hows) for kind in KINDS}
-    assert hows["changed by hand"] == tampering.CHANGES.keys() >= tampering.LOSSES
-    assert hows["table rewritten"] == tampering.REWRITES.keys()
+    hows = {(kind.name, target): set(kind.hows) for kind in KINDS for target in kind.targets}
+    assert hows["table rewritten", "table"] == tampering.REWRITES.keys()
+    for targets, changes in (
+        (SETS, tampering.OF_SETS),
+        (LAST_SEEN, tampering.OF_LAST_SEEN),
+        (GROUPED, tampering.OF_GROUPS),
+    ):
+        assert {how for target in targets for how in hows["changed by hand", target]} == changes.keys()
+
+
+def test_the_declarations_are_those_that_the_schedule_the_checker_and_the_sql_know():
+    _, counters = declarations.parse(DECLARE.format(zone="UTC", orders_zone="UTC"))
+    derived = {each.name: each.storage for counter in counters for each in (counter, *counter.groupings)}
+    of = {Storage.SET: SETS, Storage.LAST_SEEN: LAST_SEEN, Storage.GROUPS: GROUPED}
+    assert derived == {name: storage for storage, names in of.items() for name in names}
+    assert exact.SQL.keys() == derived.keys()
+    assert {each.name: tuple(g.by_names for g in each.groupings) for each in counters if each.groupings} == GROUPINGS
 
 
 def test_a_database_that_is_its_own_replica_suffers_nothing_that_needs_another_one():
@@ -463,17 +554,34 @@ def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("rule", "kind", "promise"),
+    ("rule", "kind", "promise", "seed", "seconds"),
     [
-        ("cold", "kill valkey", "P[47]"),
-        ("one key", "reset during COMMIT", "P1"),
-        ("size", "changed by hand", "P[247]"),
-        ("departures", "deletes left open", "P6"),
+        ("cold", "kill valkey", "P[47]", 3, 8),
+        ("one key", "reset during COMMIT", "P1", 3, 8),
+        ("size", "changed by hand", "P[247]", 3, 8),
+        ("departures", "deletes left open", "P6", 3, 8),
+        ("group size", "changed by hand", "P[247]", 3, 8),
+        ("broken group", "killed while mending", "P[27]", 261, 14),  # small groups of what ingest counts
+        ("lowered day", "scripts forgotten", "P6", 3, 8),
     ],
 )
-def test_a_stack_that_is_robbed_of_a_rule_is_found_out(temporary: Path, rule: str, kind: str, promise: str):
+def test_a_stack_that_is_robbed_of_a_rule_is_found_out(
+    temporary: Path, rule: str, kind: str, promise: str, seed: int, seconds: int
+):
     """The rules that tests/manage/test_rules_matter.py leaves to this one."""
-    options = ("--seed", "3", "--seconds", "8", "--rounds", "1", "--quiet", "--kind", kind, "--without", rule)
+    options = (
+        "--seed",
+        str(seed),
+        "--seconds",
+        str(seconds),
+        "--rounds",
+        "1",
+        "--quiet",
+        "--kind",
+        kind,
+        "--without",
+        rule,
+    )
     with chaos(temporary, *options) as run:
         output, _ = run.communicate()
     assert run.returncode == 1, output

@@ -21,12 +21,14 @@ from tests.manage import (
     test_build,
     test_catch_up,
     test_departures,
+    test_groupings,
     test_plausibility,
     test_reconcile,
     test_rewritten_tables,
 )
 from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_departures import noted  # noqa: F401  (a fixture)
+from tests.manage.test_groupings import counted, shop  # noqa: F401  (fixtures)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
 from tests.manage.world import sweep_of
 
@@ -110,11 +112,15 @@ CAUGHT_BY = {
     "promote last": test_build.test_a_table_that_was_there_before_the_counter_is_counted_whole,
     "gap": test_plausibility.test_a_set_that_is_changed_during_every_attempt_fails_the_run_with_the_reason,
     "row security": test_rewritten_tables.test_a_table_that_hides_rows_is_an_error_and_not_a_table_with_fewer_rows,
+    "mend fence": test_groupings.test_a_group_is_read_again_from_a_replica_that_shows_what_was_recorded_into_it,
     "complete through": test_catch_up.test_complete_through_is_never_later_than_a_row_that_is_not_counted,
 }
 # Those that are not manage's: the chaos run fails without them (tests/failures/test_chaos.py), or ingest's own test
 # (tests/ingest/test_recording.py). Two of manage's need servers of their own (test_rewritten_tables.py, test_one_database.py).
-ELSEWHERE = {"cold", "one key", "size", "source asked anew", "lock first", "on the disk"}
+ELSEWHERE = {
+    *("cold", "one key", "size", "source asked anew", "lock first", "on the disk"),
+    *("group size", "broken group", "lowered day"),
+}
 
 
 def run(scenario, request):
