@@ -558,7 +558,7 @@ def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
     [
         ("cold", "kill valkey", "P[47]", 3, 8),
         ("one key", "reset during COMMIT", "P1", 3, 8),
-        ("size", "changed by hand", "P[247]", 3, 8),
+        ("size", "changed by hand", "P[247]", 710, 8),
         ("departures", "deletes left open", "P6", 3, 8),
         ("group size", "changed by hand", "P[247]", 3, 8),
         ("broken group", "killed while mending", "P[27]", 261, 14),  # small groups of what ingest counts
