@@ -149,7 +149,7 @@ def fill_lsn(patch: Patch) -> None:
 
 def fill_position(patch: Patch) -> None:
     """The position of a fill and its members are two steps."""
-    cut_out(patch, "fill", "local moved, added = put(KEYS[1], KEYS[4], 3)", "local moved = 0")
+    cut_out(patch, "fill", "local moved, added = put(KEYS[1], KEYS[4], 5)", "local moved = 0")
     whole = steps.fill
 
     def fill(client: Any, name: str, token: str, position: bytes, members: Any) -> bytes | None:

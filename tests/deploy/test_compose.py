@@ -225,7 +225,7 @@ def test_the_dashboard_shows_metrics_that_exist_from_the_source_that_is_provisio
     metrics = set(re.findall(r"`(rollcall_[a-z_]+)`", listed))
     assert len(dashboard["panels"]) >= 10
     shown = set()
-    for panel in dashboard["panels"]:
+    for panel in (each for each in dashboard["panels"] if each["type"] != "row"):
         assert panel["datasource"]["uid"] == source["uid"]
         for target in panel["targets"]:
             names = set(re.findall(r"rollcall_[a-z_]+", target["expr"]))

@@ -169,7 +169,7 @@ def test_what_was_told_to_end_a_moment_ago_is_waited_for_and_comes_back(checkout
 
     def is_back() -> bool:
         checkout.up()  # to the first one a keeper may still look ready
-        return checkout.pids()[name] != before[name]
+        return checkout.pids().get(name, before[name]) != before[name]  # while it ends it may have none
 
     wait_for(is_back, f"{name} to come back")
     after = checkout.pids()
