@@ -40,7 +40,7 @@ class TooSlow(Exception):
     """A statement that takes milliseconds timed out several times: waiting will not help."""
 
     def __init__(self, name: str, said: str) -> None:
-        fields = ", ".join(get_counter(name).fields)
+        fields = ", ".join(term.name for term in get_counter(name).terms)
         super().__init__(
             f"reading the table of {name} takes longer than {STATEMENT_SECONDS:g} s a chunk ({said}): "
             f"check whether its index on ({fields}) exists and valid, and whether the replica's disk is overloaded"

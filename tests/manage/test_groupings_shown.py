@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from io import StringIO
 
 import pytest
+from django.core.management import call_command
 from msgspec import UNSET, structs
 from rich.console import Console
 
@@ -170,6 +171,25 @@ def test_the_page_has_a_place_for_each_grouping(shop: World, client: Client) -> 
     labels = {a.get("aria-label") for tag, a in elements if tag == "button"}
     assert {"Check customers by country", "Repair customers by country, month(due)"} <= labels
     assert all("open" in a for tag, a in elements if tag == "details")
+
+
+def test_groups_and_days_that_are_not_declared_any_longer_are_orphans(
+    shop: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {keys.what_of(each): each for each in declarations.derived()}
+    monkeypatch.setattr(declarations, "COUNTERS", declarations.COUNTERS[:1])
+    call_command("orphans")
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert {before[what].name: members for what, members, *_ in lines} == {
+        "baskets": "members=3",
+        "baskets:country": "members=3",
+        "baskets:shop": "members=3",
+    }
+    call_command("orphans", "--remove")
+    assert capsys.readouterr().out.count("done=removed") == 3
+    call_command("orphans")
+    assert capsys.readouterr().out == ""
+    assert not states.read_state(shop.redis, BY_COUNTRY).cold
 
 
 def of_many_counters() -> dict[str, CounterStatus]:
