@@ -108,7 +108,7 @@ def reconcile_once(
     forget_marks(counter, redis)
 
     jumping = estimate is not None and estimate.jumping_pays
-    expected = max(state.count, 1)
+    expected = max(state.count if state.elements is None else state.elements, 1)
     while not findings.table_read:
         with replica.snapshot(counter) as snapshot:
             # Acknowledged members may be among those removed by hand: the table has to show them before the size is
