@@ -29,7 +29,7 @@ class Collection:
     counters: tuple[Counter, ...]
     # Days, weeks and months that counters are made of: of create_time, which is the same for all rows of a transaction.
     times: tuple[Term, ...]
-    # What a row has to be: a struct with the model's sent fields, in their order, checked while it is decoded.
+    # The type of a row: a struct with the model's sent fields, in their order; decoding checks them.
     row: type[msgspec.Struct]
     decoder: msgspec.json.Decoder[msgspec.Struct]
     array_decoder: msgspec.json.Decoder[list[msgspec.Struct]]
@@ -40,7 +40,7 @@ class Collection:
 
 
 def read_collections() -> Mapping[str, Collection]:
-    """The collections by name, for the counters that are declared now."""
+    """The collections by name, for the declared counters: {"messages": Collection}."""
     return _derive(declarations.derived())
 
 

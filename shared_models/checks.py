@@ -18,8 +18,8 @@ COUNTABLE_FIELDS = (models.CharField, models.TextField, models.IntegerField)
 
 @register()
 def check_counters(**kwargs: object) -> list[CheckMessage]:
-    """Every counter of a table that takes rows through ingest, in order. What the file says by itself was checked when it was
-    read, and a table of others is compared with the database: see `manage_service.replica.catalog`."""
+    """Every counter of a table that takes rows through ingest, in order. The file's own syntax was checked when it was
+    read. For other tables see `manage_service.replica.catalog`, which compares them with the database."""
     return [found for counter in declarations.derived() if counter.table.ingest for found in check_counter(counter)]
 
 

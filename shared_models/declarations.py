@@ -10,7 +10,7 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
     [counters.customers]
     table = "orders"
     member = ["email"]                      # a row with NULL in any of them does not count
-    where = "deleted_at IS NULL"            # an SQL condition: rows that do not count
+    where = "deleted_at IS NULL"            # an SQL condition: only rows for which it is true count
     by = ["country", "day(created_at)", ["country", "day(created_at)"]]   # also one count for each group
     last_seen = "created_at"                # also counts of the last days: windows
     time_zone = "UTC"                       # of the days; what Postgres and Python call it
@@ -48,7 +48,7 @@ NUMBERS = ("smallint", "integer", "bigint")
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
 # Postgres' own names of these types, where they differ (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
-# They belong to what comes next, and are refused by name rather than overlooked.
+# Words of planned features: refused by name, and not silently ignored.
 NOT_YET = ("shards", "tag")
 UNITS = ("day", "week", "month")
 # Columns that have a day.
@@ -163,8 +163,8 @@ class Counter:
     # What makes an element, in the order of the index that it is read by: the group and then the member; or the member and
     # then the day.
     terms: tuple[Term, ...] = field(init=False, compare=False)
-    # What it counts, in 8 hex digits. It is part of the counter's keys. So an edited declaration is a cold counter,
-    # and never a live one with the old meaning, however long other services go on with the old file.
+    # A hash of what it counts, in 8 hex digits. It is part of the counter's keys. So after an edit the counter is cold,
+    # and never live with the old meaning, however long other services keep the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

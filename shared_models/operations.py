@@ -96,7 +96,7 @@ class NoteDepartures(Operation):
                 schema_editor.execute(f"DROP TABLE IF EXISTS {triggers.DEPARTURE}")
 
     def pieces(self, schema_editor: BaseDatabaseSchemaEditor) -> list[triggers.Piece]:
-        """The function and the triggers; none if nothing of the table is counted."""
+        """The function and the triggers; none if no counter is over the table."""
         counters = [each for each in declarations.derived() if each.table.ingest and each.table.relation == self.table]
         if not counters:
             return []

@@ -264,7 +264,7 @@ def differs(columns: Sequence[str], plain: Collection[str]) -> str:
 
 
 def index(schema: str, of: str, terms: Sequence[Term], where: str = "") -> Piece:
-    """An index that has every row that counts. Its name says what it is made of, so that it is found again."""
+    """An index that has every row that counts. Its name is made from its definition, so that `adopt` finds it again."""
     listed = ", ".join(f"({each.sql()})" if each.is_made else each.sql() for each in terms)
     name = shorten("rollcall_" + "_".join((of, *(each.name for each in terms))), f"{schema}.{of} ({listed}) {where}")
     # Postgres reads an index alone, and not the table, only where it has the columns that its expressions are made of, too.

@@ -71,7 +71,7 @@ def record_batch(collection: Collection, rows: Rows, answer: Answer, claim: Clai
     def pieces(days: tuple[str, ...]) -> Iterator[bytes]:
         for some in chunks(rows, COPY_ROWS):
             yield as_copy_lines(some) + b"\n"
-        # All is sent, and the server still works on most of it. Later it would have to wait for this.
+        # All rows are sent, and the server still works on most of them. Done later, this would delay the commit.
         members(days)
 
     def write(transaction: Transaction) -> tuple[Answer, Own]:

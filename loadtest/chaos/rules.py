@@ -41,7 +41,7 @@ def module_with(module: Any, **changed: Any) -> SimpleNamespace:
 
 
 def token(patch: Patch) -> None:
-    """A sweep takes out what carries any mark, not only its own."""
+    """A sweep removes members with any mark, not only its own."""
     cut_out(patch, "sweep", "if holder == ARGV[1] then", "if holder then")
 
 
@@ -98,7 +98,7 @@ UNMARK = "unmark(members, suspects, 4)"
 
 
 def unmark(patch: Patch) -> None:
-    """Recording leaves the mark of a sweep on."""
+    """Recording does not remove the mark of a sweep."""
     cut_out(patch, "record", UNMARK)
 
 

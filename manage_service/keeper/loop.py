@@ -104,7 +104,7 @@ class Keeper:
         self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
         self.looks_at_all = False
-        # What passes over this connection to Redis have added above the cursors.
+        # The rows above the cursors that passes over this connection to Redis have added.
         self.memories: dict[str, Memory] = {}
 
     def run(self, stop: Event) -> None:
@@ -353,8 +353,8 @@ class Keeper:
             self.redis.hset(keys.KEEPER, "job", "")
             return 0.0
         except (psycopg2.Error, TooManyGroups) as error:
-            # A build; runs wait by themselves. It goes on from the position that it has reached: at once if the replica
-            # was away, and after the others if Postgres refuses it or is too slow.
+            # A build; runs do their own waiting. It continues from its position: at once if the replica
+            # did not answer, and after the others if Postgres refuses it or is too slow.
             if isinstance(error, psycopg2.Error) and is_away(error):
                 self.note_failure("replica", error)
                 self.drop_job()
@@ -365,7 +365,7 @@ class Keeper:
         return PAUSE_WAITING_SECONDS if progress.waiting else 0.0
 
     def next_job(self) -> Job | None:
-        """What to do next: complete what is cold, then what was asked for, then what is due."""
+        """The next job: first builds, then runs that somebody asked for, then runs of the schedule."""
         found = read_states(self.redis, [counter.name for counter in declarations.derived()])
         for counter in declarations.derived():
             if not needs_building(found[counter.name], self.source):
@@ -404,8 +404,8 @@ class Keeper:
         return None
 
     def put_off(self, name: str, error: Exception) -> None:
-        """Put off a counter that cannot be built, and say why."""
-        # The holder of a lock on the table releases it soon, or is killed; somebody grants a missing right.
+        """Postpone a counter that cannot be built, and say why."""
+        # A lock on the table is released soon, or its holder is killed; an operator grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
         reason = reason_of(error)
         self.refused[name] = reason, time.monotonic() + seconds

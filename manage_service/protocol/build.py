@@ -111,7 +111,7 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
 
 
 def values_at(counter: Counter, position: bytes) -> Values | None:
-    """The values of the member that a position names; None at the start."""
+    """The values of the member at a position; None at the start."""
     return decode(counter, position[1:]) if position else None
 
 

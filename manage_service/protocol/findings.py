@@ -22,7 +22,7 @@ class Findings(msgspec.Struct):
     position: bytes = b""
     read: int = 0
     table_read: bool = False
-    absent: int = 0  # members of the table that were not in the set, drift or on their way
+    absent: int = 0  # members of the table that were not in the set, whether drift or not yet counted
     later: int = 0  # … that were seen later than the table says
     missing: int = 0
     extra: int = 0

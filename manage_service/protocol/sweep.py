@@ -106,7 +106,7 @@ def sweep_round(
     strict: bool,
     found: Callable[[list[bytes]], None],
 ) -> Generator[Progress, None, bool]:
-    """Fence and sweep for members that have been marked; whether all that had no row were taken out."""
+    """Fence and sweep for marked members; returns whether all members without a row were removed."""
     state = states.read_state(redis, counter.name)
     all_gone = True
     for chunk in steps.chunks(marked, CHUNK_ASKED):
@@ -249,7 +249,7 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[
 
 
 def still_marked(counter: Counter, redis: Redis, token: str, members: list[bytes]) -> list[bytes]:
-    """Those that would be removed: what `steps.sweep` looks at, without removing them."""
+    """The members that `steps.sweep` would remove; it does not remove them."""
     at = keys.of_counter(counter.name)
     marked = []
     for some in steps.chunks(members):

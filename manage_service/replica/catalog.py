@@ -72,7 +72,7 @@ def misfits(counter: Counter, ask: Ask) -> Iterator[str]:
     if not any(names[:1] == ("xact",) and condition in (None, "(xact > 0)") for names, condition in indexes):
         yield f"{place} has no index on xact: run {adopt}"
     listed, wanted = ", ".join(each.name for each in counter.terms), tuple(each.indexed for each in counter.terms)
-    # Postgres finds out whether an index's own condition fits the counter's.
+    # Postgres itself decides whether an index's own condition fits the counter's.
     are_there = all(each.column in columns for each in counter.terms)
     if are_there and not any(names[: len(wanted)] == wanted and (not cond or counter.where) for names, cond in indexes):
         yield f"no index of {place} begins with ({listed}), ascending and in the columns' collations: run {adopt}"

@@ -99,7 +99,7 @@ JUMP = """
     SELECT {texts} FROM walk LIMIT {limit}
 """
 BEHIND = "AND ({key}) {beyond} ({marks})"
-# The planner's own guess from the table's statistics: two numbers of a plan that is not run.
+# The planner's estimate from the table's statistics: two numbers of a plan that does not run.
 ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {table} WHERE {counts}"
 ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
 # These use the index on xact, which may leave out the rows that are older than the column (xact = 0). The first finds the
@@ -115,7 +115,7 @@ HAS_RECENT = """
     SELECT count(*) > {limit} OR coalesce(bool_or({unread}), false)
     FROM (SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s LIMIT {limit} + 1) AS rows
 """
-# Xacts that have not ended: of those in a list, and of a range.
+# The xacts in a list and in a range that have not ended.
 OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
     WHERE pg_xact_status(xact::text::xid8) = 'in progress'
@@ -133,7 +133,7 @@ LAST_SEEN = """
     SELECT {values}, (SELECT {day} FROM {table} AS t WHERE {joined} AND {counts} ORDER BY {last} LIMIT 1)::text
     FROM {unnest} AS v({names})
 """
-# The same, and then the heap for its xact, until a row below is found: usually the first one.
+# The same, then it reads the xact from the heap, until it finds a lower one: usually in the first row.
 WITH_ROW_BELOW = """
     SELECT {values} FROM {unnest} AS v({names})
     WHERE EXISTS (SELECT FROM {table} AS t WHERE {joined} AND (t.xact < %s OR t.xact >= %s))

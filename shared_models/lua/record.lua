@@ -4,8 +4,8 @@
 -- ARGV[1] xact that a sweep has to see first: the one that stored the rows, or the highest that a catch-up pass is about
 --         to claim; decimal text, "" for none
 -- ARGV[2] source of the xacts, "system identifier/database/timeline"; "" if there are none
--- ARGV[3] xact below which nothing is known of what has been deleted since: the one that stored the rows, or the horizon of
---         the snapshot that showed them; "" for none
+-- ARGV[3] the rows may have been deleted since by a transaction with this xact or a later one: the xact that stored the
+--         rows, or the horizon of the snapshot that showed them; "" for none
 -- ARGV[4…] elements, a chunk at most, as the storage takes them
 -- Returns how many of them were not there before; or -1 if they come too late: catch-up has passed that xact. They have been
 -- counted, or they have left again; nothing is added, and not all of them are there. (0 if all are.) Or -2 if there is no room

@@ -27,8 +27,8 @@ from shared_models.protocol.states import Drift, State
 CHUNK_MEMBERS = 1_000
 # … and of how many groups they may be.
 CHUNK_OF_GROUPS = 200
-# The most members that one round trip of a scan looks at. Redis carries out what lies in a client's buffer before it
-# turns to the next client. With 250 members the others wait 0.1 to 0.2 ms.
+# The most members that one round trip of a scan looks at. Redis runs all commands in a client's buffer before it
+# serves the next client. With 250 members the others wait 0.1 to 0.2 ms.
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: st
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:
-    """Make the counter cold, if its cursor is still the one that was seen; whether it is cold now."""
+    """Make the counter cold, if its cursor is still the one that was seen; returns whether it is cold now."""
     return bool(_execute_one(client, "make_cold", name, [keys.of_counter(name).state], _seen(was.cursor), was.build))
 
 
