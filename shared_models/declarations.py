@@ -1,6 +1,6 @@
 """The counters, as one file declares them. The three services derive everything about a counter from its lines.
 
-The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE names:
+The file is `rollcall.toml` next to this module, or the one that ROLLCALL_FILE names:
 
     [tables.orders]
     name = "shop.orders"                    # schema and table
@@ -13,14 +13,14 @@ The file is `rollcall.toml` beside this module, or the one that ROLLCALL_FILE na
     where = "deleted_at IS NULL"            # an SQL condition: only rows for which it is true count
     by = ["country", "day(created_at)", ["country", "day(created_at)"]]   # also one count for each group
     last_seen = "created_at"                # also counts of the last days: windows
-    time_zone = "UTC"                       # of the days; what Postgres and Python call it
+    time_zone = "UTC"                       # of the days; a name that Postgres and Python know
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
 
 A declared counter expands into derived counters: the total, and one for each entry of `by`. Each has keys, a cursor and a
 state of its own; the protocol treats them alike (`derived`).
 
-It is read when this module is imported, which needs neither a database nor Django: query has no database. A service that was
-started with another file counts other counters: see `Counter.definition`.
+Importing this module reads the file. That needs neither a database nor Django: query has no database. A service that started
+with another file has other counters: see `Counter.definition`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose rows are counted. `name` is what the file calls it, `schema` and `relation` are what the database does.
+    """A table whose rows are counted. `name` is its name in the file; `schema` and `relation` are its name in the database.
 
     `ingest`: ingest takes rows for it. It has no endpoint for other tables.
     """
@@ -103,7 +103,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a part of an element is in a row: a column, or the day, week or month that a column lies in.
+    """One part of an element, as a row has it: a column, or the day, week or month of a column.
 
     A week is named by its Monday, a month by its first day. `type` is the text's: one of TYPES.
     """
@@ -120,11 +120,11 @@ class Term:
 
     @property
     def is_made(self) -> bool:
-        """Whether it is made of its column, and is not the column itself."""
+        """Whether its value is computed from the column, and is not the column itself."""
         return bool(self.zone) or self.unit in ("week", "month")
 
     def sql(self, row: str = "") -> str:
-        """The SQL of its value in a row; `row` is what stands before the column's name: "gone."."""
+        """The SQL of its value in a row; `row` is the prefix of the column's name: "gone."."""
         column = row + '"' + self.column.replace('"', '""') + '"'
         time = f"timezone('{self.zone}', {column})" if self.zone else column
         if self.unit in ("", "day"):
@@ -147,7 +147,7 @@ class Counter:
 
     `name` appears in URLs, metrics and Redis keys. `fields` make a member, in this order. `example` is a member that people
     recognise. A declared counter is the total; `groupings` are the counters that are derived from it, one for each entry of
-    `by`. Of a derived one, `of` is the name of the total, and `by` what makes a group.
+    `by`. In a counter by group, `of` is the name of the total, and `by` has the terms that make a group.
     """
 
     name: str
@@ -160,7 +160,7 @@ class Counter:
     of: str = ""
     by: tuple[Term, ...] = ()
     groupings: tuple[Counter, ...] = ()
-    # What makes an element, in the order of the index that it is read by: the group and then the member; or the member and
+    # The terms of an element, in the order of the index that reads it: the group and then the member; or the member and
     # then the day.
     terms: tuple[Term, ...] = field(init=False, compare=False)
     # A hash of what it counts, in 8 hex digits. It is part of the counter's keys. So after an edit the counter is cold,
@@ -196,7 +196,7 @@ class Counter:
 
     @property
     def by_names(self) -> tuple[str, ...]:
-        """What makes a group, as it is declared."""
+        """The names of the terms that make a group, as they are declared."""
         return tuple(each.name for each in self.by)
 
     def grouped(self, *by: Term) -> Counter:
@@ -205,7 +205,7 @@ class Counter:
         return replace(self, name=name, of=self.name, by=by, last_seen=None, groupings=())
 
     def grouping(self, by: tuple[str, ...]) -> Counter | None:
-        """The derived counter by these; None if it is not declared."""
+        """The derived counter by these terms' names; None if it is not declared."""
         return next((each for each in self.groupings if each.by_names == by), None)
 
     def example_member(self) -> dict[str, str | int]:
@@ -349,7 +349,7 @@ def read_groupings(key: str, by: list[str | list[str]], total: Counter) -> Itera
 
 
 def read_term(key: str, text: str, total: Counter) -> Term:
-    """One of the things that make a group."""
+    """One term of a group."""
     found = OF_A_TIME.fullmatch(text)
     if found:
         return read_time(key, found[1], found[2], total.table, total.time_zone)
@@ -385,7 +385,7 @@ def check_zone(key: str, zone: str) -> None:
 
 
 def convert(found: dict[str, Any], to: type[T], key: str) -> T:
-    """Typed. Raises BadDeclaration, which names the key."""
+    """The lines, with types. Raises BadDeclaration, which names the key."""
     try:
         return msgspec.convert(found, to)
     except msgspec.ValidationError as error:
@@ -401,12 +401,12 @@ except BadDeclaration as error:  # without counters there is nothing to start
 
 
 def derived() -> tuple[Counter, ...]:
-    """All derived counters: each declared one is its total, and is followed by those by group."""
+    """All derived counters: for each declared one its total, then its counters by group."""
     return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
 
 
 def with_groupings(names: Iterable[str]) -> list[str]:
-    """The names of derived counters: of a declared one its total and its groupings, of a derived one itself.
+    """The names of derived counters: for a declared counter its total and its groupings, for a counter by group its own.
 
     Raises UnknownCounter.
     """
@@ -419,7 +419,7 @@ def get_counter(name: str) -> Counter:
     for counter in derived():
         if counter.name == name:
             return counter
-    # Of a known total its groupings; all of them together may be hundreds.
+    # For a known total only its own groupings: all groupings together may be hundreds.
     of = next((counter for counter in COUNTERS if counter.groupings and name.startswith(f"{counter.name}:")), None)
     known = ", ".join(counter.name for counter in (of.groupings if of else COUNTERS))
     raise UnknownCounter(f"there is no counter {name!r}; there are: {known}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # A name without a schema is Postgres' own. A condition, and the text of a date, mean the same in every session.
 PATH = "SET search_path = pg_catalog, pg_temp"
 CLOCK = ("SET datestyle = 'ISO, YMD'", "SET timezone = 'UTC'")
-# Before, a database does not say which version of its collations its indexes were made with.
+# An older Postgres does not say which version of its collations the indexes of a database were made with.
 LEAST_VERSION = 15_00_00
 TOO_OLD = "this Postgres is too old: Rollcall needs version 15 or later"
 SCHEMA = "rollcall_triggers"
@@ -39,7 +39,7 @@ DEPARTURE = f"{SCHEMA}.departure"
 MAX_MEMBERS = 100_000
 
 OWN_XACT = "pg_current_xact_id()::text::bigint"
-# The same function by its older name, which returns a bigint. It is for what runs with each row: a conversion from text
+# The same function by its older name, which returns a bigint. It is for code that runs for each row: a conversion from text
 # would cost twice as much. (Not in the column's default, which a dump copies to any Postgres.)
 OWN_XACT_AT_ONCE = "txid_current()"
 # The xact of a departure: the transaction's own, or the latest one that has ended, if that is later. No row that can be
@@ -51,7 +51,7 @@ MARK = "Rollcall "  # the comment of everything that is made here begins with th
 NAME_BYTES = 63
 MAX_STATISTICS_COLUMNS = 8  # STATS_MAX_DIMENSIONS of Postgres
 
-# element: members, each an array of the canonical texts of its fields, in the declared order. Some may be there twice. NULL
+# element: members, each an array of the canonical texts of its terms, in their order. Some may be there twice. NULL
 # is "all": reconcile the counter. One row for all members of a statement costs a tenth of a row for each.
 # counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
@@ -73,8 +73,8 @@ FIND_DEPARTURE = f"""
     SELECT n.oid IS NOT NULL, c.oid::int8 FROM (SELECT) AS one LEFT JOIN pg_namespace AS n ON n.nspname = '{SCHEMA}'
     LEFT JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = 'departure'
 """
-# The columns and expressions of the index `i` in order, as `Term.indexed` has them; NULL for one that is not in the order in
-# which a counter is read.
+# The columns and expressions of the index `i`, in its order, written like `Term.indexed`; NULL for one whose order is not the
+# order in which a counter is read.
 INDEXED_COLUMNS = """
     ARRAY(SELECT CASE WHEN (i.indoption::int2[])[k] <> 0 OR NOT o.opcdefault THEN NULL
                       WHEN (i.indcollation::oid[])[k] = a.attcollation THEN a.attname::text
@@ -267,7 +267,7 @@ def index(schema: str, of: str, terms: Sequence[Term], where: str = "") -> Piece
     """An index that has every row that counts. Its name is made from its definition, so that `adopt` finds it again."""
     listed = ", ".join(f"({each.sql()})" if each.is_made else each.sql() for each in terms)
     name = shorten("rollcall_" + "_".join((of, *(each.name for each in terms))), f"{schema}.{of} ({listed}) {where}")
-    # Postgres reads an index alone, and not the table, only where it has the columns that its expressions are made of, too.
+    # An index-only scan also needs the columns that the expressions of the index are made of.
     times = ", ".join(dict.fromkeys(quote(each.column) for each in terms if each.is_made))
     included = f" INCLUDE ({times})" if times else ""
     condition = f" WHERE {where}" if where else ""
@@ -293,12 +293,12 @@ def statistics(table: Table, counters: Sequence[Counter]) -> list[Piece]:
 
 
 def columns_of(counter: Counter) -> tuple[str, ...]:
-    """The columns that its terms are made of."""
+    """The columns that the counter's terms are made of."""
     return tuple(dict.fromkeys(each.column for each in counter.terms))
 
 
 def columns_together(counter: Counter) -> tuple[str, ...]:
-    """The columns, sorted, of whose combinations the planner has to know; none where it knows an index's expressions instead."""
+    """The columns, sorted, whose combinations the planner has to know; none if an index has statistics of its expressions."""
     return () if any(each.is_made for each in counter.terms) else tuple(sorted(columns_of(counter)))
 
 
@@ -313,7 +313,7 @@ def relation(table: Table) -> str:
 
 
 def function_text(table: Table) -> str:
-    """The name of the table's function, as it stands in the catalog."""
+    """The name of the table's function, as the catalog has it."""
     return shorten(f"rollcall_{table.relation}", f"{table.schema}.{table.relation}")
 
 

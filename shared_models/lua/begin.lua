@@ -5,9 +5,10 @@
 -- ARGV[5…] names and values of its other fields
 -- Returns nothing.
 --
--- Atomic because the size of the set and what is noted of it are one fact. What is in the set now, and was not counted into
--- `size`, stays a gap: a fill never makes members of unknown origin right, a reconcile does. An empty set has none. Storages
--- other than a set begin with nothing where there is a gap, or where the counter was refused because it had too many groups.
+-- Atomic because the set and its `size` must change together. Members that are in the set now, and not counted in
+-- `size`, stay a gap: only a reconcile settles members of unknown origin, never a fill. An empty set has no gap. Storages
+-- other than a set start empty if there is a gap, if their keys do not fit together, or if the counter was refused (too many
+-- groups).
 local size, build, water = unpack(redis.call('HMGET', KEYS[2], 'size', 'build', 'watermark'))
 local cursor, counted_build, refused = unpack(redis.call('HMGET', KEYS[3], 'cursor', 'build', 'refused'))
 local count = count_of(KEYS[1])

@@ -1,4 +1,4 @@
--- Put in front of the scripts that compare xacts.
+-- `steps` puts this before the scripts that compare xacts.
 --
--- Whether one is lower. They are 64-bit numbers as text, because Lua's own numbers are exact to 2^53 only.
+-- Whether xact `a` is lower than `b`. Xacts are 64-bit numbers as text, because Lua's own numbers are exact to 2^53 only.
 local function below(a, b) return #a < #b or (#a == #b and a < b) end

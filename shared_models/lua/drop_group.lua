@@ -4,8 +4,9 @@
 -- ARGV[1] group   ARGV[2] token
 -- Returns 1, or 0 if the group is as large as its size (nothing is changed then).
 --
--- Atomic because a record that came in between would be dropped with the size that it had moved; and because the group must not
--- be taken for an empty one from now on: `broken` names it. `swept` moves: a run may have counted on its members.
+-- Atomic because otherwise the drop could lose a record that comes in between, together with the size that it moved. `broken`
+-- names the group from now on, so that nobody takes it for an empty one. `swept` moves, because a run may have relied on its
+-- members.
 local size = redis.call('ZSCORE', KEYS[1], ARGV[1])
 local set = set_of(KEYS[1], generation_of(KEYS[2]), ARGV[1])
 if not size then return 0 end
@@ -18,7 +19,7 @@ redis.call('UNLINK', set)
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('ZREM', names_of(KEYS[1]), ARGV[1])
 if is_size(entries) then redis.call('HINCRBY', KEYS[2], 'size', -1) end
--- Which of both was wrong, the set or its size, nobody knows: the members of all groups are added up anew.
+-- Nobody knows whether the set or its size was wrong. So the script adds up the members of all groups again.
 local elements, sizes = 0, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 2, #sizes, 2 do elements = elements + tonumber(sizes[i]) end
 redis.call('HSET', KEYS[2], 'elements', string.format('%d', elements))

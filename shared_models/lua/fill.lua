@@ -2,7 +2,8 @@
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] fill
 -- ARGV[1] token of the fill   ARGV[2] position that the chunk was read from: "=" and a member, or "" at the start
--- ARGV[3] position of the chunk's last element   ARGV[4] how many elements it has   ARGV[5…] they, as the storage takes them
+-- ARGV[3] position of the chunk's last element   ARGV[4] how many elements it has
+-- ARGV[5…] the elements, as the storage takes them
 -- Returns how many were not there before; -1 if this fill is no longer in progress, or what it has added is lost; -2 if there is
 -- no room for so many groups (nothing is added then).
 --

@@ -1,4 +1,4 @@
--- Put in front of the scripts that change a size.
+-- `steps` puts this before the scripts that change a size.
 --
 -- Whether this is a size that HINCRBY takes, and short enough for Lua to count exactly; a missing one (false) is not.
 local function is_size(size)

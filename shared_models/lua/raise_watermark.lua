@@ -1,4 +1,4 @@
--- Put in front of the scripts that raise a watermark.
+-- `steps` puts this before the scripts that raise a watermark.
 --
 -- Raise it to `xact` of `source`, if that is later. If there is none, set it only if `first`: a counter that was built has
 -- one, and if it is missing, earlier acknowledgements are forgotten. Then it stays missing, and sweeps wait,

@@ -7,9 +7,9 @@
 -- ARGV[3] the rows may have been deleted since by a transaction with this xact or a later one: the xact that stored the
 --         rows, or the horizon of the snapshot that showed them; "" for none
 -- ARGV[4…] elements, a chunk at most, as the storage takes them
--- Returns how many of them were not there before; or -1 if they come too late: catch-up has passed that xact. They have been
--- counted, or they have left again; nothing is added, and not all of them are there. (0 if all are.) Or -2 if there is no room
--- for so many groups; nothing is added.
+-- Returns how many of them were not there before. If they come too late, because catch-up has passed that xact, nothing is
+-- added: they were counted, or have left again. Then it returns 0 if all of them are there, and -1 if not. If there is no room
+-- for so many groups, nothing is added, and it returns -2.
 --
 -- Atomic because a sweep between "add" and "remove the mark" would remove a member that was just
 -- acknowledged, a fence that reads the watermark between "add" and "raise" would not wait for its row, and a reader

@@ -1,9 +1,10 @@
 -- The storage of a counter by group: a SET for each group, and a directory (ZSET group -> how many members it has).
 -- An element is a group, a zero byte, and a member. What the functions do: see storage_set.lua.
 --
--- The size is that of the directory. Each group has a size of its own, its score: another number than its set has means that
--- something else has changed that set, and that group alone is not live. A set that the directory does not name is nobody's,
--- and is removed before its group is begun. A directory that was lost is begun anew, and its sets with it: the next generation.
+-- `size` counts the groups of the directory. Each group has a size of its own: its score. If its set has another number of
+-- members, something else has changed that set, and only this group is not live. A set that the directory does not name belongs
+-- to no group; `put` removes it before it begins this group. If the directory was lost, a new one and new sets begin: the next
+-- generation.
 local WIDTH, KEEPS_GAP = 1, false
 
 local function split(element)
@@ -15,7 +16,8 @@ local function names_of(members) return string.sub(members, 1, -8) .. 'names' en
 local function set_of(members, generation, group) return members .. ':' .. generation .. ':' .. group end
 local function count_of(members) return redis.call('ZCARD', members) end
 
--- The elements of ARGV[first…] come group by group: it, how many members of it follow, and they. Where each group's begin and end.
+-- The elements of ARGV[first…] come group by group: the group, the number of its members that follow, and these members.
+-- Returns the groups, and where the members of each begin and end.
 local function runs(first)
   local groups, from, to = {}, {}, {}
   while first <= #ARGV do
@@ -50,7 +52,7 @@ local function unmark(members, marks, first)
   end
 end
 
--- How many members all groups have together: a number that is only told.
+-- Change the number of members that all groups have together. It is only reported; no step relies on it.
 local function move_elements(intake, by)
   local elements = redis.call('HMGET', intake, 'elements')[1]
   if by ~= 0 and (not elements or is_size(elements)) then
@@ -61,7 +63,7 @@ end
 local function put(members, intake, first)
   local generation, names = generation_of(intake), names_of(members)
   local groups, from, to = runs(first)
-  -- All that can fail, because a key is of another type, before the first write.
+  -- First everything that can fail because a key is of another type, then the first write.
   redis.call('ZCARD', names)
   local sizes, new = redis.call('ZMSCORE', members, unpack(groups)), 0
   for i, group in ipairs(groups) do
@@ -92,7 +94,7 @@ local function take(members, intake, element)
   local set = set_of(members, generation_of(intake), group)
   if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0, element end
   move_elements(intake, -1)
-  -- If somebody has lowered its size, members are left: they stay, and make the group one that is not live.
+  -- If somebody has lowered its size, members are left. They stay, and the group is not live.
   if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 or redis.call('SCARD', set) > 0 then return 0, element end
   redis.call('ZREM', members, group)
   redis.call('ZREM', names_of(members), group)
@@ -100,10 +102,10 @@ local function take(members, intake, element)
   return 1, element
 end
 
--- Whether everything that belongs together is there.
+-- Whether the directory and the names have the same number of groups.
 local function is_whole(members) return redis.call('ZCARD', names_of(members)) == redis.call('ZCARD', members) end
 
--- Begin with nothing. What is left of an earlier generation belongs to nobody; the keeper removes it.
+-- Start empty. The keeper removes the sets of an earlier generation, which no directory names.
 local function clear(members, intake, token)
   redis.call('UNLINK', members, names_of(members), string.sub(members, 1, -8) .. 'broken')
   redis.call('HSET', intake, 'generation', token, 'elements', '0')

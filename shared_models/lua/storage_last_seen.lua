@@ -2,7 +2,7 @@
 -- were last seen on it. An element is a day (ten characters, in the order of time), a zero byte, and a member: it says that the
 -- member's last row is of that day. What the functions do: see storage_set.lua.
 --
--- To put in an element keeps the later day. To take one out lowers the member's day to that of its last row, or removes it.
+-- Adding an element keeps the later day. Removing one lowers the member's day to that of its last row, or removes the member.
 local WIDTH, KEEPS_GAP = 2, false
 
 local function split(element)
@@ -12,8 +12,8 @@ end
 local function days_of(members) return string.sub(members, 1, -8) .. 'days' end
 local function count_of(members) return redis.call('HLEN', members) end
 
--- The elements of ARGV[first…] come day by day: it, how many members follow, and they. Calls `look` with each day, where its
--- members begin, and what `hash` has of them, in their order.
+-- The elements of ARGV[first…] come day by day: the day, the number of members that follow, and these members. Calls `look` with
+-- each day, the index before its first member, and the values that `hash` has for its members, in their order.
 local function each_day(hash, first, look)
   while first <= #ARGV do
     local last = first + 1 + tonumber(ARGV[first + 1])
@@ -37,8 +37,8 @@ local function mark_of(element)
   return member
 end
 
--- A record of an earlier day than the one that is marked does not say that there is still a row of the marked day. And who asks
--- for the last day may not see the row that is recorded here. So the mark becomes another one: ask again.
+-- A record of an earlier day does not prove that the marked day still has a row. And the question for the last day may not
+-- have seen the row that is recorded here. So the mark changes to "again": the keeper has to ask again.
 local function unmark(members, marks, first)
   if redis.call('EXISTS', marks) == 0 then return end
   each_day(marks, first, function(day, before, holders)
@@ -87,14 +87,14 @@ local function put(members, intake, first)
     written[#written + 1] = member
     written[#written + 1] = day
   end
-  -- The days first: what fails there, because somebody has written into them, has put nothing in.
+  -- The days first: if this fails, because somebody has written into them, no member was added.
   move_days(members, moves)
   if #written > 0 then redis.call('HSET', members, unpack(written)) end
   return new, new
 end
 
--- `instead`: the day of the member's last row; "" if it has none. The mark says that nothing was recorded since that was asked.
--- So a later day has no row, whichever day was marked.
+-- `instead`: the day of the member's last row; "" if it has none. The mark proves that nothing was recorded since the question.
+-- So no later day has a row, whichever day was marked.
 local function take(members, intake, element, instead)
   local _, member = split(element)
   local day = redis.call('HGET', members, member)

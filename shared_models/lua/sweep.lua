@@ -2,8 +2,8 @@
 --
 -- KEYS[1] members   KEYS[2] suspects, or departing   KEYS[3] intake   KEYS[4] state
 -- ARGV[1] token of the sweep   ARGV[2] changed_at when its fence was read   ARGV[3…] elements without a row, a chunk at most;
--- last seen: each with the day that takes its place, "" for none
--- Returns how many have to be asked about again, and then those that were removed; or -1 if some are marked and the table has
+-- last seen: after each the day that replaces its day, "" for none
+-- Returns how many the keeper has to ask about again, and then the removed elements; or -1 if some are marked and the table has
 -- changed since (nothing is changed then).
 --
 -- Atomic because a member that is recorded after the check of its mark must stay, and because the size changes with the

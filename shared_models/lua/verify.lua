@@ -23,7 +23,7 @@ if ARGV[6] == '1' then
   if ARGV[9] ~= '' and redis.call('HMGET', KEYS[3], 'changed_at')[1] == ARGV[9] then
     redis.call('HSET', KEYS[3], 'settled', ARGV[9])
   end
-  -- An impossible one, as in `states.parse_state`, is replaced.
+  -- An impossible value, as in `states.parse_state`, is replaced.
   local stands = left and string.match(left, '^%d+$') and not below(cursor, left) and not below(left, ARGV[8])
   if ARGV[8] ~= '' and not stands then
     redis.call('HSET', KEYS[3], 'left_through', ARGV[8])

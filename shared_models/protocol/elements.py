@@ -1,10 +1,11 @@
-"""How an element is written: what a derived counter's storage holds, made of the values of a row.
+"""Encode and decode elements: a derived counter's storage holds them, and they are made of the values of a row.
 
     set         the member                               "ann"
     groups      the group, a zero byte, the member       "NY\\0ann"
     last seen   the day, a zero byte, the member         "2026-11-27\\0ann"
 
-Injective: Postgres stores no U+0000, so that none is in a group or a member. The values are in the order of `Counter.terms`.
+Different values make different elements: Postgres stores no U+0000, so no group and no member contains one. The values are in
+the order of `Counter.terms`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from shared_models.protocol.members import Value, Values
 
 SEPARATOR = b"\0"
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
-# Days have ten characters, in the order of time. Postgres knows earlier and later ones, and two that are infinite.
+# Days have ten characters, and sort in the order of time. Postgres also has earlier and later days, and two infinite ones.
 FIRST_DAY, LAST_DAY = "0001-01-01", "9999-12-31"
 
 
 def encode_all(counter: Counter, rows: Iterable[Values]) -> list[bytes]:
-    """The elements that stand for these rows' values."""
+    """The elements of these rows' values."""
     fields = len(counter.fields)
     if counter.storage is Storage.SET:
         return members.encode_all(rows, fields)
-    if len(counter.terms) == 2 and fields == 1:  # the usual ones, in half of the time
+    if len(counter.terms) == 2 and fields == 1:  # the usual case, in half the time
         if counter.storage is Storage.LAST_SEEN:
             return [f"{day_of(day)}\0{member}".encode() for member, day in rows]
         return [f"{group}\0{member}".encode() for group, member in rows]
@@ -44,7 +45,7 @@ def encode_all(counter: Counter, rows: Iterable[Values]) -> list[bytes]:
 
 
 def decode(counter: Counter, element: bytes) -> tuple[str, ...] | None:
-    """The values that this element stands for, as texts; None if no row could have made it."""
+    """The values of this element, as texts; None if no row could have made it."""
     fields = len(counter.fields)
     if counter.storage is Storage.SET:
         return members.decode(element, fields)
@@ -64,7 +65,8 @@ def decode(counter: Counter, element: bytes) -> tuple[str, ...] | None:
 
 
 def member_places(counter: Counter) -> list[int]:
-    """Where the member's fields stand among the values of a counter by group. One that is a group, too, stands there once."""
+    """The index of each field of the member among the values of a counter by group. A field that is also in the group is there
+    once."""
     names = [each.name for each in counter.terms]
     return [names.index(field) for field in counter.fields]
 

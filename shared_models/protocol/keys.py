@@ -1,28 +1,28 @@
 """Every key that Rollcall has in Redis. No other module writes a key string.
 
 The database (the number at the end of REDIS_URL) belongs to Rollcall alone. `{…}` is a hash tag: all keys of one declared
-counter lie in one slot, so that its atomic steps may touch several of them, and its groups can be intersected. WHAT is
-`{users}:users.1f2e3d4c`: the tag, the derived counter's name, a dot, and its definition (`Counter.definition`). So a counter
-that is declared otherwise is another one, cold until it is built; a service that still has the old file goes on with the old
-one. The 2 is the layout: a new one is a set of cold counters, too.
+counter are in one slot, so that its atomic steps may touch several of them, and Redis can intersect its groups. WHAT is
+`{users}:users.1f2e3d4c`: the tag, the derived counter's name, a dot, and its definition (`Counter.definition`). So an edited
+declaration gives another counter, which is cold until the keeper has built it. A service that still has the old file continues
+with the old one. The 2 is the layout: in a new layout all counters are cold, too.
 
     rollcall:2:WHAT:members    the elements; absent while there are none. By the counter's storage:
                                SET     member
                                ZSET    group -> how many members it has (a directory)
                                HASH    member -> the last day on which it has a row
-    rollcall:2:WHAT:members:GENERATION:GROUP  SET  the members of one group. One that the directory does not name is nobody's
+    rollcall:2:WHAT:members:GENERATION:GROUP  SET  the members of one group. If the directory does not name it, it is of no group
     rollcall:2:WHAT:names      ZSET    the groups of the directory, all with score 0: in the order of their bytes
     rollcall:2:WHAT:broken     HASH    group -> token: something else has changed its set; it was dropped, and is read again
     rollcall:2:WHAT:days       HASH    day -> how many members were last seen on it
     rollcall:2:WHAT:suspects   HASH    element (last seen: member) -> token of the sweep that suspects it of having no row
     rollcall:2:WHAT:departing  HASH    the same -> token of the batch of departures that it is in
     rollcall:2:WHAT:intake     HASH    what ingest writes, too:
-                                          size              entries that the protocol has put into `members`, less those that
-                                                            it has taken out: another number than there are means that
+                                          size              entries that the protocol has added to `members`, less those that
+                                                            it has removed. If there is another number of entries,
                                                             something else has changed it, and the counter is not live
                                           generation        of the sets of groups: the token of the fill that began them
                                           elements          how many members all groups have together
-                                          build             token of the fill that completed this counter; under a cursor
+                                          build             token of the fill that completed this counter. If there is a cursor,
                                                             a missing size, or another build, means: lost
                                           fill              token of the fill in progress
                                           watermark         highest xact that ingest has acknowledged into it, or that a
@@ -63,9 +63,9 @@ one. The 2 is the layout: a new one is a set of cold counters, too.
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Who writes: ingest all of a counter down to the intake, and reads the state; manage everything; query nothing; ingest and manage
-their own rates.
-What ingest writes is not believed blindly: see `shared_models.protocol.states`. compose/redis/users.acl gives each exactly that.
+Ingest writes the keys of a counter from `members` to `intake`, and reads the state. Manage writes everything, query writes
+nothing. Ingest and manage write their own rates. The others check the values that ingest writes: see
+`shared_models.protocol.states`. compose/redis/users.acl gives each service exactly these rights.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def of_counter(name: str) -> CounterKeys:
     global _keys, _declared
     if _declared is not declarations.COUNTERS:
         _keys, _declared = {each.name: keys_of(each) for each in declarations.derived()}, declarations.COUNTERS
-    # One that was removed from the file has keys that do not exist.
+    # A counter that was removed from the file gets keys that do not exist.
     return _keys.get(name) or _keys_at(name, name, Storage.SET)
 
 
@@ -137,7 +137,7 @@ def what_in(key: str) -> str | None:
 
 
 def declared_prefixes() -> tuple[str, ...]:
-    """What the keys of the counters begin with that are declared here and now."""
+    """The beginnings of the keys of the counters that are declared here and now."""
     return tuple(keys_of(each).members.removesuffix("members") for each in declarations.derived())
 
 

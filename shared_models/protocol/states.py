@@ -40,8 +40,8 @@ class Drift:
 class State:
     """A counter in Redis. Xacts are 64-bit integers, moments are aware; None means missing."""
 
-    count: int  # members of the set
-    size: int | None = None  # members that the protocol has added, less those that it has removed
+    count: int  # entries: members, or groups
+    size: int | None = None  # entries that the protocol has added, less those that it has removed
     elements: int | None = None  # of a counter by group: the members of all groups together
     cursor: int | None = None
     source: str = ""
@@ -158,7 +158,7 @@ _STATE = (
 )  # fmt: skip
 _INTAKE = ("size", "build", "watermark", "watermark_source", "elements")
 _FILL = ("token", "read", "expected")
-# How many replies `queue_state` has, to cut a long answer into counters.
+# How many replies `queue_state` adds for one counter: `parse_states` cuts a long answer by it.
 REPLIES = 4
 
 
@@ -272,7 +272,7 @@ def remove_misfits(client: Redis, name: str) -> Mapping[str, str]:
     found = {key: cast("bytes", client.type(key)).decode() for key in expected}
     misfits = {key: kind for key, kind in found.items() if kind not in ("none", expected[key])}
     if at.broken in misfits and at.state not in misfits:
-        # Nobody knows any more which groups are being read again. The counter is built.
+        # Now nobody knows which groups have to be read again. So the keeper builds the counter.
         client.hdel(at.state, "cursor")
     if misfits:
         client.unlink(*misfits)

@@ -25,7 +25,7 @@ from shared_models.protocol.states import Drift, State
 # The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Other
 # clients wait no longer than that for a reconcile, however large it is.
 CHUNK_MEMBERS = 1_000
-# … and of how many groups they may be.
+# … and the most groups that these members may belong to.
 CHUNK_OF_GROUPS = 200
 # The most members that one round trip of a scan looks at. Redis runs all commands in a client's buffer before it
 # serves the next client. With 250 members the others wait 0.1 to 0.2 ms.
@@ -76,7 +76,7 @@ def _script(name: str, storage: Storage | None) -> Script:
     return Script("".join(shared[each] for each in needed) + text)
 
 
-# By name and storage. A script that does not care what holds the elements is the same for each.
+# By name and storage. Scripts that do not depend on the storage are the same for each.
 SCRIPTS: Mapping[tuple[str, Storage], Script] = {
     **{(name, storage): _script(name, storage) for name in _OF_STORAGES for storage in Storage},
     **{(name, Storage.GROUPS): _script(name, Storage.GROUPS) for name in _OF_GROUPS},
@@ -95,12 +95,12 @@ def load_scripts(client: Redis) -> None:
 
 
 def _chunks_of(storage: Storage, elements: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """In their order. Each element may be of another group."""
+    """Chunks of the elements, in their order. Each element may be of another group."""
     return chunks(elements, CHUNK_OF_GROUPS if storage is Storage.GROUPS else CHUNK_MEMBERS)
 
 
 def _in_any_order(storage: Storage, elements: Sequence[bytes]) -> Iterator[Sequence[Argument]]:
-    """The arguments for chunks of these elements, of as few groups as possible: a group costs more than a member."""
+    """The arguments for chunks of these elements, each of as few groups as possible: a group costs more than a member."""
     if storage is not Storage.GROUPS:
         yield from (storages.arguments(storage, chunk) for chunk in chunks(elements))
         return
@@ -168,7 +168,7 @@ class TableChanged(SetChanged):
 
 
 class TooManyGroups(Exception):
-    """A counter by group would have more groups than it may have. It is refused, and the others go on."""
+    """A counter by group would have too many groups. It is refused; the other counters go on."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -191,8 +191,8 @@ def record(
     """Add elements to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
-    to claim. `horizon` is of the snapshot that showed the members; None if they were stored by `xact` itself. Raises
-    TooLate or TooManyGroups if some of them were not added, and redis.RedisError. Then a part may have been done, which is
+    to claim. `horizon` is of the snapshot that showed the members; None if `xact` itself stored them. Raises
+    TooLate or TooManyGroups if some of them were not added, and redis.RedisError. Then some may have been added, which is
     harmless: every element has a committed row.
     """
     calls: list[Call] = []
@@ -289,10 +289,11 @@ def promote(client: Redis, name: str, token: str, position: bytes) -> bool:
 def sweep(
     client: Redis, name: str, token: str, gone: Mapping[bytes, bytes], changed_at: str, *, departing: bool = False
 ) -> tuple[list[bytes], bool]:
-    """Take out the elements that this sweep, or this batch of departures, still has marked: which they were.
+    """Remove the elements that this sweep, or this batch of departures, still has marked.
 
-    And whether some have to be asked about again: a record of an earlier day came in between. `gone`: what takes the place of
-    each; b"" for nothing. `changed_at` is of the table that was asked about them. Raises TableChanged if that is another one now.
+    Returns the removed ones, and whether the caller has to ask about some again, because a record of an earlier day came in
+    between. `gone`: for each element what replaces it; b"" for nothing. `changed_at` is of the table that was asked about
+    them. Raises TableChanged if it is another table now.
     """
     at = keys.of_counter(name)
     on = (at.members, at.departing if departing else at.suspects, at.intake, at.state)
@@ -338,19 +339,19 @@ def unmark(client: Redis, name: str, elements: Sequence[bytes]) -> None:
 
 
 def drop_group(client: Redis, name: str, group: bytes, token: str) -> bool:
-    """Drop the set of a group that something else has changed, to read it again; False if it is as large as it has to be."""
+    """Drop the set of a group that something else has changed, to read it again; False if the set is as large as its size says."""
     at = keys.of_counter(name)
     return bool(_execute_one(client, "drop_group", name, [at.members, at.intake, at.state, at.broken], group, token))
 
 
 def mend_group(client: Redis, name: str, group: bytes, token: str, build: str, changed_at: str) -> bool:
-    """Note that a group that was dropped has been read again, if the counter is still the one of the beginning."""
+    """Note that a dropped group has been read again, if the counter is still the one that the reading began with."""
     at = keys.of_counter(name)
     return bool(_execute_one(client, "mend_group", name, [at.broken, at.state], group, token, build, changed_at))
 
 
 def resolve(client: Redis, name: str, was: State, token: str, left_through: int | None) -> bool:
-    """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile must do it."""
+    """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile must resolve them."""
     at = keys.of_counter(name)
     on = (at.state, at.departing)
     return bool(

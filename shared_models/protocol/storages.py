@@ -1,7 +1,7 @@
-"""What holds a derived counter's elements in Redis. What the scripts do with each stands in `lua/storage_*.lua`, and the rest here.
+"""The storages: what holds a derived counter's elements in Redis. The scripts' part is in `lua/storage_*.lua`, the rest is here.
 
-The protocol is the same for all of them. What it says of an element is: put it in, take it out, is it there, how many entries
-are there, give me all of them.
+The protocol is the same for all of them. It adds and removes elements, asks whether they are there, counts the entries, and
+scans all elements.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from shared_models.declarations import Storage
 from shared_models.protocol import elements, members
 from shared_models.protocol.keys import CounterKeys
 
-# The most groups that a counter may have. One that has more is refused: it would fill Redis, and nobody reads so many.
+# The most groups that a counter may have. A counter with more is refused: it would fill Redis, and nobody reads so many groups.
 MAX_GROUPS = 100_000
-# How many entries one command of a scan looks at: the others wait for 0.1 to 0.2 ms.
+# How many entries one command of a scan looks at. Other clients wait 0.1 to 0.2 ms for it.
 SCAN_COUNT = 250
 
 
 class Found(Enum):
-    """What a storage has of an element."""
+    """Whether a storage has an element."""
 
     ABSENT = "absent"
     THERE = "there"
@@ -53,13 +53,13 @@ def type_of(storage: Storage) -> str:
 
 
 def mark_of(storage: Storage, element: bytes) -> bytes:
-    """What a mark on an element is called."""
+    """The field under which a hash of marks has the mark of an element."""
     return elements.split(element)[1] if storage is Storage.LAST_SEEN else element
 
 
 def arguments(storage: Storage, found: Sequence[bytes]) -> list[bytes | int]:
-    """Elements as scripts take them that put them in: not to cut each of them in Redis, group by group (day by day), and for
-    each it, how many members follow, and they. Elements of a set are members, and stay as they are."""
+    """Elements as the scripts that add them take them: for each group (or day) its name, the number of its members, and these
+    members. So Redis need not cut each element. Elements of a set are members, and stay as they are."""
     if storage is Storage.SET:
         return list(found)
     handed: list[bytes | int] = []
@@ -78,7 +78,7 @@ def by_head(found: Sequence[bytes]) -> Mapping[bytes, list[bytes]]:
 
 
 def find(client: Redis, at: CounterKeys, asked: Sequence[bytes]) -> list[Found]:
-    """What there is of each of these elements, a chunk at most. Raises redis.RedisError."""
+    """Whether each of these elements is there; a chunk at most. Raises redis.RedisError."""
     if at.storage is Storage.SET:
         return [_there(each) for each in client.smismember(at.members, list(asked))]
     heads_and_members = [elements.split(each) for each in asked]
@@ -87,7 +87,7 @@ def find(client: Redis, at: CounterKeys, asked: Sequence[bytes]) -> list[Found]:
         return [_compare(have, day) for have, (day, _) in zip(days, heads_and_members, strict=True)]
     generation = client.hget(at.intake, "generation")
     pipe = client.pipeline(transaction=False)
-    # In the order of the index, so that those of one group follow each other.
+    # The elements are in the order of the index, so the members of one group follow each other.
     for group, some in groupby(heads_and_members, key=lambda pair: pair[0]):
         pipe.smismember(at.group(generation, group), [member for _, member in some])
     return [_there(each) for present in pipe.execute() for each in present]
@@ -104,7 +104,7 @@ def _compare(have: bytes | None, day: bytes) -> Found:
 
 
 def count_broken(client: Redis, counters: Sequence[CounterKeys]) -> list[int]:
-    """Of each counter how many groups are being read again, in one round trip. Raises redis.RedisError."""
+    """How many groups of each counter the keeper is reading again, in one round trip. Raises redis.RedisError."""
     pipe = client.pipeline(transaction=False)
     for at in counters:
         pipe.hlen(at.broken)
@@ -114,7 +114,7 @@ def count_broken(client: Redis, counters: Sequence[CounterKeys]) -> list[int]:
 def scan(client: Redis, at: CounterKeys, step: int) -> Iterator[list[bytes]]:
     """The elements, in runs of at most about `step`.
 
-    What is there for the whole time is given at least once, which is all that is needed: an element that comes or goes
+    It gives every element that is there for the whole time at least once. No caller needs more: an element that comes or goes
     meanwhile was recorded, or is gone.
     """
     pending: list[bytes] = []
