@@ -99,7 +99,7 @@ class Keeper:
         self.has_departures = False
         self.departures: dict[str, Steps] = {}
         self.filters: dict[str, BucketFilter] = {}
-        # What is looked at beside the elements, by counter, and the groups that have to be read again.
+        # The looks of `watch` by counter, and the groups that have to be read again.
         self.looks: dict[str, Iterator[dict[bytes, str]]] = {}
         self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
@@ -123,8 +123,8 @@ class Keeper:
             # A pass over a broken connection is void. Its work stays, and its notes are in Redis.
             self.note_failure("redis", error)
             self.start_over()
-            # A key of another type, perhaps the set of one group among many. The next look finds it, or whatever meets it
-            # would end every step before the look has come there.
+            # A key has a wrong type; it may be the set of one group among many. The next look goes through everything and finds
+            # it. Otherwise each step might fail at this key before a look reaches it.
             self.looks_at_all = is_of_another_type(error)
             return PAUSE_AFTER_FAILURE_SECONDS
 
@@ -162,8 +162,8 @@ class Keeper:
         return self.step_job()
 
     def look_at_groups(self) -> None:
-        """Look at a piece of what one counter keeps beside its elements; at the next tick it is another counter's turn.
-        Or at all of all counters, after an error that says that a key is of another type."""
+        """Look at one piece of one counter (`watch`); the next tick looks at the next counter. After an error that says that
+        a key has a wrong type, look at all pieces of all counters."""
         watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
         if self.looks_at_all:
             self.looks_at_all = False
@@ -174,7 +174,7 @@ class Keeper:
             self.look_at(watched[self.turn], 1)
 
     def look_at(self, counter: Counter, pieces: int) -> None:
-        """Look at so many pieces of one counter."""
+        """Look at this many pieces of one counter."""
         looks = self.looks.setdefault(counter.name, watch(counter, self.redis))
         try:
             for broken in islice(looks, pieces):
@@ -182,7 +182,7 @@ class Keeper:
         except ResponseError as error:
             if not is_of_another_type(error):
                 raise
-            # This counter alone is looked at from the beginning; the others go on.
+            # Only the look at this counter begins again; the others continue.
             removed = states.remove_misfits(self.redis, counter.name)
             log.error("counter.removed_misfits", counter=counter.name, keys=removed)
             del self.looks[counter.name]
@@ -305,7 +305,7 @@ class Keeper:
         except ResponseError as error:
             if not is_of_another_type(error):
                 raise
-            # A key beside the state is not Rollcall's. If it is a group's, `watch` drops the group.
+            # A key with a wrong type is not Rollcall's. If it is the set of a group, `watch` drops the group.
             removed = states.remove_misfits(self.redis, counter.name)
             return Pass(behind=f"keys of another type were found, and removed: {removed or 'of a group'}", failed=True)
         if did.memory is not None:

@@ -72,7 +72,7 @@ def needs_building(state: State, source: str) -> bool:
 
 
 def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
-    """Complete the counter, or go on where another keeper left off. Raises psycopg2.Error, redis.RedisError,
+    """Complete the counter, or continue where another keeper stopped. Raises psycopg2.Error, redis.RedisError,
     steps.TooManyGroups.
 
     Ends early, without an error, if another fill of the same counter has begun since.
@@ -116,7 +116,7 @@ def values_at(counter: Counter, position: bytes) -> Values | None:
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
-    """Note a new fill from this snapshot on. It replaces one that was in progress."""
+    """Note a new fill that begins with this snapshot. It replaces one that was in progress."""
     snapshot.check(counter)
     estimate = snapshot.estimate(counter)
     fill = Fill(

@@ -13,10 +13,9 @@ Why the order is the proof:
    still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
    changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
    not the noted one (`sweep`).
-
 5. Most passes have nothing to read. Those over the counters of one table share a snapshot, and their cursors move in one
-   round trip (`catch_up_at_rest`). Each is a pass like any other: its state was read before the snapshot, and there is no
-   row that it would have to read.
+   round trip (`catch_up_at_rest`). The proof for each is the same: its state was read before the snapshot, and it has no
+   row to read.
 
 A keeper that dies anywhere in between leaves members that have a row, and an older cursor: the next pass repeats. Two
 passes at the same time do the same work twice, and one of them moves the cursor.
@@ -79,7 +78,7 @@ def catch_up(
     """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
 
     `redis` must be a client of `stores.connect_for_passes`. `finished` is false if more rows wait for another pass.
-    `between` is called between two chunks of rows: to renew leases, for a transaction may be large.
+    `between` is called between two chunks of rows, to renew leases: a transaction may be large.
     """
     state = states.read_state(redis, counter.name)
     if state.lost or state.cursor is None:
@@ -103,9 +102,9 @@ def catch_up_at_rest(
     replica: Replica,
     redis: Redis,
 ) -> dict[str, Pass]:
-    """One pass over each of these counters of one table that has nothing to read; the others need `catch_up`.
+    """One pass over each of these counters (of one table) that has nothing to read; the others need `catch_up`.
 
-    `found`: their states, read before this, over `redis`. Memories stay what they are: the passes add nothing. Raises
+    `found`: their states, read before this, over `redis`. Memories do not change, because the passes add nothing. Raises
     psycopg2.Error, redis.RedisError.
     """
     complete = {each.name: found[each.name] for each in counters if not found[each.name].lost}
@@ -113,7 +112,7 @@ def catch_up_at_rest(
         return {}
     try:
         with replica.snapshot(counters[0]) as snapshot:
-            # Most counters ask for the same rows, and some see the same columns.
+            # Most counters ask about the same rows, and some have the same columns.
             has_recent = cache(lambda since, shown: snapshot.has_recent(counters[0], since, shown))
             fingerprint = cache(snapshot.fingerprint_as)
             resting = {
@@ -143,7 +142,7 @@ def shown_before(memory: Memory | None, state: State) -> Shown | None:
 
 
 def through(state: State, snapshot: Snapshot) -> datetime | None:
-    """The moment up to which a counter is complete after a pass that has read all of a snapshot; None if none is claimed."""
+    """The complete_through after a pass that has read all of a snapshot; None if it stands still."""
     if state.changed_at != state.settled:
         return None
     # A replica that came back earlier knows less, but counted members stay counted.
@@ -191,7 +190,7 @@ def pass_over(
             # Another pass has moved the cursor, and members of this snapshot may have left since.
             return Pass(behind=CHANGED)
         except steps.TooManyGroups as error:
-            # The cursor stays. What is there is not all, and is not shown; a build says when there is room again.
+            # The cursor stays. The counter lacks members, so it must not be shown. A build says when there is room again.
             steps.make_cold(redis, counter.name, state)
             return Pass(behind=str(error), failed=True)
         between()

@@ -16,10 +16,10 @@ Why the order is the proof that everything below `left_through` has left, and th
 3. Fence. The watermark and the cursor are read once, after the last mark. (If they were read again at each try, they
    would move ahead for as long as ingest writes.) The table is asked in a snapshot that shows everything up to them: see
    `sweep`.
-4. Those that still have no row, and still carry the mark, are removed. If a mark is gone, a record took it off. Where the
-   last day of a member counts, it is lowered to that of its last row; a record of an earlier day in between leaves another
-   mark, because it does not say that the marked day has a row: then the batch begins again. All the
-   time the table is the one that is noted on the counter (see `sweep`). Otherwise the batch begins again at another
+4. Members that still have no row, and still carry the mark, are removed. If a mark is missing, a record removed it. In a
+   counter with last_seen, the member's day is lowered to that of its last row. A record of an earlier day in between leaves
+   another mark, because it does not prove that the marked day has a row: then the batch begins again. All the
+   time the table is the one that the counter's state names (see `sweep`). Otherwise the batch begins again at another
    tick.
 5. Only now `left_through` moves, if it and the token are still those of this batch. If a keeper dies, or loses its
    connection, `left_through` stays, and the next keeper does the batch again, with marks and a fence of its own.
@@ -49,8 +49,8 @@ from shared_models.protocol.elements import encode_all
 def departing(counters: Sequence[Counter], replica: Replica, redis: Redis) -> list[Counter]:
     """Those of these counters that have departures beyond `left_through`, for `resolve_departures`.
 
-    Of the others all departures below the cursor are resolved: there are none. One snapshot shows it for all of them (step 1
-    of the proof), and `left_through` moves. Raises psycopg2.Error, redis.RedisError.
+    The others have no departures below the cursor. One snapshot shows this for all of them (step 1 of the proof), and their
+    `left_through` moves. Raises psycopg2.Error, redis.RedisError.
     """
     found = states.read_states(redis, [counter.name for counter in counters])
     counter_of = {triggers.key(each): each for each in counters if found[each.name].left_through is not None}
@@ -72,7 +72,7 @@ def departing(counters: Sequence[Counter], replica: Replica, redis: Redis) -> li
 
 
 class AskAgain(Exception):
-    """A record of an earlier day came between the mark and the sweep: the last day has to be asked once more."""
+    """A record of an earlier day came between the mark and the sweep: ask for the last day once more."""
 
 
 def resolve_departures(
@@ -106,7 +106,7 @@ def resolve_departures(
         try:
             yield from take_out(counter, token, leaving, replica, redis, swept)
         except (CounterWasLost, steps.TableChanged, AskAgain):
-            return  # it is built, or the batch begins again
+            return  # the keeper builds the counter, or the batch begins again
     if until != state.left_through:
         steps.resolve(redis, counter.name, state, token, until)
 
@@ -119,7 +119,7 @@ def take_out(
     redis: Redis,
     swept: Callable[[list[bytes]], None],
 ) -> Steps:
-    """Fence and sweep for the members that have been marked. Raises CounterWasLost, steps.TableChanged,
+    """Fence and sweep for the marked members. Raises CounterWasLost, steps.TableChanged,
     AskAgain."""
     fence_state = states.read_state(redis, counter.name)
     again = False

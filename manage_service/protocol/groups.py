@@ -1,16 +1,17 @@
-"""Watch what is kept beside the elements of a counter: the sets of groups, the number of members by day.
+"""Watch what a counter has in addition to its elements: the sizes of its groups' sets, or its numbers of members by day.
 
-A group whose set has another size than the directory says was changed by something else. It is dropped, in one atomic
-step, and read again from the table. Meanwhile that group alone is not live. Why the order is the proof that it is right
-afterwards:
+If the set of a group has another size than the directory says, something else has changed the set. The keeper drops the
+group, in one atomic step, and reads it again from the table. Meanwhile only this group is not live. Why the order is the
+proof that the group is correct afterwards:
 
-1. From the drop on, whatever is recorded goes into the new set.
-2. What was in the old one had a row that was acknowledged, or that a pass relied on: the fence is read after the drop,
-   and the group's range of the index is read behind it (see `sweep`). What has left meanwhile does not come back:
-   a record with a horizon below the cursor adds nothing.
-3. The group counts again if it has not been dropped once more, and nobody has built the counter, or seen another table.
+1. After the drop, every record goes into the new set.
+2. Every member of the old set had a row that was acknowledged, or that a pass relied on. The fence is read after the drop,
+   and the group's range of the index is read behind the fence (see `sweep`). A member that has left meanwhile does not come
+   back: a record with a horizon below the cursor adds nothing.
+3. The group is live again, unless it was dropped once more, or somebody has built the counter or seen another table.
 
-A directory, or numbers of days, that do not fit together make the counter cold: it is built.
+If a directory and its names, or the members and their numbers by day, do not fit together, the counter becomes cold, and
+the keeper builds it.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from shared_models.triggers import literal
 
 log = structlog.get_logger()
 
-# How many groups are looked at between two pauses: half a millisecond of Redis' time.
+# How many groups one piece has: half a millisecond of Redis' time.
 GROUPS_AT_ONCE = 1_000
-# As many times, and all of them have been looked at.
+# After so many pieces, all groups of a counter have been looked at.
 MOST_PIECES = storages.MAX_GROUPS // GROUPS_AT_ONCE + 2
 
 
 def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
-    """Look at a counter again and again, a piece each time; the groups that have to be read again, with their tokens.
+    """Look at a counter again and again, a piece each time; yields the groups that have to be read again, with their tokens.
 
     Raises redis.RedisError.
     """
@@ -76,7 +77,7 @@ def broken_groups(counter: Counter, redis: Redis) -> dict[bytes, str]:
 
 
 def is_whole(counter: Counter, redis: Redis) -> bool:
-    """Whether the directory and the names have the same groups, and the days as many members as there are."""
+    """Whether the directory and the names have the same number of groups, or the days together as many members as there are."""
     at = keys.of_counter(counter.name)
     pipe = redis.pipeline(transaction=True)
     if counter.storage is Storage.GROUPS:
@@ -96,7 +97,7 @@ def is_whole(counter: Counter, redis: Redis) -> bool:
 
 
 def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
-    """Drop those of these groups that are not as large as their size."""
+    """Drop those of these groups whose sets are not as large as their size."""
     at = keys.of_counter(counter.name)
     if not groups:
         return
@@ -114,9 +115,9 @@ def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
 
 
 def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Redis) -> Steps:
-    """Read one group again that was dropped. Raises psycopg2.Error, redis.RedisError.
+    """Read a dropped group again. Raises psycopg2.Error, redis.RedisError.
 
-    Ends early, without an error, if it has to be begun again.
+    Ends early, without an error, if the reading has to begin again.
     """
     state = states.read_state(redis, counter.name)
     values = members.decode(group, len(counter.by))
@@ -152,13 +153,13 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
 
 
 def within(counter: Counter, group: tuple[str, ...]) -> Counter:
-    """The counter of the rows of one group: to read them, and not to be counted."""
+    """A counter of the rows of one group, only to read them: it is not counted."""
     same = [f"{term.sql()} = {literal(value)}" for term, value in zip(counter.by, group, strict=True)]
     return replace(counter, where=" AND ".join([f"({counter.where})", *same] if counter.where else same))
 
 
 def forget_generations(counter: Counter, redis: Redis) -> None:
-    """Remove the sets of groups whose directory was lost: nobody counts them, and nobody else removes them."""
+    """Remove the sets of groups whose directory was lost: nothing counts them, and nothing else removes them."""
     if counter.storage is not Storage.GROUPS:
         return
     at = keys.of_counter(counter.name)

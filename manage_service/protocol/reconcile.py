@@ -190,7 +190,7 @@ def compare_chunk(
             steps.record(redis, {counter.name: added}, source=snapshot.source, horizon=snapshot.horizon)
         findings.note_missing(counter, encode_all(counter, owed))
         findings.absent += len(absent)
-    # A member that is there with a later day is looked at in the second half, as one that is in the set only.
+    # If a member is there with a later day, the second half looks at it, as at a member that is only in the set.
     findings.later += found.count(Found.LATER)
     if bucket_filter is not None:
         bucket_filter.put_in(
@@ -201,14 +201,14 @@ def compare_chunk(
 
 
 def is_there(found: Found, *, repair: bool) -> bool:
-    """Whether an element is in the set by now: what was absent has been added by a repair."""
+    """Whether an element is in the set by now: a repair has added the absent ones."""
     return found is Found.THERE or (repair and found is Found.ABSENT)
 
 
 def is_suspicious(counter: Counter, findings: Findings, before: State, after: State, count_before: int | None) -> bool:
     """Whether the set may hold something that the table does not have: see 2. above.
 
-    Of a counter by group only the groups were counted, and their members may be too many.
+    Of a counter by group only the number of groups is known, and a group may have too many members.
     """
     if counter.storage is Storage.GROUPS:
         return True
@@ -217,7 +217,7 @@ def is_suspicious(counter: Counter, findings: Findings, before: State, after: St
 
 
 def find(counter: Counter, members: list[bytes], redis: Redis) -> tuple[int | None, list[Found]]:
-    """What the set has of these, and where the cursor was a moment before the first look."""
+    """The cursor, and then, read a moment later, whether the set has each of these members."""
     at = keys.of_counter(counter.name)
     cursor = redis.hget(at.state, "cursor")
     found: list[Found] = []

@@ -127,8 +127,8 @@ def sweep_round(
 def ask_behind_fence(
     counter: Counter, state: State, members: list[bytes], replica: Replica
 ) -> Generator[Progress, None, dict[bytes, bytes]]:
-    """Those of these members that no row has, in a snapshot that shows all that `state` says was acknowledged or relied on;
-    and what takes their place: see `rowless`.
+    """Those of these members that no row has, each with what replaces it: see `rowless`. It asks in a snapshot that shows
+    everything that was acknowledged or relied on, as `state` says.
 
     Each step says why it waits. Raises CounterWasLost, steps.TableChanged.
     """
@@ -222,10 +222,10 @@ def fence(snapshot: Snapshot, state: State) -> str | None:
 
 
 def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[bytes, bytes]:
-    """Those of these elements that no row has, each with what takes its place: b"" for nothing; where the last day of a member
-    counts, the day of its last row, which is an earlier one.
+    """Those of these elements that no row has, each with what replaces it: b"" for nothing, or, in a counter with last_seen, the
+    day of the member's last row, which is an earlier one.
 
-    Elements that could never be in a row are among them: Postgres cannot be asked for these."""
+    Elements that no row could have are among them, because nobody can ask Postgres for these."""
     checks = [IS_CANONICAL[each.type] for each in counter.terms]
     asked: dict[Values, bytes] = {}
     gone = {}

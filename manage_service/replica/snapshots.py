@@ -132,7 +132,7 @@ class Snapshot:
         return self.horizon < self.xmax
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
-        """The next chunk of the table's distinct members behind `after` (None: from the first), in index order.
+        """The next chunk of the table's distinct members after `after` (None: from the first), in index order.
 
         Empty means that there are none after it. Raises catalog.DoesNotFit if that order is not reliable.
         """
@@ -175,7 +175,7 @@ class Snapshot:
         ask(self._connection, "CLOSE recent")
 
     def has_recent(self, counter: Counter, since: int, shown: Shown | None) -> bool:
-        """Whether there is a row that `read_recent` looks at, of any counter of this one's table; also True if there are
+        """Whether there is a row that `read_recent` would look at, for any counter of the same table; also True if there are
         too many rows above the horizon to look at all of them."""
         limit, unread, bounds = 0, "true", []
         if shown is not None:
@@ -187,7 +187,7 @@ class Snapshot:
         return [self.horizon, shown.xmax, list(shown.unended)]
 
     def fingerprint_as(self, described_by: tuple[str, tuple[str, ...], bool]) -> str:
-        """The fingerprint that the table has for another of its counters (`sql.described_by`)."""
+        """The table's fingerprint for another counter of the same table (`sql.described_by`)."""
         ((fingerprint, _),) = describe(self._connection, described_by)
         return str(fingerprint)
 
@@ -197,7 +197,7 @@ class Snapshot:
         return self._filter(sql.WITHOUT_ROW, counter, values)
 
     def last_seen(self, counter: Counter, values: Sequence[Values]) -> dict[tuple[str, ...], str | None]:
-        """By member (as texts) its last day, as Postgres writes it; None if it has no row."""
+        """The last day of each member (as texts), as Postgres writes it; None if it has no row."""
         self._check_order(counter)
         terms = counter.terms[:-1]
         statement = sql.fill_in(
@@ -236,11 +236,11 @@ class Snapshot:
         return ask(self._connection, sql.HAS_DEPARTURES) == [(True,)]
 
     def departing(self, since: Mapping[str, int]) -> set[str]:
-        """Those of these counters, by their keys, that have departures from their xact on."""
+        """The keys (`triggers.key`) of those counters that have departures with an xact at or above their value in `since`."""
         return {key for (key,) in ask(self._connection, sql.DEPARTING, (list(since), list(since.values())))}
 
     def departed(self, counter: Counter, since: int, below: int) -> tuple[int, list[Values] | None]:
-        """The members of a batch of departures with since <= xact, and the xact that the batch ends before; `below` at most.
+        """The members of a batch of departures with since <= xact, and the xact before which the batch ends; `below` at most.
 
         None instead of members is "all". One transaction is never cut in two.
         """

@@ -70,18 +70,18 @@ FLUSHED = """
     FROM (SELECT pg_current_wal_flush_lsn() AS flushed, %s::pg_lsn AS shown) AS log
 """
 
-# From here on `fill_in` puts the terms and the table of a counter in. The terms are what makes an element (`Counter.terms`):
-# columns, or the days of times. The names of f and g are f and g, also where they are made of something else:
+# `fill_in` fills the terms and the table of a counter into the statements below. The terms make an element (`Counter.terms`):
+# they are columns, or the days of times. Below, f and g are two terms, and "f" and "g" are their names:
 # {terms} f AS "f", g AS "g" · {names} "f", "g" · {texts} "f", "g"::text · {table} ·
 # {counts} f IS NOT NULL AND g IS NOT NULL AND (the counter's condition) · {unnest} unnest(%s::text[], %s::uuid[]) ·
 # {values} v.f, v.g::text · {joined} t.f = v.f AND t.g = v.g AND (the condition)
-# What an index is walked by: all terms, upwards; where the last day is wanted only the member, downwards, so that the last day
-# comes first. {key} f, g · {walked} w.f, w.g · {marks} %s, %s · {beyond} > · {order} f, g · {distinct}, {ordered}: of the names
+# A walk of the index goes upwards by all terms. With last_seen it goes downwards by the member only, so that the last day comes
+# first. {key} f, g · {walked} w.f, w.g · {marks} %s, %s · {beyond} > · {order} f, g · {distinct}, {ordered}: of the names
 #
 # A row counts if none of its terms is NULL, and the condition is true: {counts}, and {joined}, are that rule, everywhere.
 
-# Index-only scan of the counter's index, after a member; stops after CHUNK_ROWS entries. Sorted by the values, and not by
-# their texts, which have the same names: the next chunk begins after the last member.
+# Index-only scan of the counter's index, after a member; stops after CHUNK_ROWS entries. It sorts by the values,
+# and not by their texts, which have the same names: the next chunk begins after the last member.
 SCAN = """
     SELECT {texts} FROM
         (SELECT {distinct} FROM
@@ -108,7 +108,7 @@ SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %
 RECENT = (
     "SELECT {texts} FROM (SELECT {terms} FROM {table} WHERE {counts} AND xact > 0 AND xact >= %s {narrowed}) AS rows"
 )
-# Of the rows that RECENT finds, those that an earlier pass has not added.
+# Which of the rows that RECENT finds no earlier pass has added.
 UNREAD = "(xact < %s OR xact >= %s OR xact = ANY(%s))"
 # Whether RECENT would find a row for any counter of the table, or there are more than {limit} rows to look at.
 HAS_RECENT = """
@@ -120,7 +120,7 @@ OPEN = """
     SELECT xact FROM (SELECT unnest(%s::bigint[]) UNION SELECT generate_series(%s::bigint, %s::bigint - 1)) AS asked (xact)
     WHERE pg_xact_status(xact::text::xid8) = 'in progress'
 """
-# About a second.
+# Asking about so many takes about a second.
 MOST_XACTS_ASKED = 1_000_000
 FETCH = f"FETCH {CHUNK_ROWS} FROM recent"
 # One descent of the counter's index for each value.
@@ -196,7 +196,7 @@ HAS_DEPARTURES = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure'
 """
-# Which of these counters have departures from an xact on, each its own; by the same index.
+# Which of these counters have departures with an xact at or above `since`, which each counter has its own of; by the same index.
 DEPARTING = """
     SELECT counter FROM unnest(%s::text[], %s::bigint[]) AS asked (counter, since) WHERE EXISTS
         (SELECT FROM rollcall_triggers.departure AS d WHERE d.counter = asked.counter AND d.xact >= asked.since)
@@ -243,7 +243,7 @@ def label_of(counter: Counter, name: str, value: Composable) -> Composed:
 
 
 def fill_in(statement: str, counter: Counter, terms: Sequence[Term] | None = None, **more: Composable) -> Composed:
-    """One of the statements above, for this counter; or for some of its terms."""
+    """One of the statements above, for this counter, or for only some of its terms."""
     terms = counter.terms if terms is None else terms
     walks_back = counter.storage is Storage.LAST_SEEN
     key = terms[: len(counter.fields)] if walks_back else terms
