@@ -1,7 +1,7 @@
 """Set algebra: how many members do several sets have in common, or together, or has the first one alone?
 
-An intersection is what Redis counts (SINTERCARD); a union and a difference follow from intersections, by inclusion and
-exclusion. Redis does nothing else meanwhile: so there is a limit of the members that one question looks at.
+Redis counts intersections (SINTERCARD). A union and a difference follow from intersections, by inclusion and exclusion.
+Redis serves nobody else meanwhile. So there is a limit on the members that one question looks at.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ALGEBRA = "/v1/algebra"
 FEWEST_SETS, MOST_SETS = 2, 4
 
 Operation: TypeAlias = Literal["intersection", "union", "difference"]
-# Places of sets that are intersected with each other.
+# The places, in the question, of the sets of one intersection.
 Places: TypeAlias = tuple[int, ...]
 REPLIES_OF_A_GROUP = 3  # of `queue_groups`
 
 
 class SetAsked(msgspec.Struct, forbid_unknown_fields=True):
-    """A set: a group of a counter (`by` and `group`), or without them all its members."""
+    """A set: a group of a counter (`by` and `group`), or, without these, all members of the counter."""
 
     counter: str
     by: str | None = None
@@ -119,7 +119,7 @@ def described(counter: Counter) -> str:
 
 
 def terms_of(operation: Operation, many: int) -> Iterator[tuple[int, Places]]:
-    """What has to be added up: a sign, and the sets whose intersection is meant."""
+    """The terms of the sum: each has a sign, and the places of the sets of one intersection."""
     if operation == "intersection":
         yield 1, tuple(range(many))
     elif operation == "union":
@@ -159,7 +159,7 @@ class AlgebraReader:
                 was, needed = None, []
                 continue
             sizes = [judge_set(each, count) for each, (_, _, count) in zip(asked.sets, found, strict=True)]
-            # A set that the directory does not name may be there, and is nobody's: it is not asked for.
+            # A set that the directory does not name may exist, but is of no group: the question does not read it.
             if was is not None and [size > 0 for size in sizes] == [size > 0 for size in was]:
                 counts = dict(zip(needed, plain(asked.sets[0].counter, list(replies)), strict=True))
                 counts |= {(place,): size for place, size in enumerate(sizes)}
@@ -170,7 +170,7 @@ class AlgebraReader:
         raise problems.cold(f"the {asked.operation}", CHANGING)
 
     def check(self, operation: Operation, needed: list[Places], sizes: list[int]) -> None:
-        """Raises Problem if that is too much work: each intersection goes through its smallest set."""
+        """Raises Problem if the intersections are too much work: each goes through its smallest set."""
         smallest = [min(places, key=lambda place: sizes[place]) for places in needed]
         work = sum(sizes[place] for place in smallest)
         if work > self.limit:
@@ -179,7 +179,7 @@ class AlgebraReader:
 
 
 def queue_set(pipe: Pipeline, each: SetOf, generation: object) -> None:
-    """Queue the state of its counter, and of a group how large it is."""
+    """Queue the state of its counter; for a group also its generation and size."""
     states.queue_state(pipe, each.counter.name)
     if each.group is not None:
         pipe.hget(keys.of_counter(each.counter.name).intake, "generation")
@@ -204,13 +204,13 @@ def judge_set(each: SetOf, count: int | str) -> int:
 
 
 def key_of(each: SetOf, generation: object) -> str | bytes:
-    """Where it is."""
+    """The key of the set in Redis."""
     at = keys.of_counter(each.counter.name)
     return at.members if each.group is None else at.group(generation, members.encode(each.group))
 
 
 def answer_of(asked: Algebra, count: int, sizes: list[int], found: list[State], as_of: datetime) -> Document:
-    """The document. All sets are complete up to the earliest of their moments."""
+    """The document. Its complete_through is the earliest one of the sets."""
     return {
         "operation": asked.operation,
         "count": count,

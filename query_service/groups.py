@@ -1,8 +1,8 @@
-"""Reads groups and windows from Redis. Every number is checked in the MULTI that it was read in, or it is not given.
+"""Reads groups and windows from Redis. The MULTI that reads a number also reads what proves it; otherwise there is no answer.
 
-A group has a size of its own in the directory. Where the set has another size, or the keeper is reading the group again
-(`broken`), this group alone is cold. The names of the sets carry a generation; one that was known from before is a guess,
-and is read again in each MULTI.
+A group has a size of its own in the directory. If its set has another size, or the keeper is reading the group again
+(`broken`), only this group is cold. The keys of the sets contain a generation. A remembered generation is a guess, so each
+MULTI reads it again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from shared_models.protocol.states import State
 
 Document: TypeAlias = dict[str, Any]
 
-# How often a question is read again because the groups changed between two round trips.
+# How often a question is tried if the groups change between two round trips.
 ROUNDS = 5
-# Groups that are being read again. With more of them the whole counter is taken for cold.
+# Groups that the keeper is reading again. If there are more, query treats the whole counter as cold.
 MOST_BROKEN = 1_000
-# Different days on which members were last seen: 109 years. They take Redis some milliseconds.
+# Different days on which members were last seen: 109 years. Reading them takes Redis some milliseconds.
 MOST_LAST_DAYS = 40_000
-# Tops whose names are kept, to ask for their sizes at once.
+# How many tops a worker remembers, to ask for the sizes of their names in the first round trip.
 MOST_GUESSES = 100
 CHANGING = "its groups changed again and again while they were read"
 TOO_MANY_BROKEN = (
@@ -50,7 +50,7 @@ class GroupReader:
         self._trips = trips
         # Of each counter, as it was seen last: by the key that says it.
         self._generations: dict[str, object] = {}
-        # Of the tops that were asked last: the names that may be in it, and the size at its end. They are guesses, too.
+        # For each of the latest tops: the names that may be in it, and the size at its end. These are guesses, too.
         self._tops: dict[Top, tuple[dict[bytes, None], float | None]] = {}
 
     async def read(self, question: OneGroup | Top | Periods | Listing | Window) -> Document:
@@ -76,7 +76,7 @@ class GroupReader:
         self._generations[keys.of_counter(counter.name).intake] = generation
 
     async def sizes(self, counter: Counter, groups: Sequence[Group]) -> tuple[State, list[int | str], datetime]:
-        """Of each group its count, or why it is cold. Raises Problem if the counter is cold."""
+        """The count of each group, or why it is cold. Raises Problem if the counter is cold."""
         names = [members.encode(group) for group in groups]
         at = keys.of_counter(counter.name)
 
@@ -118,8 +118,8 @@ class GroupReader:
         }
 
     async def _top(self, asked: Top) -> Document:
-        """The directory is in the order of sizes, and those of one size are in the order of their names from the last one
-        to the first. So the names of the size at the end are read once more, from the first one."""
+        """Read backwards, the directory gives the largest groups first, and groups of one size in the reverse order of their
+        names. So this reads the names of the size at the end once more, from the first one."""
         counter, at = asked.counter, keys.of_counter(asked.counter.name)
         known, last = self._tops.get(asked, ({}, None))
         reads_broken = asked in self._tops
@@ -166,13 +166,13 @@ class GroupReader:
         raise problems.groups_are_cold(counter, CHANGING)
 
     def _guess_top(self, asked: Top, known: dict[bytes, None], last: float | None) -> None:
-        """Note what the next one who asks this may expect."""
+        """Remember what the next request for this top may expect."""
         self._tops[asked] = known, last
         if len(self._tops) > MOST_GUESSES:
             del self._tops[next(iter(self._tops))]
 
     async def _listing(self, asked: Listing) -> Document:
-        """The names of the page are read first, and in the next round trip how large these groups are."""
+        """This reads the names of the page first, and the sizes of these groups in the next round trip."""
         counter, at = asked.counter, keys.of_counter(asked.counter.name)
         beginning = prefix_of(counter, asked.prefix)
         begin = b"[" + beginning if asked.after is None or asked.after < beginning else b"(" + asked.after
@@ -249,14 +249,14 @@ class GroupReader:
 
 
 def first_day(moment: datetime, time_zone: str, days: int) -> str:
-    """The first of so many days that end with today, in the time zone."""
+    """The first day of a window of this many days that ends today, in the time zone."""
     return str(moment.astimezone(ZoneInfo(time_zone)).date() - timedelta(days=days - 1))
 
 
 def queue_groups(
     pipe: Pipeline, counter: Counter, generation: object, names: Sequence[bytes], *, with_broken: bool = True
 ) -> None:
-    """Queue what the groups of these names have: the sizes in the directory, whether they are broken, and the sizes of the sets."""
+    """Queue reads about these groups: their sizes in the directory, whether they are broken, and the sizes of their sets."""
     at = keys.of_counter(counter.name)
     if names:
         pipe.zmscore(at.members, list(names))  # type: ignore[arg-type]
@@ -278,12 +278,12 @@ def judge(many: int, replies: Sequence[Any]) -> list[int | str]:
 
 
 def judge_without_broken(names: Sequence[bytes], replies: Sequence[Any]) -> list[int | str]:
-    """The same, where all broken groups have been read."""
+    """The same, for replies without the broken groups: the caller has read all of those."""
     return judge(len(names), [replies[0], [None] * len(names), *replies[1:]]) if names else []
 
 
 def judge_one(size: float | None, count: object, *, is_broken: bool) -> int | str:
-    """The count of one group, or why it is cold. One that the directory does not name is empty, whatever set is there."""
+    """The count of one group, or why it is cold. A group that the directory does not name is empty, even if its set exists."""
     if is_broken:
         return "something other than Rollcall has changed its set; the keeper reads it again"
     if size is None:
@@ -295,21 +295,21 @@ def judge_one(size: float | None, count: object, *, is_broken: bool) -> int | st
 
 
 def checked(reply: Any) -> Any:
-    """A reply that is none of Redis' refusals; those of keys of another type made the counter cold before."""
+    """The reply, unless it is an error of Redis: that is raised. Keys of a wrong type made the counter cold before."""
     if isinstance(reply, Exception):
         raise reply
     return reply
 
 
 def queue_broken(pipe: Pipeline, counter: Counter, reads_broken: bool) -> None:
-    """Queue how many groups are broken, and if that was few, which."""
+    """Queue the number of broken groups; and, if `reads_broken`, which ones."""
     at = keys.of_counter(counter.name)
     pipe.hlen(at.broken)
     pipe.hgetall(at.broken) if reads_broken else pipe.hlen(at.broken)
 
 
 def is_readable(counter: Counter, many: int) -> bool:
-    """Whether so many broken groups can be named. Raises Problem."""
+    """True if the answer can name this many broken groups. Raises Problem if there are too many."""
     if many > MOST_BROKEN:
         raise problems.groups_are_cold(counter, TOO_MANY_BROKEN)
     return True
@@ -324,7 +324,7 @@ def live(counter: Counter, replies: Sequence[Any]) -> State:
 
 
 def plain(counter: Counter, replies: Sequence[Any]) -> Sequence[Any]:
-    """Replies about a live counter. Raises Problem if one of its keys is of another type."""
+    """Replies about a live counter. Raises Problem if one of its keys has a wrong type."""
     for reply in replies:
         if isinstance(reply, Exception):
             state = State(count=0, unreadable=str(reply))
@@ -333,28 +333,28 @@ def plain(counter: Counter, replies: Sequence[Any]) -> Sequence[Any]:
 
 
 def count_of(replies: Sequence[Any]) -> int | None:
-    """The count of a total that is live; None if it is cold."""
+    """The count of a total; None if it is cold."""
     state = states.parse_state(replies)
     return None if state.cold else state.count
 
 
 def head(counter: Counter) -> Document:
-    """Which counter, and by what."""
+    """The beginning of a document: the counter, and `by`."""
     return {"counter": counter.of, "by": counter.by_names}
 
 
 def good(state: State, count: int) -> Document:
-    """A count, and how good it is."""
+    """A count with its state and freshness."""
     return {**describe(state, Condition.FRESH), "count": count}
 
 
 def without_count(state: State) -> Document:
-    """How good counts are."""
+    """The state and freshness of counts."""
     return {name: value for name, value in describe(state, Condition.FRESH).items() if name != "count"}
 
 
 def describe_group(group: Group, count: int | str) -> Document:
-    """One group of many; one that is cold has no count."""
+    """One group of a list; a cold one has no count."""
     return {"group": group, "count": count if isinstance(count, int) else None}
 
 
@@ -364,15 +364,15 @@ def group_of(counter: Counter, name: bytes) -> Group:
 
 
 def prefix_of(counter: Counter, prefix: str) -> bytes:
-    """What names begin with whose (first) value begins with this."""
+    """The beginning of the names of all groups whose (first) value begins with this."""
     return prefix.encode() if len(counter.by) == 1 else members.encode((prefix, ""))[: -len('",""]')]
 
 
 def is_within(name: bytes, begin: bytes, beginning: bytes) -> bool:
-    """Whether a broken group belongs to the rest of the listing, which begins here: "[" with this name, "(" behind it."""
+    """Whether a broken group belongs to the rest of the listing. This begins at `begin`: "[" with that name, "(" after it."""
     return name.startswith(beginning) and (name > begin[1:] or b"[" + name == begin)
 
 
 def zone_of(counter: Counter) -> str:
-    """The zone of its days."""
+    """The time zone of the counter's days."""
     return next((term.zone for term in counter.by if term.zone), counter.time_zone)

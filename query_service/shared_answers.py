@@ -1,8 +1,8 @@
-"""Answers to questions that no standing answer fits: shared by everybody who asks the same at the same moment, and kept for a
-moment.
+"""Answers to questions that no standing answer fits. Clients that ask the same at the same moment share one, and it is kept for
+a moment.
 
-A reader reads Redis, and gives a document. Who asks for a fresh answer never gets one whose reading began before the
-question: it may have missed the write that this client wants to see.
+A reader reads Redis, and gives a document. A client that asks for a fresh answer never gets one whose reading began before
+the request: that reading may have missed the write that this client wants to see.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from query_service.answers import Condition, CountAnswer, give
 # Reads the answer to a question from Redis. Raises Problem.
 Reader: TypeAlias = Callable[[Any], Awaitable[dict[str, Any]]]
 
-# What the kept answers of a worker may hold. A top of 1,000 groups is about 50 kB.
+# The most that a worker's kept answers may hold. A top of 1,000 groups is about 50 kB.
 KEPT_BYTES = 4 << 20
 
 
 class Question(Hashable, Protocol):
-    """Something to ask: two that are equal have the same answer."""
+    """A question. Equal questions have the same answer."""
 
     @property
     def kind(self) -> str:
@@ -56,15 +56,15 @@ class Kept:
 
 
 class SharedAnswers:
-    """Those of one worker. All of it runs in its event loop."""
+    """The shared answers of one worker. All of it runs in the worker's event loop."""
 
     def __init__(self, read: Reader, *, keep_seconds: float, kept_bytes: int = KEPT_BYTES) -> None:
         self._read, self.keep_seconds, self._most_bytes = read, keep_seconds, kept_bytes
-        # The oldest first: all are kept equally long.
+        # The oldest first: all are kept for the same time.
         self._kept: dict[Question, Kept] = {}
         self.kept_bytes = 0
         self._running: dict[Question, asyncio.Task[Given]] = {}
-        # The readings that begin when the running one of the same question has ended.
+        # Readings that wait until the running one of the same question has ended.
         self._next: dict[Question, asyncio.Task[Given]] = {}
 
     async def ask(self, question: Question, *, fresh: bool = False) -> Given:
@@ -127,8 +127,8 @@ class SharedAnswers:
 
 
 def task_of(reading: Coroutine[Any, Any, Given]) -> asyncio.Task[Given]:
-    """A task whose failure is nobody's fault if nobody waits for it any more. In a context of its own: its log lines must not
-    carry the id of some request."""
+    """A task whose failure is ignored if nobody waits for it any longer. It has a context of its own: its log lines must not
+    have the id of some request."""
     task: asyncio.Task[Given] = asyncio.create_task(reading, context=Context())
     task.add_done_callback(look_at_failure)
     return task

@@ -15,13 +15,13 @@ from query_service import problems
 from query_service.reads import Unreadable
 from shared_models.web.problems import Problem, fault
 
-# Commands in one MULTI, which keeps Redis from everybody else: these take it about a millisecond.
+# Commands in one MULTI. Redis serves nobody else meanwhile: for about a millisecond.
 MOST_COMMANDS = 2_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one reader puts into a round trip."""
+    """The commands of one reader in a round trip."""
 
     queue: Callable[[Pipeline], object]
     replies: asyncio.Future[list[Any]]
@@ -30,7 +30,7 @@ class Part:
 class Trips:
     """The round trips of one worker. All of it runs in its event loop.
 
-    While one is under way, others gather for the next. So the replies are never older than the question.
+    While one trip is under way, new readers wait for the next one. So the replies are never older than the question.
     """
 
     def __init__(self, client: Redis, most_commands: int = MOST_COMMANDS) -> None:
@@ -41,7 +41,7 @@ class Trips:
     async def ask(self, queue: Callable[[Pipeline], object]) -> list[Any]:
         """The replies to the commands that `queue` puts into a MULTI. A command that fails has its exception as the reply.
 
-        Raises Problem if Redis is away.
+        Raises Problem if Redis does not answer.
         """
         part = Part(queue, asyncio.get_running_loop().create_future())
         self._waiting.append(part)
@@ -56,7 +56,7 @@ class Trips:
             try:
                 while self._waiting and len(pipe) < self._most:
                     before, part = len(pipe), self._waiting.pop(0)
-                    taken.append((part, 0))  # it gets an answer also if what follows fails
+                    taken.append((part, 0))  # it gets an answer even if a later step fails
                     part.queue(pipe)
                     taken[-1] = part, len(pipe) - before
                 replies = await pipe.execute(raise_on_error=False)
