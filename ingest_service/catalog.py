@@ -27,7 +27,7 @@ class Collection:
     name: str
     model: type[Countable]
     counters: tuple[Counter, ...]
-    # Days, weeks and months that counters are made of: of create_time, which is the same for all rows of a transaction.
+    # The days, weeks and months that counters use: of create_time, which is the same for all rows of a transaction.
     times: tuple[Term, ...]
     # The type of a row: a struct with the model's sent fields, in their order; decoding checks them.
     row: type[msgspec.Struct]
@@ -89,7 +89,7 @@ def describe(model: type[Countable], declared: tuple[Counter, ...]) -> Collectio
             f"({', '.join(['%s'] * len(fields))})",
             ", ".join([" RETURNING id, xact", *(f"({each.sql()})::text" for each in times)]),
         ),
-        # Of the rows that a transaction is about to write: their xact, and the days of their create_time.
+        # The xact and the days (of create_time) of the rows that a transaction is about to write.
         own_sql=", ".join(["SELECT pg_current_xact_id()::text::bigint", *(f"({each.sql()})::text" for each in times)])
         + " FROM (SELECT now() AS create_time) AS own",
         copy_sql=f"COPY {table} ({columns}) FROM STDIN",

@@ -53,7 +53,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
     """For each of these rows, whether all its members are in the sets now; False if Redis does not say.
 
-    Nobody knows any more on which day a row was written: then the answer is no.
+    False, too, if counters need the day on which a row was written: nobody knows that day any longer.
     """
     if collection.times:
         return [False] * len(rows)
@@ -74,7 +74,7 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
 
 
 def members_of(collection: Collection, rows: Sequence[msgspec.Struct], days: Sequence[str] = ()) -> Members:
-    """The distinct elements that these rows have in each counter of the collection; `days`: what `Collection.times` are."""
+    """The distinct elements that these rows have in each counter of the collection; `days`: the values of `Collection.times`."""
     known = dict(zip(collection.times, days, strict=True))
     return {
         counter.name: encode(counter, rows, [known[each] for each in counter.terms if each.unit], distinct=True)
@@ -85,7 +85,7 @@ def members_of(collection: Collection, rows: Sequence[msgspec.Struct], days: Seq
 def encode(
     counter: Counter, rows: Sequence[msgspec.Struct], days: Sequence[str], *, distinct: bool = False
 ) -> list[bytes]:
-    """The elements of these rows. `days`: the counter's own, which are the same for all rows."""
+    """The elements of these rows. `days`: the counter's days, which are the same for all rows."""
     columns = [each.column for each in counter.terms if not each.unit]
     found = map(attrgetter(*columns), rows) if columns else [()] * len(rows)
     values: Iterable[Any] = set(found) if distinct else found

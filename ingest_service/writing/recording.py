@@ -26,7 +26,7 @@ from shared_models.protocol.steps import chunks
 log = structlog.get_logger()
 
 Rows = Sequence[msgspec.Struct]
-# Of a transaction's rows: their xact, and then their days (`Collection.times`).
+# The xact of a transaction's rows, and then their days (`Collection.times`).
 Own: TypeAlias = "list[Any]"
 
 # How many rows COPY gets at a time: the server begins with the first while the next are being written.

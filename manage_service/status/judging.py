@@ -21,7 +21,7 @@ LAG_SECONDS = 30.0
 LAG_PASSES = 10
 # In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
-# The findings about a counter that its groupings often share.
+# The kinds of findings that a counter and its groupings often share.
 FOLDED = ("cold", "incomplete", "run-failed", "not-verified")
 NUMBERS = re.compile(r"[0-9.,]+")
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
@@ -57,7 +57,7 @@ def judge(
 
 
 def fold(faults: Iterable[Finding]) -> list[Finding]:
-    """What is wrong with a total, and with groupings of it in the same way, is said once: mostly it has one cause."""
+    """Report a fault of a total once if its groupings have the same fault: usually there is one cause."""
     said: dict[tuple[str, str, str], Finding] = {}
     alike: dict[tuple[str, str, str], int] = {}
     kept = []

@@ -129,7 +129,7 @@ def count_days(redis: Redis) -> dict[str, int]:
     for name in names:
         pipe.hlen(keys.of_counter(name).days)
     replies = pipe.execute(raise_on_error=False)
-    # A key of another type: its counter is cold, or will be when the keeper looks at it.
+    # A key with a wrong type: its counter is cold, or becomes cold when the keeper looks at it.
     return {name: 0 if isinstance(each, Exception) else each for name, each in zip(names, replies, strict=True)}
 
 
