@@ -48,7 +48,7 @@ class GroupReader:
 
     def __init__(self, trips: Trips) -> None:
         self._trips = trips
-        # Of each counter, as it was seen last: by the key that says it.
+        # The generation of each counter as it was last read, by the key of its intake.
         self._generations: dict[str, object] = {}
         # For each of the latest tops: the names that may be in it, and the size at its end. These are guesses, too.
         self._tops: dict[Top, tuple[dict[bytes, None], float | None]] = {}

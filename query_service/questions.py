@@ -1,7 +1,7 @@
-"""What a client may ask of a counter beside its standing count, read from the query string: one group, the largest groups, the
-groups of some days, all groups page by page, a window.
+"""The questions about a counter in addition to its standing count, read from the query string: one group, the largest groups,
+the groups of some days, all groups page by page, a window.
 
-Two questions that are equal have the same answer: see `shared_answers`.
+Equal questions have the same answer: see `shared_answers`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared_models.declarations import UNITS, Counter, Term
 from shared_models.web.parameters import MOST_PARAMETERS, check_parameters, not_understood, shortened
 
 GROUPS = f"{COUNTER}/groups"
-# What the two addresses take.
+# The parameters of the two endpoints.
 OF_A_COUNT = ("by", "group", "top", "from", "to", "window")
 OF_A_LIST = ("by", "prefix", "limit", "cursor")
 
@@ -35,7 +35,7 @@ WINDOW = re.compile(r"today|([1-9]\d{0,8})d")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
 NUMBER = re.compile(r"0|-?[1-9]\d*")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Days of Postgres that are none of Python's.
+# Days that Postgres has and Python does not.
 FAR_DATE = re.compile(r"-?infinity|\d{5,}-\d\d-\d\d|\d{4,}-\d\d-\d\d BC")
 
 Group: TypeAlias = tuple[str, ...]
@@ -66,7 +66,7 @@ class Periods:
     """How many members do the groups of these days (weeks, months) have? `groups` are in the order of time."""
 
     counter: Counter = field(hash=False)
-    fixed: Group  # what the other terms are
+    fixed: Group  # the values of the other terms
     days: tuple[str, ...]
     groups: tuple[Group, ...] = field(hash=False)
     kind = "days"
@@ -142,7 +142,7 @@ def read_listing(total: Counter, query: str) -> Listing:
 
 
 def split(query: str, known: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The parameters, each given once; and the values of `group`, which has one for each term. Raises Problem."""
+    """The parameters, each given once; and the values of `group`, one for each term. Raises Problem."""
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MOST_PARAMETERS)
     except UnicodeDecodeError:
@@ -161,7 +161,7 @@ def split(query: str, known: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def read_by(total: Counter, text: str) -> Counter:
-    """The counter by these terms: as they are declared, with commas between; `day` stands for the only day there is."""
+    """The counter by these terms, written as declared, with commas between; `day` means the only term that is a day."""
     by_name = {",".join(each.by_names): each for each in total.groupings}
     terms = {term.name: term for each in total.groupings for term in each.by}
     found = by_name.get(text) or by_name.get(",".join(full_name(terms, part) for part in text.split(",")))
@@ -174,7 +174,7 @@ def read_by(total: Counter, text: str) -> Counter:
 
 
 def full_name(terms: dict[str, Term], part: str) -> str:
-    """The term that a part of `by` names. Raises Problem if it may be several."""
+    """The term that a part of `by` names. Raises Problem if several fit."""
     if part in terms or part not in UNITS:
         return part
     meant = [name for name, term in terms.items() if term.unit == part]
@@ -215,7 +215,7 @@ def read_group(counter: Counter, values: Sequence[str], terms: Sequence[Term] | 
 
 
 def wrong_value(term: Term, value: str) -> str:
-    """Why no row can have this value; "" if one can. A group that nobody is in has count 0, one that cannot be is a mistake."""
+    """Why no row can have this value; "" if one can. A group without members has count 0; an impossible group is a mistake."""
     if term.type == "date":
         day = day_of(value)
         if day is None:
@@ -233,7 +233,7 @@ def wrong_value(term: Term, value: str) -> str:
 
 
 def day_of(text: str) -> date | None:
-    """A day of Python's; None if it is none."""
+    """The day as Python's date; None if Python has no such day."""
     try:
         return date.fromisoformat(text) if DATE.fullmatch(text) else None
     except ValueError:
@@ -241,7 +241,7 @@ def day_of(text: str) -> date | None:
 
 
 def begin_of(day: date, unit: str) -> date:
-    """The first day of the week or month that it lies in."""
+    """The first day of its week or month; for a day the day itself."""
     if unit == "week":
         return day - timedelta(days=day.weekday())
     return day.replace(day=1) if unit == "month" else day
@@ -319,7 +319,7 @@ def read_number(name: str, text: str, most: int) -> int:
 
 
 def read_cursor(text: str) -> bytes:
-    """The name that a cursor stands for. Raises Problem."""
+    """The name in a cursor. Raises Problem."""
     try:
         name = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)[1:]
         if text == cursor_of(name):
@@ -330,5 +330,5 @@ def read_cursor(text: str) -> bytes:
 
 
 def cursor_of(name: bytes) -> str:
-    """A cursor behind this name, which may be empty."""
+    """A cursor that continues after this name, which may be empty."""
     return base64.urlsafe_b64encode(b"=" + name).rstrip(b"=").decode()

@@ -135,6 +135,6 @@ def task_of(reading: Coroutine[Any, Any, Given]) -> asyncio.Task[Given]:
 
 
 def look_at_failure(task: asyncio.Task[Given]) -> None:
-    """Whoever waits for it hears of it."""
+    """Mark a failure as seen; everybody who waits for the task gets it anyway."""
     with suppress(asyncio.CancelledError):
         task.exception()
