@@ -63,8 +63,8 @@ with the old one. The 2 is the layout: in a new layout all counters are cold, to
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 
-Ingest writes the keys of a counter from `members` to `intake`, and reads the state. Manage writes everything, query writes
-nothing. Ingest and manage write their own rates. The others check the values that ingest writes: see
+Ingest writes the keys of a counter from `members` to `intake`, except `broken`, and reads the state. Manage writes everything,
+query writes nothing. Ingest and manage write their own rates. The others check the values that ingest writes: see
 `shared_models.protocol.states`. compose/redis/users.acl gives each service exactly these rights.
 """
 
