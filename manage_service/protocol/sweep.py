@@ -3,8 +3,9 @@
 Why the order is the proof that a member with a row never leaves:
 
 1. Mark. Members of the set that have no row on the replica are added to `suspects`, with a token of this sweep only.
-   They may have a row that the replica does not show yet, or get one at any moment. The table is not asked about
-   members that have a row by the bucket filter.
+   The replica shows everything below the cursor: a row that was deleted below it must not speak for its member. They
+   may have a row that the replica does not show yet, or get one at any moment. The table is not asked about members
+   that have a row by the bucket filter.
 2. Fence. The watermark and the cursor are read *after* the marks were made. A process that recorded a member before its
    mark has raised the watermark by then (one atomic step). One that records it later removes the mark (the same
    step).
@@ -27,6 +28,7 @@ departures have marks of their own, and may remove members during a run: see `de
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from secrets import token_hex
 
@@ -156,7 +158,7 @@ def find_suspects(
     swept_before: int,
 ) -> Iterator[tuple[Progress, list[bytes]]]:
     """Read every member of the set; each step gives the members without a row on the replica."""
-    at = keys.of_counter(counter.name)
+    at, state = keys.of_counter(counter.name), states.read_state(redis, counter.name)
     read, scans, step = 0, 1, CHUNK_ASKED
     if bucket_filter is not None:
         scans, step = 2, CHUNK_FILTERED
@@ -176,18 +178,29 @@ def find_suspects(
         read += len(members)
         progress = Progress("extra", read, max(read, scans * expected))
         while len(asked) >= CHUNK_ASKED:
-            yield progress, ask_rowless(counter, asked[:CHUNK_ASKED], replica)
+            yield from ask_rowless(counter, asked[:CHUNK_ASKED], state, replica, progress)
             asked = asked[CHUNK_ASKED:]
         yield progress, []
-    yield Progress("mark", read, read), ask_rowless(counter, asked, replica)
+    yield from ask_rowless(counter, asked, state, replica, Progress("mark", read, read))
 
 
-def ask_rowless(counter: Counter, members: list[bytes], replica: Replica) -> list[bytes]:
-    """The members without a row on the replica."""
-    if not members:
-        return []
-    with replica.snapshot(counter) as snapshot:
-        return list(rowless(counter, members, snapshot))
+def ask_rowless(
+    counter: Counter, members: list[bytes], state: State, replica: Replica, progress: Progress
+) -> Iterator[tuple[Progress, list[bytes]]]:
+    """A step with the members without a row on the replica. Until it shows everything below the cursor of `state`, steps that wait.
+
+    An earlier replica may show a row that was deleted below that cursor. Then its member would stay, and the run would say that
+    all departures below the cursor are resolved. Raises CounterWasLost.
+    """
+    while members:
+        with replica.snapshot(counter) as snapshot:
+            behind = why_stale(snapshot, state)
+            suspected = [] if behind else list(rowless(counter, members, snapshot))
+        if behind is None:
+            yield progress, suspected
+            return
+        yield replace(progress, waiting=behind), []
+    yield progress, []
 
 
 def fence(snapshot: Snapshot, state: State) -> str | None:

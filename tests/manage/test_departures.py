@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import psycopg2
 import pytest
 
+from manage_service import stores
 from manage_service.protocol import bucket_filter
+from manage_service.protocol.catch_up import catch_up
 from manage_service.protocol.departures import resolve_departures
 from manage_service.replica import sql
 from manage_service.runs import registry
+from manage_service.runs.execution import execute
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys, steps
 from tests.manage.keepers import keeper_at_work, keeper_process, tick_until
@@ -363,3 +368,27 @@ def test_a_row_with_an_xact_of_another_history_leaves_like_any_other(noted):
     noted.ask_primary("UPDATE message SET username = 'zoe' WHERE username = 'bob'")
     resolve(noted)
     assert noted.set() == {b"eve", b"zoe"}
+
+
+def test_a_run_does_not_believe_a_replica_that_came_back_earlier(noted):
+    """It shows a row that was deleted below the cursor, and the run would say that all such departures are resolved."""
+    before = noted.state().left_through
+    with noted.replay_paused():
+        noted.erase("bob")
+        ahead = stores.connect_replica(noted.primary.url)
+        catch_up(get_counter("users"), ahead, noted.passes())
+        run = noted.ask("users")
+
+        def snapshot(counter=None):
+            return (ahead if run.phase in ("", "missing") else noted.replica).snapshot(counter)
+
+        going_back: Any = SimpleNamespace(snapshot=snapshot)
+        running = execute(run, going_back, noted.passes(), wait_seconds=60.0)
+        assert next(progress for progress in running if progress.waiting).phase in ("extra", "mark")
+        assert noted.set() == {b"ann", b"bob", b"eve"} and noted.state().left_through == before
+    noted.replay()
+    for _ in running:
+        pass
+    ahead.close()
+    assert (run.status, noted.set()) == ("done", {b"ann", b"eve"}), run.detail
+    assert noted.state().left_through > before
