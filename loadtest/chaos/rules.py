@@ -59,8 +59,8 @@ def claim_of_a_fill(patch: Patch) -> None:
     cut_out(patch, "begin", "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)")
     cut_out(patch, "note_table", "raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)")
 
-    whole = sweep.fence
-    patch(sweep, "fence", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
+    whole = sweep.why_stale
+    patch(sweep, "why_stale", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
 
 
 def claim(patch: Patch) -> None:
