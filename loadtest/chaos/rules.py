@@ -54,12 +54,12 @@ def fence(patch: Patch) -> None:
 
 def claim_of_a_fill(patch: Patch) -> None:
     """… nor what a fill relies on: the fill raises no watermark, and the sweep ignores its cursor."""
-    from manage_service.protocol import sweep
+    from manage_service.protocol import freshness, sweep
 
     cut_out(patch, "begin", "raise_watermark(KEYS[2], ARGV[3], ARGV[4], not build)")
     cut_out(patch, "note_table", "raise_watermark(KEYS[1], ARGV[3], ARGV[4], not build)")
 
-    whole = sweep.why_stale
+    whole = freshness.why_stale
     patch(sweep, "why_stale", lambda snapshot, state: whole(snapshot, replace(state, cursor=None)))
 
 
