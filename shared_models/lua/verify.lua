@@ -16,6 +16,9 @@ local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local left = redis.call('HMGET', KEYS[3], 'left_through')[1]
 local size, intake_build = unpack(redis.call('HMGET', KEYS[2], 'size', 'build'))
 if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not is_size(size) then return 0 end
+-- Only a set is settled: what a run adds to a directory that was deleted removes the set of a group that nobody counts any more,
+-- with members that the run has found there. The keeper builds the counter.
+if not KEEPS_GAP and tonumber(ARGV[2]) ~= 0 then return 0 end
 local count = count_of(KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])

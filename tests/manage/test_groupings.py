@@ -271,6 +271,20 @@ def test_a_group_of_another_type_among_many_does_not_stop_the_keeper(
         tick_until(keeper, lambda: small.state(name).verified_at is not None and is_exact(small), "the run")
 
 
+@pytest.mark.parametrize("loss", ["the directory", "directory and names", "a group of the directory", "one member"])
+def test_a_run_settles_no_loss_of_a_directory_or_of_days(small: World, loss: str) -> None:
+    """It finds members in sets that the directory does not name, and what it adds to such a group removes its set."""
+    name = "customers" if loss in OF_DAYS else "customers:country"
+    at = keys.of_counter(name)
+    for group in (b"DE", b"CA"):
+        small.redis.srem(at.group(small.redis.hget(at.intake, "generation"), group), "bob")
+    LOSSES[loss](small.redis, at)
+    run = small.reconcile(name)
+    assert run.status == "failed" and small.state(name).cold, run.detail
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: is_exact(small), "the build")
+
+
 def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
