@@ -262,7 +262,7 @@ def test_a_group_of_another_type_among_many_does_not_stop_the_keeper(
         small.build(counter.name)
     name = "customers:country"
     at = keys.of_counter(name)
-    *_, last = storages.scan_groups(small.redis, at)
+    *_, last = filter(None, storages.scan_groups(small.redis, at))  # a piece of a scan may be empty
     group = at.group(small.redis.hget(at.intake, "generation"), next(iter(last)))
     small.redis.delete(group)
     small.redis.set(group, "?")

@@ -25,6 +25,8 @@ In every state in which query would answer (`Scripts.live`) these must hold:
 
 Each rule of the protocol has a name (`rules`); `search(..., without={"fence"})` leaves it out and finds what breaks.
 
+Groups and last days have a search of their own: `elements`.
+
 What is covered is one member of one counter; beside it stands the rest of the set, as one member with an old row, so that
 a set can be deleted as a whole or be changed by one. Not covered:
 
