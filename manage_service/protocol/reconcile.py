@@ -101,7 +101,7 @@ def reconcile_once(
     if not findings.build:
         findings.build, findings.gap, findings.changed_at = state.build, state.gap, state.changed_at
     # None if this continues from the middle: another run may have worked in between.
-    count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter())
+    count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter(counter.storage))
     filters.pop(counter.name, None)
     if bucket_filter is not None:
         filters[counter.name] = bucket_filter

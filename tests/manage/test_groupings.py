@@ -8,6 +8,7 @@ import pytest
 from django.core.management import call_command
 from msgspec import UNSET
 
+from manage_service.protocol import bucket_filter
 from manage_service.protocol.groups import mend, watch
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
@@ -283,6 +284,29 @@ def test_a_run_settles_no_loss_of_a_directory_or_of_days(small: World, loss: str
     assert run.status == "failed" and small.state(name).cold, run.detail
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: is_exact(small), "the build")
+
+
+def test_a_later_day_that_comes_during_a_run_hides_no_extra_member(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its day, the earlier element would leave room for the extra one in its bucket: they are chosen to be in the same one."""
+    monkeypatch.setattr(bucket_filter, "MASK", 1)
+    day = small.redis.hget(keys.of_counter("customers").members, "ann")
+
+    def bucket(element: bytes) -> int:
+        return hash(element) & 1
+
+    old = bucket(day + b"\0ann")
+    later = next(each for n in range(1, 29) if bucket((each := f"2025-01-{n:02}".encode()) + b"\0ann") != old)
+    extra = next(each for n in range(99) if bucket(each := b"2000-01-01\0nobody%d" % n) == old)
+    steps.record(small.redis, {"customers": [extra]})
+    run = small.ask("customers")
+    for progress in small.steps(run):
+        if progress.phase == "missing" and progress.read and later:
+            write(small, f"{INSERT} VALUES ('ann', 'CA', 1, '{later.decode()} 12:00Z', NULL)")
+            small.catch_up("customers")
+            later = b""
+    assert run.findings["customers"].extra == 1 and not differences(small)
 
 
 def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(

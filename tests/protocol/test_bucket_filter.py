@@ -30,6 +30,13 @@ class World(NamedTuple):
     told: int = 0
     comes: int = 1
     leaves: int = 2
+    raised: frozenset[int] = (
+        frozenset()
+    )  # members with a later day by now: other elements, which fall into other buckets
+    raises: int = 0
+    drops: int = 0
+    dropped: bool = False
+    drop_is_swept: bool = True
 
 
 def meanwhile(w: World, is_told: bool) -> Iterator[World]:
@@ -40,6 +47,18 @@ def meanwhile(w: World, is_told: bool) -> Iterator[World]:
         for member in w.table:
             left = w._replace(table=w.table - {member}, counted=w.counted - {member}, leaves=w.leaves - 1)
             yield left._replace(swept=w.swept + 1, told=w.told + is_told, balance=w.balance - is_told)
+
+
+def by_day(w: World) -> Iterator[World]:
+    """A record of a later day, or a group that is dropped: the two that are not the extra member. It is read again at some time."""
+    if w.raises:
+        for member in w.counted - w.raised - {w.extra}:
+            yield w._replace(raised=w.raised | {member}, raises=w.raises - 1)
+    if w.drops:
+        kept = w.counted & {w.extra}
+        yield w._replace(counted=kept, swept=w.swept + w.drop_is_swept, drops=w.drops - 1, dropped=True)
+    if w.dropped:
+        yield w._replace(counted=w.counted | w.table, dropped=False)
 
 
 def run(w: World, without: Set[str]) -> Iterator[World]:
@@ -58,7 +77,9 @@ def run(w: World, without: Set[str]) -> Iterator[World]:
         else:
             yield w._replace(at="scanning", position=0)
     elif w.at == "scanning" and w.position < len(MEMBERS):
-        yield w._replace(position=w.position + 1, balance=w.balance - (w.position in w.counted))
+        by_member = "by member" not in without
+        taken = w.position in w.counted and (by_member or w.position not in w.raised)
+        yield w._replace(position=w.position + 1, balance=w.balance - taken)
     elif w.at == "scanning":
         unsure = w.swept != w.told and "a filter that was not told is not used" not in without
         yield w._replace(at="asked" if unsure or w.balance < 0 else "right")
@@ -66,7 +87,7 @@ def run(w: World, without: Set[str]) -> Iterator[World]:
         yield w._replace(counted=w.counted & w.table, at="right")
 
 
-def is_broken(is_told: bool, without: Set[str] = frozenset()) -> bool:
+def is_broken(is_told: bool, without: Set[str] = frozenset(), **events: int) -> bool:
     """Whether some interleaving ends with the extra member in a set that is said to be right."""
     starts = [
         World(
@@ -74,7 +95,8 @@ def is_broken(is_told: bool, without: Set[str] = frozenset()) -> bool:
             counted=frozenset(MEMBERS) - absent,
             count_before=3 - len(absent),
             extra=extra,
-        )
+            drop_is_swept="a drop counts as swept" not in without,
+        )._replace(**events)  # type: ignore[arg-type]
         for extra in MEMBERS
         for absent in (frozenset[int](), *(frozenset({other}) for other in MEMBERS if other != extra))
     ]
@@ -85,7 +107,7 @@ def is_broken(is_told: bool, without: Set[str] = frozenset()) -> bool:
             if w.extra in w.counted:
                 return True
             continue
-        for after in (*run(w, without), *meanwhile(w, is_told)):
+        for after in (*run(w, without), *meanwhile(w, is_told), *by_day(w)):
             if after not in seen:
                 seen.add(after)
                 waiting.append(after)
@@ -103,3 +125,13 @@ def test_a_run_beside_departures_leaves_no_extra_member(is_told):
 )
 def test_without_this_rule_an_extra_member_stays(rule, is_told):
     assert is_broken(is_told, {rule})
+
+
+# Later days are recorded, and groups are dropped, without departures.
+OTHERS = {"by member": {"raises": 1}, "a drop counts as swept": {"drops": 1}}
+
+
+@pytest.mark.parametrize("rule", OTHERS)
+def test_later_days_and_dropped_groups_hide_no_extra_member(rule):
+    assert not is_broken(True, leaves=0, **OTHERS[rule])
+    assert is_broken(True, {rule}, leaves=0, **OTHERS[rule])
