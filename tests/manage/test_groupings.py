@@ -292,6 +292,7 @@ def test_a_later_day_that_comes_during_a_run_hides_no_extra_member(
     """By its day, the earlier element would leave room for the extra one in its bucket: they are chosen to be in the same one."""
     monkeypatch.setattr(bucket_filter, "MASK", 1)
     day = small.redis.hget(keys.of_counter("customers").members, "ann")
+    assert isinstance(day, bytes)
 
     def bucket(element: bytes) -> int:
         return hash(element) & 1

@@ -133,5 +133,5 @@ OTHERS = {"by member": {"raises": 1}, "a drop counts as swept": {"drops": 1}}
 
 @pytest.mark.parametrize("rule", OTHERS)
 def test_later_days_and_dropped_groups_hide_no_extra_member(rule):
-    assert not is_broken(True, leaves=0, **OTHERS[rule])
+    assert not is_broken(True, leaves=0, **OTHERS[rule])  # type: ignore[arg-type]
     assert is_broken(True, {rule}, leaves=0, **OTHERS[rule])
