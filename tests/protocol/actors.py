@@ -102,6 +102,9 @@ class Actors:
             else:
                 yield self.scripts.look(redis, saw=saw), ("looked", about)
         elif at == "looked":
+            if self.verifying and self.on("suspects below the cursor"):
+                begun_at = facts[0][2]
+                views = [view for view in views if view.horizon >= begun_at]
             rowless = [view for view in views if not self.has_row(view)]
             if redis.member and rowless:
                 yield redis._replace(mark=token), ("marked", *facts)

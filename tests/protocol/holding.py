@@ -59,7 +59,7 @@ class LastSeen:
         return held.bob
 
     def holds(self, held: Days, day: int) -> bool:
-        return held.day >= (day if self.on("late by day") else 1)
+        return held.day >= day
 
     def unmark(self, held: Days, day: int, mark: Any) -> Any:
         """What a record of this day makes of a mark."""
@@ -81,7 +81,7 @@ class LastSeen:
         """By how much the size moves, what is held then, and whether something was taken out."""
         if not self.on("lowered"):
             instead = 0
-        if held.day == 0 or (held.day <= instead and self.on("only lower")):
+        if held.day <= instead:
             return 0, held, False
         return int(instead == 0), held._replace(day=instead), True
 
@@ -136,7 +136,7 @@ class Groups:
 
     def _put(self, held: Group, who: str) -> tuple[int, Group]:
         new = held.size is None
-        if new and self.on("nobody's set"):
+        if new:
             held = held._replace(ann=False, bob=False)
         more = not getattr(held, who)
         size = (held.size or 0) + 1 if more else held.size

@@ -66,6 +66,7 @@ RULES = {
     "promote forgets": "a fill resolves no departures: the reconcile after it does",
     "reconciled from": "a run resolves the departures below the cursor that it began with, not below its last one",
     "all taken out": "... if it removed every member without a row: no other run has removed its marks",
+    "suspects below the cursor": "... and looked for them where everything below that cursor is shown",
     "foreign rows": "every row keeps its member in the set, also one with an xact of another history",
     # A table that becomes another one without an xact: a part is attached, or detached
     "changed table": "after a pass has seen another table, complete_through does not move until a run has settled that",

@@ -25,13 +25,14 @@ In every state in which query would answer (`Scripts.live`) these must hold:
 
 Each rule of the protocol has a name (`rules`); `search(..., without={"fence"})` leaves it out and finds what breaks.
 
-Groups and last days have a search of their own: `elements`.
+Groups and last days have a search of their own, which says what it covers: `elements`.
 
 What is covered is one member of one counter; beside it stands the rest of the set, as one member with an old row, so that
 a set can be deleted as a whole or be changed by one. Not covered:
 
     - two changes by hand that outweigh each other: a member added for one that was removed leaves the size right
-    - the bucket filter of a reconcile (beside departures, `test_bucket_filter` looks at three members in one bucket)
+    - the bucket filter of a reconcile (`test_bucket_filter` looks at three members in one bucket, beside departures, later days,
+      and groups that are dropped)
     - slices of a pass, the chunks and rounds of a sweep or a fill, batches of departures: for one member each is one step
     - a foreign xact that this history reaches later, or has passed before: it is one that is never reached
     - a script that fails in the middle; a watermark that somebody has lowered; a size or a cursor that somebody writes

@@ -7,7 +7,7 @@ for each rule and writes into docs/protocol.md what breaks without it; `test_rul
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import wrap
@@ -22,6 +22,12 @@ PROMISES = {
     "departure": "ann has no row, her departure counts as resolved, and she is in the set",
     "foreign row": "ann has a row that was read, and is not in the set",
     "attached row": "ann has a row in a part that was attached before complete_through, and is not in the set",
+    "completeness of a day": "ann has a committed row below the cursor, of a later day than the one that is stored",
+    "completeness of others": "bob has a row, and is not counted",
+    "read your write of a day": "ann's row was acknowledged as counted, and the stored day is earlier",
+    "departure of a day": "the departure of ann's last row counts as resolved, and the stored day is still that one",
+    "proof": "a run has verified the counter, and ann, who had no row any more, is in the group",
+    "proof of a day": "a run has verified the counter, and the stored day is later than that of ann's last row",
 }
 
 
@@ -37,9 +43,14 @@ class Step(NamedTuple):
 
 
 def tell(path: Sequence[State]) -> list[Step]:
-    """The steps of an interleaving, from a start to a broken promise. Two steps that belong together become one."""
+    """The steps of an interleaving, from a start to a broken promise."""
+    return join(step(before, after) for before, after in pairwise(path))
+
+
+def join(told_steps: Iterable[Step]) -> list[Step]:
+    """The steps; two that belong together become one."""
     steps: list[Step] = []
-    for told in (step(before, after) for before, after in pairwise(path)):
+    for told in told_steps:
         last = steps[-1] if steps else None
         if last and last.who == told.who and (last.what, told.what) in _TOGETHER:
             steps[-1] = told._replace(what=_TOGETHER[last.what, told.what])
@@ -80,6 +91,7 @@ _ORDER = (
     "Run",
     "Build",
     "Departures",
+    "Mend",
     "Keeper",
     "Redis",
 )
@@ -405,14 +417,16 @@ for _number in range(20):
     _committed, _set = f"commits a row of ann (xact {_number})", f"sets the cursor to {_number}"
     _TOGETHER[f"begins xact {_number}", _committed] = _committed
     _TOGETHER["adds nothing new", _set] = f"adds nothing new, and {_set}"
+    for _day in range(1, 4):
+        _committed = f"commits a row of ann of day {_day} (xact {_number})"
+        _TOGETHER[f"begins xact {_number}", _committed] = _committed
 
 
 # docs/protocol.md
 
 
-def passage(rule: str, broken: str, path: Sequence[State]) -> str:
+def passage(rule: str, broken: str, steps: Sequence[Step]) -> str:
     """The text for the page between the marks of this rule: the interleaving, with a diagram if the mark says `drawn`."""
-    steps = tell(path)
     drawn = f"<!-- drawn: {rule} -->" in PAGE.read_text()
     return "\n".join(
         [
@@ -439,14 +453,20 @@ def _between(rule: str) -> re.Pattern[str]:
 
 
 def main() -> None:
-    from tests.protocol.search import search  # it imports this module
-    from tests.protocol.worlds import NEEDED
+    from tests.protocol import elements, search, worlds  # they import this module
 
-    for rule, world in NEEDED.items():
-        result = search(**{**world, "without": world.get("without", set()) | {rule}})
+    for rule, world in worlds.NEEDED.items():
+        result = search.search(**{**world, "without": world.get("without", set()) | {rule}})
         assert result.broken
-        told = passage(rule, result.broken, result.path)
-        PAGE.write_text(_between(rule).sub(lambda found: found[1] + told + found[3], PAGE.read_text()))  # noqa: B023
+        write(rule, passage(rule, result.broken, tell(result.path)))
+    for rule, name in elements.NEEDED.items():
+        found = elements.search(**elements.WORLDS[name], without={rule})
+        assert found.broken
+        write(rule, passage(rule, found.broken, join(found.steps)))
+
+
+def write(rule: str, told: str) -> None:
+    PAGE.write_text(_between(rule).sub(lambda found: found[1] + told + found[3], PAGE.read_text()))
 
 
 if __name__ == "__main__":

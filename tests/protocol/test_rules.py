@@ -6,7 +6,7 @@ import pytest
 
 from tests.protocol.rules import RULES
 from tests.protocol.search import search
-from tests.protocol.telling import passage, written
+from tests.protocol.telling import passage, tell, written
 from tests.protocol.worlds import NEEDED, NOT_FLUSHED, WITHOUT_THE_LOCK
 
 # They take seconds: two runs, or two passes.
@@ -26,7 +26,7 @@ def test_without_this_rule_some_interleaving_breaks_it(rule):
         assert search(**world, without=others).broken is None, "the rule makes up for these"
     result = search(**world, without=others | {rule})
     assert result.broken is not None
-    told = passage(rule, result.broken, result.path)
+    told = passage(rule, result.broken, tell(result.path))
     assert written(rule) == told, "python -m tests.protocol.telling writes it into docs/protocol.md"
 
 
