@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared_models.deadlines import cut_after
+from shared_models.nodes import Nodes
 from shared_models.protocol.timeline import SOURCE_SQL
 
 # The source of each open connection. A primary that is replaced ends its connections first, so it is enough to ask once
@@ -57,14 +58,19 @@ def close_primary() -> None:
 
 
 @cache
-def open_redis() -> Redis:
-    """The client of this process; threads share its pool.
+def redis_nodes() -> Nodes[Redis]:
+    """The servers of Redis, with one client of this process for each; threads share their pools."""
+    return Nodes(settings.REDIS_URL, connect_redis)
+
+
+def connect_redis(url: str) -> Redis:
+    """A client of one server.
 
     It retries nothing: the producer would wait twice for a second attempt, and catch-up does it
     better. If Redis has closed a pooled connection, the client notices and replaces it before use.
     """
     return Redis.from_url(
-        settings.REDIS_URL,
+        url,
         socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),

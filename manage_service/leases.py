@@ -20,6 +20,7 @@ from redis import Redis
 from redis.exceptions import LockError
 from redis.lock import Lock
 
+from shared_models.nodes import Nodes
 from shared_models.protocol import keys
 
 # Longer than one statement on the replica may take (`snapshots.ANSWER_SECONDS`) plus a fifth of a lease, which may have
@@ -35,9 +36,19 @@ class LeaseLost(Exception):
 class Lease:
     """A lease of LEASE_SECONDS, renewed by its holder between two steps."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
-        self._lock = Lock(redis, keys.of_lock(name), timeout=LEASE_SECONDS, blocking=False, thread_local=False)
+    def __init__(self, nodes: Nodes[Redis], name: str) -> None:
+        self._nodes, self._key = nodes, keys.of_lock(name)
+        self._made: Lock | None = None
         self._renewed_at = 0.0
+
+    @property
+    def _lock(self) -> Lock:
+        """The lock, at the server that holds it now. Raises redis.RedisError."""
+        redis = self._nodes.of(self._key)
+        if self._made is None:
+            self._made = Lock(redis, self._key, timeout=LEASE_SECONDS, blocking=False, thread_local=False)
+        self._made.redis = redis
+        return self._made
 
     def acquire(self) -> bool:
         """Take it, unless another process has it; returns whether this process has it now."""
@@ -72,9 +83,10 @@ class Holder(msgspec.Struct):
     pid: int
 
 
-def read_holder(redis: Redis, name: str) -> Holder | None:
+def read_holder(nodes: Nodes[Redis], name: str) -> Holder | None:
     """The process that holds the lease of this name now; None if none does."""
-    token = cast("bytes | None", redis.get(keys.of_lock(name)))
+    key = keys.of_lock(name)
+    token = cast("bytes | None", nodes.of(key).get(key))
     match (token or b"").decode().rsplit(":", 2):
         case [host, pid, _]:
             return Holder(host, int(pid))

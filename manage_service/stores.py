@@ -14,6 +14,8 @@ from redis.exceptions import ConnectionError
 from redis.retry import Retry
 
 from manage_service.replica.snapshots import Replica
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys
 
 # A chunk takes a millisecond of Redis' time. If five seconds pass without an answer, Redis is stopped or the network is
 # down; a busy Redis is faster.
@@ -37,8 +39,13 @@ class ConnectsOnce:
         return super()._connect()  # type: ignore[misc]
 
 
+def connect_nodes() -> Nodes[Redis]:
+    """The servers of Redis, for single commands: status, runs, locks."""
+    return Nodes(settings.REDIS_URL, connect_redis)
+
+
 def connect_redis(url: str | None = None) -> Redis:
-    """A client for single commands: status, runs, locks. It retries nothing: the caller gets every error."""
+    """A client of one server. It retries nothing: the caller gets every error."""
     return Redis.from_url(
         url or settings.REDIS_URL,
         socket_timeout=REDIS_ANSWER_SECONDS,
@@ -48,6 +55,11 @@ def connect_redis(url: str | None = None) -> Redis:
         driver_info=None,
         client_name="rollcall-manage",
     )
+
+
+def nodes_for_passes() -> Nodes[Redis]:
+    """The servers of Redis, each over one connection that never reconnects."""
+    return Nodes(settings.REDIS_URL, connect_for_passes)
 
 
 def connect_for_passes(url: str | None = None) -> Redis:
@@ -75,14 +87,19 @@ def connect_replica(dsn: str | None = None) -> Replica:
 # Permanent connections for requests. Jobs have connections of their own, which stay broken after an error.
 
 
-def redis_of_requests() -> Redis:
-    """One client for all threads of this process. A connection that Redis has closed meanwhile is not used again."""
-    return _kept_redis(settings.REDIS_URL)
+def nodes_of_requests() -> Nodes[Redis]:
+    """One client of each server for all threads of this process. A connection that Redis has closed meanwhile is not used again."""
+    return _kept_nodes(settings.REDIS_URL)
+
+
+def runs_of_requests() -> Redis:
+    """The client of the server that has the runs."""
+    return nodes_of_requests().of(keys.RUNS)
 
 
 @cache
-def _kept_redis(url: str) -> Redis:
-    return connect_redis(url)
+def _kept_nodes(url: str) -> Nodes[Redis]:
+    return Nodes(url, connect_redis)
 
 
 @contextmanager

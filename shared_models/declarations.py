@@ -15,9 +15,12 @@ The file is `rollcall.toml` next to this module, or the one that ROLLCALL_FILE n
     last_seen = "created_at"                # also counts of the last days: windows
     time_zone = "UTC"                       # of the days; a name that Postgres and Python know
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
+    shards = 16                             # how many parts each of its derived counters has, for Redis Cluster; 1 at first
+    tag = "people"                          # counters with the same tag and shards are in the same slots of a cluster
 
-A declared counter expands into derived counters: the total, and one for each entry of `by`. Each has keys, a cursor and a
-state of its own; the protocol treats them alike (`derived`).
+A declared counter expands into derived counters: the total, and one for each entry of `by` (`derived`). A derived counter has
+`shards` parts (`parts`), by a hash of the member. Each part has keys, a cursor and a state of its own, and the protocol treats them
+alike. With one shard, which is the usual case, a derived counter is its only part.
 
 Importing this module reads the file. That needs neither a database nor Django: query has no database. A service that started
 with another file has other counters: see `Counter.definition`.
@@ -33,6 +36,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -48,8 +52,8 @@ NUMBERS = ("smallint", "integer", "bigint")
 TYPES = ("text", "varchar", *NUMBERS, "uuid", "boolean", "date", "enum")
 # Postgres' own names of these types, where they differ (pg_type.typname).
 TYPE_NAMES = {"int2": "smallint", "int4": "integer", "int8": "bigint", "bool": "boolean"}
-# Words of planned features: refused by name, and not silently ignored.
-NOT_YET = ("shards", "tag")
+# How many parts a counter may have: more than a cluster has servers that are worth it.
+MOST_SHARDS = 256
 UNITS = ("day", "week", "month")
 # Columns that have a day.
 TIMES = ("timestamptz", "date")
@@ -160,6 +164,11 @@ class Counter:
     of: str = ""
     by: tuple[Term, ...] = ()
     groupings: tuple[Counter, ...] = ()
+    shards: int = 1
+    tag: str = ""
+    # Of a part: the name of its derived counter, and its number.
+    part_of: str = ""
+    shard: int = 0
     # The terms of an element, in the order of the index that reads it: the group and then the member; or the member and
     # then the day.
     terms: tuple[Term, ...] = field(init=False, compare=False)
@@ -168,7 +177,7 @@ class Counter:
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not NAME.match(self.of or self.name):
+        if not NAME.match(self.of or self.whole):
             raise BadDeclaration(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
         if not self.fields:
             raise BadDeclaration(f"counter {self.name!r}: name at least one field")
@@ -180,6 +189,8 @@ class Counter:
         meaning: tuple[object, ...] = (self.table.schema, self.table.relation, self.fields, self.types, self.where)
         if self.storage is not Storage.SET:
             meaning = (*meaning, self.storage.value, tuple((each.name, each.type, each.zone) for each in terms))
+        if self.shards > 1:
+            meaning = (*meaning, self.shards)
         object.__setattr__(self, "definition", hashlib.sha256(repr(meaning).encode()).hexdigest()[:8])
 
     @property
@@ -193,6 +204,16 @@ class Counter:
         if self.by:
             return Storage.GROUPS
         return Storage.LAST_SEEN if self.last_seen else Storage.SET
+
+    @property
+    def whole(self) -> str:
+        """The name of the derived counter: of a part the one that it is a part of."""
+        return self.part_of or self.name
+
+    @property
+    def parts(self) -> tuple[Counter, ...]:
+        """Its parts, by number; of a part, and if there is one shard, itself alone."""
+        return (self,) if self.shards == 1 or self.part_of else _parts_of(self)
 
     @property
     def by_names(self) -> tuple[str, ...]:
@@ -213,6 +234,13 @@ class Counter:
         return dict(zip(self.fields, self.example or self.fields, strict=True))
 
 
+@cache
+def _parts_of(counter: Counter) -> tuple[Counter, ...]:
+    # Nothing asks a part for its groupings.
+    alone = replace(counter, part_of=counter.name, groupings=())
+    return tuple(replace(alone, name=f"{counter.name}#{n:02}", shard=n) for n in range(counter.shards))
+
+
 class TableLines(msgspec.Struct, forbid_unknown_fields=True):
     """[tables.NAME]"""
 
@@ -231,6 +259,8 @@ class CounterLines(msgspec.Struct, forbid_unknown_fields=True):
     last_seen: str = ""
     time_zone: str = "UTC"
     example: list[str | int] = []
+    shards: int = 1
+    tag: str = ""
 
 
 class Lines(msgspec.Struct, forbid_unknown_fields=True):
@@ -287,9 +317,6 @@ def read_table(name: str, found: dict[str, Any]) -> Table:
 def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> Counter:
     """One counter."""
     key = f"counters.{name}"
-    for word in NOT_YET:
-        if word in found:
-            raise BadDeclaration(f"{key}.{word}: this version does not support it yet; remove it")
     lines = convert(found, CounterLines, key)
     table = tables.get(lines.table)
     if table is None:
@@ -314,6 +341,10 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     if ";" in lines.where or "--" in lines.where:
         raise BadDeclaration(f"{key}.where: one SQL condition, without ; and --")
     check_zone(key, lines.time_zone)
+    if not 1 <= lines.shards <= MOST_SHARDS:
+        raise BadDeclaration(f"{key}.shards: {lines.shards}, and it may be 1 to {MOST_SHARDS}")
+    if lines.tag and not NAME.match(lines.tag):
+        raise BadDeclaration(f"{key}.tag: use lower-case letters, digits and _, 63 at most")
     last_seen = (
         read_time(f"{key}.last_seen", "day", lines.last_seen, table, lines.time_zone) if lines.last_seen else None
     )
@@ -325,6 +356,8 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
         tuple(lines.example),
         last_seen,
         lines.time_zone,
+        shards=lines.shards,
+        tag=lines.tag,
     )
     return replace(total, groupings=tuple(read_groupings(f"{key}.by", lines.by, total)))
 
@@ -403,6 +436,24 @@ except BadDeclaration as error:  # without counters there is nothing to start
 def derived() -> tuple[Counter, ...]:
     """All derived counters: for each declared one its total, then its counters by group."""
     return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
+
+
+def parts() -> tuple[Counter, ...]:
+    """All parts of all derived counters."""
+    return tuple(part for counter in derived() for part in counter.parts)
+
+
+def get_part(name: str) -> Counter:
+    """The part of that name, or UnknownCounter."""
+    for part in get_counter(whole_of(name)).parts:
+        if part.name == name:
+            return part
+    raise UnknownCounter(f"there is no part {name!r}")
+
+
+def whole_of(name: str) -> str:
+    """The name of the derived counter that a part of this name belongs to."""
+    return name.partition("#")[0]
 
 
 def with_groupings(names: Iterable[str]) -> list[str]:

@@ -7,11 +7,28 @@ from urllib.parse import urlsplit
 from environs import ValidationError
 from redis import Redis
 
+from shared_models import nodes
+
 
 def is_redis_url(url: str) -> None:
-    """Check the URL now: redis-py would refuse it only at the first request."""
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ValidationError("must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0")
+    """Check the URL now: redis-py would refuse it only at the first request. See `shared_models.nodes`."""
+    parts = urlsplit(url)
+    scheme, plus, kind = parts.scheme.partition("+")
+    if not plus and scheme in nodes.SCHEMES:
+        return
+    if scheme not in ("redis", "rediss") or kind not in ("cluster", "sentinel"):
+        raise ValidationError(
+            "must be redis://…, rediss://… or unix://…, such as redis://127.0.0.1:6379/0; "
+            "or redis+cluster://… or redis+sentinel://…, see docs/cluster.md"
+        )
+    try:
+        list(nodes.addresses(parts))
+    except ValueError as error:  # a port that is none
+        raise ValidationError(f"{error}: write host:port,host:port") from error
+    if kind == "cluster" and parts.path.strip("/") not in ("", "0"):
+        raise ValidationError("a cluster has no database numbers: leave out what comes after the servers")
+    if kind == "sentinel" and not parts.path.strip("/"):
+        raise ValidationError("name the service, as the sentinels do: redis+sentinel://host:26379,host:26379/SERVICE/0")
 
 
 def check_noeviction(client: Redis) -> str | None:

@@ -304,7 +304,7 @@ def columns_together(counter: Counter) -> tuple[str, ...]:
 
 def key(counter: Counter) -> str:
     """How departures name a counter."""
-    return f"{counter.name}:{counter.definition}"
+    return f"{counter.whole}:{counter.definition}"
 
 
 def relation(table: Table) -> str:

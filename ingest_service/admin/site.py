@@ -34,7 +34,7 @@ def count_sign_ins() -> int:
     """How many attempts to sign in there were in this second, with this one; 0 while Redis does not answer."""
     key = keys.of_rate(settings.SERVICE, RATE, int(time.time()))
     try:
-        pipe = stores.open_redis().pipeline()
+        pipe = stores.redis_nodes().of(key).pipeline()
         pipe.incr(key)
         pipe.expire(key, KEEP_SECONDS)
         return int(pipe.execute()[0])

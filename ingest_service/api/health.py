@@ -47,8 +47,9 @@ def check_primary() -> str | None:
 
 
 def check_redis() -> str | None:
-    """Check that Redis answers, and does not drop members."""
+    """Check that every server of Redis answers, and does not drop members."""
     try:
-        return check_noeviction(stores.open_redis())
+        return next(filter(None, map(check_noeviction, stores.redis_nodes().each())), None)
     except RedisError as error:
+        stores.redis_nodes().look_again()
         return f'Redis cannot be reached, rows are answered with "counted": false: {error}'

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
+from redis import Redis
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from ingest_service import metrics, stores
 from ingest_service.catalog import Collection
 from shared_models.declarations import Counter
+from shared_models.nodes import Nodes
 from shared_models.protocol import elements, keys, steps, storages
 from shared_models.protocol.storages import Found
 
@@ -27,27 +30,44 @@ Members: TypeAlias = dict[str, list[bytes]]
 # limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
 
-# Monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
-_paused_until = 0.0
+# By server: monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
+_paused_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
 
 
 def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
     """Add the members of these committed rows to their counters; whether all of them are in the sets now.
 
-    False is not an error: the rows are stored, and catch-up counts them.
+    False is not an error: the rows are stored, and catch-up counts them. If one server of a cluster does not answer, members
+    that it does not hold are counted.
     """
+    nodes, reasons = stores.redis_nodes(), []
     try:
-        with _unless_paused():
-            added = steps.record(stores.open_redis(), found, xact, source)
-    except (RedisError, steps.TooLate, steps.TooManyGroups) as error:
-        log.warning("record.not_counted", collection=collection.name, rows=rows, reason=str(error))
-        return False
+        for client, parts in by_server(nodes, collection, found):
+            try:
+                with _unless_paused(client):
+                    added = steps.record(client, {part.name: some for part, some in parts}, xact, source)
+            except (RedisError, steps.TooLate, steps.TooManyGroups) as error:
+                nodes.look_again()
+                reasons.append(str(error))
+            else:
+                metrics.NEW_MEMBERS.labels(collection.name).inc(added)
+    except RedisError as error:  # nobody says which server holds them
+        reasons.append(str(error))
     except Exception:
         # A bug in Rollcall. The rows are stored, and a client that gets an error would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
-    metrics.NEW_MEMBERS.labels(collection.name).inc(added)
-    return True
+    if reasons:
+        log.warning("record.not_counted", collection=collection.name, rows=rows, reason="; ".join(reasons))
+    return not reasons
+
+
+def by_server(
+    nodes: Nodes[Redis], collection: Collection, found: Members
+) -> list[tuple[Redis, list[tuple[Counter, list[bytes]]]]]:
+    """The elements of each part of the counters, by the client of the server that holds it. Raises redis.RedisError."""
+    parts = [each for counter in collection.counters for each in elements.by_part(counter, found[counter.name])]
+    return nodes.by_client(parts, lambda each: keys.home_of(each[0]))
 
 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
@@ -58,18 +78,25 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
     if collection.times:
         return [False] * len(rows)
     try:
-        with _unless_paused():
-            redis, there = stores.open_redis(), []
-            for counter in collection.counters:
-                for chunk in steps.chunks(encode(counter, rows, ())):
-                    there += storages.find(redis, keys.of_counter(counter.name), chunk)
+        encoded = {counter.name: encode(counter, rows, ()) for counter in collection.counters}
+        counted: set[tuple[str, bytes]] = set()
+        for client, parts in by_server(stores.redis_nodes(), collection, encoded):
+            with _unless_paused(client):
+                for part, some in parts:
+                    for chunk in steps.chunks(some):
+                        answers = storages.find(client, keys.of_counter(part.name), chunk)
+                        counted |= {
+                            (part.whole, each)
+                            for each, answer in zip(chunk, answers, strict=True)
+                            if answer is Found.THERE
+                        }
     except RedisError as error:
+        stores.redis_nodes().look_again()
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
     except Exception:
         log.exception("record.not_looked_up", collection=collection.name, rows=len(rows))
     else:
-        # The answers to all rows for the first counter, then those for the next.
-        return [all(each is Found.THERE for each in there[n :: len(rows)]) for n in range(len(rows))]
+        return [all((name, some[n]) in counted for name, some in encoded.items()) for n in range(len(rows))]
     return [False] * len(rows)
 
 
@@ -102,13 +129,12 @@ def with_days(counter: Counter, row: Sequence[Any], days: Sequence[str]) -> tupl
 
 
 @contextmanager
-def _unless_paused() -> Iterator[None]:
-    """Raise at once if Redis has just failed to answer; remember it if Redis fails now."""
-    global _paused_until
-    if time.monotonic() < _paused_until:
+def _unless_paused(client: Redis) -> Iterator[None]:
+    """Raise at once if this server has just failed to answer; remember it if it fails now."""
+    if time.monotonic() < _paused_until.get(client, 0.0):
         raise ConnectionError("Redis did not answer a moment ago")
     try:
         yield
     except (ConnectionError, TimeoutError):
-        _paused_until = time.monotonic() + PAUSE_SECONDS
+        _paused_until[client] = time.monotonic() + PAUSE_SECONDS
         raise

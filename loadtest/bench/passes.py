@@ -20,16 +20,20 @@ def main() -> None:
     from manage_service.protocol.catch_up import catch_up
     from shared_models.declarations import COUNTERS
 
-    replica, redis = stores.connect_replica(), stores.connect_for_passes()
+    replica, nodes = stores.connect_replica(), stores.nodes_for_passes()
     began = time.perf_counter()
     for counter in COUNTERS:
-        while not (done := catch_up(counter, replica, redis)).finished:
-            pass
-        if done.behind:
-            raise SystemExit(f"{counter.name}: {done.behind}")
+        finished = False
+        while not finished:
+            done = catch_up(counter.parts, replica, nodes)
+            finished = all(each.finished for each in done.values())
+        for name, each in done.items():
+            if each.behind:
+                raise SystemExit(f"{name}: {each.behind}")
     print(time.perf_counter() - began)
     replica.close()
-    redis.close()
+    for client in nodes.forget_all():
+        client.close()
 
 
 if __name__ == "__main__":

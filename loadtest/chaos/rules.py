@@ -149,11 +149,11 @@ def fill_lsn(patch: Patch) -> None:
 
 def fill_position(patch: Patch) -> None:
     """The position of a fill and its members are two steps."""
-    cut_out(patch, "fill", "local moved, added = put(KEYS[1], KEYS[4], 5)", "local moved = 0")
+    cut_out(patch, "fill", "moved, added = put(KEYS[1], KEYS[4], 5)")
     whole = steps.fill
 
-    def fill(client: Any, name: str, token: str, position: bytes, members: Any) -> bytes | None:
-        moved = whole(client, name, token, position, members)
+    def fill(client: Any, name: str, token: str, before: bytes, after: bytes, members: Any) -> bool:
+        moved = whole(client, name, token, before, after, members)
         steps.record(client, {name: members})
         return moved
 

@@ -7,12 +7,14 @@ due. It keeps everything that it has to remember in Redis, so it may be killed a
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from threading import Event
 from typing import NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import psycopg2
 import structlog
@@ -30,15 +32,16 @@ from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up, catch_up_at_rest
 from manage_service.protocol.departures import departing, resolve_departures
 from manage_service.protocol.groups import MOST_PIECES, mend, watch
+from manage_service.protocol.in_step import in_step
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
 from manage_service.replica.snapshots import Snapshot, is_away
 from manage_service.runs import registry, totals
 from manage_service.runs.execution import execute, first_line
 from shared_models import declarations
-from shared_models.declarations import Counter, Storage
+from shared_models.declarations import Counter, Storage, get_counter, get_part
 from shared_models.protocol import keys, moments, samples, states, steps
-from shared_models.protocol.states import State, read_states
+from shared_models.protocol.states import State
 from shared_models.protocol.steps import TooManyGroups
 
 log = structlog.get_logger()
@@ -50,6 +53,8 @@ Note: TypeAlias = dict[FieldT, EncodableT]
 PAUSE_AFTER_FAILURE_SECONDS = 1.0
 # The pause while a job waits for the replica, or another keeper holds the lease.
 PAUSE_WAITING_SECONDS = 0.1
+# A server of a cluster that has failed is left alone for so many times as long as it took to fail.
+LEAVE_ALONE = 5
 # The pause before the keeper tries a build again that Postgres refused (no such table, no right to read it), or that took
 # too long; the other counters go on.
 RETRY_BUILD_SECONDS = 60.0
@@ -72,14 +77,21 @@ class Job(NamedTuple):
     counter: str = ""  # the counter that is built
 
 
+# The pass over a part whose server is left alone.
+AWAY = Pass(behind="its server does not answer")
+
+
 class Keeper:
     """`run` works until it is told to stop; tests call one `tick` after the other."""
 
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
         self.replica = stores.connect_replica()
-        self.redis: Redis = stores.connect_for_passes()
-        self.control: Redis = stores.connect_redis()  # leases outlive a broken pass
+        self.nodes = stores.nodes_for_passes()
+        self.control = stores.connect_nodes()  # leases outlive a broken pass
+        # Servers of a cluster that have failed: their URL, and until when the keeper leaves them alone.
+        self.left_alone: dict[str, float] = {}
+        self.failed_server = ""  # the reason of the last one in this round of passes
         self.lease = Lease(self.control, "keeper")
         self.leading = False
         self.job: Job | None = None
@@ -104,7 +116,7 @@ class Keeper:
         self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
         self.looks_at_all = False
-        # The rows above the cursors that passes over this connection to Redis have added.
+        # By derived counter: the rows above the cursors that passes over these connections to Redis have added.
         self.memories: dict[str, Memory] = {}
 
     def run(self, stop: Event) -> None:
@@ -164,7 +176,7 @@ class Keeper:
     def look_at_groups(self) -> None:
         """Look at one piece of one counter (`watch`); the next tick looks at the next counter. After an error that says that
         a key has a wrong type, look at all pieces of all counters."""
-        watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
+        watched = [part for part in declarations.parts() if part.storage is not Storage.SET]
         if self.looks_at_all:
             self.looks_at_all = False
             for counter in watched:
@@ -175,48 +187,54 @@ class Keeper:
 
     def look_at(self, counter: Counter, pieces: int) -> None:
         """Look at this many pieces of one counter."""
-        looks = self.looks.setdefault(counter.name, watch(counter, self.redis))
-        try:
-            for broken in islice(looks, pieces):
-                self.broken[counter.name] = broken
-        except ResponseError as error:
-            if not is_of_another_type(error):
-                raise
-            # Only the look at this counter begins again; the others continue.
-            removed = states.remove_misfits(self.redis, counter.name)
-            log.error("counter.removed_misfits", counter=counter.name, keys=removed)
-            del self.looks[counter.name]
+        with self.server_of(counter) as redis:
+            if redis is None:
+                return
+            looks = self.looks.setdefault(counter.name, watch(counter, redis))
+            try:
+                for broken in islice(looks, pieces):
+                    self.broken[counter.name] = broken
+            except ResponseError as error:
+                if not is_of_another_type(error):
+                    raise
+                # Only the look at this counter begins again; the others continue.
+                removed = states.remove_misfits(redis, counter.name)
+                log.error("counter.removed_misfits", counter=counter.name, keys=removed)
+                del self.looks[counter.name]
 
     def begin_departures(self) -> None:
-        """Begin a batch for each counter that has departures, and is not resolving some."""
-        waiting = [each for each in declarations.derived() if each.name not in self.departures]
+        """Begin a batch for each part that has departures, and is not resolving some."""
+        waiting = [each for each in declarations.parts() if each.name not in self.departures]
         if not self.has_departures or not waiting:
             return
-        try:
-            waiting = departing(waiting, self.replica, self.redis)
-        except psycopg2.Error:
-            pass  # each batch says why by itself
-        for counter in waiting:
-            swept = partial(self.tell_filter, counter.name)
-            self.departures[counter.name] = resolve_departures(counter, self.replica, self.redis, swept)
+        for url, parts in self.by_server(waiting):
+            with self.server(url) as redis:
+                try:
+                    parts = departing(parts, self.replica, redis)
+                except psycopg2.Error:
+                    pass  # each batch says why by itself
+                for part in parts:
+                    swept = partial(self.tell_filter, part.name)
+                    self.departures[part.name] = resolve_departures(part, self.replica, redis, swept)
 
     def resolve_departures(self) -> None:
         """One step of each batch. A batch that Postgres refuses begins again at the next tick."""
         for name, batch in list(self.departures.items()):
             self.renew()
-            reason = ""
-            try:
-                while (progress := next(batch, None)) is not None and not progress.waiting:
-                    self.renew()
-            except psycopg2.Error as error:
-                progress, reason = None, reason_of(error)
+            progress, reason = None, ""
+            with self.server_of(get_part(name)) as redis:
+                try:
+                    while redis and (progress := next(batch, None)) is not None and not progress.waiting:
+                        self.renew()
+                except psycopg2.Error as error:
+                    progress, reason = None, reason_of(error)
             if reason != self.unresolved.get(name, ""):
                 self.unresolved[name] = reason
                 log.warning(
                     "keeper.departures_wait" if reason else "keeper.departures_go_on", counter=name, reason=reason
                 )
             if progress is None:
-                del self.departures[name]
+                self.departures.pop(name, None)
 
     def tell_filter(self, name: str, members: list[bytes]) -> None:
         """Tell the current run that departures have removed these members."""
@@ -234,57 +252,122 @@ class Keeper:
             log.warning("keeper.takes_no_samples", reason=reason)
         self.unsampled = reason
 
+    def by_server(self, parts: Iterable[Counter]) -> list[tuple[str, list[Counter]]]:
+        """The parts, by the URL of their server; without those of servers that the keeper leaves alone at present."""
+        now = time.monotonic()
+        return [
+            (url, some)
+            for url, some in self.nodes.by_server(parts, keys.home_of).items()
+            if self.left_alone.get(url, 0.0) <= now
+        ]
+
+    @contextmanager
+    def server(self, url: str) -> Iterator[Redis]:
+        """What is done with one server. If a server of a cluster fails, this costs its parts: the others go on, and the
+        next pass over its parts begins with a new connection."""
+        begun = time.monotonic()
+        try:
+            yield self.nodes.at(url)
+        except RedisError as error:
+            if self.nodes.is_one:
+                raise
+            self.leave_alone(url, error, time.monotonic() - begun)
+
+    @contextmanager
+    def server_of(self, part: Counter) -> Iterator[Redis | None]:
+        """The same for the server of a part; None if the keeper leaves it alone."""
+        url = self.nodes.where(keys.home_of(part))
+        if self.left_alone.get(url, 0.0) > time.monotonic():
+            yield None
+            return
+        with self.server(url) as redis:
+            yield redis
+
+    def leave_alone(self, url: str, error: RedisError, took: float = 0.0) -> None:
+        """A server of a cluster has failed: what its parts were doing is void. One that does not answer for seconds takes a
+        sixth of the keeper's time at most."""
+        self.left_alone[url] = time.monotonic() + max(PAUSE_AFTER_FAILURE_SECONDS, LEAVE_ALONE * took)
+        self.failed_server = f"{without_password(url)}: {reason_of(error)}"
+        self.looks_at_all = self.looks_at_all or is_of_another_type(error)
+        for part in self.nodes.by_server(declarations.parts(), keys.home_of).get(url, []):
+            self.departures.pop(part.name, None)
+            self.looks.pop(part.name, None)
+            self.broken.pop(part.name, None)
+            self.memories.pop(part.whole, None)
+        close_quietly(self.nodes.forget(url))
+        self.nodes.look_again()
+
     def note_failure(self, store: str, error: Exception) -> None:
         """Log an error once, not every second; and write it for operators, if Redis can be written."""
-        reason = reason_of(error)
+        self.note_reason(store, reason_of(error))
+
+    def note_reason(self, store: str, reason: str) -> None:
         if reason != self.failure:
             log.warning("keeper.failed", store=store, reason=reason)
             self.failure = reason
             if store != "redis":
-                self.redis.hset(keys.KEEPER, "failure", reason)
+                self.nodes.of(keys.KEEPER).hset(keys.KEEPER, "failure", reason)
 
     def note_recovery(self) -> None:
         """Note that both stores answer."""
-        if self.failure:
+        if self.failed_server:
+            self.note_reason("redis", self.failed_server)
+        elif self.failure:
             log.info("keeper.recovered", after=self.failure)
             self.failure = ""
 
     def catch_up_all(self) -> bool:
-        """One pass over each counter that has a cursor; returns whether all passes are complete."""
-        steps.load_scripts(self.redis)
-        found = read_states(self.redis, [counter.name for counter in declarations.derived()])
+        """One pass over each part that has a cursor; returns whether all passes are complete."""
+        self.failed_server = ""
+        found: dict[str, State] = {}
+        for url, parts in self.by_server(declarations.parts()):
+            with self.server(url) as redis:
+                steps.load_scripts(redis)
+                found |= states.read_states(redis, [part.name for part in parts])
         with self.replica.snapshot() as snapshot:
             self.source = snapshot.source
             self.has_departures = snapshot.has_departures()
             shown = self.describe(snapshot)
             for name, state in found.items():
-                self.plausibility.mend(name, state, snapshot, self.redis)
+                with self.server_of(get_part(name)) as its_redis:
+                    if its_redis is not None:
+                        self.plausibility.mend(name, state, snapshot, its_redis)
         finished, failing = True, []
         rested = self.catch_up_resting(found)
         for counter in declarations.derived():
-            did = rested.get(counter.name) or self.catch_up_one(counter)
-            finished = finished and did.finished
-            if did.failed:
-                failing.append(f"{counter.name} cannot be caught up: {did.behind}")
-            if did.behind != self.behind.get(counter.name, ""):
-                self.behind[counter.name] = did.behind
-                log.info("keeper.behind" if did.behind else "keeper.abreast", counter=counter.name, reason=did.behind)
-            if did.added:
-                log.info("keeper.caught_up", counter=counter.name, read=did.read_members, added=did.added)
-            if did.read_members:
-                totals.note_pass(self.redis, counter.name, read=did.read_members, added=did.added)
+            waiting = [part for part in counter.parts if part.name in found and part.name not in rested]
+            passes = self.catch_up_one(counter, waiting) if waiting else {}
+            for part in counter.parts:
+                did = rested.get(part.name) or passes.get(part.name) or AWAY
+                finished = finished and did.finished
+                if did.failed:
+                    failing.append(f"{part.name} cannot be caught up: {did.behind}")
+                self.note_pass(part, did)
         refused = [f"{name} cannot be built: {reason}" for name, (reason, _) in self.refused.items()]
+        if self.failed_server:
+            failing.append(self.failed_server)
         self.note_tick({**shown, "failure": "; ".join(refused + failing)})
         return finished
 
+    def note_pass(self, part: Counter, did: Pass) -> None:
+        """Log what a pass did, if it is something new; and count its work."""
+        if did.behind != self.behind.get(part.name, ""):
+            self.behind[part.name] = did.behind
+            log.info("keeper.behind" if did.behind else "keeper.abreast", counter=part.name, reason=did.behind)
+        if did.added:
+            log.info("keeper.caught_up", counter=part.name, read=did.read_members, added=did.added)
+        if did.read_members:
+            redis = self.nodes.of(keys.TOTALS)
+            totals.note_pass(redis, part.whole, read=did.read_members, added=did.added)
+
     def catch_up_resting(self, found: Mapping[str, State]) -> dict[str, Pass]:
-        """One pass over each counter whose table has nothing new, with one snapshot for each table."""
+        """One pass over each part whose table has nothing new, with one snapshot for each table."""
         rested: dict[str, Pass] = {}
         tables = dict.fromkeys(counter.table for counter in declarations.COUNTERS)
         for table in tables:
-            counters = [counter for counter in declarations.derived() if counter.table == table]
+            parts = [part for part in declarations.parts() if part.table == table]
             try:
-                rested |= catch_up_at_rest(counters, found, self.memories, self.replica, self.redis)
+                rested |= catch_up_at_rest(parts, found, self.memories, self.replica, self.nodes)
             except psycopg2.Error as error:
                 if is_away(error):
                     raise
@@ -292,25 +375,30 @@ class Keeper:
             self.renew()
         return rested
 
-    def catch_up_one(self, counter: Counter) -> Pass:
-        """One pass over one counter. If Postgres refuses it (no such table, no right, too slow), only this counter
-        fails. If the replica does not answer, that affects all counters, and the error is raised."""
+    def catch_up_one(self, counter: Counter, parts: list[Counter]) -> dict[str, Pass]:
+        """One pass over each of these parts of a derived counter. If Postgres refuses it (no such table, no right, too slow),
+        only this counter fails. If the replica does not answer, that affects all counters, and the error is raised."""
         memory = self.memories.pop(counter.name, None)
         try:
-            did = catch_up(counter, self.replica, self.redis, memory, self.renew)
+            passes = catch_up(parts, self.replica, self.nodes, memory, self.renew)
         except psycopg2.Error as error:
             if is_away(error):
                 raise
-            return Pass(behind=reason_of(error), failed=True)
+            return {part.name: Pass(behind=reason_of(error), failed=True) for part in parts}
         except ResponseError as error:
             if not is_of_another_type(error):
                 raise
             # A key with a wrong type is not Rollcall's. If it is the set of a group, `watch` drops the group.
-            removed = states.remove_misfits(self.redis, counter.name)
-            return Pass(behind=f"keys of another type were found, and removed: {removed or 'of a group'}", failed=True)
-        if did.memory is not None:
-            self.memories[counter.name] = did.memory
-        return did
+            removed = [states.remove_misfits(self.nodes.of(keys.home_of(part)), part.name) for part in parts]
+            behind = f"keys of another type were found, and removed: {[*filter(None, removed)] or 'of a group'}"
+            return {part.name: Pass(behind=behind, failed=True) for part in parts}
+        for part in parts:
+            did = passes[part.name]
+            if did.memory is not None:
+                self.memories[counter.name] = did.memory
+            if did.error is not None:
+                self.leave_alone(self.nodes.where(keys.home_of(part)), did.error)
+        return passes
 
     def renew(self) -> None:
         """Renew every lease, if it is time. Called between two statements. Raises LeaseLost."""
@@ -334,14 +422,18 @@ class Keeper:
         ticked_at = moments.to_microseconds(datetime.now(UTC))
         job = self.job.name if self.job else ""
         noted: Note = {"ticked_at": ticked_at, "job": job, "source": self.source, **shown}
-        self.redis.hset(keys.KEEPER, mapping=noted)
+        self.nodes.of(keys.KEEPER).hset(keys.KEEPER, mapping=noted)
+
+    def note_job(self, name: str) -> None:
+        """Write to Redis which job there is; "" if there is none."""
+        self.nodes.of(keys.KEEPER).hset(keys.KEEPER, "job", name)
 
     def step_job(self) -> float:
         """One step of the current job, or of the next one; returns for how many seconds there is nothing to do."""
         if self.job is None:
             self.job = self.next_job()
             if self.job is not None:
-                self.redis.hset(keys.KEEPER, "job", self.job.name)
+                self.note_job(self.job.name)
         if self.job is None:
             return max(0.0, min(PAUSE_WAITING_SECONDS, self.catch_up_at - time.monotonic()))
         self.job.lease.renew()
@@ -350,7 +442,7 @@ class Keeper:
         except StopIteration:
             log.info("job.ended", job=self.job.name)
             self.drop_job()
-            self.redis.hset(keys.KEEPER, "job", "")
+            self.note_job("")
             return 0.0
         except (psycopg2.Error, TooManyGroups) as error:
             # A build; runs do their own waiting. It continues from its position: at once if the replica
@@ -366,9 +458,15 @@ class Keeper:
 
     def next_job(self) -> Job | None:
         """The next job: first builds, then runs that somebody asked for, then runs of the schedule."""
-        found = read_states(self.redis, [counter.name for counter in declarations.derived()])
+        found: dict[str, State] = {}
+        for url, parts in self.by_server(declarations.parts()):
+            with self.server(url) as redis:
+                found |= states.read_states(redis, [part.name for part in parts])
         for counter in declarations.derived():
-            if not needs_building(found[counter.name], self.source):
+            cold = [
+                part for part in counter.parts if part.name in found and needs_building(found[part.name], self.source)
+            ]
+            if not cold:
                 self.refused.pop(counter.name, None)
                 continue
             _, again_at = self.refused.get(counter.name, ("", 0.0))
@@ -376,26 +474,34 @@ class Keeper:
                 lease = Lease(self.control, f"build:{counter.name}")
                 if lease.acquire():
                     log.info("job.started", job=f"build {counter.name}")
-                    steps = build(counter, self.replica, self.redis)
+                    builds = {part.name: build(part, self.replica, self.nodes.of(keys.home_of(part))) for part in cold}
+                    steps = in_step(builds, self.replica, self.part_failed, self.renew)
                     return Job(f"build {counter.name}", steps, lease, counter.name)
-        for counter in declarations.derived():
-            while broken := self.broken.get(counter.name):
+        for part in declarations.parts():
+            while broken := self.broken.get(part.name):
                 group, token = broken.popitem()
-                lease = Lease(self.control, f"mend:{counter.name}")
+                lease = Lease(self.control, f"mend:{part.name}")
                 if lease.acquire():
-                    name = f"mend {counter.name}"
-                    return Job(name, mend(counter, group, token, self.replica, self.redis), lease, counter.name)
-        self.schedule.ask_for_what_is_due(found, self.refused, self.control)
-        for run in registry.still_open(self.redis):
+                    mending = mend(part, group, token, self.replica, self.nodes.of(keys.home_of(part)))
+                    name, steps = f"mend {part.name}", in_step({part.name: mending}, self.replica, self.part_failed)
+                    return Job(name, steps, lease, part.whole)
+        wholes = {
+            counter.name: states.combine([found[part.name] for part in counter.parts])
+            for counter in declarations.derived()
+            if all(part.name in found for part in counter.parts)
+        }
+        self.schedule.ask_for_what_is_due(wholes, self.refused, self.control.of(keys.RUNS))
+        runs = self.nodes.of(keys.RUNS)
+        for run in registry.still_open(runs):
             lease = Lease(self.control, f"run:{run.id}")
             if lease.acquire():
                 # Read again, now that this process has the lease: another process may just have ended it.
-                unended = registry.get_open(self.redis, run.id)
+                unended = registry.get_open(runs, run.id)
                 if unended is not None:
                     steps = execute(
                         unended,
                         self.replica,
-                        self.redis,
+                        self.nodes,
                         wait_seconds=self.timing.wait_seconds,
                         filters=self.filters,
                     )
@@ -403,13 +509,22 @@ class Keeper:
                 lease.release()
         return None
 
+    def part_failed(self, name: str, error: Exception) -> None:
+        """A part of a job has failed. If its server is one of a cluster, this costs the part."""
+        if self.nodes.is_one or not isinstance(error, RedisError):
+            raise error
+        self.leave_alone(self.nodes.where(keys.home_of(get_part(name))), error)
+
     def put_off(self, name: str, error: Exception) -> None:
         """Postpone a counter that cannot be built, and say why."""
         # A lock on the table is released soon, or its holder is killed; an operator grants a missing right.
         seconds = PAUSE_AFTER_FAILURE_SECONDS if isinstance(error, LockNotAvailable) else RETRY_BUILD_SECONDS
         reason = reason_of(error)
         self.refused[name] = reason, time.monotonic() + seconds
-        self.redis.hset(keys.of_counter(name).state, "refused", reason)  # until it is built
+        for part in get_counter(name).parts:
+            with self.server_of(part) as redis:
+                if redis is not None:
+                    redis.hset(keys.home_of(part), "refused", reason)  # until it is built
         log.error("build.refused", counter=name, reason=reason, again_seconds=seconds)
 
     def drop_job(self) -> None:
@@ -428,17 +543,18 @@ class Keeper:
         self.looks.clear()
         self.broken.clear()
         self.replica.close()
-        self.redis.close()
-        self.redis.connection_pool.disconnect()
-        self.redis = stores.connect_for_passes()
+        for client in self.nodes.forget_all():
+            close_quietly(client)
+        self.left_alone.clear()
+        self.control.look_again()
         self.catch_up_at = 0.0
 
     def close(self) -> None:
         """End cleanly, so that the next keeper does not have to wait until the leases expire."""
         self.start_over()
         release_quietly(self.lease)
-        self.redis.close()
-        self.control.close()
+        for client in self.control.forget_all():
+            close_quietly(client)
 
 
 def reason_of(error: Exception) -> str:
@@ -457,3 +573,16 @@ def release_quietly(lease: Lease) -> None:
         lease.release()
     except RedisError:
         pass
+
+
+def close_quietly(client: Redis | None) -> None:
+    """Close the connections of a client; its server may be gone."""
+    if client is not None:
+        with suppress(RedisError, OSError):
+            client.close()
+            client.connection_pool.disconnect()
+
+
+def without_password(url: str) -> str:
+    """The server in a URL, for people."""
+    return urlsplit(url).netloc.rpartition("@")[2] or url

@@ -7,19 +7,20 @@ from datetime import UTC, datetime
 from redis import Redis
 
 from shared_models import declarations
-from shared_models.protocol import samples, states
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys, samples, states
 from shared_models.protocol.samples import Sample
 
 
-def take_samples(redis: Redis) -> None:
+def take_samples(nodes: Nodes[Redis]) -> None:
     """Add a sample of the count of each complete counter. Raises redis.RedisError.
 
     Only a count that query would show: a cold counter gets no sample. `at` is the moment before the read,
-    as in query. It is one transaction: if the list cannot be trimmed, nothing is added either.
+    as in query. It is one transaction for each counter: if the list cannot be trimmed, nothing is added either.
     """
     at = datetime.now(UTC)
-    pipe = redis.pipeline(transaction=True)
-    for name, state in states.read_states(redis, [counter.name for counter in declarations.COUNTERS]).items():
+    for name, state in states.read_wholes(nodes, declarations.COUNTERS).items():
         if not state.cold:
+            pipe = nodes.of(keys.of_samples(name)).pipeline(transaction=True)
             samples.queue_sample(pipe, name, Sample(at, state.count))
-    pipe.execute()
+            pipe.execute()

@@ -31,12 +31,11 @@ import structlog
 from redis import Redis
 
 from manage_service.protocol.groups import forget_generations
+from manage_service.protocol.in_step import read_chunk
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, states, steps
-from shared_models.protocol.elements import decode, encode_all
-from shared_models.protocol.members import Values
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import State
 from shared_models.protocol.timeline import split
@@ -93,26 +92,20 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
                     fill = begin_fill(counter, snapshot, redis)
                     position, read = fill.position, fill.read
                     continue
-                chunk = snapshot.read_members(counter, values_at(counter, position), jumping=fill.jumping)
+                chunk = read_chunk(counter, position, snapshot, jumping=fill.jumping)
         if behind:
             yield Progress(
                 "build", read, fill.expected, waiting="the replica came back at an earlier state; it has to catch up"
             )
             continue
-        if not chunk:
+        if chunk is None:
             steps.promote(redis, counter.name, fill.token, position)
             forget_generations(counter, redis)
             return
-        moved = steps.fill(redis, counter.name, fill.token, position, encode_all(counter, chunk))
-        if moved is None:
+        if not steps.fill(redis, counter.name, fill.token, position, chunk.position, chunk.elements):
             return
-        position, read = moved, read + len(chunk)
+        position, read = chunk.position, read + len(chunk.elements)
         yield Progress("build", read, max(read, fill.expected))
-
-
-def values_at(counter: Counter, position: bytes) -> Values | None:
-    """The values of the member at a position; None at the start."""
-    return decode(counter, position[1:]) if position else None
 
 
 def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
@@ -126,7 +119,7 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         fingerprint=snapshot.fingerprint,
         position=b"",
         read=0,
-        expected=0 if estimate is None else estimate.members,
+        expected=0 if estimate is None else estimate.members // counter.shards,
         jumping=estimate is not None and estimate.jumping_pays,
     )
     changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)

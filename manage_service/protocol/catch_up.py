@@ -13,7 +13,10 @@ Why the order is the proof:
    still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
    changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
    not the noted one (`sweep`).
-5. Most passes have nothing to read. Those over the counters of one table share a snapshot, and their cursors move in one
+5. The parts of a counter share the snapshot and the rows, and each part has a pass of its own: with its server, state and cursor.
+   The rows begin at the least cursor. A part that is further gets some members once more, and each has a row in this snapshot,
+   which shows everything below that part's cursor, too. If a part fails, the others go on.
+6. Most passes have nothing to read. Those over the counters of one table share a snapshot, and their cursors move in one
    round trip (`catch_up_at_rest`). The proof for each is the same: its state was read before the snapshot, and it has no
    row to read.
 
@@ -26,19 +29,22 @@ was already passed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 
 from psycopg2.errors import LockNotAvailable
 from redis import Redis
+from redis.exceptions import RedisError
 
 from manage_service.replica.snapshots import NotOnDisk, Replica, Shown, Snapshot
 from manage_service.replica.sql import described_by
-from shared_models.declarations import Counter, Storage
-from shared_models.protocol import states, steps
-from shared_models.protocol.elements import encode_all
+from shared_models.declarations import Counter, Storage, get_counter
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys, states, steps
+from shared_models.protocol.elements import by_part, encode_all
 from shared_models.protocol.states import State
 
 # About how many rows one pass reads: a fraction of a second of work. If the pass fails, its members stay.
@@ -49,96 +55,136 @@ LOCKED = "another session holds a lock on the table, to change or empty it"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Rows above the cursor that earlier passes have added. For the same Redis connection, build and source only."""
+    """Rows above the cursors that earlier passes have added to all parts. For the same connections, builds and source only."""
 
-    build: str
+    builds: Mapping[str, str]  # by part
     source: str
     shown: Shown
 
+    def holds_for(self, found: Mapping[str, State]) -> bool:
+        """Whether it is about these parts."""
+        return all((self.builds.get(name), self.source) == (state.build, state.source) for name, state in found.items())
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Pass:
-    """The result of a pass. `behind` is the reason why it could not advance; empty if it did."""
+    """The result of a pass over one part. `behind` is the reason why it could not advance; empty if it did."""
 
     read_members: int = 0
     added: int = 0
     finished: bool = True
     behind: str = ""
-    failed: bool = False  # Postgres refused a statement
+    failed: bool = False  # Postgres, or the server of the part, refused something
+    error: RedisError | None = None  # what its server said
     memory: Memory | None = None  # for the next pass
 
 
 def catch_up(
-    counter: Counter,
+    parts: Sequence[Counter],
     replica: Replica,
-    redis: Redis,
+    nodes: Nodes[Redis],
     memory: Memory | None = None,
     between: Callable[[], None] = lambda: None,
-) -> Pass:
-    """One pass over one counter with a cursor; a cold one is left alone. Raises psycopg2.Error, redis.RedisError.
+) -> dict[str, Pass]:
+    """One pass over each of these parts of one derived counter that has a cursor; cold ones are left alone.
 
-    `redis` must be a client of `stores.connect_for_passes`. `finished` is false if more rows wait for another pass.
+    Raises psycopg2.Error, and redis.RedisError if there is one server. `nodes` must be those of `stores.nodes_for_passes`.
+    `finished` is false if more rows wait for another pass.
     `between` is called between two chunks of rows, to renew leases: a transaction may be large.
     """
-    state = states.read_state(redis, counter.name)
-    if state.lost or state.cursor is None:
-        return Pass(behind=f"the counter is cold: {state.why_cold}")
-    shown = shown_before(memory, state)
+    passes = {part.name: Pass() for part in parts}
+    found: dict[str, State] = {}
+    for part in parts:
+        with noting_failure(nodes, passes[part.name]):
+            found[part.name] = states.read_state(nodes.of(keys.home_of(part)), part.name)
+    for name, state in list(found.items()):
+        if state.lost or state.cursor is None:
+            passes[name].behind = f"the counter is cold: {state.why_cold}"
+            del found[name]
+    if not found:
+        return passes
+    since = min(state.cursor or 0 for state in found.values())
+    shown = memory.shown if memory is not None and memory.holds_for(found) else None
     # Before the snapshot: see `snapshots`.
-    showing = replica.ended_now(*((state.cursor, ()) if shown is None else (shown.xmax, shown.unended)))
+    showing = replica.ended_now(*((since, ()) if shown is None else (shown.xmax, shown.unended)))
+    behind = ""
     try:
-        with replica.snapshot(counter) as snapshot:
-            return pass_over(counter, state, shown, showing, snapshot, redis, between)
+        with replica.snapshot(parts[0]) as snapshot:
+            pass_over(parts, found, passes, shown, showing, snapshot, nodes, between)
     except LockNotAvailable:
-        return Pass(behind=LOCKED)
+        behind = LOCKED
     except NotOnDisk as error:
-        return Pass(behind=str(error))
+        behind = str(error)
+    if behind:
+        for name in found:
+            passes[name].behind = behind
+    return passes
+
+
+@contextmanager
+def noting_failure(nodes: Nodes[Redis], of_part: Pass) -> Iterator[None]:
+    """What concerns one part: if its server fails, the parts on other servers go on."""
+    try:
+        yield
+    except RedisError as error:
+        if nodes.is_one:
+            raise
+        of_part.failed, of_part.error, of_part.behind = True, error, f"{type(error).__name__}: {error}"
 
 
 def catch_up_at_rest(
-    counters: Sequence[Counter],
+    parts: Sequence[Counter],
     found: Mapping[str, State],
     memories: Mapping[str, Memory],
     replica: Replica,
-    redis: Redis,
+    nodes: Nodes[Redis],
 ) -> dict[str, Pass]:
-    """One pass over each of these counters (of one table) that has nothing to read; the others need `catch_up`.
+    """One pass over each of these parts (of counters of one table) that has nothing to read; the others need `catch_up`.
 
-    `found`: their states, read before this, over `redis`. Memories do not change, because the passes add nothing. Raises
-    psycopg2.Error, redis.RedisError.
+    `found`: their states, read before this, over `nodes`. `memories`: by derived counter. They do not change, because the passes
+    add nothing. Raises psycopg2.Error, and redis.RedisError if there is one server.
     """
-    complete = {each.name: found[each.name] for each in counters if not found[each.name].lost}
+    complete = [each for each in parts if each.name in found and not found[each.name].lost]
     if not complete:
         return {}
+    passes: dict[str, Pass] = {}
     try:
-        with replica.snapshot(counters[0]) as snapshot:
-            # Most counters ask about the same rows, and some have the same columns.
-            has_recent = cache(lambda since, shown: snapshot.has_recent(counters[0], since, shown))
+        with replica.snapshot(complete[0]) as snapshot:
+            # Most parts ask about the same rows, and some have the same columns.
+            has_recent = cache(lambda since, shown: snapshot.has_recent(complete[0], since, shown))
             fingerprint = cache(snapshot.fingerprint_as)
-            resting = {
-                counter.name: state
-                for counter in counters
-                if (state := complete.get(counter.name))
-                and (state.source, state.gap) == (snapshot.source, 0)
+            resting = [
+                part
+                for part in complete
+                if (state := found[part.name]).source == snapshot.source
+                and state.gap == 0
                 and state.cursor is not None
                 and state.cursor <= snapshot.horizon
-                and not has_recent(state.cursor, shown_before(memories.get(counter.name), state))
-                and state.fingerprint == fingerprint(described_by(counter))
-            }
-            moves = {name: (state, snapshot.horizon, through(state, snapshot)) for name, state in resting.items()}
-            advanced = steps.advance_all(redis, moves)
+                and not has_recent(state.cursor, shown_before(memories.get(part.whole), part, state))
+                and state.fingerprint == fingerprint(described_by(part))
+            ]
+            for client, some in nodes.by_client(resting, keys.home_of):
+                of_server = Pass()
+                with noting_failure(nodes, of_server):
+                    moves = {
+                        part.name: (state, snapshot.horizon, through(state, snapshot))
+                        for part in some
+                        for state in [found[part.name]]
+                    }
+                    advanced = steps.advance_all(client, moves)
+                    for (name, (state, *_)), moved in zip(moves.items(), advanced, strict=True):
+                        passes[name] = Pass(behind=state.withheld if moved else CHANGED)
+                if of_server.failed:
+                    passes |= {part.name: of_server for part in some}
     except (LockNotAvailable, NotOnDisk) as error:
         behind = str(error) if isinstance(error, NotOnDisk) else LOCKED
-        return dict.fromkeys(complete, Pass(behind=behind))
-    return {
-        name: Pass(behind=state.withheld if moved else CHANGED)
-        for (name, state), moved in zip(resting.items(), advanced, strict=True)
-    }
+        return {part.name: Pass(behind=behind) for part in complete}
+    return passes
 
 
-def shown_before(memory: Memory | None, state: State) -> Shown | None:
-    """The rows above the cursor that earlier passes have added."""
-    return memory.shown if memory is not None and (memory.build, memory.source) == (state.build, state.source) else None
+def shown_before(memory: Memory | None, part: Counter, state: State) -> Shown | None:
+    """The rows above the cursor that earlier passes have added to this part."""
+    return memory.shown if memory is not None and memory.holds_for({part.name: state}) else None
 
 
 def through(state: State, snapshot: Snapshot) -> datetime | None:
@@ -150,56 +196,99 @@ def through(state: State, snapshot: Snapshot) -> datetime | None:
 
 
 def pass_over(
-    counter: Counter,
-    state: State,
+    parts: Sequence[Counter],
+    found: dict[str, State],
+    passes: Mapping[str, Pass],
     shown: Shown | None,
     showing: Shown | None,
     snapshot: Snapshot,
-    redis: Redis,
+    nodes: Nodes[Redis],
     between: Callable[[], None],
-) -> Pass:
-    """The pass, in its snapshot. `shown`: rows that earlier passes have added; `showing`: rows added after this one."""
-    cursor_before = state.cursor
-    assert cursor_before is not None  # noqa: S101  (for the type checker)
-    if snapshot.source != state.source:
-        return Pass(behind=f"the cursor belongs to {state.source}, the replica shows {snapshot.source}")
-    if snapshot.horizon < cursor_before:
-        # It crashed and came back earlier, or this is another, slower replica. The keeper never moves a cursor back.
-        return Pass(behind=f"the replica shows xact {snapshot.horizon} at most, the cursor is at {cursor_before}")
-    is_gone = state.count == 0 and state.gap < 0
-    if (is_gone or (state.gap and counter.storage is not Storage.SET)) and steps.make_cold(redis, counter.name, state):
-        # Cheaper than the reconcile that settles any other gap of a set: there is nothing left to compare with.
-        return Pass(behind="its keys were deleted, or changed: the counter is cold, and is built")
-    if snapshot.fingerprint != state.fingerprint:
-        changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
-        state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
+) -> None:
+    """The passes of the parts in `found`, in their snapshot. It takes a part that cannot go on out of `found`; its pass says why.
+
+    `shown`: rows that earlier passes have added; `showing`: rows that are added after this one.
+    """
+    part_of, counter = {part.name: part for part in parts}, get_counter(parts[0].whole)
+
+    def leave(name: str, behind: str) -> None:
+        passes[name].behind = behind
+        del found[name]
+
+    def fail(name: str) -> None:
+        if passes[name].error is not None:
+            del found[name]
+
+    for name, state in list(found.items()):
+        with noting_failure(nodes, passes[name]):
+            found[name], behind = ready(part_of[name], state, snapshot, nodes.of(keys.home_of(part_of[name])))
+            if behind:
+                leave(name, behind)
+        fail(name)
+    if not found:
+        return
+    since = min(state.cursor or 0 for state in found.values())
     # Cut at an xact: everything below the cut is complete, and the next pass continues from there.
-    cut = snapshot.slice_end(counter, cursor_before, PASS_ROWS)
+    cut = snapshot.slice_end(counter, since, PASS_ROWS)
     cursor = snapshot.horizon if cut is None else cut
+    for name, state in list(found.items()):
+        if (state.cursor or 0) > cursor:  # this part is further, and waits for the others
+            passes[name].finished = False
+            del found[name]
     # A sweep has to see this: complete_through also claims rows above the horizon, and no later pass may read them again.
     claim = cursor - 1 if cut is not None else snapshot.xmax - 1
-    read = added = 0
     # Without a cut this also reads above the horizon: a transaction that stays open holds back the cursor, but
-    # must not keep later rows out of the count. Below the horizon it leaves out no row: the cursor relies on that.
-    for values in snapshot.read_recent(counter, cursor_before, cut, shown):
-        read += len(values)
-        members = encode_all(counter, list(values))
-        try:
-            added += steps.record(redis, {counter.name: members}, claim, snapshot.source, horizon=snapshot.horizon)
-        except steps.TooLate:
-            # Another pass has moved the cursor, and members of this snapshot may have left since.
-            return Pass(behind=CHANGED)
-        except steps.TooManyGroups as error:
-            # The cursor stays. The counter lacks members, so it must not be shown. A build says when there is room again.
-            steps.make_cold(redis, counter.name, state)
-            return Pass(behind=str(error), failed=True)
+    # must not keep later rows out of the count. Below the horizon it leaves out no row: the cursors rely on that.
+    for values in snapshot.read_recent(counter, since, cut, shown):
+        for part, members in by_part(counter, encode_all(counter, list(values))):
+            if part.name not in found:
+                continue
+            done = passes[part.name]
+            done.read_members += len(members)
+            redis = nodes.of(keys.home_of(part))
+            with noting_failure(nodes, done):
+                try:
+                    done.added += steps.record(
+                        redis, {part.name: members}, claim, snapshot.source, horizon=snapshot.horizon
+                    )
+                except steps.TooLate:
+                    # Another pass has moved the cursor, and members of this snapshot may have left since.
+                    leave(part.name, CHANGED)
+                except steps.TooManyGroups as error:
+                    # The cursor stays. The counter lacks members, so it must not be shown. A build says when there is room again.
+                    steps.make_cold(redis, part.name, found[part.name])
+                    leave(part.name, str(error))
+                    done.failed = True
+            fail(part.name)
         between()
-    complete_through = through(state, snapshot) if cut is None else None
-    advanced = steps.advance(redis, counter.name, state, cursor, complete_through)
-    return Pass(
-        read,
-        added,
-        finished=cut is None,
-        behind=state.withheld if advanced else CHANGED,
-        memory=Memory(state.build, state.source, showing) if showing and cut is None and advanced else None,
-    )
+    for name, state in list(found.items()):
+        complete_through = through(state, snapshot) if cut is None else None
+        with noting_failure(nodes, passes[name]):
+            redis = nodes.of(keys.home_of(part_of[name]))
+            passes[name].finished = cut is None
+            if steps.advance(redis, name, state, cursor, complete_through):
+                passes[name].behind = state.withheld
+            else:
+                leave(name, CHANGED)
+        fail(name)
+    if showing and cut is None and found:
+        memory = Memory({name: state.build for name, state in found.items()}, snapshot.source, showing)
+        for name in found:
+            passes[name].memory = memory
+
+
+def ready(part: Counter, state: State, snapshot: Snapshot, redis: Redis) -> tuple[State, str]:
+    """The state of a part at the beginning of its pass, and why it cannot begin; empty if it can."""
+    if snapshot.source != state.source:
+        return state, f"the cursor belongs to {state.source}, the replica shows {snapshot.source}"
+    if state.cursor is not None and snapshot.horizon < state.cursor:
+        # It crashed and came back earlier, or this is another, slower replica. The keeper never moves a cursor back.
+        return state, f"the replica shows xact {snapshot.horizon} at most, the cursor is at {state.cursor}"
+    is_gone = state.count == 0 and state.gap < 0
+    if (is_gone or (state.gap and part.storage is not Storage.SET)) and steps.make_cold(redis, part.name, state):
+        # Cheaper than the reconcile that settles any other gap of a set: there is nothing left to compare with.
+        return state, "its keys were deleted, or changed: the counter is cold, and is built"
+    if snapshot.fingerprint != state.fingerprint:
+        changed_at = steps.note_table(redis, part.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
+        state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
+    return state, ""

@@ -39,24 +39,28 @@ from redis import Redis
 from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import CHUNK_ASKED, ask_behind_fence, rowless
-from manage_service.replica.snapshots import Replica
+from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models import triggers
 from shared_models.declarations import Counter
-from shared_models.protocol import states, steps
+from shared_models.protocol import elements, states, steps
 from shared_models.protocol.elements import encode_all
 
 
 def departing(counters: Sequence[Counter], replica: Replica, redis: Redis) -> list[Counter]:
-    """Those of these counters that have departures beyond `left_through`, for `resolve_departures`.
+    """Those of these parts, which one server holds, that have departures beyond `left_through`, for `resolve_departures`.
 
     The others have no departures below the cursor. One snapshot shows this for all of them (step 1 of the proof), and their
     `left_through` moves. Raises psycopg2.Error, redis.RedisError.
     """
     found = states.read_states(redis, [counter.name for counter in counters])
-    counter_of = {triggers.key(each): each for each in counters if found[each.name].left_through is not None}
+    resolved = [each for each in counters if found[each.name].left_through is not None]
+    since: dict[str, int] = {}
+    for each in resolved:  # parts of the same counter share their departures
+        key, left_through = triggers.key(each), found[each.name].left_through or 0
+        since[key] = min(left_through, since.get(key, left_through))
     with replica.snapshot() as snapshot:
-        have = snapshot.departing({key: found[each.name].left_through or 0 for key, each in counter_of.items()})
-    quiet = {each.name: found[each.name] for key, each in counter_of.items() if key not in have}
+        have = snapshot.departing(since)
+    quiet = {each.name: found[each.name] for each in resolved if triggers.key(each) not in have}
     steps.resolve_all(
         redis,
         {
@@ -68,7 +72,7 @@ def departing(counters: Sequence[Counter], replica: Replica, redis: Redis) -> li
             and state.left_through != state.cursor <= snapshot.horizon
         },
     )
-    return [counter for key, counter in counter_of.items() if key in have]
+    return [each for each in resolved if triggers.key(each) in have]
 
 
 class AskAgain(Exception):
@@ -91,11 +95,11 @@ def resolve_departures(
             return
         if snapshot.fingerprint != state.fingerprint:
             return  # the next pass notes it
-        until, elements = snapshot.departed(counter, state.left_through, state.cursor)
-        if elements is None:
+        until, departed = read_departed(counter, state.left_through, state.cursor, snapshot)
+        if departed is None:
             steps.resolve(redis, counter.name, state, "", None)
             return
-        leaving = rowless(counter, encode_all(counter, elements), snapshot)
+        leaving = rowless(counter, departed, snapshot)
     token = ""
     if leaving:
         token = token_hex(8)
@@ -109,6 +113,17 @@ def resolve_departures(
             return  # the keeper builds the counter, or the batch begins again
     if until != state.left_through:
         steps.resolve(redis, counter.name, state, token, until)
+
+
+def read_departed(part: Counter, since: int, below: int, snapshot: Snapshot) -> tuple[int, list[bytes] | None]:
+    """A batch of departures of one part: the xact before which it ends, and its elements; None: all."""
+    until, departed = snapshot.once(
+        ("departed", part.whole, since, below), lambda: snapshot.departed(part, since, below)
+    )
+    if departed is None:
+        return until, None
+    mine = (each for each in encode_all(part, departed) if elements.shard_of(part, each) == part.shard)
+    return until, list(mine)
 
 
 def take_out(

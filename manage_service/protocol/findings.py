@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 
 import msgspec
 
@@ -57,6 +58,22 @@ class Findings(msgspec.Struct):
         """Note members that are in the set only."""
         self.extra += len(members)
         self.extra_sample += sample(counter, members, SAMPLE_MEMBERS - len(self.extra_sample))
+
+
+def together(parts: Sequence[Findings]) -> Findings:
+    """The findings in all parts of a counter: verified when all of them are."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = [part.verified_at for part in parts if part.verified_at is not None]
+    return Findings(
+        read=sum(part.read for part in parts),
+        missing=sum(part.missing for part in parts),
+        extra=sum(part.extra for part in parts),
+        missing_sample=list(chain.from_iterable(part.missing_sample for part in parts))[:SAMPLE_MEMBERS],
+        extra_sample=list(chain.from_iterable(part.extra_sample for part in parts))[:SAMPLE_MEMBERS],
+        verified_at=max(ends) if len(ends) == len(parts) else None,
+        failure="; ".join(dict.fromkeys(part.failure for part in parts if part.failure)),
+    )
 
 
 def sample(counter: Counter, members: Sequence[bytes], most: int) -> list[dict[str, str]]:

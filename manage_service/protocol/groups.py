@@ -143,12 +143,13 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
                 log.info("group.mended", counter=counter.name, members=read)
             return
         try:
-            found = elements.encode_all(counter, chunk)
+            encoded = elements.encode_all(counter, chunk)
+            found = [each for each in encoded if elements.shard_of(counter, each) == counter.shard]
             steps.record(redis, {counter.name: found}, source=snapshot.source, horizon=snapshot.horizon)
         except steps.TooLate:
             yield Progress("build", read, waiting="catch-up has passed this snapshot")
             continue
-        position, read = chunk[-1], read + len(chunk)
+        position, read = chunk[-1], read + len(found)
         yield Progress("build", read)
 
 

@@ -33,9 +33,10 @@ from datetime import UTC, datetime
 from redis import Redis
 
 from manage_service.protocol.bucket_filter import BucketFilter
-from manage_service.protocol.build import build, needs_building, values_at
+from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost, why_stale
+from manage_service.protocol.in_step import read_chunk
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import fence, forget_marks, sweep
 from manage_service.replica.snapshots import Replica, Snapshot
@@ -175,14 +176,14 @@ def compare_chunk(
     repair: bool,
 ) -> bool:
     """Compare the next chunk of the table with the set; False if there is none. Raises steps.TooLate: read it again."""
-    chunk = snapshot.read_members(counter, values_at(counter, findings.position), jumping=jumping)
-    if not chunk:
+    chunk = read_chunk(counter, findings.position, snapshot, jumping=jumping)
+    if chunk is None:
         return False
-    members = encode_all(counter, chunk)
+    members = chunk.elements
     cursor, found = find(counter, members, redis)
     absent = [index for index, each in enumerate(found) if each is Found.ABSENT]
     if absent:
-        values = [chunk[index] for index in absent]
+        values = [chunk.values[index] for index in absent]
         # The cursor was read in the same step as the set: a member with a row below it had to be in the set.
         owed = snapshot.with_row_below(counter, values, cursor) if cursor is not None else ()
         if repair:
@@ -196,7 +197,7 @@ def compare_chunk(
         bucket_filter.put_in(
             [member for member, each in zip(members, found, strict=True) if is_there(each, repair=repair)]
         )
-    findings.position, findings.read = steps.position_after(members[-1]), findings.read + len(chunk)
+    findings.position, findings.read = chunk.position, findings.read + len(members)
     return True
 
 

@@ -238,13 +238,18 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[
     """Those of these elements that no row has, each with what replaces it: b"" for nothing, or, in a counter with last_seen, the
     day of the member's last row, which is an earlier one.
 
-    Elements that no row could have are among them, because nobody can ask Postgres for these."""
+    Elements that no row could have are among them, because nobody can ask Postgres for these; and those that belong to another part
+    of the counter, which has them, too, if they have a row."""
     checks = [IS_CANONICAL[each.type] for each in counter.terms]
     asked: dict[Values, bytes] = {}
     gone = {}
     for member in members:
         values = elements.decode(counter, member)
-        if values is None or not all(check(text) for check, text in zip(checks, values, strict=True)):
+        if (
+            values is None
+            or elements.shard_of(counter, member) != counter.shard
+            or not all(check(text) for check, text in zip(checks, values, strict=True))
+        ):
             gone[member] = b""
         else:
             asked[values] = member

@@ -37,12 +37,12 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg2
 from psycopg2.errors import LockNotAvailable, QueryCanceled
@@ -56,6 +56,8 @@ from shared_models.deadlines import cut_after
 from shared_models.declarations import Counter
 from shared_models.protocol.members import Values
 from shared_models.triggers import LEAST_VERSION, TOO_OLD
+
+T = TypeVar("T")
 
 # A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is missing. The caller holds leases,
 # and renews them between two statements: see `leases.LEASE_SECONDS`.
@@ -125,11 +127,19 @@ class Snapshot:
     behind_bytes: int = 0
     fingerprint: str = ""
     misordered: bool = False
+    # What `once` has made.
+    _made: dict[object, Any] = field(default_factory=dict, compare=False)
 
     @property
     def held(self) -> bool:
         """Whether a transaction is open at the horizon."""
         return self.horizon < self.xmax
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What `make` makes of this snapshot; made once for each key. The parts of a counter share what they read."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast("T", self._made[key])
 
     def read_members(self, counter: Counter, after: Values | None, *, jumping: bool) -> list[Values]:
         """The next chunk of the table's distinct members after `after` (None: from the first), in index order.
@@ -281,6 +291,23 @@ class Replica:
         self.dsn = dsn
         self._connection: Connection | None = None
         self._may_ask_timeline = False
+        # While `in_one_snapshot` runs: the snapshot, once there is one, and what ends it.
+        self._shares = False
+        self._shared: tuple[Snapshot, object, ExitStack] | None = None
+
+    @contextmanager
+    def in_one_snapshot(self) -> Iterator[None]:
+        """For as long as the block runs, all snapshots of the same table are one, also for counters with other columns.
+
+        It may be older than something that the reader has read in Redis meanwhile. No reader relies on the time of a snapshot: each
+        compares its horizon and its fingerprint with what it has to show.
+        """
+        self._shares = True
+        try:
+            yield
+        finally:
+            self._shares = False
+            self._leave_shared()
 
     @contextmanager
     def snapshot(self, counter: Counter | None = None) -> Iterator[Snapshot]:
@@ -289,6 +316,29 @@ class Replica:
         Raises psycopg2.Error; then the next call connects again. One of these errors is LockNotAvailable: another session
         is about to change the table. Wait, and try again.
         """
+        if not self._shares or counter is None:
+            self._leave_shared()
+            with self._open(counter) as snapshot:
+                yield snapshot
+            return
+        described_by = sql.described_by(counter)
+        if self._shared is None or self._shared[1] != described_by:
+            self._leave_shared()
+            stack = ExitStack()
+            self._shared = stack.enter_context(self._open(counter)), described_by, stack
+        try:
+            yield self._shared[0]
+        except psycopg2.Error:
+            self.close()
+            raise
+
+    def _leave_shared(self) -> None:
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared[2].close()
+
+    @contextmanager
+    def _open(self, counter: Counter | None) -> Iterator[Snapshot]:
         if self._connection is None:
             self._connection = self._connect()
         try:
@@ -376,6 +426,7 @@ class Replica:
     def close(self) -> None:
         """Close the connection."""
         connection, self._connection = self._connection, None
+        self._shared = None
         if connection is not None:
             connection.close()
 

@@ -18,12 +18,15 @@ from manage_service.leases import Lease
 from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost
+from manage_service.protocol.in_step import in_step
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.reconcile import reconcile
 from manage_service.replica.snapshots import REFUSALS, STATEMENT_SECONDS, Replica
 from manage_service.runs import registry, totals
 from manage_service.runs.registry import Mode, Run, Status
-from shared_models.declarations import UnknownCounter, get_counter
+from shared_models.declarations import Counter, UnknownCounter, get_counter
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys
 from shared_models.protocol.steps import SetChanged, TooManyGroups
 
 log = structlog.get_logger()
@@ -54,73 +57,90 @@ class Cancelled(Exception):
 def execute(
     run: Run,
     replica: Replica,
-    redis: Redis,
+    nodes: Nodes[Redis],
     *,
     wait_seconds: float,
     filters: dict[str, BucketFilter] | None = None,
 ) -> Steps:
     """Execute the run to its end, or continue it after a crash. The caller holds its lease.
 
-    If a counter cannot be reconciled, its findings say why, and the run continues with the others. At the end
+    If a part of a counter cannot be reconciled, its findings say why, and the run continues with the others. At the end
     the run has failed, and says so in `detail`. It waits `wait_seconds` for a replica that does not answer, or lags.
     After one wait without success, it waits a tenth of that at each other counter. It does not wait for a replica that
-    refuses (no such table, no right to read it). If Redis fails (redis.RedisError) or the lease is lost
+    refuses (no such table, no right to read it). If the server of the runs fails (redis.RedisError) or the lease is lost
     (leases.LeaseLost), that is raised and leaves the run open: the next process that takes its lease continues it.
-    `filters` is for the part of this process that resolves departures: see `reconcile`. `redis` must be a client of
-    `stores.connect_for_passes`.
+    `filters` is for the part of this process that resolves departures: see `reconcile`. `nodes` must be those of
+    `stores.nodes_for_passes`.
     """
     if run.status is Status.QUEUED:
         run.status, run.started_at = Status.RUNNING, datetime.now(UTC)
-        registry.save(redis, run)
+        save(nodes, run)
         log.info("run.started", run=run.id, counters=run.counters, mode=run.mode, asked_by=run.asked_by)
     filters = {} if filters is None else filters
     try:
         for name in run.counters:
-            check_cancelled(redis, run)
-            findings = run.findings.setdefault(name, Findings())
-            if findings.verified_at is not None or findings.failure:
-                continue
+            check_cancelled(nodes, run)
             try:
-                yield from one_counter(run, name, findings, replica, redis, wait_seconds, filters)
-            except (TooSlow, CounterWasLost, SetChanged, TooManyGroups, UnknownCounter) as error:
-                findings.failure = str(error)
+                yield from one_counter(run, name, replica, nodes, wait_seconds, filters)
+            except UnknownCounter as error:
+                run.findings.setdefault(name, Findings()).failure = str(error)
             except WaitedTooLong as error:
                 # Usually the replica fails, and so do all counters. But it may be this counter alone; that is not known
                 # yet.
-                findings.failure, wait_seconds = str(error), wait_seconds / 10
-            except REFUSALS as error:
-                findings.failure = first_line(error)
+                for findings in unended(run, name).values():
+                    findings.failure = str(error)
+                wait_seconds /= 10
         failures = run.failures()
         run.end(Status.FAILED if failures else Status.DONE, failures)
     except Cancelled:
         run.end(Status.CANCELLED)
-    registry.save(redis, run)
-    totals.note_run(redis, run)
-    found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.findings.items()}
+    save(nodes, run)
+    totals.note_run(nodes.of(keys.TOTALS), run)
+    found = {name: {"missing": f.missing, "extra": f.extra} for name, f in run.by_counter.items()}
     log.info("run.ended", run=run.id, status=run.status, detail=run.detail, drift=found)
 
 
+def unended(run: Run, name: str) -> dict[Counter, Findings]:
+    """The parts of a counter that the run has neither verified nor failed to reconcile, with what it has found in each."""
+    found = {part: run.findings.setdefault(part.name, Findings()) for part in get_counter(name).parts}
+    return {part: each for part, each in found.items() if each.verified_at is None and not each.failure}
+
+
 def one_counter(
-    run: Run,
-    name: str,
-    findings: Findings,
-    replica: Replica,
-    redis: Redis,
-    wait_seconds: float,
-    filters: dict[str, BucketFilter],
+    run: Run, name: str, replica: Replica, nodes: Nodes[Redis], wait_seconds: float, filters: dict[str, BucketFilter]
 ) -> Steps:
-    """Reconcile one counter of a run. It saves the record after each step, and checks the limits between two steps."""
-    lease = Lease(redis, f"reconcile:{name}")
+    """Reconcile the parts of one counter, in step. It saves the record after each step, and checks the limits between two steps.
+
+    Raises WaitedTooLong, UnknownCounter."""
+    parts = unended(run, name)
+    if not parts:
+        return
+    lease = Lease(nodes, f"reconcile:{name}")
     waiting_since: float | None = None
+
+    def failed(part: str, error: Exception) -> None:
+        if isinstance(error, (TooSlow, CounterWasLost, SetChanged, TooManyGroups)):
+            run.findings[part].failure = str(error)
+        elif isinstance(error, REFUSALS):
+            run.findings[part].failure = first_line(error)
+        elif isinstance(error, RedisError) and not nodes.is_one:
+            run.findings[part].failure = f"its server failed: {error}"
+        else:
+            raise error
+
     try:
         while not lease.acquire():
-            check_cancelled(redis, run)
-            yield noted(run, name, redis, Progress("queued", waiting="another run is reconciling this counter"))
-        for progress in persistent(name, findings, replica, redis, repair=run.mode is Mode.REPAIR, filters=filters):
+            check_cancelled(nodes, run)
+            yield noted(run, name, nodes, Progress("queued", waiting="another run is reconciling this counter"))
+        reconciling = {
+            part.name: persistent(part, findings, replica, nodes, repair=run.mode is Mode.REPAIR, filters=filters)
+            for part, findings in parts.items()
+        }
+        for progress in in_step(reconciling, replica, failed, lease.renew):
             # Before the record: a process that was stopped until another one has ended the run writes nothing.
             lease.renew()
-            yield noted(run, name, redis, progress)
-            check_cancelled(redis, run)
+            yield noted(run, name, nodes, progress)
+            check_cancelled(nodes, run)
             if not progress.waiting:
                 waiting_since = None
             elif waiting_since is None:
@@ -135,10 +155,10 @@ def one_counter(
 
 
 def persistent(
-    name: str,
+    part: Counter,
     findings: Findings,
     replica: Replica,
-    redis: Redis,
+    nodes: Nodes[Redis],
     *,
     repair: bool,
     filters: dict[str, BucketFilter],
@@ -147,15 +167,16 @@ def persistent(
     snapshot blocked the replay (a recovery conflict). Raises TooSlow if the same statement times out again and
     again."""
     timeouts, read_before = 0, -1
+    redis = nodes.of(keys.home_of(part))
     while True:
         try:
-            return (yield from reconcile(get_counter(name), findings, replica, redis, repair=repair, filters=filters))
+            return (yield from reconcile(part, findings, replica, redis, repair=repair, filters=filters))
         except REFUSALS:
             raise
         except QueryCanceled as error:
             timeouts = timeouts + 1 if findings.read == read_before else 1
             if timeouts == MOST_TIMEOUTS:
-                raise TooSlow(name, first_line(error)) from error
+                raise TooSlow(part.whole, first_line(error)) from error
             reason = first_line(error)
         except psycopg2.Error as error:
             reason = first_line(error)
@@ -168,14 +189,19 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def noted(run: Run, name: str, redis: Redis, progress: Progress) -> Progress:
-    """Save where the run is, on the connection that did the step: Redis loses position and members together or not at all."""
+def noted(run: Run, name: str, nodes: Nodes[Redis], progress: Progress) -> Progress:
+    """Save where the run is. If there is one server, on the connection that did the step: Redis loses position and members
+    together or not at all."""
     run.note(name, progress)
-    registry.save(redis, run)
+    save(nodes, run)
     return progress
 
 
-def check_cancelled(redis: Redis, run: Run) -> None:
+def save(nodes: Nodes[Redis], run: Run) -> None:
+    registry.save(nodes.of(keys.RUNS), run)
+
+
+def check_cancelled(nodes: Nodes[Redis], run: Run) -> None:
     """Raises Cancelled if somebody asked to cancel the run."""
-    if registry.cancel_requested(redis, run.id):
+    if registry.cancel_requested(nodes.of(keys.RUNS), run.id):
         raise Cancelled

@@ -19,9 +19,9 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
 
-from manage_service.protocol.findings import Findings
+from manage_service.protocol.findings import Findings, together
 from manage_service.protocol.progress import Progress
-from shared_models.declarations import get_counter
+from shared_models.declarations import get_counter, whole_of
 from shared_models.protocol import keys
 
 # How many runs are kept, and for how long; an open run is never removed.
@@ -84,7 +84,7 @@ class Run(msgspec.Struct):
     read: int = 0
     expected: int = 0
     phase_started_at: datetime | None = None
-    findings: dict[str, Findings] = {}
+    findings: dict[str, Findings] = {}  # by part
     asked_to_stop: bool = False  # from the field next to the document, at every reading
 
     @property
@@ -96,6 +96,14 @@ class Run(msgspec.Struct):
     def drifted(self) -> bool:
         """Whether any drift was found."""
         return any(found.missing or found.extra for found in self.findings.values())
+
+    @property
+    def by_counter(self) -> dict[str, Findings]:
+        """Its findings so far, by derived counter."""
+        parts: dict[str, list[Findings]] = {}
+        for name, found in self.findings.items():
+            parts.setdefault(whole_of(name), []).append(found)
+        return {name: together(found) for name, found in parts.items()}
 
     @property
     def counters_in_words(self) -> str:
@@ -114,7 +122,7 @@ class Run(msgspec.Struct):
 
     def failures(self) -> str:
         """The counters that could not be reconciled, and why, in one line; empty if all could."""
-        failed = {name: found.failure for name, found in self.findings.items() if found.failure}
+        failed = {name: found.failure for name, found in self.by_counter.items() if found.failure}
         return "; ".join(reason if len(self.counters) == 1 else f"{name}: {reason}" for name, reason in failed.items())
 
     def note(self, counter: str, progress: Progress) -> None:

@@ -64,7 +64,7 @@ def report(run: Run) -> RunReport:
         finished_at=run.finished_at,
         detail=run.detail,
         progress=RunProgress(run.counter, run.phase, run.read, run.expected, run.eta_seconds()),
-        drift={name: report_drift(found) for name, found in run.findings.items()},
+        drift={name: report_drift(found) for name, found in run.by_counter.items()},
     )
 
 

@@ -33,36 +33,36 @@ def create_run(request: HttpRequest) -> HttpResponse:
     """Ask for a run."""
     asked = decode(request.body, RunRequest)
     names = with_groupings(asked.counters or [counter.name for counter in declarations.COUNTERS])
-    run = registry.create(stores.redis_of_requests(), names, asked.mode, asked_by="api")
+    run = registry.create(stores.runs_of_requests(), names, asked.mode, asked_by="api")
     return answer(report(run), 202, Location=f"/v1/runs/{run.id}")
 
 
 def list_runs(request: HttpRequest) -> HttpResponse:
     """The last runs."""
     limit = read_integer(request, "limit", 50, least=1, most=registry.HISTORY_RUNS)
-    return answer(RunList([report(run) for run in registry.latest(stores.redis_of_requests(), limit)]))
+    return answer(RunList([report(run) for run in registry.latest(stores.runs_of_requests(), limit)]))
 
 
 def get_run(request: HttpRequest, run_id: str) -> HttpResponse:
     """One run."""
-    return answer(report(registry.get(stores.redis_of_requests(), run_id)))
+    return answer(report(registry.get(stores.runs_of_requests(), run_id)))
 
 
 def cancel_run(request: HttpRequest, run_id: str) -> HttpResponse:
     """Ask a run to stop."""
-    return answer(report(registry.request_cancel(stores.redis_of_requests(), run_id)), 202)
+    return answer(report(registry.request_cancel(stores.runs_of_requests(), run_id)), 202)
 
 
 def get_status(request: HttpRequest) -> HttpResponse:
     """The state of everything."""
     limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
     with stores.replica_of_requests() as replica:
-        return answer(read_status(stores.redis_of_requests(), replica, limits))
+        return answer(read_status(stores.nodes_of_requests(), replica, limits))
 
 
 def get_drift(request: HttpRequest) -> HttpResponse:
     """The drift that runs have found."""
-    return answer(DriftHistory(read_drift(stores.redis_of_requests())))
+    return answer(DriftHistory(read_drift(stores.runs_of_requests())))
 
 
 def answer(document: msgspec.Struct, status: int = 200, **headers: str) -> HttpResponse:

@@ -23,8 +23,9 @@ def look() -> Readiness:
 
 def look_at_redis() -> str | None:
     try:
-        return check_noeviction(stores.redis_of_requests())
+        return next(filter(None, map(check_noeviction, stores.nodes_of_requests().each())), None)
     except RedisError as error:
+        stores.nodes_of_requests().look_again()
         return f"cannot be reached: {one_line(str(error))}"
 
 
@@ -39,6 +40,6 @@ def look_at_replica() -> str | None:
 def read_metrics() -> bytes:
     """Prometheus text. It reads everything from Redis at the scrape, so that every worker gives the same. Raises Problem."""
     try:
-        return exposition(Facts(stores.redis_of_requests()))
+        return exposition(Facts(stores.nodes_of_requests()))
     except RedisError as error:
         raise as_problem(error) from error

@@ -10,22 +10,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from redis import Redis
 
 from manage_service.runs import registry, totals
-from manage_service.status.report import count_days
-from shared_models import declarations
-from shared_models.declarations import Storage
-from shared_models.protocol import keys, moments, states, storages
+from manage_service.status.report import count_broken, count_days
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys, moments, states
 
 
 class Facts:
     """Reads Redis once a scrape."""
 
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
+    def __init__(self, nodes: Nodes[Redis]) -> None:
+        self.nodes = nodes
 
     def collect(self) -> Iterator[Metric]:
         now = datetime.now(UTC)
-        found = states.read_states(self.redis, [counter.name for counter in declarations.derived()])
-        grouped = [counter for counter in declarations.derived() if counter.storage is Storage.GROUPS]
+        found = states.read_wholes(self.nodes)
         live = GaugeMetricFamily(
             "rollcall_counter_live", "1 if the counter can be counted, 0 if it is cold", labels=["counter"]
         )
@@ -40,17 +38,16 @@ class Facts:
             "Groups that the keeper reads again; only these are cold",
             labels=["counter"],
         )
-        numbers = storages.count_broken(self.redis, [keys.keys_of(counter) for counter in grouped])
-        for counter, number in zip(grouped, numbers, strict=True):
-            broken.add_metric([counter.name], number)
-            if not found[counter.name].cold:
-                groups.add_metric([counter.name], found[counter.name].count)
+        for name, number in count_broken(self.nodes).items():
+            broken.add_metric([name], number)
+            if not found[name].cold:
+                groups.add_metric([name], found[name].count)
         days = GaugeMetricFamily(
             "rollcall_counter_days",
             "Different days on which members of a live counter with last_seen were last seen",
             labels=["counter"],
         )
-        for name, number in count_days(self.redis).items():
+        for name, number in count_days(self.nodes).items():
             if not found[name].cold:
                 days.add_metric([name], number)
         age = GaugeMetricFamily("rollcall_counter_complete_age_seconds", "Age of complete_through", labels=["counter"])
@@ -84,7 +81,7 @@ class Facts:
                 drift.add_metric([name, "extra"], state.drift.extra)
         yield from (live, why, count, groups, broken, days, age, withheld, verified, drift)
         yield GaugeMetricFamily(
-            "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.redis))
+            "rollcall_runs_open", "Runs that have not ended", value=len(registry.still_open(self.nodes.of(keys.RUNS)))
         )
         yield from self.collect_totals(list(found))
         yield from self.collect_keeper(now)
@@ -97,18 +94,18 @@ class Facts:
             labels=["counter", "kind"],
         )
         for name in names:
-            read, added = totals.read_passes(self.redis, name)
+            read, added = totals.read_passes(self.nodes.of(keys.TOTALS), name)
             caught_up.add_metric([name, "read"], read)
             caught_up.add_metric([name, "added"], added)
         took = SummaryMetricFamily("rollcall_run_seconds", "How long runs took", labels=["mode", "status"])
-        for (mode, status), (times, seconds) in totals.read_runs(self.redis).items():
+        for (mode, status), (times, seconds) in totals.read_runs(self.nodes.of(keys.TOTALS)).items():
             took.add_metric([mode.value, status.value], times, seconds)
         yield from (caught_up, took)
 
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
         """The keeper's state, and what the replica shows. Nothing, if there has never been a keeper."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
-        ticked, source, through, behind, held = states.read_fields(self.redis, keys.KEEPER, *names)
+        ticked, source, through, behind, held = states.read_fields(self.nodes.of(keys.KEEPER), keys.KEEPER, *names)
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
         if ticked_at is not None:
             age = (now - ticked_at).total_seconds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from redis.exceptions import RedisError
 
+from manage_service import stores
 from manage_service.runs import registry
 from manage_service.runs.registry import TooManyRuns, UnknownRun
 from shared_models.declarations import UnknownCounter
@@ -77,6 +78,7 @@ def as_problem(error: UnknownCounter | UnknownRun | TooManyRuns | RedisError) ->
             return Problem(UNKNOWN_RUN, str(error))
         case TooManyRuns():
             return Problem(TOO_MANY_RUNS, str(error), limit=registry.MOST_OPEN)
+    stores.nodes_of_requests().look_again()
     return Problem(
         REDIS_UNAVAILABLE,
         "runs and the state of counters are in Redis, which does not answer; try again",

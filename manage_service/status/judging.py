@@ -201,7 +201,7 @@ def last_failure(name: str, history: list[Run]) -> Run | None:
     last = next(ended, None)
     if last is None or last.status is Status.DONE:
         return None
-    proved = last.findings.get(name)
+    proved = last.by_counter.get(name)
     return None if proved is not None and proved.verified_at is not None else last
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg2
@@ -24,7 +25,8 @@ from manage_service.status.schemas import (
 )
 from shared_models import declarations
 from shared_models.declarations import Storage
-from shared_models.protocol import keys, moments, states, storages
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys, moments, states
 from shared_models.protocol.states import State
 
 # A keeper ticks about every second, and never takes longer than this for a step.
@@ -33,27 +35,27 @@ KEEPER_ALIVE = timedelta(seconds=15)
 LEAST_RUNS = 100
 
 
-def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
+def read_status(nodes: Nodes[Redis], replica: Replica, limits: Limits) -> StatusReport:
     """Counters, replica, keeper and open runs, and the findings. Raises redis.RedisError.
 
     If the replica cannot be reached, the answer says so: operators ask when something is down.
     """
     now = datetime.now(UTC)
     names = [counter.name for counter in declarations.derived()]
-    found = states.read_states(redis, names)
-    broken, days = storages.count_broken(redis, [keys.of_counter(name) for name in names]), count_days(redis)
-    history = registry.latest(redis, min(registry.HISTORY_RUNS, max(LEAST_RUNS, 3 * len(names))))
-    unended = registry.still_open(redis)
+    found = states.read_wholes(nodes)
+    broken, days, runs = count_broken(nodes), count_days(nodes), nodes.of(keys.RUNS)
+    history = registry.latest(runs, min(registry.HISTORY_RUNS, max(LEAST_RUNS, 3 * len(names))))
+    unended = registry.still_open(runs)
     shown = read_replica(replica, now)
     status = StatusReport(
         healthy=False,
         findings=[],
         counters={
-            name: counter_status(name, found[name], shown, history, number, days.get(name, 0))
-            for name, number in zip(names, broken, strict=True)
+            name: counter_status(name, found[name], shown, history, broken.get(name, 0), days.get(name, 0))
+            for name in names
         },
         replica=shown,
-        keeper=read_keeper(redis, now),
+        keeper=read_keeper(nodes, now),
         open_runs=[run.id for run in unended],
         as_of=now,
     )
@@ -62,11 +64,11 @@ def read_status(redis: Redis, replica: Replica, limits: Limits) -> StatusReport:
     return status
 
 
-def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
+def read_keeper(nodes: Nodes[Redis], now: datetime) -> KeeperStatus:
     """The keeper's figures in Redis, and its process."""
     names = ("ticked_at", "job", "failure", "committed_through", "held_microseconds")
-    ticked, job, failure, through, held = states.read_fields(redis, keys.KEEPER, *names)
-    ticked_at, holder = moments.from_microseconds(ticked), read_holder(redis, "keeper")
+    ticked, job, failure, through, held = states.read_fields(nodes.of(keys.KEEPER), keys.KEEPER, *names)
+    ticked_at, holder = moments.from_microseconds(ticked), read_holder(nodes, "keeper")
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return KeeperStatus(
         alive=alive,
@@ -81,11 +83,11 @@ def read_keeper(redis: Redis, now: datetime) -> KeeperStatus:
     )
 
 
-def read_drift(redis: Redis) -> dict[str, list[Proof]]:
+def read_drift(runs: Redis) -> dict[str, list[Proof]]:
     """The drift that the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
     proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.derived()}
-    for run in registry.latest(redis, registry.HISTORY_RUNS):
-        for name, found in run.findings.items():
+    for run in registry.latest(runs, registry.HISTORY_RUNS):
+        for name, found in run.by_counter.items():
             if name in proofs and found.verified_at is not None:
                 proofs[name].append(Proof(run.id, run.mode, found.verified_at, found.missing, found.extra))
     return {name: sorted(found, key=lambda proof: proof.verified_at) for name, found in proofs.items()}
@@ -96,7 +98,7 @@ def counter_status(
 ) -> CounterStatus:
     """One derived counter."""
     last = next((run for run in history if name in run.counters), None)
-    storage = keys.of_counter(name).storage
+    storage = declarations.get_counter(name).storage
     status = CounterStatus(
         state="cold" if state.cold else "live",
         reason=state.why_cold,
@@ -122,15 +124,29 @@ def counter_status(
     return status
 
 
-def count_days(redis: Redis) -> dict[str, int]:
-    """How many different days each counter with last_seen has, in one round trip. Raises redis.RedisError."""
-    names = [counter.name for counter in declarations.derived() if counter.storage is Storage.LAST_SEEN]
-    pipe = redis.pipeline(transaction=False)
-    for name in names:
-        pipe.hlen(keys.of_counter(name).days)
-    replies = pipe.execute(raise_on_error=False)
-    # A key with a wrong type: its counter is cold, or becomes cold when the keeper looks at it.
-    return {name: 0 if isinstance(each, Exception) else each for name, each in zip(names, replies, strict=True)}
+def count_broken(nodes: Nodes[Redis]) -> dict[str, int]:
+    """How many groups of each counter by group the keeper is reading again. Raises redis.RedisError."""
+    return count_keys(nodes, Storage.GROUPS, "broken", sum)
+
+
+def count_days(nodes: Nodes[Redis]) -> dict[str, int]:
+    """How many different days each counter with last_seen has; of one with several parts, the part that has most. Raises
+    redis.RedisError."""
+    return count_keys(nodes, Storage.LAST_SEEN, "days", max)
+
+
+def count_keys(nodes: Nodes[Redis], storage: Storage, key: str, combined: Callable[[list[int]], int]) -> dict[str, int]:
+    """The lengths of this hash of the counters with this storage, in one round trip to each server."""
+    counters = [counter for counter in declarations.derived() if counter.storage is storage]
+    found: dict[str, list[int]] = {}
+    for client, parts in nodes.by_client([part for each in counters for part in each.parts], keys.home_of):
+        pipe = client.pipeline(transaction=False)
+        for part in parts:
+            pipe.hlen(getattr(keys.of_counter(part.name), key))
+        for part, reply in zip(parts, pipe.execute(raise_on_error=False), strict=True):
+            # A key with a wrong type: its counter is cold, or becomes cold when the keeper looks at it.
+            found.setdefault(part.whole, []).append(0 if isinstance(reply, Exception) else reply)
+    return {name: combined(lengths) for name, lengths in found.items()}
 
 
 def read_replica(replica: Replica, now: datetime) -> ReplicaStatus:

@@ -2,8 +2,8 @@
 --
 -- KEYS[1] members   KEYS[2] suspects   KEYS[3] departing   KEYS[4] intake   KEYS[5] fill
 -- ARGV[1] token of the fill   ARGV[2] position that the chunk was read from: "=" and a member, or "" at the start
--- ARGV[3] position of the chunk's last element   ARGV[4] how many elements it has
--- ARGV[5…] the elements, as the storage takes them
+-- ARGV[3] position after the chunk   ARGV[4] how many elements it has
+-- ARGV[5…] the elements, as the storage takes them; none if all of the table's chunk belongs to other parts
 -- Returns how many were not there before; -1 if this fill is no longer in progress, or what it has added is lost; -2 if there is
 -- no room for so many groups (nothing is added then).
 --
@@ -18,11 +18,14 @@ if token ~= ARGV[1] or (size and not is_size(size))
   redis.call('DEL', KEYS[5])
   return -1
 end
-unmark(KEYS[1], KEYS[2], 5)
-unmark(KEYS[1], KEYS[3], 5)
-local moved, added = put(KEYS[1], KEYS[4], 5)
-if not moved then return -2 end
-redis.call('HINCRBY', KEYS[4], 'size', moved)
+local moved, added = 0, 0
+if ARGV[4] ~= '0' then
+  unmark(KEYS[1], KEYS[2], 5)
+  unmark(KEYS[1], KEYS[3], 5)
+  moved, added = put(KEYS[1], KEYS[4], 5)
+  if not moved then return -2 end
+  redis.call('HINCRBY', KEYS[4], 'size', moved)
+end
 redis.call('HSET', KEYS[5], 'position', ARGV[3])
 redis.call('HINCRBY', KEYS[5], 'read', ARGV[4])
 return added

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from zlib import crc32
 
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import members
@@ -75,6 +76,25 @@ def split(element: bytes) -> tuple[bytes, bytes]:
     """The group, or the day, and the member."""
     head, _, member = element.partition(SEPARATOR)
     return head, member
+
+
+def shard_of(counter: Counter, element: bytes) -> int:
+    """The number of the part that an element belongs to: by a hash of the member. So all that belongs to one member is in parts of
+    the same number."""
+    if counter.shards == 1:
+        return 0
+    member = element if counter.storage is Storage.SET else element.partition(SEPARATOR)[2]
+    return crc32(member) % counter.shards
+
+
+def by_part(counter: Counter, found: list[bytes]) -> list[tuple[Counter, list[bytes]]]:
+    """The elements of a derived counter, by its parts: those that have some."""
+    if counter.shards == 1:
+        return [(counter, found)]
+    lists: list[list[bytes]] = [[] for _ in counter.parts]
+    for each in found:
+        lists[shard_of(counter, each)].append(each)
+    return [(part, some) for part, some in zip(counter.parts, lists, strict=True) if some]
 
 
 @lru_cache(maxsize=1_000)

@@ -6,6 +6,8 @@ counter are in one slot, so that its atomic steps may touch several of them, and
 declaration gives another counter, which is cold until the keeper has built it. A service that still has the old file continues
 with the old one. The 2 is the layout: in a new layout all counters are cold, too.
 
+A counter with several shards has these keys once for each part: `{users.07.1}:users.1f2e3d4c` (`tag_of`).
+
     rollcall:2:WHAT:members    the elements; absent while there are none. By the counter's storage:
                                SET     member
                                ZSET    group -> how many members it has (a directory)
@@ -52,9 +54,9 @@ with the old one. The 2 is the layout: in a new layout all counters are cold, to
                                           fingerprint, changed_at, jumping, gap, read, expected, position ("=" and
                                           the last member read; absent at the start)
     rollcall:2:WHAT:samples    LIST    "microseconds count" of the last hour, the newest last: see shared_models.protocol.samples
-    rollcall:2:run:{ID}           HASH    one run: see manage_service.runs.registry
-    rollcall:2:runs               ZSET    run id -> when it was asked for (seconds since 1970); bounded
-    rollcall:2:runs:open          LIST    ids of runs that have not ended, in the order in which they were asked for
+    rollcall:2:{all-runs}:ID      HASH    one run: see manage_service.runs.registry
+    rollcall:2:{all-runs}         ZSET    run id -> when it was asked for (seconds since 1970); bounded
+    rollcall:2:{all-runs}:open    LIST    ids of runs that have not ended, in the order in which they were asked for
     rollcall:2:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
     rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it has not
                                           worked since; and what the replica last showed: source (empty while it cannot be
@@ -72,12 +74,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
+
+from redis.crc import key_slot
 
 from shared_models import declarations
-from shared_models.declarations import Counter, Storage
+from shared_models.declarations import Counter, Storage, get_counter
 
 LAYOUT = 2
 PREFIX = f"rollcall:{LAYOUT}:"
+SLOTS = 16_384  # of a cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +115,44 @@ _declared: tuple[Counter, ...] = ()
 
 
 def of_counter(name: str) -> CounterKeys:
-    """The keys of the derived counter with this name, as it is declared here and now."""
+    """The keys of the part with this name, as it is declared here and now."""
     global _keys, _declared
     if _declared is not declarations.COUNTERS:
-        _keys, _declared = {each.name: keys_of(each) for each in declarations.derived()}, declarations.COUNTERS
+        _keys, _declared = {each.name: keys_of(each) for each in declarations.parts()}, declarations.COUNTERS
     # A counter that was removed from the file gets keys that do not exist.
     return _keys.get(name) or _keys_at(name, name, Storage.SET)
 
 
 def keys_of(counter: Counter) -> CounterKeys:
-    """The keys of this derived counter."""
-    return _keys_at(counter.of or counter.name, what_of(counter), counter.storage)
+    """The keys of this part."""
+    return _keys_at(tag_of(counter), what_of(counter), counter.storage)
+
+
+def of_samples(name: str) -> str:
+    """The samples of the derived counter with this name: they are where its first part is."""
+    return of_counter(get_counter(name).parts[0].name).samples
+
+
+def home_of(part: Counter) -> str:
+    """A key of this part: the others are where this one is."""
+    return of_counter(part.name).state
+
+
+def tag_of(part: Counter) -> str:
+    """The hash tag of a part: "users", or "users.07.1" for part 7.
+
+    Part i of n lies in the i-th of n equal slices of the slots, so that servers with equal slices have equally many parts. The
+    last number is the smallest one with which it does.
+    """
+    tag = part.tag or part.of or part.whole
+    if part.shards == 1:
+        return tag
+    return _tag_in_slice(f"{tag}.{part.shard:02}", part.shard, part.shards)
+
+
+@cache
+def _tag_in_slice(stem: str, shard: int, shards: int) -> str:
+    return next(tag for n in count() if key_slot((tag := f"{stem}.{n}").encode()) * shards // SLOTS == shard)
 
 
 def _keys_at(tag: str, what: str, storage: Storage) -> CounterKeys:
@@ -126,8 +160,8 @@ def _keys_at(tag: str, what: str, storage: Storage) -> CounterKeys:
 
 
 def what_of(counter: Counter) -> str:
-    """How keys, and departures, name a derived counter."""
-    return f"{counter.name}.{counter.definition}"
+    """How keys name a derived counter."""
+    return f"{counter.whole}.{counter.definition}"
 
 
 def what_in(key: str) -> str | None:
@@ -138,12 +172,12 @@ def what_in(key: str) -> str | None:
 
 def declared_prefixes() -> tuple[str, ...]:
     """The beginnings of the keys of the counters that are declared here and now."""
-    return tuple(keys_of(each).members.removesuffix("members") for each in declarations.derived())
+    return tuple(keys_of(each).members.removesuffix("members") for each in declarations.parts())
 
 
 def of_run(run_id: str) -> str:
     """The record of one run."""
-    return f"{PREFIX}run:{run_id}"
+    return f"{RUNS}:{run_id}"
 
 
 def of_lock(name: str) -> str:
@@ -156,8 +190,9 @@ def of_rate(service: str, token: str, second: int) -> str:
     return f"{PREFIX}rate:{service}:{token}:{second}"
 
 
-COUNTERS = f"{PREFIX}{{*}}:*"  # the keys of all counters, as SCAN takes it
-RUNS = f"{PREFIX}runs"
-RUNS_OPEN = f"{PREFIX}runs:open"
+COUNTERS = f"{PREFIX}{{*}}:*"  # the keys of all counters, as SCAN takes it; and those of runs
+# In one slot, because they change together. No counter has this tag.
+RUNS = f"{PREFIX}{{all-runs}}"
+RUNS_OPEN = f"{RUNS}:open"
 KEEPER = f"{PREFIX}keeper"
 TOTALS = f"{PREFIX}totals"

@@ -38,14 +38,14 @@ class Pipe(Protocol):
 
 def queue_sample(pipe: Pipe, name: str, sample: Sample) -> None:
     """Queue the commands that add a sample and remove those older than an hour."""
-    at = keys.of_counter(name).samples
+    at = keys.of_samples(name)
     pipe.rpush(at, f"{to_microseconds(sample.at)} {sample.count}")
     pipe.ltrim(at, -MOST, -1)
 
 
 def queue_samples(pipe: Pipe, name: str) -> None:
     """Queue what `parse_samples` reads, on a sync or async pipeline."""
-    pipe.lrange(keys.of_counter(name).samples, 0, MOST - 1)
+    pipe.lrange(keys.of_samples(name), 0, MOST - 1)
 
 
 def parse_samples(reply: Sequence[bytes], until: datetime) -> list[Sample]:

@@ -8,16 +8,21 @@ and the keeper repairs it: it builds the counter, or reconciles it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from shared_models import declarations
+from shared_models.declarations import Counter
+from shared_models.nodes import Nodes
 from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import from_microseconds
+
+V = TypeVar("V")
 
 # Clocks differ by less than this. No clock has shown a moment that is further in the future.
 CLOCK_SLACK = timedelta(hours=1)
@@ -63,6 +68,7 @@ class State:
     refused: str = ""  # why the keeper cannot build it
     disbelieved: tuple[str, ...] = ()  # fields with impossible values
     unreadable: str = ""  # Redis' error if the counter cannot be read at all
+    away: str = ""  # why its server cannot be reached
 
     @property
     def lost(self) -> bool:
@@ -94,6 +100,8 @@ class State:
         """Whether it can be counted, in a word: "live", or why not."""
         if not self.cold:
             return "live"
+        if self.away:
+            return "away"
         if self.unreadable:
             return "unreadable"
         if self.refused:
@@ -107,6 +115,7 @@ class State:
         """Why it cannot be counted, in a sentence; empty if it can."""
         return {
             "live": "",
+            "away": f"the server that holds a part of it does not answer ({self.away})",
             "unreadable": f"a key of it in Redis has a wrong type ({self.unreadable}); the keeper removes it and builds again",
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
@@ -235,16 +244,96 @@ def parse_states(names: Sequence[str], replies: Sequence[Any]) -> dict[str, Stat
 
 
 def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:
-    """The state of each counter, all in one round trip and one moment. Raises redis.RedisError."""
-    pipe = client.pipeline(transaction=True)
+    """The state of each of these parts, which this server holds; all in one round trip. Raises redis.RedisError.
+
+    The states of one counter are of one moment; those of others may be of another one: in a cluster no transaction covers both.
+    """
+    pipe, found = client.pipeline(transaction=False), {}
     for name in names:
+        pipe.execute_command("MULTI")
         queue_state(pipe, name)
-    return parse_states(names, pipe.execute(raise_on_error=False))
+        pipe.execute_command("EXEC")
+    replies = pipe.execute(raise_on_error=False)
+    for number, name in enumerate(names, 1):
+        # Redis says OK to MULTI, and QUEUED to each command; EXEC has all replies.
+        done = replies[number * (REPLIES + 2) - 1]
+        if isinstance(done, Exception):
+            raise done
+        found[name] = parse_state(done)
+    return found
 
 
 def read_state(client: Redis, name: str) -> State:
     """The state of one counter. Raises redis.RedisError."""
     return read_states(client, [name])[name]
+
+
+def read_wholes(nodes: Nodes[Redis], counters: Sequence[Counter] | None = None) -> dict[str, State]:
+    """The state of these derived counters, or of all, by name: see `combine`. Raises redis.RedisError; if one of several servers
+    does not answer, only the counters that it has parts of are cold."""
+    counters = declarations.derived() if counters is None else counters
+    found: dict[str, State] = {}
+    for client, parts in nodes.by_client([part for each in counters for part in each.parts], keys.home_of):
+        names = [part.name for part in parts]
+        try:
+            found |= read_states(client, names)
+        except RedisError as error:
+            if nodes.is_one:
+                raise
+            nodes.look_again()
+            found |= dict.fromkeys(names, State(count=0, away=str(error)))
+    return {each.name: combine([found[part.name] for part in each.parts]) for each in counters}
+
+
+def combine(parts: Sequence[State]) -> State:
+    """The state of a derived counter with these parts. It is cold if one of them is, for that one's reason.
+
+    Counts add up; what is claimed is what all of them claim. Of a counter by group, `count` is the number of groups in the part
+    that has most: most groups have members in every part.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    cold = next((part for part in parts if part.cold), None)
+    filled = [part.filled for part in parts if part.filled is not None]
+    if cold is not None:
+        return replace(cold, filled=added(filled), disbelieved=union(part.disbelieved for part in parts))
+    counts, drifts = [part.count for part in parts], [part.drift for part in parts]
+    is_grouped = all(part.elements is not None for part in parts)
+    known = [drift for drift in drifts if drift is not None]
+    return replace(
+        # The one that is furthest behind says what the counter is waiting for.
+        min(parts, key=lambda part: (part.complete_through is not None, part.complete_through)),
+        count=max(counts) if is_grouped else sum(counts),
+        size=max(counts) if is_grouped else sum(counts),
+        elements=sum(part.elements or 0 for part in parts) if is_grouped else None,
+        cursor=least(part.cursor for part in parts),
+        watermark=max((part.watermark for part in parts if part.watermark is not None), default=None),
+        verified_at=least(part.verified_at for part in parts),
+        drift=Drift(sum(each.missing for each in known), sum(each.extra for each in known))
+        if len(known) == len(parts)
+        else None,
+        repaired=all(part.repaired for part in parts),
+        filled=added(filled),
+        left_through=least(part.left_through for part in parts),
+        swept=sum(part.swept for part in parts),
+        disbelieved=union(part.disbelieved for part in parts),
+    )
+
+
+def least(values: Iterable[V | None]) -> V | None:
+    """The least value; None if one of them is missing."""
+    found = list(values)
+    return None if None in found else min(found)  # type: ignore[type-var]
+
+
+def added(filled: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Fills in progress, together."""
+    return (sum(read for read, _ in filled), sum(expected for _, expected in filled)) if filled else None
+
+
+def union(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The names, each once."""
+    return tuple(dict.fromkeys(name for some in names for name in some))
 
 
 def read_fields(client: Redis, key: str, *names: str) -> list[bytes | None]:

@@ -257,22 +257,24 @@ def begin(client: Redis, name: str, token: str, horizon: int, source: str, field
     _execute_one(client, "begin", name, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
 
 
-def fill(client: Redis, name: str, token: str, position: bytes, elements: Sequence[bytes]) -> bytes | None:
-    """Add a chunk of a fill, and move its position; the new position, or None if the fill has been superseded.
+def fill(client: Redis, name: str, token: str, before: bytes, after: bytes, elements: Sequence[bytes]) -> bool:
+    """Add a chunk of a fill, and move its position from `before` to `after`; False if the fill has been superseded.
 
     Raises TooManyGroups, redis.RedisError.
     """
     at = keys.of_counter(name)
     on = (at.members, at.suspects, at.departing, at.intake, at.fill)
     calls: list[Call] = []
-    for chunk in _chunks_of(at.storage, elements):
-        before, position = position, position_after(chunk[-1])
-        some = storages.arguments(at.storage, chunk)
-        calls.append((SCRIPTS["fill", at.storage], on, (token, before, position, len(chunk), *some)))
+    pieces = list(_chunks_of(at.storage, elements)) or [()]
+    for number, piece in enumerate(pieces, 1):
+        position = after if number == len(pieces) else position_after(piece[-1])
+        some = storages.arguments(at.storage, piece)
+        calls.append((SCRIPTS["fill", at.storage], on, (token, before, position, len(piece), *some)))
+        before = position
     done = _execute(client, calls)
     if -2 in done:
         raise TooManyGroups(name)
-    return None if -1 in done else position
+    return -1 not in done
 
 
 def position_after(member: bytes) -> bytes:

@@ -103,14 +103,6 @@ def _compare(have: bytes | None, day: bytes) -> Found:
     return Found.THERE if have == day else Found.LATER
 
 
-def count_broken(client: Redis, counters: Sequence[CounterKeys]) -> list[int]:
-    """How many groups of each counter the keeper is reading again, in one round trip. Raises redis.RedisError."""
-    pipe = client.pipeline(transaction=False)
-    for at in counters:
-        pipe.hlen(at.broken)
-    return [0 if isinstance(each, Exception) else each for each in pipe.execute(raise_on_error=False)]
-
-
 def scan(client: Redis, at: CounterKeys, step: int) -> Iterator[list[bytes]]:
     """The elements, in runs of at most about `step`.
 

@@ -26,7 +26,7 @@ from django.db import connection  # noqa: E402
 
 from ingest_service import asgi, stores  # noqa: E402
 from ingest_service.api.application import Ingest, read_limits  # noqa: E402
-from ingest_service.writing import counting, transactions  # noqa: E402
+from ingest_service.writing import transactions  # noqa: E402
 from tests.ingest.producing import Producer  # noqa: E402
 from tests.ingest.severing import Severing  # noqa: E402
 
@@ -35,17 +35,17 @@ from tests.ingest.severing import Severing  # noqa: E402
 def producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Producer]:
     """Somebody who sends requests, and can look into both stores, which are empty."""
     sql(started_primary(), "TRUNCATE message, receipt")
-    monkeypatch.setattr(counting, "_paused_until", 0.0)
     monkeypatch.setattr(transactions, "_paused_until", 0.0)
-    stores.open_redis.cache_clear()
+    stores.redis_nodes.cache_clear()
     with started_valkey().client() as redis:
         redis.flushdb()
         application = Ingest(asgi.django, read_limits())
         yield Producer(redis, application)
         application.rows.close()
     connection.close()
-    stores.open_redis().close()
-    stores.open_redis.cache_clear()
+    for each in stores.redis_nodes().forget_all():
+        each.close()
+    stores.redis_nodes.cache_clear()
 
 
 @pytest.fixture
@@ -59,8 +59,9 @@ def use_redis(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let ingest use another Redis."""
 
     def use(url: str) -> None:
-        stores.open_redis().close()
-        stores.open_redis.cache_clear()
+        for each in stores.redis_nodes().forget_all():
+            each.close()
+        stores.redis_nodes.cache_clear()
         monkeypatch.setattr("django.conf.settings.REDIS_URL", url)
 
     return use

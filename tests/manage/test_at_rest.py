@@ -5,11 +5,13 @@ from __future__ import annotations
 import psycopg2
 import pytest
 
-from manage_service.protocol.catch_up import catch_up, catch_up_at_rest
+from manage_service.protocol.catch_up import catch_up_at_rest
 from manage_service.protocol.departures import departing
 from manage_service.replica import sql
 from shared_models import declarations
+from shared_models.nodes import only
 from shared_models.protocol import keys, states
+from tests.manage.world import pass_over
 
 NAMES = ["cities", "users"]
 
@@ -26,7 +28,7 @@ def at_rest(world):
 def passes(world, memories=None):
     """The passes over both counters that had nothing to read."""
     found = states.read_states(world.redis, NAMES)
-    return catch_up_at_rest(declarations.COUNTERS, found, memories or {}, world.replica, world.passes())
+    return catch_up_at_rest(declarations.COUNTERS, found, memories or {}, world.replica, only(world.passes()))
 
 
 def elsewhere(world):
@@ -85,7 +87,7 @@ def test_a_counter_that_is_changed_after_it_was_read_keeps_its_cursor(at_rest):
     found = states.read_states(at_rest.redis, NAMES)
     elsewhere(at_rest)
     at_rest.redis.hset(keys.of_counter("users").state, "changed_at", "1")
-    did = catch_up_at_rest(declarations.COUNTERS, found, {}, at_rest.replica, at_rest.passes())
+    did = catch_up_at_rest(declarations.COUNTERS, found, {}, at_rest.replica, only(at_rest.passes()))
     assert did["users"].behind == "the counter was changed meanwhile" and not did["cities"].behind
     assert at_rest.state().cursor == found["users"].cursor < at_rest.state("cities").cursor
 
@@ -104,7 +106,7 @@ def test_rows_above_the_horizon_that_were_added_are_nothing_to_read(at_rest, mon
     at_rest.store("young")
     at_rest.replay()
     redis = at_rest.passes()
-    memories = {each.name: catch_up(each, at_rest.replica, redis).memory for each in declarations.COUNTERS}
+    memories = {each.name: pass_over(each, at_rest.replica, redis).memory for each in declarations.COUNTERS}
     assert passes(at_rest) == {}, "without a memory these rows have to be read again"
     assert sorted(passes(at_rest, memories)) == NAMES
     with monkeypatch.context() as patch:

@@ -116,7 +116,7 @@ def test_a_fill_that_has_been_superseded_neither_adds_nor_promotes(world, small_
     assert old is not None
     with world.replica.snapshot() as snapshot:
         build.begin_fill(USERS, snapshot, world.redis)
-    assert steps.fill(world.redis, "users", old.token, old.position, [b"x"]) is None
+    assert not steps.fill(world.redis, "users", old.token, old.position, b"=x", [b"x"])
     assert steps.promote(world.redis, "users", old.token, old.position) is False
     assert list(filling) == []
     assert world.state().cold and b"x" not in world.set()

@@ -16,6 +16,7 @@ from manage_service.stores import connect_for_passes
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys, states, steps
 from tests import servers
+from tests.manage.world import pass_over
 
 USERS = get_counter("users")
 
@@ -215,7 +216,7 @@ def test_complete_through_is_never_later_than_a_row_that_is_not_counted(world):
         with world.replay_paused():
             ((before,),) = servers.sql(world.primary, "SELECT clock_timestamp()")
             world.store(f"user{n}")
-            catch_up.catch_up(get_counter("users"), world.replica, world.passes())
+            pass_over(get_counter("users"), world.replica, world.passes())
             through = world.state().complete_through
             assert f"user{n}".encode() not in world.set()
             assert through <= before
@@ -317,15 +318,15 @@ def test_rows_above_an_open_transaction_are_read_once(world):
     for number in range(30):
         world.store(f"user{number:02}")
     world.replay()
-    first = catch_up.catch_up(USERS, world.replica, redis)
+    first = pass_over(USERS, world.replica, redis)
     assert first.read_members == 30 and len(world.set()) == 30
     world.store("new")
     world.replay()
-    second = catch_up.catch_up(USERS, world.replica, redis, first.memory)
+    second = pass_over(USERS, world.replica, redis, first.memory)
     assert (second.read_members, second.added) == (1, 1)
     open_long.commit()
     world.replay()
-    catch_up.catch_up(USERS, world.replica, redis, second.memory)
+    pass_over(USERS, world.replica, redis, second.memory)
     assert world.exact(["users"])
 
 
@@ -335,13 +336,13 @@ def test_a_transaction_that_was_open_when_others_were_read_is_read_when_it_ends(
     redis, oldest, middle = world.passes(), world.begin().insert("oldest"), world.begin().insert("middle")
     world.store("young")
     world.replay()
-    did = catch_up.catch_up(USERS, world.replica, redis)
+    did = pass_over(USERS, world.replica, redis)
     assert world.set() == {b"young"}
     middle.commit()
     world.replay()
-    did = catch_up.catch_up(USERS, world.replica, redis, did.memory)
+    did = pass_over(USERS, world.replica, redis, did.memory)
     assert (did.read_members, did.added) == (1, 1) and world.set() == {b"young", b"middle"}
     oldest.commit()
     world.replay()
-    catch_up.catch_up(USERS, world.replica, redis, did.memory)
+    pass_over(USERS, world.replica, redis, did.memory)
     assert world.exact(["users"])

@@ -21,6 +21,7 @@ from manage_service.management import terminal
 from manage_service.management.commands import reconcile
 from manage_service.runs import registry
 from shared_models.commands import run
+from shared_models.nodes import only
 from shared_models.protocol import keys
 from tests import servers
 from tests.servers import wait_for
@@ -203,7 +204,7 @@ def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_s
     world.replay()
     world.build()
     run = world.ask("users")
-    other = Lease(world.redis, f"run:{run.id}")
+    other = Lease(only(world.redis), f"run:{run.id}")
     assert other.acquire()
     told = reconcile.stop(run, world.redis)
     assert told.open and registry.cancel_requested(world.redis, run.id)

@@ -11,7 +11,6 @@ import pytest
 
 from manage_service import stores
 from manage_service.protocol import bucket_filter
-from manage_service.protocol.catch_up import catch_up
 from manage_service.protocol.departures import resolve_departures
 from manage_service.replica import sql
 from manage_service.runs import registry
@@ -19,6 +18,7 @@ from manage_service.runs.execution import execute
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys, steps
 from tests.manage.keepers import keeper_at_work, keeper_process, tick_until
+from tests.manage.world import pass_over
 from tests.servers import wait_for
 
 USERS = keys.of_counter("users")
@@ -376,7 +376,7 @@ def test_a_run_does_not_believe_a_replica_that_came_back_earlier(noted):
     with noted.replay_paused():
         noted.erase("bob")
         ahead = stores.connect_replica(noted.primary.url)
-        catch_up(get_counter("users"), ahead, noted.passes())
+        pass_over(get_counter("users"), ahead, noted.passes())
         run = noted.ask("users")
 
         def snapshot(counter=None):

@@ -17,6 +17,7 @@ from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from shared_models import declarations
 from shared_models.declarations import Storage, get_counter
+from shared_models.nodes import only
 from shared_models.protocol import keys, steps, storages
 from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.grouped import SMALL, differences, in_redis, in_table, is_exact, orders
@@ -334,7 +335,7 @@ def test_every_storage_is_there(shop: World) -> None:
 
 
 def test_the_status_the_metrics_and_runs_know_each_derived_counter(counted: World) -> None:
-    status = read_status(counted.redis, counted.replica, Limits.of(1.0, 3600.0))
+    status = read_status(only(counted.redis), counted.replica, Limits.of(1.0, 3600.0))
     names = [each.name for each in declarations.derived()]
     assert list(status.counters) == names
     by_country = status.counters["customers:country"]
@@ -347,12 +348,12 @@ def test_the_status_the_metrics_and_runs_know_each_derived_counter(counted: Worl
     at = keys.of_counter("customers:country")
     counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
     next(watch(get_counter("customers:country"), counted.redis))
-    again = read_status(counted.redis, counted.replica, Limits.of(1.0, 3600.0)).counters["customers:country"]
+    again = read_status(only(counted.redis), counted.replica, Limits.of(1.0, 3600.0)).counters["customers:country"]
     assert (again.broken_groups, again.state) == (1, "live")
 
     said = {
         (sample.name, sample.labels["counter"]): sample.value
-        for metric in Facts(counted.redis).collect()
+        for metric in Facts(only(counted.redis)).collect()
         for sample in metric.samples
         if "counter" in sample.labels
     }

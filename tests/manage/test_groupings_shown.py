@@ -26,6 +26,7 @@ from manage_service.status.report import read_status
 from manage_service.status.schemas import CounterStatus, StatusReport
 from shared_models import declarations
 from shared_models.declarations import get_counter
+from shared_models.nodes import only
 from shared_models.protocol import keys, states, steps
 from tests.asgi import Client
 from tests.manage.grouped import orders
@@ -51,7 +52,7 @@ def shop(world: World) -> Iterator[World]:
 
 
 def status_of(world: World) -> StatusReport:
-    return read_status(world.redis, world.replica, Limits.of(1.0, 3600.0))
+    return read_status(only(world.redis), world.replica, Limits.of(1.0, 3600.0))
 
 
 def damage(world: World, group: bytes, name: str = BY_COUNTRY) -> None:
@@ -125,7 +126,7 @@ def test_a_command_in_a_finding_can_be_pasted_into_a_shell(shop: World) -> None:
 def test_metrics_do_not_grow_with_the_groups(shop: World) -> None:
     def labels() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for metric in Facts(shop.redis).collect():
+        for metric in Facts(only(shop.redis)).collect():
             for sample in metric.samples:
                 if sample.name != "rollcall_counter_cold":
                     found.setdefault(sample.name, set()).add(str(sample.labels))

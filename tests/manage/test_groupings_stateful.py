@@ -20,7 +20,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from manage_service.protocol.catch_up import catch_up
 from manage_service.protocol.departures import resolve_departures
 from manage_service.protocol.groups import mend, watch
 from manage_service.runs.registry import Mode
@@ -28,7 +27,7 @@ from shared_models import declarations
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import elements, keys, states, steps
 from tests.manage.grouped import adopted, differences, in_redis, in_table
-from tests.manage.world import World
+from tests.manage.world import World, pass_over
 
 TERMS = ["country", "shop", "day(created_at)", "week(created_at)", "month(due)", "day(due)"]
 LINES = """
@@ -150,7 +149,7 @@ class Groupings(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def catch_up(self, number: int) -> None:
-        catch_up(self.chosen(number), self.world.replica, self.world.passes())
+        pass_over(self.chosen(number), self.world.replica, self.world.passes())
 
     @rule(number=NUMBERS)
     def depart(self, number: int) -> None:
@@ -235,7 +234,7 @@ class Groupings(RuleBasedStateMachine):
                 self.look_at(counter)
                 if states.read_state(self.world.redis, counter.name).lost:
                     self.world.build(counter.name)
-                while not catch_up(counter, self.world.replica, self.world.passes()).finished:
+                while not pass_over(counter, self.world.replica, self.world.passes()).finished:
                     pass
                 for progress in resolve_departures(counter, self.world.replica, self.world.passes()):
                     assert not progress.waiting, progress

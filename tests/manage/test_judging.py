@@ -14,6 +14,7 @@ from manage_service.runs.registry import Mode, Status
 from manage_service.status import judging
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
+from shared_models.nodes import only
 from shared_models.protocol import keys, moments
 from tests import servers
 from tests.manage.keepers import keeper_at_work
@@ -24,7 +25,7 @@ LIMITS = Limits.of(catch_up_seconds=1.0, reconcile_seconds=3600.0)
 
 
 def status_of(world, limits=LIMITS):
-    return msgspec.to_builtins(read_status(world.redis, world.replica, limits))
+    return msgspec.to_builtins(read_status(only(world.redis), world.replica, limits))
 
 
 def findings(world, limits=LIMITS):

@@ -15,12 +15,12 @@ from psycopg2.errors import LockNotAvailable
 from loadtest.chaos.rules import leave_out
 from manage_service import stores
 from manage_service.protocol import build
-from manage_service.protocol.catch_up import catch_up
 from manage_service.replica import snapshots
 from manage_service.replica import sql as statements
 from manage_service.runs.registry import Status
 from shared_models.declarations import get_counter
 from shared_models.protocol import keys
+from tests.manage.world import pass_over
 from tests.servers import sql, wait_for
 
 USERS = get_counter("users")
@@ -76,9 +76,9 @@ def test_a_pass_does_not_advance_over_rows_that_it_did_not_see(world, rewriting)
     world.store("ann", "bob")
     world.replay()
     rewriting.armed = True
-    catch_up(USERS, rewriting, world.passes())
+    pass_over(USERS, rewriting, world.passes())
     assert world.set() == {b"ann", b"bob"}
-    catch_up(USERS, rewriting, world.passes())
+    pass_over(USERS, rewriting, world.passes())
     assert world.exact(["users"]) and not world.state().cold
 
 
@@ -118,7 +118,7 @@ def test_a_table_that_somebody_is_about_to_change_is_waited_for_and_the_others_a
     world.store("bob")
     with psycopg2.connect(world.primary.url) as connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE message IN ACCESS EXCLUSIVE MODE")
-        assert "holds a lock" in catch_up(USERS, replica, world.passes()).behind
+        assert "holds a lock" in pass_over(USERS, replica, world.passes()).behind
         with pytest.raises(LockNotAvailable):
             next(build.build(USERS, replica, world.passes()))
         world.replica.close()
@@ -126,7 +126,7 @@ def test_a_table_that_somebody_is_about_to_change_is_waited_for_and_the_others_a
         run = world.reconcile("users", wait_seconds=0.3)
         assert run.status is Status.FAILED and "lock timeout" in run.detail
     connection.close()
-    assert catch_up(USERS, replica, world.passes()).behind == "" and world.exact(["users"])
+    assert pass_over(USERS, replica, world.passes()).behind == "" and world.exact(["users"])
 
 
 def test_a_table_that_hides_rows_is_an_error_and_not_a_table_with_fewer_rows(world):
@@ -142,7 +142,7 @@ def test_a_table_that_hides_rows_is_an_error_and_not_a_table_with_fewer_rows(wor
         replica = stores.connect_replica(as_role(world.primary, "narrow"))
         world.store("cid")
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-            catch_up(USERS, replica, world.passes())
+            pass_over(USERS, replica, world.passes())
         world.replica.close()
         world.replica = replica
         run = world.reconcile("users")

@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 
 from loadtest.chaos.rules import RULES, leave_out
 from manage_service import stores
-from manage_service.protocol import catch_up
 from manage_service.protocol.build import build
 from shared_models.declarations import get_counter
 from shared_models.protocol import steps
@@ -30,7 +29,7 @@ from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_departures import noted  # noqa: F401  (a fixture)
 from tests.manage.test_groupings import counted, shop  # noqa: F401  (fixtures)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
-from tests.manage.world import sweep_of
+from tests.manage.world import pass_over, sweep_of
 
 USERS = get_counter("users")
 
@@ -72,7 +71,7 @@ def a_member_of_a_pass_under_way_is_not_swept_by_a_replica_that_came_back_earlie
         ahead = ahead_of(world)
         # By name: where a rule is left out, catch-up's steps are not the module.
         monkeypatch.setattr("manage_service.protocol.catch_up.steps.advance", held)
-        catch_up.catch_up(USERS, ahead, world.passes())
+        pass_over(USERS, ahead, world.passes())
         ahead.close()
         assert world.state().cursor > 0 and world.set() == {b"ann"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,14 +12,16 @@ from redis import Redis
 from compose.local.servers import Primary, Replica, Valkey
 from manage_service import stores
 from manage_service.protocol.build import build
-from manage_service.protocol.catch_up import Pass, catch_up
+from manage_service.protocol.catch_up import Memory, Pass, catch_up
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import sweep
+from manage_service.replica import snapshots
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
 from manage_service.runs.registry import Mode, Run
 from shared_models import declarations
 from shared_models.declarations import Counter, get_counter
+from shared_models.nodes import only
 from shared_models.protocol import keys, states, steps
 from shared_models.protocol.members import encode, encode_all
 from shared_models.protocol.timeline import SOURCE_SQL
@@ -122,7 +124,7 @@ class World:
         return self.opened[-1]
 
     def catch_up(self, name: str = "users") -> Pass:
-        return catch_up(get_counter(name), self.replica, self.passes())
+        return pass_over(get_counter(name), self.replica, self.passes())
 
     def build(self, *names: str) -> None:
         for name in names or [counter.name for counter in declarations.COUNTERS]:
@@ -138,11 +140,11 @@ class World:
         return registry.get(self.redis, run_id)
 
     def steps(self, run: Run, wait_seconds: float = 20.0) -> Steps:
-        return execute(run, self.replica, self.passes(), wait_seconds=wait_seconds)
+        return execute(run, self.replica, only(self.passes()), wait_seconds=wait_seconds)
 
     def steps_in(self, filters: dict[str, Any]) -> Steps:
         """A run of users, which leaves its filter there."""
-        return execute(self.ask("users"), self.replica, self.passes(), wait_seconds=20.0, filters=filters)
+        return execute(self.ask("users"), self.replica, only(self.passes()), wait_seconds=20.0, filters=filters)
 
     def reconcile(self, *names: str, mode: Mode = Mode.REPAIR, wait_seconds: float = 20.0) -> Run:
         """A run from beginning to end."""
@@ -174,6 +176,17 @@ class World:
         return all(
             self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in declarations.COUNTERS]
         )
+
+
+def pass_over(
+    counter: Counter,
+    replica: snapshots.Replica,
+    redis: Redis,
+    memory: Memory | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Pass:
+    """A pass over a counter with one shard."""
+    return catch_up([counter], replica, only(redis), memory, between)[counter.name]
 
 
 def sweep_of(world: World) -> Generator[Progress, None, bool]:

@@ -32,8 +32,8 @@ class Rolls:
 
     def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
         """The first chunk of a fill; the position behind it."""
-        position = steps.fill(self.client, name, token, b"", members)
-        assert position is not None
+        position = steps.position_after(members[-1])
+        assert steps.fill(self.client, name, token, b"", position, members)
         return position
 
     def make_live(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> None:

@@ -328,8 +328,8 @@ def test_what_holds_groups_and_days_may_be_written_by_the_protocol(live: Stack, 
             try:
                 steps.begin(manage, name, "t", 1, "1/1/1", {"complete_through": 0})
                 steps.record(ingest, {name: [element, b"2026-11-27\0bob"]}, 5, "1/1/1")
-                position = steps.fill(manage, name, "t", b"", [element])
-                assert position is not None and steps.promote(manage, name, "t", position)
+                assert steps.fill(manage, name, "t", b"", b"=ann", [element])
+                assert steps.promote(manage, name, "t", b"=ann")
                 assert steps.record(ingest, {name: [element]}, 0, "1/1/1") == 0  # late, and there
                 steps.mark(manage, name, "sweep", [element, b"2026-11-27\0bob"])
                 steps.record(ingest, {name: [later]}, 6, "1/1/1")

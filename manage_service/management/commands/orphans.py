@@ -32,18 +32,29 @@ class Command(BaseCommand):
         parser.add_argument("--remove", action="store_true", help="remove them (UNLINK)")
 
     def handle(self, **options: Any) -> None:
-        redis = stores.connect_redis()
         try:
-            for tag, found in sorted(orphans(redis).items()):
-                size, said = count_members(redis, found), "left"
+            servers = [(redis, orphans(redis)) for redis in stores.connect_nodes().each()]
+            for what in sorted({what for _, found in servers for what in found}):
+                held = [(redis, found[what]) for redis, found in servers if what in found]
+                size, said = sum(count_members(redis, names) for redis, names in held), "left"
                 if options["remove"]:
                     said = "removed"
-                    for some in steps.chunks(found):
-                        redis.unlink(*some)
-                self.stdout.write(f"{shlex.quote(tag)} {fields({'members': size, 'keys': len(found), 'done': said})}")
+                    for redis, names in held:
+                        remove(redis, names)
+                many = sum(len(names) for _, names in held)
+                self.stdout.write(f"{shlex.quote(what)} {fields({'members': size, 'keys': many, 'done': said})}")
         except RedisError as error:
             self.stderr.write(f"Redis failed: {one_line(str(error))}")
             sys.exit(2)
+
+
+def remove(redis: Redis, names: list[str]) -> None:
+    """Remove keys. A server of a cluster takes them one by one, because they are in several slots."""
+    for some in steps.chunks(names):
+        pipe = redis.pipeline(transaction=False)
+        for name in some:
+            pipe.unlink(name)
+        pipe.execute()
 
 
 def count_members(redis: Redis, found: list[str]) -> int:
@@ -64,10 +75,10 @@ def count_members(redis: Redis, found: list[str]) -> int:
 
 def orphans(redis: Redis) -> dict[str, list[str]]:
     """The keys of counters that are not declared here and now, by what they name. Raises redis.RedisError."""
-    declared, found = keys.declared_prefixes(), defaultdict(set)
+    known, found = (*keys.declared_prefixes(), keys.RUNS), defaultdict(set)
     for key in redis.scan_iter(match=keys.COUNTERS, count=SCANNED_AT_ONCE):
         name = key.decode(errors="surrogateescape")
         what = keys.what_in(name)
-        if what is not None and not name.startswith(declared):
+        if what is not None and not name.startswith(known):
             found[what].add(name)
     return {what: sorted(names) for what, names in found.items()}

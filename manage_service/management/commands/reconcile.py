@@ -18,6 +18,8 @@ from manage_service.runs.execution import execute
 from manage_service.runs.registry import Mode, Run, Status, UnknownRun
 from manage_service.runs.report import report
 from shared_models import declarations, logs
+from shared_models.nodes import Nodes
+from shared_models.protocol import keys
 
 INTERRUPTED = 130  # as in shells
 
@@ -51,10 +53,10 @@ class Command(BaseCommand):
         logs.only_warnings()
         asked = options["counters"] or [counter.name for counter in declarations.COUNTERS]
         mode = Mode.CHECK if options["check"] else Mode.REPAIR
-        control = stores.connect_redis()
+        control = stores.connect_nodes()
         interrupted = False
         try:
-            run = registry.create(control, declarations.with_groupings(asked), mode, asked_by="cli")
+            run = registry.create(control.of(keys.RUNS), declarations.with_groupings(asked), mode, asked_by="cli")
             try:
                 run = carry_out(run, control, quiet=options["json"])
             except KeyboardInterrupt:
@@ -80,7 +82,7 @@ class Command(BaseCommand):
         sys.exit(2)
 
 
-def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
+def carry_out(run: Run, control: Nodes[Redis], *, quiet: bool) -> Run:
     """Execute the run to its end: here, or wait for the keeper if it was quicker to take it."""
     lease = Lease(control, f"run:{run.id}")
     with held(lease) as ours, Follower(run, quiet=quiet) as follower:
@@ -89,37 +91,38 @@ def carry_out(run: Run, control: Redis, *, quiet: bool) -> Run:
 
 def work_off(run: Run, lease: Lease, follower: Follower) -> Run:
     """Run all steps in this process."""
-    redis, replica = stores.connect_for_passes(), stores.connect_replica()
+    nodes, replica = stores.nodes_for_passes(), stores.connect_replica()
     try:
-        for progress in execute(run, replica, redis, wait_seconds=settings.FENCE_SECONDS):
+        for progress in execute(run, replica, nodes, wait_seconds=settings.FENCE_SECONDS):
             lease.renew()
             follower.show(run)
             if progress.waiting:
                 time.sleep(0.1)
     finally:
         replica.close()
-        redis.close()
+        for client in nodes.forget_all():
+            client.close()
     follower.show(run)
     return run
 
 
-def watch(run: Run, control: Redis, follower: Follower) -> Run:
+def watch(run: Run, control: Nodes[Redis], follower: Follower) -> Run:
     """Wait while another process executes the run."""
     while run.open:
         follower.show(run)
         time.sleep(0.2)
-        run = registry.get(control, run.id)
+        run = registry.get(control.of(keys.RUNS), run.id)
     follower.show(run)
     return run
 
 
-def stop(run: Run, control: Redis) -> Run:
+def stop(run: Run, control: Nodes[Redis]) -> Run:
     """Ctrl-C ends the run and leaves nothing open: here, or through the process that executes it."""
     with held(Lease(control, f"run:{run.id}")) as ours:
         if not ours:
-            return registry.request_cancel(control, run.id)
-        run = registry.get(control, run.id)
+            return registry.request_cancel(control.of(keys.RUNS), run.id)
+        run = registry.get(control.of(keys.RUNS), run.id)
         if run.open:
             run.end(Status.CANCELLED, "interrupted")
-            registry.save(control, run)
+            registry.save(control.of(keys.RUNS), run)
         return run

@@ -28,7 +28,7 @@ class Command(BaseCommand):
         replica = stores.connect_replica()
         try:
             limits = Limits.of(settings.CATCH_UP_SECONDS, settings.RECONCILE_SECONDS)
-            status = read_status(stores.connect_redis(), replica, limits)
+            status = read_status(stores.connect_nodes(), replica, limits)
         except RedisError as error:
             self.stderr.write(f"Redis cannot be reached: {one_line(str(error))}")
             sys.exit(2)
