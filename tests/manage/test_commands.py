@@ -206,17 +206,17 @@ def test_a_run_that_another_process_has_taken_is_watched_to_its_end_or_told_to_s
     run = world.ask("users")
     other = Lease(only(world.redis), f"run:{run.id}")
     assert other.acquire()
-    told = reconcile.stop(run, world.redis)
+    told = reconcile.stop(run, only(world.redis))
     assert told.open and registry.cancel_requested(world.redis, run.id)
     list(world.steps(registry.get(world.redis, run.id)))
-    seen = reconcile.carry_out(run, world.redis, quiet=True)
+    seen = reconcile.carry_out(run, only(world.redis), quiet=True)
     assert seen.status == "cancelled"
     other.release()
 
 
 def test_what_is_interrupted_before_anybody_took_it_is_closed(world):
     run = world.ask("users")
-    assert reconcile.stop(run, world.redis).detail == "interrupted"
+    assert reconcile.stop(run, only(world.redis)).detail == "interrupted"
     assert registry.still_open(world.redis) == []
 
 

@@ -16,6 +16,7 @@ from manage_service.replica import sql
 from manage_service.runs import registry
 from manage_service.runs.execution import execute
 from shared_models.declarations import get_counter
+from shared_models.nodes import only
 from shared_models.protocol import keys, steps
 from tests.manage.keepers import keeper_at_work, keeper_process, tick_until
 from tests.manage.world import pass_over
@@ -383,7 +384,7 @@ def test_a_run_does_not_believe_a_replica_that_came_back_earlier(noted):
             return (ahead if run.phase in ("", "missing") else noted.replica).snapshot(counter)
 
         going_back: Any = SimpleNamespace(snapshot=snapshot)
-        running = execute(run, going_back, noted.passes(), wait_seconds=60.0)
+        running = execute(run, going_back, only(noted.passes()), wait_seconds=60.0)
         assert next(progress for progress in running if progress.waiting).phase in ("extra", "mark")
         assert noted.set() == {b"ann", b"bob", b"eve"} and noted.state().left_through == before
     noted.replay()

@@ -62,7 +62,8 @@ def test_the_keeper_takes_a_sample_when_one_is_due(world):
 def test_a_redis_that_refuses_samples_costs_the_charts_and_nothing_else(world):
     world.post("ann")
     world.replay()
-    with keeper_at_work() as keeper, without(world, "ltrim") as keeper.control:
+    with keeper_at_work() as keeper, without(world, "ltrim") as refusing:
+        keeper.control = only(refusing)
         tick_until(keeper, lambda: world.state().verified_at)
         keeper.sample_at = 0.0
         world.store("bob")

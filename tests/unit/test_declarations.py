@@ -56,7 +56,7 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
         (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
         (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),
         (CUSTOMERS + "shards = 0", "counters.customers.shards: 0, and it may be 1 to 256"),
-        (CUSTOMERS + "tag = \"A\"", "counters.customers.tag: use lower-case letters"),
+        (CUSTOMERS + 'tag = "A"', "counters.customers.tag: use lower-case letters"),
         (CUSTOMERS + 'by = ["city"]', "counters.customers.by: tables.orders.fields does not have 'city'"),
         (CUSTOMERS + 'by = ["seen_at"]', "seen_at is timestamptz: write day(seen_at), week(seen_at) or month(seen_at)"),
         (
