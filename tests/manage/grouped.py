@@ -111,6 +111,16 @@ def in_table(world: World, counter: Counter, below: int | None = None) -> set[by
 
 def in_redis(world: World, counter: Counter, *, whole: bool = True) -> set[bytes]:
     """The elements that Redis has. Asserts that everything which is kept beside them fits, unless it need not be `whole`."""
+    found: set[bytes] = set()
+    for part in counter.parts:
+        of_part = in_part(world, part, whole=whole)
+        assert not whole or all(elements.shard_of(part, each) == part.shard for each in of_part)
+        found |= of_part
+    return found
+
+
+def in_part(world: World, counter: Counter, *, whole: bool) -> set[bytes]:
+    """The same for one part."""
     at = keys.of_counter(counter.name)
     found = {element for some in storages.scan(world.redis, at, 1_000) for element in some}
     if not whole:
@@ -135,7 +145,7 @@ def beside(at: keys.CounterKeys, storage: Storage) -> list[str]:
 
 def is_exact(world: World) -> bool:
     """Whether every derived counter is live, settled, and has what the table has."""
-    found = states.read_states(world.redis, [counter.name for counter in declarations.derived()])
+    found = states.read_states(world.redis, [part.name for part in declarations.parts()])
     if any(state.cold or state.left_through != state.cursor for state in found.values()):
         return False
     return not differences(world)

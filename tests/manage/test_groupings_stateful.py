@@ -20,14 +20,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from manage_service.protocol.catch_up import catch_up
 from manage_service.protocol.departures import resolve_departures
 from manage_service.protocol.groups import mend, watch
 from manage_service.runs.registry import Mode
 from shared_models import declarations
-from shared_models.declarations import Counter, Storage
+from shared_models.declarations import Counter, Storage, get_counter
+from shared_models.nodes import only
 from shared_models.protocol import elements, keys, states, steps
-from tests.manage.grouped import adopted, differences, in_redis, in_table
-from tests.manage.world import World, pass_over
+from tests.manage.grouped import adopted, differences, in_part, in_table
+from tests.manage.world import World
 
 TERMS = ["country", "shop", "day(created_at)", "week(created_at)", "month(due)", "day(due)"]
 LINES = """
@@ -41,6 +43,7 @@ where = "{where}"
 by = {by}
 last_seen = "{last_seen}"
 time_zone = "{zone}"
+shards = {shards}
 """
 TABLE = """
     DROP SCHEMA IF EXISTS shop CASCADE; CREATE SCHEMA shop;
@@ -78,10 +81,11 @@ class Groupings(RuleBasedStateMachine):
         where=st.sampled_from(["", "NOT cancelled"]),
         last_seen=st.sampled_from(["created_at", "due", ""]),
         zone=st.sampled_from(["UTC", "America/New_York", "Pacific/Apia"]),
+        shards=st.sampled_from([1, 1, 3]),
         rows=st.lists(ROWS, max_size=4),
     )
-    def begin(self, member: str, by: Any, where: str, last_seen: str, zone: str, rows: Any) -> None:
-        lines = LINES.format(member=member, where=where, by=by, last_seen=last_seen, zone=zone)
+    def begin(self, member: str, by: Any, where: str, last_seen: str, zone: str, shards: int, rows: Any) -> None:
+        lines = LINES.format(member=member, where=where, by=by, last_seen=last_seen, zone=zone, shards=shards)
         tables, counters = declarations.parse(lines)
         self.patch.setattr(declarations, "TABLES", tables)
         self.patch.setattr(declarations, "COUNTERS", counters)
@@ -142,14 +146,16 @@ class Groupings(RuleBasedStateMachine):
         for counter in self.counters:
             columns = ", ".join(f"({term.sql()})::text" for term in counter.terms)
             rows = self.world.ask_primary(f"SELECT {columns} FROM shop.orders WHERE xact = %s", xact)
-            try:
-                steps.record(self.world.redis, {counter.name: elements.encode_all(counter, rows)}, xact, source)
-            except steps.TooLate:
-                pass
+            for part, some in elements.by_part(counter, elements.encode_all(counter, rows)):
+                try:
+                    steps.record(self.world.redis, {part.name: some}, xact, source)
+                except steps.TooLate:
+                    pass
 
-    @rule(number=NUMBERS)
-    def catch_up(self, number: int) -> None:
-        pass_over(self.chosen(number), self.world.replica, self.world.passes())
+    @rule(number=NUMBERS, alone=st.booleans())
+    def catch_up(self, number: int, alone: bool) -> None:
+        parts = [self.chosen(number)] if alone else get_counter(self.chosen(number).whole).parts
+        catch_up(parts, self.world.replica, only(self.world.passes()))
 
     @rule(number=NUMBERS)
     def depart(self, number: int) -> None:
@@ -164,15 +170,15 @@ class Groupings(RuleBasedStateMachine):
     @rule(number=NUMBERS, mode=st.sampled_from([Mode.REPAIR, Mode.CHECK]))
     def reconcile(self, number: int, mode: Mode) -> None:
         self.world.replay()  # a run waits for the replica
-        self.world.reconcile(self.chosen(number).name, mode=mode)
+        self.world.reconcile(self.chosen(number).whole, mode=mode)
 
     # -- somebody with a console
 
     @precondition(lambda self: any(each.storage is Storage.GROUPS for each in declarations.COUNTERS[0].groupings))
     @rule(number=NUMBERS, add=st.booleans())
     def damage(self, number: int, add: bool) -> None:
-        counter = declarations.COUNTERS[0].groupings[number % len(declarations.COUNTERS[0].groupings)]
-        at = keys.of_counter(counter.name)
+        parts = [part for part in declarations.parts() if part.storage is Storage.GROUPS]
+        at = keys.of_counter(parts[number % len(parts)].name)
         for group in cast("list[bytes]", self.world.redis.zrange(at.members, 0, 0)):
             key = at.group(self.world.redis.hget(at.intake, "generation"), group)
             if self.world.redis.zscore(at.members, group) != self.world.redis.scard(key):
@@ -193,18 +199,22 @@ class Groupings(RuleBasedStateMachine):
                     break
 
     def chosen(self, number: int) -> Counter:
-        return self.counters[number % len(self.counters)]
+        """A part."""
+        return declarations.parts()[number % len(declarations.parts())]
 
     # -- what holds
 
     @invariant()
     def nothing_is_missing_below_the_cursor(self) -> None:
-        for counter in self.counters:
+        for counter in declarations.parts():
             state = states.read_state(self.world.redis, counter.name)
             if state.cold or state.cursor is None or not hasattr(self, "batches"):
                 continue
-            owed = self.live_groups(counter, in_table(self.world, counter, below=state.cursor))
-            found = in_redis(self.world, counter, whole=False)
+            all_owed = in_table(self.world, counter, below=state.cursor)
+            owed = self.live_groups(
+                counter, {each for each in all_owed if elements.shard_of(counter, each) == counter.shard}
+            )
+            found = in_part(self.world, counter, whole=False)
             if counter.storage is Storage.LAST_SEEN:
                 days = {member: day for day, member in map(elements.split, found)}
                 assert all(days.get(member, b"") >= day for day, member in map(elements.split, owed)), counter.name
@@ -229,19 +239,21 @@ class Groupings(RuleBasedStateMachine):
         if not hasattr(self, "batches"):
             return
         self.world.replay()
-        for counter in self.counters:
+        for counter in declarations.parts():
             for _ in range(4):
                 self.look_at(counter)
                 if states.read_state(self.world.redis, counter.name).lost:
                     self.world.build(counter.name)
-                while not pass_over(counter, self.world.replica, self.world.passes()).finished:
-                    pass
+                finished = False
+                while not finished:
+                    passes = catch_up([counter], self.world.replica, only(self.world.passes()))
+                    finished = passes[counter.name].finished
                 for progress in resolve_departures(counter, self.world.replica, self.world.passes()):
                     assert not progress.waiting, progress
             state = states.read_state(self.world.redis, counter.name)
             assert (not state.cold and state.left_through == state.cursor) or state.left_through is None, state
             if state.left_through is None:
-                self.world.reconcile(counter.name)
+                self.world.reconcile(counter.whole)
         assert not differences(self.world)
 
 

@@ -13,6 +13,7 @@ from compose.local.servers import Primary, Replica, Valkey
 from manage_service import stores
 from manage_service.protocol.build import build
 from manage_service.protocol.catch_up import Memory, Pass, catch_up
+from manage_service.protocol.in_step import in_step
 from manage_service.protocol.progress import Progress, Steps
 from manage_service.protocol.sweep import sweep
 from manage_service.replica import snapshots
@@ -128,7 +129,9 @@ class World:
 
     def build(self, *names: str) -> None:
         for name in names or [counter.name for counter in declarations.COUNTERS]:
-            for _ in build(get_counter(name), self.replica, self.passes()):
+            parts = [part for part in declarations.parts() if name in (part.name, part.whole)]
+            builds = {part.name: build(part, self.replica, self.passes()) for part in parts}
+            for _ in in_step(builds, self.replica, raising):
                 pass
 
     def ask(self, *names: str, mode: Mode = Mode.REPAIR) -> Run:
@@ -176,6 +179,10 @@ class World:
         return all(
             self.set(name) == self.table(get_counter(name)) for name in names or [c.name for c in declarations.COUNTERS]
         )
+
+
+def raising(name: str, error: Exception) -> None:
+    raise error
 
 
 def pass_over(
