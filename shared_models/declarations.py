@@ -137,11 +137,14 @@ class Term:
 
     @property
     def indexed(self) -> str:
-        """As Postgres shows it in an index, without the quotes of names."""
-        time = f"timezone('{self.zone}'::text, {self.column})" if self.zone else self.column
-        if self.unit in ("", "day"):
-            return f"(({time})::date)" if self.zone else self.column
-        time = time if self.zone else f"({self.column})::timestamp without time zone"
+        """As Postgres shows it in an index: an expression without any double quotes, a column by its name."""
+        if not self.is_made:
+            return self.column
+        column = self.column.replace('"', "")
+        time = f"timezone('{self.zone}'::text, {column})" if self.zone else column
+        if self.unit == "day":
+            return f"(({time})::date)"
+        time = time if self.zone else f"({column})::timestamp without time zone"
         return f"((date_trunc('{self.unit}'::text, {time}))::date)"
 
 
@@ -366,7 +369,7 @@ def read_groupings(key: str, by: list[str | list[str]], total: Counter) -> Itera
     """The derived counters of `by`."""
     if len(by) > MOST_GROUPINGS:
         raise BadDeclaration(f"{key}: {len(by)} entries, and at most {MOST_GROUPINGS} are allowed")
-    seen = set()
+    seen, names = set(), set[str]()
     for entry in by:
         texts = [entry] if isinstance(entry, str) else entry
         if not 0 < len(texts) <= MOST_TERMS:
@@ -376,6 +379,9 @@ def read_groupings(key: str, by: list[str | list[str]], total: Counter) -> Itera
             raise BadDeclaration(f"{key}: {', '.join(texts)} stands there twice")
         seen.add(terms)
         grouped = total.grouped(*terms)
+        if grouped.name in names:  # a column may have a comma in its name
+            raise BadDeclaration(f"{key}: two entries have the name {grouped.name!r}")
+        names.add(grouped.name)
         if set(total.fields) <= {each.column for each in grouped.by if not each.unit}:
             raise BadDeclaration(f"{key}: {', '.join(texts)} names the whole member, and each group would have one")
         yield grouped

@@ -55,6 +55,11 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
         (CUSTOMERS.replace('["email"]', '["email", "email"]'), "a field is named twice"),
         (CUSTOMERS.replace('["email"]', "[]"), "counter 'customers': name at least one field"),
         (CUSTOMERS.replace('["email"]', '"email"'), "counters.customers: Expected `array`"),
+        (
+            CUSTOMERS.replace("fields = {", 'fields = {"a,b" = "text", a = "text", b = "text", ')
+            + 'by = ["a,b", ["a", "b"]]',
+            "counters.customers.by: two entries have the name 'customers:a,b'",
+        ),
         (CUSTOMERS + "shards = 0", "counters.customers.shards: 0, and it may be 1 to 256"),
         (CUSTOMERS + 'tag = "A"', "counters.customers.tag: use lower-case letters"),
         (CUSTOMERS + 'by = ["city"]', "counters.customers.by: tables.orders.fields does not have 'city'"),
@@ -136,7 +141,7 @@ def test_a_mistake_in_the_file_ends_the_start_with_one_sentence(tmp_path: Path, 
         capture_output=True,
         text=True,
     )
-    known = "table, member, where, by, last_seen, time_zone, example"
+    known = "table, member, where, by, last_seen, time_zone, example, shards, tag"
     said = f"counters.customers: Object contains unknown field `membr`; there are: {known}"
     assert (told.returncode, told.stderr) == (1, f"{file}: {said}. See docs/declarations.md.\n")
 
