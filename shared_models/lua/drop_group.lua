@@ -21,7 +21,7 @@ redis.call('ZREM', names_of(KEYS[1]), ARGV[1])
 if is_size(entries) then redis.call('HINCRBY', KEYS[2], 'size', -1) end
 -- Nobody knows whether the set or its size was wrong. So the script adds up the members of all groups again.
 local elements, sizes = 0, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
-for i = 2, #sizes, 2 do elements = elements + tonumber(sizes[i]) end
+for i = 2, #sizes, 2 do elements = elements + math.max(tonumber(sizes[i]), 0) end
 redis.call('HSET', KEYS[2], 'elements', string.format('%d', elements))
 redis.call('HSET', KEYS[3], 'swept', string.format('%d', (is_size(swept) and tonumber(swept) or 0) + 1))
 return 1

@@ -52,7 +52,8 @@ local function unmark(members, marks, first)
   end
 end
 
--- Change the number of members that all groups have together. It is only reported; no step relies on it.
+-- Change the number of members that all groups have together: the sum of their sizes. A size that somebody has lowered may fall
+-- below 0, and counts as 0 then. The number is only reported; no step relies on it.
 local function move_elements(intake, by)
   local elements = redis.call('HMGET', intake, 'elements')[1]
   if by ~= 0 and (not elements or is_size(elements)) then
@@ -74,18 +75,18 @@ local function put(members, intake, first)
     end
   end
   if new > 0 and redis.call('ZCARD', members) + new > MAX_GROUPS then return nil end
-  local added = 0
+  local added, counted = 0, 0
   for i, group in ipairs(groups) do
     local set = set_of(members, generation, group)
     if not sizes[i] then redis.call('UNLINK', set) end
     local more = redis.call('SADD', set, unpack(ARGV, from[i], to[i]))
     if more > 0 then
-      redis.call('ZINCRBY', members, more, group)
-      added = added + more
+      local size = tonumber(redis.call('ZINCRBY', members, more, group))
+      added, counted = added + more, counted + math.max(size, 0) - math.max(size - more, 0)
     end
     if not sizes[i] then redis.call('ZADD', names, 0, group) end
   end
-  move_elements(intake, added)
+  move_elements(intake, counted)
   return new, added
 end
 
@@ -93,9 +94,10 @@ local function take(members, intake, element)
   local group, member = split(element)
   local set = set_of(members, generation_of(intake), group)
   if not redis.call('ZSCORE', members, group) or redis.call('SREM', set, member) == 0 then return 0, element end
-  move_elements(intake, -1)
+  local size = tonumber(redis.call('ZINCRBY', members, -1, group))
+  if size >= 0 then move_elements(intake, -1) end
   -- If somebody has lowered its size, members are left. They stay, and the group is not live.
-  if tonumber(redis.call('ZINCRBY', members, -1, group)) > 0 or redis.call('SCARD', set) > 0 then return 0, element end
+  if size > 0 or redis.call('SCARD', set) > 0 then return 0, element end
   redis.call('ZREM', members, group)
   redis.call('ZREM', names_of(members), group)
   redis.call('UNLINK', set)

@@ -59,7 +59,12 @@ end
 local function move_days(members, moves)
   local days = days_of(members)
   for day, by in pairs(moves) do
-    if by ~= 0 and redis.call('HINCRBY', days, day, by) == 0 then redis.call('HDEL', days, day) end
+    if by ~= 0 then
+      -- Somebody has written something else there. Without it the numbers do not add up, and the keeper builds the counter.
+      local have = redis.call('HMGET', days, day)[1]
+      if have and not is_size(have) then redis.call('HDEL', days, day) end
+      if redis.call('HINCRBY', days, day, by) == 0 then redis.call('HDEL', days, day) end
+    end
   end
 end
 
