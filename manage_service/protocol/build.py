@@ -102,8 +102,13 @@ def build(counter: Counter, replica: Replica, redis: Redis) -> Steps:
             steps.promote(redis, counter.name, fill.token, position)
             forget_generations(counter, redis)
             return
-        if not steps.fill(redis, counter.name, fill.token, position, chunk.position, chunk.elements):
-            return
+        try:
+            if not steps.fill(redis, counter.name, fill.token, position, chunk.position, chunk.elements):
+                return
+        except steps.TooManyGroups:
+            # The next fill begins with no groups: there may be room then, and the groups of this one may have left.
+            redis.unlink(keys.of_counter(counter.name).fill)
+            raise
         position, read = chunk.position, read + len(chunk.elements)
         yield Progress("build", read, max(read, fill.expected))
 
