@@ -139,7 +139,7 @@ def take_out(
     fence_state = states.read_state(redis, counter.name)
     again = False
     for chunk in steps.chunks(list(leaving), CHUNK_ASKED):
-        extra = yield from ask_behind_fence(counter, fence_state, list(chunk), replica)
+        extra = yield from ask_behind_fence(counter, fence_state, list(chunk), replica, redis)
         gone, some_again = steps.sweep(redis, counter.name, token, extra, fence_state.changed_at, departing=True)
         swept(gone)
         again = again or some_again

@@ -38,7 +38,7 @@ from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost, why_stale
 from manage_service.protocol.in_step import read_chunk
 from manage_service.protocol.progress import Progress, Steps
-from manage_service.protocol.sweep import fence, forget_marks, sweep
+from manage_service.protocol.sweep import fence, forget_marks, sweep, with_new_watermark
 from manage_service.replica.snapshots import Replica, Snapshot
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import keys, states, steps, storages
@@ -126,6 +126,7 @@ def reconcile_once(
                     behind = str(error)
         if behind is not None:
             yield Progress("missing", findings.read, expected, waiting=behind)
+            state = with_new_watermark(counter, state, redis)
             continue
         if not more:
             findings.table_read = True

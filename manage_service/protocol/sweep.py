@@ -112,7 +112,7 @@ def sweep_round(
     state = states.read_state(redis, counter.name)
     all_gone = True
     for chunk in steps.chunks(marked, CHUNK_ASKED):
-        extra = yield from ask_behind_fence(counter, state, list(chunk), replica)
+        extra = yield from ask_behind_fence(counter, state, list(chunk), replica, redis)
         if take_out:
             gone, _ = steps.sweep(redis, counter.name, token, extra, state.changed_at)
             found(gone)
@@ -127,7 +127,7 @@ def sweep_round(
 
 
 def ask_behind_fence(
-    counter: Counter, state: State, members: list[bytes], replica: Replica
+    counter: Counter, state: State, members: list[bytes], replica: Replica, redis: Redis
 ) -> Generator[Progress, None, dict[bytes, bytes]]:
     """Those of these members that no row has, each with what replaces it: see `rowless`. It asks in a snapshot that shows
     everything that was acknowledged or relied on, as `state` says.
@@ -142,6 +142,25 @@ def ask_behind_fence(
                     raise steps.TableChanged(counter.name)
                 return rowless(counter, members, snapshot)
         yield Progress("fence", waiting=reason)
+        state = with_new_watermark(counter, state, redis)
+
+
+def with_new_watermark(counter: Counter, state: State, redis: Redis) -> State:
+    """The state, with the watermark of now if the keeper has set it again since: the one that was read is missing, or no replica
+    will ever show it.
+
+    It proves the same: what was acknowledged before it was set again was committed before that moment, and the fence waits
+    until the replica shows commits from after it.
+    """
+    now = states.read_state(redis, counter.name)
+    if now.watermark_reset_at in (None, state.watermark_reset_at):
+        return state
+    return replace(
+        state,
+        watermark=now.watermark,
+        watermark_source=now.watermark_source,
+        watermark_reset_at=now.watermark_reset_at,
+    )
 
 
 def forget_marks(counter: Counter, redis: Redis) -> None:

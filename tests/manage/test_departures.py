@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,6 +125,25 @@ def test_a_member_that_was_recorded_before_the_mark_is_waited_for(noted):
     for _ in resolving:
         pass
     assert noted.exact(["users"]) and b"ann" in noted.set()
+
+
+def test_a_batch_that_waits_for_an_impossible_watermark_goes_on_when_the_keeper_has_set_it_again(noted, monkeypatch):
+    monkeypatch.setattr("manage_service.protocol.sweep.RESET_SLACK", timedelta(0))
+    noted.erase("ann")
+    noted.replay()
+    noted.catch_up()
+    at = keys.of_counter("users")
+    noted.redis.hset(at.intake, "watermark", 10**15)
+    resolving = batch(noted)
+    assert [next(resolving).phase, next(resolving).phase] == ["mark", "fence"]
+    with noted.replica.snapshot() as snapshot:
+        steps.reset_watermark(noted.redis, "users", noted.state(), snapshot.xmax - 1, snapshot.source)
+    assert next(resolving).waiting  # the replica has to show commits from after it
+    noted.store("zoe")
+    noted.replay()
+    for _ in resolving:
+        pass
+    assert noted.set() == {b"bob", b"eve"}
 
 
 def test_the_fence_stays_where_it_was_while_ingest_goes_on(noted):
