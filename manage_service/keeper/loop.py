@@ -115,6 +115,8 @@ class Keeper:
         self.looks: dict[str, Iterator[dict[bytes, str]]] = {}
         self.turn = 0
         self.broken: dict[str, dict[bytes, str]] = {}
+        self.mending: dict[str, Steps] = {}  # by part
+        self.unmended: dict[str, str] = {}  # why a group cannot be read again
         self.looks_at_all = False
         # By derived counter: the rows above the cursors that passes over these connections to Redis have added.
         self.memories: dict[str, Memory] = {}
@@ -171,7 +173,9 @@ class Keeper:
         if now >= self.sample_at:
             self.sample_at = now + samples.SAMPLE_SECONDS
             self.sample()
-        return self.step_job()
+        mends = self.mend_groups()
+        pause = self.step_job()
+        return 0.0 if mends else pause
 
     def look_at_groups(self) -> None:
         """Look at one piece of one counter (`watch`); the next tick looks at the next counter. After an error that says that
@@ -201,6 +205,35 @@ class Keeper:
                 removed = states.remove_misfits(redis, counter.name)
                 log.error("counter.removed_misfits", counter=counter.name, keys=removed)
                 del self.looks[counter.name]
+
+    def mend_groups(self) -> bool:
+        """One step of reading a group again, for each part that has such groups; whether one of them did something. It is no job:
+        jobs go on while it waits for the replica."""
+        did = False
+        for part in declarations.parts():
+            broken = self.broken.get(part.name)
+            if part.name not in self.mending and not broken:
+                continue
+            with self.server_of(part) as redis:
+                if redis is None:
+                    continue
+                if part.name not in self.mending and broken:
+                    group, token = broken.popitem()
+                    self.mending[part.name] = mend(part, group, token, self.replica, redis)
+                progress, reason = None, ""
+                try:
+                    progress = next(self.mending[part.name], None)
+                except psycopg2.Error as error:
+                    reason = reason_of(error)
+                if progress is None:
+                    self.mending.pop(part.name, None)
+                if reason != self.unmended.get(part.name, ""):
+                    self.unmended[part.name] = reason
+                    if reason:
+                        log.warning("group.not_mended", counter=part.name, reason=reason)
+                did = did or not (reason or (progress and progress.waiting))
+                self.renew()
+        return did
 
     def begin_departures(self) -> None:
         """Begin a batch for each part that has departures, and is not resolving some."""
@@ -293,6 +326,7 @@ class Keeper:
             self.departures.pop(part.name, None)
             self.looks.pop(part.name, None)
             self.broken.pop(part.name, None)
+            self.mending.pop(part.name, None)
             self.memories.pop(part.whole, None)
         close_quietly(self.nodes.forget(url))
         self.nodes.look_again()
@@ -477,14 +511,6 @@ class Keeper:
                     builds = {part.name: build(part, self.replica, self.nodes.of(keys.home_of(part))) for part in cold}
                     steps = in_step(builds, self.replica, self.part_failed, self.renew)
                     return Job(f"build {counter.name}", steps, lease, counter.name)
-        for part in declarations.parts():
-            while broken := self.broken.get(part.name):
-                group, token = broken.popitem()
-                lease = Lease(self.control, f"mend:{part.name}")
-                if lease.acquire():
-                    mending = mend(part, group, token, self.replica, self.nodes.of(keys.home_of(part)))
-                    name, steps = f"mend {part.name}", in_step({part.name: mending}, self.replica, self.part_failed)
-                    return Job(name, steps, lease, part.whole)
         wholes = {
             counter.name: states.combine([found[part.name] for part in counter.parts])
             for counter in declarations.derived()
@@ -542,6 +568,7 @@ class Keeper:
         self.departures.clear()
         self.looks.clear()
         self.broken.clear()
+        self.mending.clear()
         self.replica.close()
         for client in self.nodes.forget_all():
             close_quietly(client)

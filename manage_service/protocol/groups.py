@@ -23,12 +23,14 @@ from secrets import token_hex
 from typing import cast
 
 import structlog
+from psycopg2 import DataError
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from manage_service.protocol.canonical import IS_CANONICAL
 from manage_service.protocol.freshness import CounterWasLost
 from manage_service.protocol.progress import Progress, Steps
-from manage_service.protocol.sweep import fence
+from manage_service.protocol.sweep import fence, with_new_watermark
 from manage_service.replica.snapshots import Replica
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import elements, keys, members, states, steps, storages
@@ -120,23 +122,30 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
     Ends early, without an error, if the reading has to begin again.
     """
     state = states.read_state(redis, counter.name)
+    if state.lost:
+        return
     values = members.decode(group, len(counter.by))
-    if state.lost or values is None:
+    if values is None or not all(IS_CANONICAL[term.type](text) for term, text in zip(counter.by, values, strict=True)):
+        # No row has it, and Postgres cannot be asked for it.
+        steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at)
         return
     alone, position, read = within(counter, values), None, 0
     while True:
         chunk: list[Values] = []
-        with replica.snapshot(counter) as snapshot:
-            try:
+        try:
+            with replica.snapshot(counter) as snapshot:
                 behind = fence(snapshot, state)
-            except CounterWasLost:
-                return
-            if behind is None:
-                if snapshot.fingerprint != state.fingerprint:
-                    return
-                chunk = snapshot.read_members(alone, position, jumping=False)
+                if behind is None:
+                    if snapshot.fingerprint != state.fingerprint:
+                        return
+                    chunk = snapshot.read_members(alone, position, jumping=False)
+        except CounterWasLost:
+            return
+        except DataError:
+            behind = None  # an enum does not have this label, and so no row has
         if behind is not None:
             yield Progress("build", read, waiting=behind)
+            state = with_new_watermark(counter, state, redis)
             continue
         if not chunk:
             if steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at):

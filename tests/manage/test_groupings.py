@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.core.management import call_command
 from msgspec import UNSET
+from psycopg2.sql import SQL, Composed, Literal
 
 from manage_service.protocol import bucket_filter
-from manage_service.protocol.groups import mend, watch
+from manage_service.protocol.groups import mend, watch, within
+from manage_service.replica import sql
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from manage_service.site.metrics import Facts
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
-from shared_models import declarations
+from shared_models import declarations, triggers
 from shared_models.declarations import Storage, get_counter
 from shared_models.nodes import only
-from shared_models.protocol import keys, steps, storages
+from shared_models.protocol import elements, keys, steps, storages
 from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.grouped import SMALL, differences, in_redis, in_table, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
@@ -190,6 +193,20 @@ def test_a_departure_from_a_group_whose_size_was_lowered_by_hand_does_not_take_t
         tick_until(keeper, lambda: is_exact(small), "all to be exact")
 
 
+def test_members_put_there_by_hand_that_leave_with_the_others_are_not_taken_off_the_sum_of_all_groups(
+    small: World,
+) -> None:
+    """The group is gone before anybody has looked at its size."""
+    name = "customers:country"
+    at, everybody = keys.of_counter(name), [b"DE\0ann", b"DE\0bob", b"DE\0mallory", b"DE\0eve"]
+    of_others = int(small.redis.hget(at.intake, "elements") or 0) - int(small.redis.zscore(at.members, "DE") or 0)
+    small.redis.sadd(at.group(small.redis.hget(at.intake, "generation"), b"DE"), "mallory", "eve")
+    steps.mark(small.redis, name, "token", everybody)
+    steps.sweep(small.redis, name, "token", dict.fromkeys(everybody, b""), small.state(name).changed_at)
+    assert small.redis.zscore(at.members, "DE") is None
+    assert int(small.redis.hget(at.intake, "elements") or 0) == of_others
+
+
 def test_a_group_is_read_again_from_a_replica_that_shows_what_was_recorded_into_it(counted: World) -> None:
     counter = get_counter("customers:country")
     at = keys.of_counter(counter.name)
@@ -234,6 +251,47 @@ def test_what_is_lost_as_a_whole_is_cold_and_built_again(small: World, loss: str
     known = [at.group(small.redis.hget(at.intake, "generation"), b""), f"{at.members}:days".encode()]
     for key in small.redis.scan_iter(f"{at.members}:*"):
         assert key.startswith(known[0]), "a set that nobody counts"
+
+
+def test_a_day_whose_number_is_none_does_not_stop_the_keeper(small: World) -> None:
+    """Rows of this day come before it looks at the days."""
+    build, at = small.state("customers").build, keys.of_counter("customers")
+    small.redis.hset(at.days, "2024-03-05", "many")
+    write(small, f"{INSERT} VALUES ('zoe', 'DE', 1, '2024-03-05 12:00Z', now())")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: small.state("customers").build != build and is_exact(small), "the build")
+
+
+@pytest.mark.parametrize("group", [b"no number", b"\xff", b"99999999999"])
+def test_a_group_that_no_row_can_have_is_done_at_once(counted: World, group: bytes) -> None:
+    """Postgres could not be asked for it."""
+    name, size = "baskets:shop", len(declarations.derived())
+    at = keys.of_counter(name)
+    assert size and at.storage is Storage.GROUPS
+    counted.redis.zadd(at.members, {group: 2})
+    counted.redis.zadd(at.names, {group: 0})
+    counted.redis.hincrby(at.intake, "size", 1)
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: counted.redis.zscore(at.members, group) is None, "the group to be dropped")
+        tick_until(keeper, lambda: not counted.redis.exists(at.broken), "it to be done")
+        assert keeper.unmended.get(name, "") == ""
+
+
+def test_a_group_that_waits_for_the_replica_keeps_no_job_from_its_work(small: World) -> None:
+    at = keys.of_counter("customers:country")
+    with small.replay_paused():
+        ((xact, source),) = small.ask_primary(
+            f"{INSERT} VALUES ('zoe', 'DE', 1, now(), now()) RETURNING xact, ({SOURCE_SQL})".replace("%", "%%")
+        )
+        steps.record(small.redis, {"customers:country": [b"DE\0zoe"]}, xact, source)
+        small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), b"DE"))
+        with keeper_at_work() as keeper:
+            tick_until(keeper, lambda: keeper.mending, "the group to be read")
+            run = small.ask("customers")
+            tick_until(keeper, lambda: not registry.get(small.redis, run.id).open, "the run")
+            assert small.redis.exists(at.broken)
+            small.ask_primary("SELECT 1")
+    small.replay()
 
 
 @pytest.mark.parametrize("which", ["intake", "broken", "names", "members", "state"])
@@ -328,6 +386,84 @@ def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
         write(small, "DELETE FROM shop.orders WHERE country LIKE 'country%'")
         keeper.refused.clear()  # a minute later
         tick_until(keeper, lambda: is_exact(small), "room again")
+
+
+def test_a_build_that_was_refused_begins_again_without_the_groups_of_before(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All room is taken by groups that the table no longer has, and the others come after the fill's position."""
+    few = {
+        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
+        for key, each in steps.SCRIPTS.items()
+    }
+    monkeypatch.setattr(steps, "SCRIPTS", few)
+    monkeypatch.setattr(steps, "CHUNK_OF_GROUPS", 5)
+    write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 60) AS i")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: small.state("customers:country").condition == "refused", "the refusal")
+        write(
+            small,
+            "DELETE FROM shop.orders WHERE country LIKE 'country%'",
+            f"{INSERT} SELECT 'ann', 'last ' || i, 1, now(), now() FROM generate_series(1, 10) AS i",
+        )
+        keeper.refused.clear()  # a minute later
+        tick_until(keeper, lambda: is_exact(small), "room again")
+
+
+def test_what_is_read_is_read_by_the_index_in_its_order(shop: World) -> None:
+    """However large the table is, a chunk takes milliseconds."""
+    write(
+        shop,
+        f"{INSERT} SELECT 'user ' || i, 'country ' || i % 30, i % 7, timestamptz '2024-01-01 00:00Z' + i * interval '1 min',"
+        " date '2024-01-01' + i % 90 FROM generate_series(1, 3000) AS i",
+        "ANALYZE shop.orders",
+    )
+    for counter in declarations.derived():
+        is_last_seen = counter.storage is Storage.LAST_SEEN
+        marks = ["1"] * len(counter.fields if is_last_seen else counter.terms)
+        marks = [
+            "2024-03-01" if each.type == "date" else mark for each, mark in zip(counter.terms, marks, strict=False)
+        ]
+        arrays = [["1"] if each.type != "date" else ["2024-03-01"] for each in counter.terms]
+        behind, limit = sql.fill_in(sql.BEHIND, counter), Literal(1_000)
+        asked: list[tuple[Composed, list[Any]]] = [
+            (sql.fill_in(sql.SCAN, counter, behind=behind, limit=limit), marks),
+            (sql.fill_in(sql.JUMP, counter, behind=behind, limit=limit), marks),
+            (sql.fill_in(sql.WITHOUT_ROW, counter), arrays),
+        ]
+        if len(counter.by) == 1:  # a group that is read again
+            group = elements.split(min(in_table(shop, counter)))[0].decode()
+            alone = within(counter, (group,))
+            asked.append((sql.fill_in(sql.SCAN, alone, behind=behind, limit=limit), marks))
+        with shop.replica.snapshot(counter) as snapshot, snapshot._connection.cursor() as cursor:
+            for statement, values in asked:
+                cursor.execute(SQL("EXPLAIN (COSTS OFF) ") + statement, values)
+                plan = "\n".join(line for (line,) in cursor.fetchall())
+                # At most a chunk of what the index gives may be sorted once more.
+                read = plan.partition("Limit")[2] or plan
+                assert not [word for word in ("Seq Scan", "Sort", "Hash") if word in read], (counter.name, plan)
+                assert "Index Cond" in read, (counter.name, plan)
+
+
+def test_an_index_of_the_days_of_a_column_with_a_quote_in_its_name_is_known(world: World) -> None:
+    lines = (
+        """[tables.events]\nname = "quoted.events"\nfields = {email = "text", 'the "hour"' = "timestamptz"}\n"""
+        """[counters.mails]\ntable = "events"\nmember = ["email"]\nby = ['day(the "hour")', 'month(the "hour")']\n"""
+    )
+    _, (mails,) = declarations.parse(lines)
+    world.ask_primary("CREATE SCHEMA quoted")
+    try:
+        world.ask_primary('CREATE TABLE quoted.events (email text COLLATE "C", "the ""hour""" timestamptz)')
+        for counter in mails.groupings:
+            for statement in triggers.index("quoted", "events", counter.terms).statements():
+                world.ask_primary(statement.replace("%", "%%"))
+        world.replay()
+        for counter in mails.groupings:
+            with world.replica.snapshot(counter) as snapshot:
+                assert not [each for each in snapshot.misfits(counter) if "begins with" in each]
+    finally:
+        world.ask_primary("DROP SCHEMA quoted CASCADE")
+        world.replay()
 
 
 def test_every_storage_is_there(shop: World) -> None:
