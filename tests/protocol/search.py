@@ -108,6 +108,7 @@ def search(
         replicas=(Replica(),) * replicas,
         redis=redis,
         save=None,
+        old=None,
         ingests=(START,) * ingests,
         runs=(START,) * runs,
         passes=(START,) * passes,

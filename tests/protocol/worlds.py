@@ -112,7 +112,7 @@ NEEDED: dict[str, World] = {
     "unmark in catch-up": _UNDER_A_PASS,
     "compare": {"ingests": 1, "passes": 1, "damages": 1, "fills": 1},
     "compare build": {"ingests": 1, "passes": 1, "damages": 2, "backs": 1},
-    "one connection": {"ingests": 1, "passes": 1, "losses": 1},
+    "one history": {"ingests": 1, "passes": 1, "losses": 1},
     "horizon": {"ingests": 2, "erases": 1, "runs": 1},
     "fill lsn": {**_COLD, "backs": 1},
     "fill position": {**_COLD, "losses": 1},
