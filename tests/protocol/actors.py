@@ -140,10 +140,10 @@ class Actors:
                 if here:
                     yield redis._replace(mark=None, by_hand=False), self.then_verify(about)
                 else:
-                    yield redis, ("asked", about, was.change, was.own)
+                    yield redis, ("asked", about, was.change)
         elif at == "asked":
-            about, change, own = facts
-            if redis.change != change or (redis.own != own and self.on("history of a sweep")):
+            about, change = facts
+            if redis.change != change:
                 yield redis, START
             elif redis.mark == token:
                 yield self.scripts.sweep(redis)._replace(mark=None), self.then_verify(about)
@@ -272,10 +272,10 @@ class Actors:
                 if view.attached != was.attached and self.on("noted table"):
                     yield redis, START
                 else:
-                    yield redis, ("resolved", about) if self.has_row(view) else ("asked", about, was.change, was.own)
+                    yield redis, ("resolved", about) if self.has_row(view) else ("asked", about, was.change)
         elif at == "asked":
-            about, change, own = facts
-            if redis.change != change or (redis.own != own and self.on("history of a sweep")):
+            about, change = facts
+            if redis.change != change:
                 yield redis, START
                 return
             if redis.leaving_mark == index:
@@ -353,12 +353,5 @@ def sees(view: View) -> Saw:
 
 def seen_of(redis: Redis) -> Seen:
     return Seen(
-        redis.source,
-        redis.cursor or 0,
-        redis.water,
-        redis.water_source,
-        redis.reset,
-        redis.attached,
-        redis.change,
-        redis.own,
+        redis.source, redis.cursor or 0, redis.water, redis.water_source, redis.reset, redis.attached, redis.change
     )

@@ -113,7 +113,6 @@ class Seen(NamedTuple):
     reset: int
     attached: bool
     change: int
-    own: int
 
 
 class Left(NamedTuple):
