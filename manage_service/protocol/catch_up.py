@@ -59,7 +59,7 @@ LOCKED = "another session holds a lock on the table, to change or empty it"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Rows above the cursors that earlier passes have added to all parts. For the same builds, histories of Redis and source only."""
+    """Rows above the cursors that earlier passes have added to all parts. Only for these builds, histories of Redis and source."""
 
     builds: Mapping[str, tuple[str, str]]  # by part: its build, and the history of its Redis
     source: str
@@ -101,7 +101,9 @@ def catch_up(
     """
     passes = {part.name: Pass() for part in parts}
     found: dict[str, State] = {}
-    clients: dict[str, Redis] = {}  # for the whole pass: the map may be read again meanwhile, and lead to another server
+    clients: dict[
+        str, Redis
+    ] = {}  # for the whole pass: the map may be read again meanwhile, and lead to another server
     for part in parts:
         with noting_failure(nodes, passes[part.name]):
             clients[part.name] = nodes.of(keys.home_of(part))

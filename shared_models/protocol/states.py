@@ -274,7 +274,9 @@ def history_in(info: Mapping[str, Any] | Exception) -> str:
     if info.get("role") != "master":
         return ""  # a replica: nothing can be claimed by what is read from it
     if not info.get("master_replid"):
-        raise RedisError("INFO replication says no master_replid: Rollcall cannot know whether this Redis has lost writes")
+        raise RedisError(
+            "INFO replication says no master_replid: Rollcall cannot know whether this Redis has lost writes"
+        )
     return str(info["master_replid"])
 
 

@@ -171,7 +171,9 @@ class AnotherHistory(SetChanged):
     """Redis may have lost what was read from it, or written to it. Run again."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"Redis was restarted, or a replica of it was promoted, while {name} was compared with its table")
+        super().__init__(
+            f"Redis was restarted, or a replica of it was promoted, while {name} was compared with its table"
+        )
 
 
 class TooManyGroups(Exception):

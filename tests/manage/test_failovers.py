@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from manage_service.protocol import catch_up, reconcile
 from manage_service.protocol.departures import resolve_departures
 from manage_service.protocol.groups import mend
 from manage_service.runs.registry import Status
+from manage_service.stores import connect_for_passes
 from shared_models import declarations
 from shared_models.declarations import get_counter
+from shared_models.nodes import Nodes
 from shared_models.protocol import keys, states, steps
 from tests.manage.grouped import SMALL, in_redis, in_table, orders
-from tests.manage.world import World
+from tests.manage.world import World, pass_over
 from tests.servers import wait_for
 
 USERS = get_counter("users")
@@ -89,11 +92,11 @@ def test_a_pass_does_not_claim_what_was_lost_on_its_connection(failovers, monkey
     world.replay()
     before, redis = world.state(), world.passes()
     failovers.during(monkeypatch, steps, "record")
-    did = catch_up.catch_up(USERS, world.replica, redis)
+    did = pass_over(USERS, world.replica, redis)
     assert (did.added, did.behind) == (1, catch_up.CHANGED)
     assert world.set() == set() and world.state().cursor == before.cursor
     assert world.state().history != before.history
-    catch_up.catch_up(USERS, world.replica, redis)
+    pass_over(USERS, world.replica, redis)
     assert world.exact(["users"]) and world.state().cursor > before.cursor
 
 
@@ -104,12 +107,29 @@ def test_a_pass_reads_rows_again_that_an_earlier_one_has_added_if_they_were_lost
     world.store("ann")
     world.replay()
     failovers.replace()
-    memory = catch_up.catch_up(USERS, world.replica, redis).memory
+    memory = pass_over(USERS, world.replica, redis).memory
     assert memory is not None and world.set() == {b"ann"}
     failovers.come_back()
-    behind = catch_up.catch_up(USERS, world.replica, redis, memory).behind
+    behind = pass_over(USERS, world.replica, redis, memory).behind
     slow.commit()
     assert behind == "" and world.set() == {b"ann"}, "complete_through says that her row is counted"
+
+
+def test_a_pass_stays_with_its_server_if_the_map_then_leads_to_another(failovers, monkeypatch):
+    """Somebody who is cut off may still name the primary that was replaced."""
+    world = failovers.world
+    world.build("users")
+    world.store("ann")
+    world.replay()
+    failovers.replace()
+    urls = cycle((failovers.other.url, failovers.own.url))
+    monkeypatch.setattr(Nodes, "where", lambda nodes, key: next(urls))
+    nodes = Nodes("redis+sentinel://", connect_for_passes)
+    assert catch_up.catch_up([USERS], world.replica, nodes)["users"].behind == ""
+    with failovers.other.client() as client:
+        assert client.smembers(AT.members) == {b"ann"}
+    for client in nodes.forget_all():
+        client.close()
 
 
 def test_a_run_verifies_no_set_that_lost_what_the_run_had_added(failovers, monkeypatch):

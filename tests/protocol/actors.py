@@ -209,7 +209,10 @@ class Actors:
             was, view, claim = facts
             redis = self.scripts.note_table(redis, view)
             through = None if self.on("changed table") else view.lsn
-            yield redis, ("read", (*was[:3], redis.change, was[4]), view.horizon, view.history, through, view.source, claim)
+            yield (
+                redis,
+                ("read", (*was[:3], redis.change, was[4]), view.horizon, view.history, through, view.source, claim),
+            )
         elif at == "read":
             *about, source, claim = facts
             if claim is not None and self.scripts.late(redis, about[1], source) and self.on("late passes"):

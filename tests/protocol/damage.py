@@ -41,8 +41,13 @@ class Damage:
             if s.save is not None:
                 yield lost._replace(redis=s.save._replace(own=own))
         if s.left.failovers:
-            # Those who were connected to an old primary have come back with it: it has followed the next one, and is promoted again.
-            busy = ((kind, i) for kind in ("runs", "passes", "departers") for i, a in enumerate(getattr(s, kind)) if a not in (START, DONE))
+            # Those who were connected to an old primary have come back with it: it follows the next one, and is promoted again.
+            busy = (
+                (kind, i)
+                for kind in ("runs", "passes", "departers")
+                for i, actor in enumerate(getattr(s, kind))
+                if actor not in (START, DONE)
+            )
             left = s.left._replace(failovers=s.left.failovers - 1)
             lost = forgive(s)._replace(left=left, old=s.redis, at_old=frozenset(busy) - s.at_old)
             yield lost._replace(redis=s.redis._replace(own=own))

@@ -7,7 +7,8 @@ what is kept beside the elements; `holding` has both storages. Each transition i
     Postgres      rows are deleted, and a trigger writes that down or was bypassed; a promotion that loses nothing
     the replica   replays; comes back earlier than it was
     the keeper    passes, runs that repair, builds; departures, by one keeper or two; drops of groups, and mends, by one or two
-    Redis         goes back to an older state, and nobody's connection breaks; somebody adds ann or removes her, deletes a set, the directory, or the members; changes the size of a group, the
+    Redis         goes back to an older state, and nobody's connection breaks
+                  somebody adds ann or removes her, deletes a set, the directory, or the members; changes the size of a group, the
                   names, or the number of members by day
 
 In every state in which query would answer for this group, or with these days (`Elements.live`):
@@ -23,8 +24,8 @@ Not covered:
     - two changes by hand that outweigh each other, a day that is written by hand, a token that is removed from `broken`
     - what a counter acknowledged after it was damaged and before its build begins with nothing: it may be counted a pass later
     - the bucket filter: see `test_bucket_filter`; a member of which several departures are in different chunks of a batch
-    - more than one group, MAX_GROUPS, old generations; Redis that loses everything, failovers, tables that change, foreign rows, watermarks
-      that are missing, a promotion that loses commits: `search` has these, for a set
+    - more than one group, MAX_GROUPS, old generations; Redis that loses everything, failovers, tables that change, foreign rows,
+      watermarks that are missing, a promotion that loses commits: `search` has these, for a set
     - what the code checks and nothing in these worlds needs: the build and the table when a group was read again, the cursor of
       that fence (late mends make up for it), that the set of a group without a size is removed before it is begun
 """
@@ -325,7 +326,10 @@ class Elements:
             if s.save is not None:
                 redis = s.save._replace(own=dict(s.left)["losses"])
                 told = self.told(s.redis, redis)
-                yield Step("Redis", "Redis", f"goes back to an older save, {told}"), forgive(after)._replace(redis=redis)
+                yield (
+                    Step("Redis", "Redis", f"goes back to an older save, {told}"),
+                    forgive(after)._replace(redis=redis),
+                )
         if after := self.spend(s, "damages"):
             for what, held in self.storage.change(s.redis.held):
                 day = self.storage.day

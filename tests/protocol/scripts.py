@@ -109,9 +109,7 @@ class Scripts:
             leaving=None,
         )
 
-    def advance(
-        self, redis: Redis, was: tuple[int, ...], cursor: int, history: int, through: int | None
-    ) -> Redis:
+    def advance(self, redis: Redis, was: tuple[int, ...], cursor: int, history: int, through: int | None) -> Redis:
         if redis.change != was[3] and self.on("compare change"):
             return redis
         if redis.own != was[4] and self.on("one history"):
