@@ -104,7 +104,8 @@ def _id(name: str) -> str:
 def step(before: State, after: State) -> Step:
     """What happened between two neighbouring states."""
     if before.old is not None and before.redis == after.redis and before.old != after.old:
-        told = step(*(each._replace(redis=each.old, old=each.redis) for each in (before, after)))
+        assert after.old is not None
+        told = step(*(each._replace(redis=old) for each, old in ((before, before.old), (after, after.old))))
         return told._replace(what=f"at the old primary of Redis: {told.what}")
     redis, spent = ", ".join(_effects(before.redis, after.redis)), _spent(before.left, after.left)
     if spent in _OUTSIDE:

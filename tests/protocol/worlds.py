@@ -36,7 +36,7 @@ WORLDS: dict[str, World] = {
     "keys changed twice, two runs": {"ingests": 1, "runs": 2, "damages": 2, "fills": 1},
     "keys changed, and Redis loses things": {"ingests": 1, "passes": 1, "damages": 1, "losses": 1, "fills": 1},
     "keys changed under a run, and Redis loses things": _LOST_UNDER_A_RUN,
-    "failovers of Redis under a pass": _FAILOVERS,
+    "failovers of Redis under two passes": {**_FAILOVERS, "passes": 2},
     "failovers of Redis under a run": {"ingests": 2, "erases": 1, "runs": 1, "failovers": 2},
     "failovers of Redis under a build": {**_COLD, "passes": 1, "failovers": 1, "fills": 2},
     "failovers of Redis, and departures": {**_DEPARTURE, "failovers": 2},
