@@ -28,8 +28,8 @@ REQUESTS_AT_REPLICA = 8
 class ConnectsOnce:
     """A mixin for a connection class of redis-py, so that a broken connection stays broken.
 
-    redis-py would reconnect at the next command. But Redis may have restarted from
-    an older save meanwhile: a pass that continued would set a cursor, or note a verification, for lost members.
+    redis-py would reconnect at the next command, perhaps to another server. A primary that was replaced, and does not know it,
+    would take what a pass adds, and lose it. See `manage_service.protocol.catch_up`.
     """
 
     def _connect(self):  # type: ignore[no-untyped-def]

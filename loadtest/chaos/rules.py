@@ -131,6 +131,12 @@ def one_connection(patch: Patch) -> None:
     patch(ConnectsOnce, "_connect", lambda self: super(ConnectsOnce, self)._connect())
 
 
+def one_history(patch: Patch) -> None:
+    """What was read from Redis, or written to it, before a failover is still relied on after it."""
+    for name in ("advance", "verify", "resolve", "mend_group"):
+        cut_out(patch, name, "if history() ~= ", "if false and history() ~= ")
+
+
 def horizon(patch: Patch) -> None:
     """The cursor is the highest xact seen, not the horizon."""
     from manage_service.replica import sql
@@ -305,6 +311,7 @@ RULES: dict[str, Callable[[Patch], None]] = {
     "unmark in catch-up": unmark_in_catch_up,
     "compare": compare,
     "one connection": one_connection,
+    "one history": one_history,
     "horizon": horizon,
     "fill lsn": fill_lsn,
     "fill position": fill_position,

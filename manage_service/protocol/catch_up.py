@@ -6,8 +6,12 @@ Why the order is the proof:
 2. The atomic step that ingest uses adds their members and removes their marks. It also raises the watermark to
    what the pass is about to claim. So a sweep on a replica that came back earlier, between this and step 3, has to
    wait.
-3. The pass sets the cursor on the same connection (`stores.ConnectsOnce`), and only if the counter is still as it was at
-   the start. Redis cannot have lost the members of step 2 by then, unless the cursor or the connection is lost, too.
+3. The pass sets the cursor only if the counter is still as it was at the start, and Redis still has the history that it had
+   then. Redis gives its history a new name at each start and at each promotion (lua/history.lua). And the pass has one
+   connection (`stores.ConnectsOnce`), so it talks to one server all the time. One server with one history has lost nothing of
+   what the pass has read or written. One connection alone does not prove that: a primary that is demoted, follows its successor
+   and is promoted again keeps its clients, and may have lost the members of step 2. One history at both ends alone does not
+   prove it either: in between, another connection may lead to a primary that was replaced and does not know it.
 4. If the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE, labels of an enum), rows
    appear and disappear without an xact. A pass that sees another fingerprint notes it. Then `complete_through` stands
    still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
@@ -55,15 +59,18 @@ LOCKED = "another session holds a lock on the table, to change or empty it"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Rows above the cursors that earlier passes have added to all parts. For the same connections, builds and source only."""
+    """Rows above the cursors that earlier passes have added to all parts. Only for these builds, histories of Redis and source."""
 
-    builds: Mapping[str, str]  # by part
+    builds: Mapping[str, tuple[str, str]]  # by part: its build, and the history of its Redis
     source: str
     shown: Shown
 
     def holds_for(self, found: Mapping[str, State]) -> bool:
         """Whether it is about these parts."""
-        return all((self.builds.get(name), self.source) == (state.build, state.source) for name, state in found.items())
+        return all(
+            (self.builds.get(name), self.source) == ((state.build, state.history), state.source)
+            for name, state in found.items()
+        )
 
 
 @dataclass(slots=True)
@@ -94,9 +101,13 @@ def catch_up(
     """
     passes = {part.name: Pass() for part in parts}
     found: dict[str, State] = {}
+    clients: dict[
+        str, Redis
+    ] = {}  # for the whole pass: the map may be read again meanwhile, and lead to another server
     for part in parts:
         with noting_failure(nodes, passes[part.name]):
-            found[part.name] = states.read_state(nodes.of(keys.home_of(part)), part.name)
+            clients[part.name] = nodes.of(keys.home_of(part))
+            found[part.name] = states.read_state(clients[part.name], part.name)
     for name, state in list(found.items()):
         if state.lost or state.cursor is None:
             passes[name].behind = f"the counter is cold: {state.why_cold}"
@@ -110,7 +121,7 @@ def catch_up(
     behind = ""
     try:
         with replica.snapshot(parts[0]) as snapshot:
-            pass_over(parts, found, passes, shown, showing, snapshot, nodes, between)
+            pass_over(parts, found, passes, shown, showing, snapshot, nodes, clients, between)
     except LockNotAvailable:
         behind = LOCKED
     except NotOnDisk as error:
@@ -203,6 +214,7 @@ def pass_over(
     showing: Shown | None,
     snapshot: Snapshot,
     nodes: Nodes[Redis],
+    clients: Mapping[str, Redis],
     between: Callable[[], None],
 ) -> None:
     """The passes of the parts in `found`, in their snapshot. It takes a part that cannot go on out of `found`; its pass says why.
@@ -221,7 +233,7 @@ def pass_over(
 
     for name, state in list(found.items()):
         with noting_failure(nodes, passes[name]):
-            found[name], behind = ready(part_of[name], state, snapshot, nodes.of(keys.home_of(part_of[name])))
+            found[name], behind = ready(part_of[name], state, snapshot, clients[name])
             if behind:
                 leave(name, behind)
         fail(name)
@@ -245,7 +257,7 @@ def pass_over(
                 continue
             done = passes[part.name]
             done.read_members += len(members)
-            redis = nodes.of(keys.home_of(part))
+            redis = clients[part.name]
             with noting_failure(nodes, done):
                 try:
                     done.added += steps.record(
@@ -264,15 +276,15 @@ def pass_over(
     for name, state in list(found.items()):
         complete_through = through(state, snapshot) if cut is None else None
         with noting_failure(nodes, passes[name]):
-            redis = nodes.of(keys.home_of(part_of[name]))
             passes[name].finished = cut is None
-            if steps.advance(redis, name, state, cursor, complete_through):
+            if steps.advance(clients[name], name, state, cursor, complete_through):
                 passes[name].behind = state.withheld
             else:
                 leave(name, CHANGED)
         fail(name)
     if showing and cut is None and found:
-        memory = Memory({name: state.build for name, state in found.items()}, snapshot.source, showing)
+        builds = {name: (state.build, state.history) for name, state in found.items()}
+        memory = Memory(builds, snapshot.source, showing)
         for name in found:
             passes[name].memory = memory
 

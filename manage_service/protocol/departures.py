@@ -21,7 +21,8 @@ Why the order is the proof that everything below `left_through` has left, and th
    another mark, because it does not prove that the marked day has a row: then the batch begins again. All the
    time the table is the one that the counter's state names (see `sweep`). Otherwise the batch begins again at another
    tick.
-5. Only now `left_through` moves, if it and the token are still those of this batch. If a keeper dies, or loses its
+5. Only now `left_through` moves, if it and the token are still those of this batch, in the history of Redis in which it began:
+   after a failover, removed members may be back (`catch_up`). If a keeper dies, or loses its
    connection, `left_through` stays, and the next keeper does the batch again, with marks and a fence of its own.
 
 A departure without a member means "all": TRUNCATE, a statement that removed very many members, pruned departures.

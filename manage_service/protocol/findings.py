@@ -20,6 +20,7 @@ class Findings(msgspec.Struct):
     build: str = ""  # the build of the counter
     gap: int = 0  # between its set and its size, before the first look
     changed_at: str = ""  # the table that it is compared with: see shared_models.protocol.keys
+    history: str = ""  # the history of Redis in which it is compared: see shared_models.protocol.states
     position: bytes = b""
     read: int = 0
     table_read: bool = False

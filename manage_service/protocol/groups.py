@@ -8,7 +8,8 @@ proof that the group is correct afterwards:
 2. Every member of the old set had a row that was acknowledged, or that a pass relied on. The fence is read after the drop,
    and the group's range of the index is read behind the fence (see `sweep`). A member that has left meanwhile does not come
    back: a record with a horizon below the cursor adds nothing.
-3. The group is live again, unless it was dropped once more, or somebody has built the counter or seen another table.
+3. The group is live again, unless it was dropped once more, somebody has built the counter or seen another table, or Redis has
+   begun another history (`catch_up`).
 
 If a directory and its names, or the members and their numbers by day, do not fit together, the counter becomes cold, and
 the keeper builds it.
@@ -148,7 +149,7 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
             state = with_new_watermark(counter, state, redis)
             continue
         if not chunk:
-            if steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at):
+            if steps.mend_group(redis, counter.name, group, token, state):
                 log.info("group.mended", counter=counter.name, members=read)
             return
         try:

@@ -21,9 +21,13 @@
    began, if none was noted since.
 
 A `check` does all of this except adding and removing, and finds the same drift. After a crash a run continues from its
-position. The position is in the same Redis as the members, so both are lost together. Then the run has no filter of what
-it read before, and asks about every member. The scan of the second half starts again; looking twice at a member changes
-nothing.
+position. Then the run has no filter of what it read before, and asks about every member. The scan of the second half starts
+again; looking twice at a member changes nothing.
+
+All of this happens in one history of Redis (`catch_up`), which the findings name. If Redis was restarted, or a replica of it was
+promoted, the run looks again from the start. The record of the run may be on another server, so its position proves nothing
+about this one. And it is not enough that what the run has written is still there: it also relies on members that it has seen
+in the set, or has not seen there.
 """
 
 from __future__ import annotations
@@ -97,10 +101,11 @@ def reconcile_once(
         state = states.read_state(redis, counter.name)
     if findings.build not in ("", state.build):
         findings.start_over()
-    elif findings.build and findings.changed_at != state.changed_at:
+    elif findings.build and (findings.changed_at, findings.history) != (state.changed_at, state.history):
         findings.look_again(repaired=repair)
     if not findings.build:
-        findings.build, findings.gap, findings.changed_at = state.build, state.gap, state.changed_at
+        findings.build, findings.gap = state.build, state.gap
+        findings.changed_at, findings.history = state.changed_at, state.history
     # None if this continues from the middle: another run may have worked in between.
     count_before, bucket_filter = (None, None) if findings.position else (state.count, BucketFilter(counter.storage))
     filters.pop(counter.name, None)
@@ -159,6 +164,7 @@ def reconcile_once(
         now,
         drift,
         repaired=repair,
+        history=findings.history,
         left_through=left_through,
         changed_at=findings.changed_at,
     ):

@@ -190,8 +190,7 @@ def first_line(error: Exception) -> str:
 
 
 def noted(run: Run, name: str, nodes: Nodes[Redis], progress: Progress) -> Progress:
-    """Save where the run is. If there is one server, on the connection that did the step: Redis loses position and members
-    together or not at all."""
+    """Save where the run is. A process that continues it holds the position against the history of Redis: see `reconcile`."""
     run.note(name, progress)
     save(nodes, run)
     return progress

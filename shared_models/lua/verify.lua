@@ -6,11 +6,12 @@
 -- ARGV[7] token: the counter's new build, if the run has settled a gap
 -- ARGV[8] cursor when the run began: departures below it are resolved; "" if the run could not remove all these members
 -- ARGV[9] changed_at when the run began: if the table has not changed since, the change is settled
--- Returns 1; 0 if the counter has been lost or built again since; -1 if something else has changed the set since
--- (nothing is changed in either case).
+-- ARGV[10] history of Redis when the run began
+-- Returns 1; 0 if the counter has been lost or built again since; -1 if something else has changed the set since; -2 if Redis
+-- has begun another history (nothing is changed in these cases).
 --
 -- Atomic because a counter that becomes cold in between must not get the verification of its earlier build, and a change
--- by hand in between must not be hidden. A settled gap gives the counter another build. So a second run that began with
+-- by hand in between must not be hidden. After a failover the set may lack what the run has seen in it. A settled gap gives the counter another build. So a second run that began with
 -- the same gap cannot settle an equal gap of a later change by hand, which it has not looked at.
 local build, cursor = unpack(redis.call('HMGET', KEYS[3], 'build', 'cursor'))
 local left = redis.call('HMGET', KEYS[3], 'left_through')[1]
@@ -19,6 +20,7 @@ if build ~= ARGV[1] or intake_build ~= ARGV[1] or not cursor or not is_size(size
 -- Only a set is settled: what a run adds to a directory that was deleted removes the set of a group that nobody counts any more,
 -- with members that the run has found there. The keeper builds the counter.
 if not KEEPS_GAP and tonumber(ARGV[2]) ~= 0 then return 0 end
+if history() ~= ARGV[10] then return -2 end
 local count = count_of(KEYS[1])
 if count - tonumber(size) ~= tonumber(ARGV[2]) then return -1 end
 redis.call('HSET', KEYS[3], 'verified_at', ARGV[3], 'missing', ARGV[4], 'extra', ARGV[5], 'repaired', ARGV[6])

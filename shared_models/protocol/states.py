@@ -69,6 +69,7 @@ class State:
     disbelieved: tuple[str, ...] = ()  # fields with impossible values
     unreadable: str = ""  # Redis' error if the counter cannot be read at all
     away: str = ""  # why its server cannot be reached
+    history: str = ""  # of the Redis that it was read from (`history_in`); only if `read_states` has read it
 
     @property
     def lost(self) -> bool:
@@ -247,20 +248,36 @@ def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:
     """The state of each of these parts, which this server holds; all in one round trip. Raises redis.RedisError.
 
     The states of one counter are of one moment; those of others may be of another one: in a cluster no transaction covers both.
+    The history of the server is of a moment before.
     """
     pipe, found = client.pipeline(transaction=False), {}
+    pipe.info("replication")
     for name in names:
         pipe.execute_command("MULTI")
         queue_state(pipe, name)
         pipe.execute_command("EXEC")
-    replies = pipe.execute(raise_on_error=False)
+    info, *replies = pipe.execute(raise_on_error=False)
+    history = history_in(info)
     for number, name in enumerate(names, 1):
         # Redis says OK to MULTI, and QUEUED to each command; EXEC has all replies.
         done = replies[number * (REPLIES + 2) - 1]
         if isinstance(done, Exception):
             raise done
-        found[name] = parse_state(done)
+        found[name] = replace(parse_state(done), history=history)
     return found
+
+
+def history_in(info: Mapping[str, Any] | Exception) -> str:
+    """Redis' name for its own history (see lua/history.lua), by INFO replication. Raises redis.RedisError."""
+    if isinstance(info, Exception):
+        raise info
+    if info.get("role") != "master":
+        return ""  # a replica: nothing can be claimed by what is read from it
+    if not info.get("master_replid"):
+        raise RedisError(
+            "INFO replication says no master_replid: Rollcall cannot know whether this Redis has lost writes"
+        )
+    return str(info["master_replid"])
 
 
 def read_state(client: Redis, name: str) -> State:

@@ -59,7 +59,7 @@ def _text(name: str) -> str:
 
 
 # What the scripts have in common, in the order in which they need each other.
-_SHARED = ("below", "is_size", "raise_watermark")
+_SHARED = ("below", "is_size", "raise_watermark", "history")
 _OF_STORAGES = ("record", "begin", "fill", "promote", "sweep", "verify")
 _OF_GROUPS = ("drop_group", "mend_group")
 _OTHERS = ("advance", "make_cold", "reset_watermark", "mark_departing", "resolve", "note_table")
@@ -167,6 +167,15 @@ class TableChanged(SetChanged):
         )
 
 
+class AnotherHistory(SetChanged):
+    """Redis may have lost what was read from it, or written to it. Run again."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Redis was restarted, or a replica of it was promoted, while {name} was compared with its table"
+        )
+
+
 class TooManyGroups(Exception):
     """A counter by group would have too many groups. It is refused; the other counters go on."""
 
@@ -222,7 +231,7 @@ def advance_all(client: Redis, moves: Mapping[str, tuple[State, int, datetime | 
     for name, (was, cursor, complete_through) in moves.items():
         at = keys.of_counter(name)
         through = "" if complete_through is None else to_microseconds(complete_through)
-        args = (_seen(was.cursor), was.source, cursor, through, was.build, was.changed_at)
+        args = (_seen(was.cursor), was.source, cursor, through, was.build, was.changed_at, was.history)
         calls.append((SCRIPTS["advance", at.storage], (at.state,), args))
     return list(map(bool, _execute(client, calls)))
 
@@ -346,19 +355,19 @@ def drop_group(client: Redis, name: str, group: bytes, token: str) -> bool:
     return bool(_execute_one(client, "drop_group", name, [at.members, at.intake, at.state, at.broken], group, token))
 
 
-def mend_group(client: Redis, name: str, group: bytes, token: str, build: str, changed_at: str) -> bool:
-    """Note that a dropped group has been read again, if the counter is still the one that the reading began with."""
+def mend_group(client: Redis, name: str, group: bytes, token: str, was: State) -> bool:
+    """Note that a dropped group has been read again, if the counter is still as the reading found it."""
     at = keys.of_counter(name)
-    return bool(_execute_one(client, "mend_group", name, [at.broken, at.state], group, token, build, changed_at))
+    args = (group, token, was.build, was.changed_at, was.history)
+    return bool(_execute_one(client, "mend_group", name, [at.broken, at.state], *args))
 
 
 def resolve(client: Redis, name: str, was: State, token: str, left_through: int | None) -> bool:
     """Note how far departures are resolved, if the counter is still as the batch found it. None: a reconcile must resolve them."""
     at = keys.of_counter(name)
     on = (at.state, at.departing)
-    return bool(
-        _execute_one(client, "resolve", name, on, _seen(was.left_through), was.build, token, _seen(left_through))
-    )
+    args = (_seen(was.left_through), was.build, token, _seen(left_through), was.history)
+    return bool(_execute_one(client, "resolve", name, on, *args))
 
 
 def resolve_all(client: Redis, found: Mapping[str, State]) -> None:
@@ -366,7 +375,7 @@ def resolve_all(client: Redis, found: Mapping[str, State]) -> None:
     calls: list[Call] = []
     for name, was in found.items():
         at = keys.of_counter(name)
-        args = (_seen(was.left_through), was.build, "", _seen(was.cursor))
+        args = (_seen(was.left_through), was.build, "", _seen(was.cursor), was.history)
         calls.append((SCRIPTS["resolve", at.storage], (at.state, at.departing), args))
     _execute(client, calls)
 
@@ -380,6 +389,7 @@ def verify(
     drift: Drift,
     *,
     repaired: bool,
+    history: str,
     left_through: int | None = None,
     changed_at: str = "",
 ) -> bool:
@@ -387,8 +397,8 @@ def verify(
 
     `gap` is the number of members less the size when the run began. After a repair it is settled: the two are
     equal, and the counter has another build.
-    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with. Raises
-    SetChanged if the gap is another one now.
+    All departures below `left_through` are resolved. `changed_at` is of the table that it was compared with, `history` that of
+    Redis when it began. Raises SetChanged if the gap is another one now, or AnotherHistory.
     """
     on = keys.of_counter(name)
     done = _execute_one(
@@ -406,8 +416,11 @@ def verify(
             token_hex(8),
             _seen(left_through),
             changed_at,
+            history,
         ),
     )
+    if done == -2:
+        raise AnotherHistory(name)
     if done == -1:
         raise SetChanged(f"something other than Rollcall has changed the set of {name} during the run")
     return bool(done)

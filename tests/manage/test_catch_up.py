@@ -72,7 +72,7 @@ def test_a_pass_works_where_the_url_leads_also_over_a_unix_socket(world, second_
 
 
 def test_a_pass_over_a_lost_connection_is_void(world, second_valkey):
-    """Redis restarts from an older save between the adds and the cursor: the cursor must not stand over lost members."""
+    """Redis restarts from an older save between the adds and the cursor. Another connection might lead to another server, too."""
     valkey = second_valkey(appendonly="no", save="")
     world.valkey, world.redis = valkey, type(world.redis).from_url(valkey.url)
     world.build()

@@ -20,6 +20,7 @@ from tests.manage import (
     test_build,
     test_catch_up,
     test_departures,
+    test_failovers,
     test_groupings,
     test_plausibility,
     test_reconcile,
@@ -27,6 +28,7 @@ from tests.manage import (
 )
 from tests.manage.test_build import small_chunks  # noqa: F401  (a fixture)
 from tests.manage.test_departures import noted  # noqa: F401  (a fixture)
+from tests.manage.test_failovers import failovers  # noqa: F401  (a fixture)
 from tests.manage.test_groupings import counted, shop  # noqa: F401  (fixtures)
 from tests.manage.test_plausibility import live  # noqa: F401  (a fixture)
 from tests.manage.world import pass_over, sweep_of
@@ -105,6 +107,7 @@ CAUGHT_BY = {
     "unmark in catch-up": test_reconcile.test_a_member_caught_up_between_the_check_and_the_sweep_stays,
     "compare": test_catch_up.test_a_cursor_is_not_set_on_a_counter_that_was_lost_during_the_pass,
     "one connection": test_catch_up.test_a_pass_over_a_lost_connection_is_void,
+    "one history": test_failovers.test_a_pass_does_not_claim_what_was_lost_on_its_connection,
     "horizon": test_catch_up.test_the_cursor_stays_below_a_transaction_that_is_still_open_while_later_ones_commit,
     "fill lsn": test_build.test_a_replica_that_came_back_earlier_is_waited_for,
     "fill position": a_fill_that_is_cut_off_in_a_chunk_does_not_skip_it,

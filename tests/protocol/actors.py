@@ -23,24 +23,40 @@ class Actors:
         self.on, self.postgres, self.scripts, self.verifying = rules.on, postgres, scripts, verifying
 
     def nexts(self, s: State) -> Iterator[State]:
+        yield from self.steps(s, at_old=False)
+        if s.old is not None:
+            for after in self.steps(s._replace(redis=s.old, old=s.redis), at_old=True):
+                assert after.old is not None
+                pairs = zip(s.ingests, after.ingests, strict=True)
+                void = tuple(DONE if new == ("counted",) != was else new for was, new in pairs)
+                yield after._replace(redis=after.old, old=after.redis, ingests=void)
+
+    def steps(self, s: State, *, at_old: bool) -> Iterator[State]:
+        """What the actors may do at one primary of Redis: the present one, or the old one."""
         views = self.postgres.views(s)
         for i, ingest in each(s.ingests):
             for after, actor in self.ingest(s, ingest, i):
                 yield after._replace(ingests=put(s.ingests, i, actor))
-        for i, run in each(s.runs):
+        for i, run in self.connected(s, "runs", at_old):
             for redis, actor in self.reconcile(s.redis, run, i, views):
-                yield s._replace(redis=redis, runs=put(s.runs, i, actor))
-        for i, catching_up in each(s.passes):
+                yield connect(s._replace(redis=redis, runs=put(s.runs, i, actor)), "runs", i, at_old)
+        for i, catching_up in self.connected(s, "passes", at_old):
             for redis, actor in self.catch_up(s.redis, catching_up, views):
-                yield s._replace(redis=redis, passes=put(s.passes, i, actor))
-        for i, departer in enumerate(s.departers):
+                yield connect(s._replace(redis=redis, passes=put(s.passes, i, actor)), "passes", i, at_old)
+        for i, departer in self.connected(s, "departers", at_old):
             for redis, actor in self.resolve(s.redis, departer, i, views):
-                yield s._replace(redis=redis, departers=put(s.departers, i, actor))
+                yield connect(s._replace(redis=redis, departers=put(s.departers, i, actor)), "departers", i, at_old)
             if departer != START:  # it may die at any time
-                yield s._replace(departers=put(s.departers, i, START))
+                yield connect(s._replace(departers=put(s.departers, i, START)), "departers", i, at_old)
         yield from self.build(s, views)
         if s.left.others:
             yield from self.ingest_another(s)
+
+    def connected(self, s: State, kind: str, at_old: bool) -> Iterator[tuple[int, Actor]]:
+        """The actors that may take a step at this primary: with the rule, each stays connected to the one at which it began."""
+        for i, actor in enumerate(s.departers) if kind == "departers" else each(getattr(s, kind)):
+            if actor == START or at_old == ((kind, i) in s.at_old) or not self.on("one connection"):
+                yield i, actor
 
     # Ingest
 
@@ -84,7 +100,7 @@ class Actors:
             for view in views:
                 yield self.scripts.note_table(redis, view), ("noted",)
         elif at in ("start", "noted") and not self.scripts.lost(redis):
-            about = (redis.build, redis.gap, redis.cursor, redis.change) if self.verifying else (0, 0, 0, 0)
+            about = (redis.build, redis.gap, redis.cursor, redis.change, redis.own) if self.verifying else (0,) * 5
             noted = redis._replace(mark=None)  # begins by forgetting older marks
             yield noted, ("looking", about, seen_of(redis)) if self.verifying else ("looked", about)
         elif at == "looking":
@@ -134,12 +150,12 @@ class Actors:
             else:
                 strict = about[1] != 0 and self.on("verify swept")
                 if self.on("all taken out"):
-                    about = (*about[:2], None, about[3])
+                    about = (*about[:2], None, *about[3:])
                 yield redis._replace(mark=None), DONE if strict else self.then_verify(about)
         elif at == "looked through":
             (about,) = facts
-            build, gap, cursor, change = about
-            yield self.scripts.verify(redis, build, gap, cursor, change, token=-2 - index), DONE
+            build, gap, cursor, change, own = about
+            yield self.scripts.verify(redis, build, gap, cursor, change, own, token=-2 - index), DONE
 
     def then_verify(self, about: tuple[Any, ...]) -> Actor:
         return ("looked through", about) if self.verifying else DONE
@@ -168,7 +184,7 @@ class Actors:
         at, *facts = actor
         if at == "start" and not self.scripts.lost(redis):
             assert redis.cursor is not None
-            was = redis.cursor, redis.source, redis.build, redis.change
+            was = redis.cursor, redis.source, redis.build, redis.change, redis.own
             settled = redis.change == redis.settled or not self.on("changed table")
             begun = "begun", was, redis.attached, settled
             if self.scripts.has_parts:
@@ -193,7 +209,10 @@ class Actors:
             was, view, claim = facts
             redis = self.scripts.note_table(redis, view)
             through = None if self.on("changed table") else view.lsn
-            yield redis, ("read", (*was[:3], redis.change), view.horizon, view.history, through, view.source, claim)
+            yield (
+                redis,
+                ("read", (*was[:3], redis.change, was[4]), view.horizon, view.history, through, view.source, claim),
+            )
         elif at == "read":
             *about, source, claim = facts
             if claim is not None and self.scripts.late(redis, about[1], source) and self.on("late passes"):
@@ -221,7 +240,7 @@ class Actors:
         leave = self.scripts.leave
         if at == "start" and not self.scripts.lost(redis) and redis.left is not None:
             assert redis.cursor is not None
-            left, was = redis.left, (redis.left, redis.build)
+            left, was = redis.left, (redis.left, redis.build, redis.own)
             for view in views:
                 if not self.covers(view, seen_of(redis)) or view.attached != redis.attached:
                     continue
@@ -236,7 +255,7 @@ class Actors:
                     noted = redis._replace(leaving=index, leaving_mark=None)
                     if not self.on("left after"):
                         noted = noted._replace(left=until)
-                        was = until, redis.build
+                        was = until, redis.build, redis.own
                     yield noted, ("marking", (was, until), seen_of(redis))
         elif at == "marking":
             about, before = facts
@@ -305,7 +324,7 @@ class Actors:
                 yield s._replace(redis=self.scripts.fill(moved, saw=saw), builder=("filling",))
             else:  # the position first, the members in a step of their own
                 yield s._replace(redis=moved, builder=("late", saw))
-        if s.left.losses:  # it may die wherever Redis may
+        if s.left.losses or s.left.failovers:  # it may die wherever Redis may
             yield s._replace(builder=START)
 
     def begin(self, s: State, view: View) -> Iterator[State]:
@@ -321,6 +340,12 @@ def each(actors: tuple[Actor, ...]) -> Iterator[tuple[int, Actor]]:
         yield index, actor
         if actor == START:
             return
+
+
+def connect(s: State, kind: str, index: int, at_old: bool) -> State:
+    """Note to which primary of Redis this actor is connected, until it is done."""
+    on = at_old and getattr(s, kind)[index] not in (START, DONE)
+    return s._replace(at_old=s.at_old | {(kind, index)} if on else s.at_old - {(kind, index)})
 
 
 def sees(view: View) -> Saw:

@@ -18,7 +18,7 @@ class Damage:
         self.on, self.postgres, self.scripts = rules.on, postgres, scripts
 
     def nexts(self, s: State) -> Iterator[State]:
-        if s.left.losses:
+        if s.left.losses or s.left.failovers:
             yield from self.lose(s)
         if s.left.damages:
             for redis, left_alone in changed_by_hand(s.redis):
@@ -31,16 +31,28 @@ class Damage:
         yield from self.mend(s)
 
     def lose(self, s: State) -> Iterator[State]:
-        """Redis loses everything, or goes back to an older save: all its keys together."""
+        """Redis loses everything, or goes back to an older state: all its keys together. No client notices anything."""
         if s.save != s.redis:
             yield s._replace(save=s.redis)
-        lost = forgive(s)._replace(left=s.left._replace(losses=s.left.losses - 1))
-        if self.on("one connection"):
-            runs, passes = (tuple(a if a == START else DONE for a in actors) for actors in (s.runs, s.passes))
-            lost = lost._replace(runs=runs, passes=passes, departers=(START,) * len(s.departers))
-        yield lost._replace(redis=Redis())
-        if s.save is not None:
-            yield lost._replace(redis=s.save)
+        own, lost = s.left.losses + s.left.failovers, forgive(s)
+        if s.left.losses:
+            lost = lost._replace(left=s.left._replace(losses=s.left.losses - 1))
+            yield lost._replace(redis=Redis(own=own))
+            if s.save is not None:
+                yield lost._replace(redis=s.save._replace(own=own))
+        if s.left.failovers:
+            # Those who were connected to an old primary have come back with it: it follows the next one, and is promoted again.
+            busy = (
+                (kind, i)
+                for kind in ("runs", "passes", "departers")
+                for i, actor in enumerate(getattr(s, kind))
+                if actor not in (START, DONE)
+            )
+            left = s.left._replace(failovers=s.left.failovers - 1)
+            lost = forgive(s)._replace(left=left, old=s.redis, at_old=frozenset(busy) - s.at_old)
+            yield lost._replace(redis=s.redis._replace(own=own))
+            if s.save is not None:
+                yield lost._replace(redis=s.save._replace(own=own))
 
     def mend(self, s: State) -> Iterator[State]:
         """The keeper makes a counter cold if its set is lost, and sets a missing or impossible watermark again."""

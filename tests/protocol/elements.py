@@ -7,7 +7,8 @@ what is kept beside the elements; `holding` has both storages. Each transition i
     Postgres      rows are deleted, and a trigger writes that down or was bypassed; a promotion that loses nothing
     the replica   replays; comes back earlier than it was
     the keeper    passes, runs that repair, builds; departures, by one keeper or two; drops of groups, and mends, by one or two
-    Redis         somebody adds ann or removes her, deletes a set, the directory, or the members; changes the size of a group, the
+    Redis         goes back to an older state, and nobody's connection breaks
+                  somebody adds ann or removes her, deletes a set, the directory, or the members; changes the size of a group, the
                   names, or the number of members by day
 
 In every state in which query would answer for this group, or with these days (`Elements.live`):
@@ -23,8 +24,8 @@ Not covered:
     - two changes by hand that outweigh each other, a day that is written by hand, a token that is removed from `broken`
     - what a counter acknowledged after it was damaged and before its build begins with nothing: it may be counted a pass later
     - the bucket filter: see `test_bucket_filter`; a member of which several departures are in different chunks of a batch
-    - more than one group, MAX_GROUPS, old generations; Redis that loses everything, tables that change, foreign rows, watermarks
-      that are missing, a promotion that loses commits: `search` has these, for a set
+    - more than one group, MAX_GROUPS, old generations; Redis that loses everything, failovers, tables that change, foreign rows,
+      watermarks that are missing, a promotion that loses commits: `search` has these, for a set
     - what the code checks and nothing in these worlds needs: the build and the table when a group was read again, the cursor of
       that fence (late mends make up for it), that the set of a group without a size is removed before it is begun
 """
@@ -66,6 +67,7 @@ RULES = {
     "compare the drop": "... and a mend makes a group live only if its drop is the last one",
     "fence of a mend": "a dropped group is read behind the fence",
     "late mends": "... and adds nothing from a snapshot whose horizon is below the cursor",
+    "history of a mend": "a mend makes a group live only in the history of Redis in which it began",
     "only a set is settled": "a run that finds another number of groups or members than was counted settles nothing",
     "last of a group": "a group goes with its last member, not with its size",
 }
@@ -88,6 +90,7 @@ WORLDS: dict[str, dict[str, Any]] = {
     "a group changed by hand, and a replica that comes back earlier": {**_GROUP, "backs": 1},
     "a group changed twice": {**_GROUP, "damages": 2, "drops": 2},
     "a group changed twice, two keepers": {**_GROUP, "damages": 2, "drops": 2, "menders": 2},
+    "a group changed, and Redis goes back": {**_GROUP, "losses": 1},
     "a group changed under a run": {**_GROUP, "days": (), "old": (1,), "runs": 1, "erases": 1},
     "a group changed under a build": {**_GROUP, **_COLD, "runs": 1},
     "days, and a promotion": {**_DAYS, **_DEPARTURE, "promotions": 1, "fills": 1},
@@ -125,6 +128,7 @@ NEEDED = {
     "begins with nothing": "days changed by hand, and a departure",
     **dict.fromkeys(("size of a group", "broken", "fence of a mend"), "a group changed by hand"),
     **dict.fromkeys(("token of a drop", "compare the drop"), "a group changed twice"),
+    "history of a mend": "a group changed, and Redis goes back",
     **dict.fromkeys(("late mends", "only a set is settled"), "a group changed under a run"),
     "last of a group": "a group changed under a build",
 }
@@ -152,6 +156,7 @@ class Redis(NamedTuple):
     left: int | None = None
     unswept: frozenset[int] = frozenset()  # the runs since whose beginning no sweep has taken anything out
     fill: Fill | None = None
+    own: int = 0  # its name for its own history: another one since each loss
     # Facts: what was erased below is gone, says a run; somebody has put ann there, and nobody has seen her row since.
     proved: int | None = None
     by_hand: bool = False
@@ -184,6 +189,7 @@ class State(NamedTuple):
     menders: tuple[Actor, ...]
     builder: Actor
     left: tuple[tuple[str, int], ...]  # how often what comes from outside may still happen
+    save: Redis | None = None  # what Redis may go back to
 
 
 Next = tuple[Step, State]
@@ -314,6 +320,16 @@ class Elements:
                     yield Step("Somebody", "Primary", what), after._replace(log=log, next_xact=s.next_xact + 1)
         if s.shown == len(s.log) and (after := self.spend(s, "promotions")):
             yield Step("Replica", "Replica", "is promoted with all commits, a new timeline begins"), promote(after)
+        if after := self.spend(s, "losses"):
+            if s.save != s.redis:
+                yield Step("Redis", "Redis", "writes a save"), s._replace(save=s.redis)
+            if s.save is not None:
+                redis = s.save._replace(own=dict(s.left)["losses"])
+                told = self.told(s.redis, redis)
+                yield (
+                    Step("Redis", "Redis", f"goes back to an older save, {told}"),
+                    forgive(after)._replace(redis=redis),
+                )
         if after := self.spend(s, "damages"):
             for what, held in self.storage.change(s.redis.held):
                 day = self.storage.day
@@ -378,7 +394,7 @@ class Elements:
         if at == "start" and self.covers(view, redis):
             assert redis.cursor is not None
             seen = tuple(sorted({day for xact, _, day in view.rows if xact >= redis.cursor}))
-            was = redis.cursor, redis.build
+            was = redis.cursor, redis.build, redis.own
             what = f"reads the horizon {view.horizon} and {self.rows_of(seen)}"
             yield "Replica", what, s, ("read", was, view.horizon, view.source, view.xmax - 1, seen)
         elif at == "read":
@@ -396,7 +412,7 @@ class Elements:
             )
         elif at == "added":
             was, horizon = facts
-            if (redis.cursor, redis.build) == was:
+            if (redis.cursor, redis.build, redis.own) == was:
                 redis = redis._replace(cursor=horizon)
             yield "Redis", f"sets the cursor to {horizon}", s._replace(redis=redis), DONE
 
@@ -414,7 +430,7 @@ class Elements:
         at, *facts = actor
         redis, storage = s.redis, self.storage
         if at == "start" and redis.cursor is not None and redis.source == view.source:
-            about = redis.build, self.gap(redis), redis.cursor
+            about = redis.build, self.gap(redis), redis.cursor, redis.own
             begun = redis._replace(mark=None, unswept=redis.unswept | {index})
             yield (
                 "Redis",
@@ -487,15 +503,16 @@ class Elements:
             if redis.mark == index:
                 redis, took = self.take(redis, instead)
             if not took and not (redis.mark == "again" and not self.on("again of a run")):
-                about = (*about[:2], None)  # not all were taken out
+                about = (*about[:2], None, about[3])  # not all were taken out
             redis = redis._replace(mark=None)
             what = f"sweeps, {self.told(s.redis, redis)}" if took else "does not sweep ann: the mark is not its own"
             yield "Redis", what, s._replace(redis=redis), ("through", about)
         elif at == "through":
-            build, gap, cursor = facts[0]
+            build, gap, cursor, own = facts[0]
             redis = redis._replace(unswept=redis.unswept - {index})
             settles = not gap or not self.on("only a set is settled")
-            if settles and redis.cursor is not None and redis.build == build and self.gap(redis) == gap:
+            same = (redis.build, self.gap(redis), redis.own) == (build, gap, own)
+            if settles and redis.cursor is not None and same:
                 redis = redis._replace(size=storage.count(redis.held))
                 if gap:
                     redis = redis._replace(build=-2 - index)
@@ -517,7 +534,7 @@ class Elements:
         redis = s.redis
         if at == "start" and redis.left is not None and self.covers(view, redis):
             assert redis.cursor is not None
-            until, was = redis.cursor, (redis.left, redis.build)
+            until, was = redis.cursor, (redis.left, redis.build, redis.own)
             found = {day for xact, day in view.departures if redis.left <= xact < until}
             leaving = {day for day in found if view.last < day}
             if not self.on("day of a departure") and view.last:
@@ -563,7 +580,7 @@ class Elements:
             yield "Redis", f"takes out what is marked, {what}", s._replace(redis=redis), ("resolved", about)
         elif at == "resolved":
             was, until = facts[0]
-            if (redis.left, redis.build) == was and redis.leaving == index:
+            if (redis.left, redis.build, redis.own) == was and redis.leaving == index:
                 redis = redis._replace(left=until, leaving=None, leaving_mark=None)
             yield (
                 "Redis",
@@ -589,7 +606,7 @@ class Elements:
         at, *facts = actor
         redis = s.redis
         if at == "start" and self.by_group and redis.cursor is not None and redis.held.broken is not None:
-            was = redis.held.broken, redis.build
+            was = redis.held.broken, redis.build, redis.own
             fence = redis.water, redis.cursor, redis.source
             yield (
                 "Redis",
@@ -618,8 +635,9 @@ class Elements:
             redis = self.put_bob(self.put_in(redis, last) if last else redis)
             yield "Redis", f"adds what it read, {self.told(s.redis, redis)}", s._replace(redis=redis), ("added", was)
         elif at == "added":
-            token, build = facts[0]
+            token, build, own = facts[0]
             same = redis.held.broken == token or not self.on("compare the drop")
+            same = same and (redis.own == own or not self.on("history of a mend"))
             if redis.cursor is not None and redis.build == build and same:
                 redis = redis._replace(held=redis.held._replace(broken=None))
             what = "notes that the group was read again" if redis != s.redis else "leaves the group as it is"

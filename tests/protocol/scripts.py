@@ -109,10 +109,10 @@ class Scripts:
             leaving=None,
         )
 
-    def advance(
-        self, redis: Redis, was: tuple[int, int, int, int], cursor: int, history: int, through: int | None
-    ) -> Redis:
+    def advance(self, redis: Redis, was: tuple[int, ...], cursor: int, history: int, through: int | None) -> Redis:
         if redis.change != was[3] and self.on("compare change"):
+            return redis
+        if redis.own != was[4] and self.on("one history"):
             return redis
         same = (redis.cursor, redis.source) == was[:2] or not self.on("compare")
         if same and (redis.build == was[2] or not self.on("compare build")):
@@ -123,18 +123,24 @@ class Scripts:
         size = redis.size if redis.size is None or not redis.member else redis.size - 1
         return redis._replace(member=False, by_hand=False, size=size)
 
-    def leave(self, redis: Redis, was: tuple[int | None, int | None], left: int | None, token: int | None) -> Redis:
+    def leave(self, redis: Redis, was: tuple[int | None, ...], left: int | None, token: int | None) -> Redis:
         """Departures are resolved up to there; None: a reconcile has to resolve them."""
-        if self.on("left compare") and ((redis.left, redis.build) != was or token not in (None, redis.leaving)):
+        if self.on("left compare") and ((redis.left, redis.build) != was[:2] or token not in (None, redis.leaving)):
+            return redis
+        if redis.own != was[2] and self.on("history of departures"):
             return redis
         return redis._replace(left=left, leaving=None if token is not None else redis.leaving)
 
-    def verify(self, redis: Redis, build: int, gap: int, cursor: int | None, change: int, token: int) -> Redis:
+    def verify(
+        self, redis: Redis, build: int, gap: int, cursor: int | None, change: int, own: int, token: int
+    ) -> Redis:
         if redis.cursor is None or redis.size is None:
             return redis
         if self.on("verify build") and not redis.build == redis.intake_build == build:
             return redis
         if redis.gap != gap and self.on("verify gap"):
+            return redis
+        if redis.own != own and self.on("history of a run"):
             return redis
         if gap != 0 and self.on("settled once"):
             redis = redis._replace(build=token, intake_build=token)

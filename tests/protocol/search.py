@@ -8,7 +8,9 @@
     the replicas    replay; come back earlier than they were
     the keeper      catch-up passes, runs that repair, a build that may die and be gone on with; departures are resolved by
                     one keeper or two, which may die at any time
-    Redis           loses everything, or goes back to an older save; somebody deletes the set, the intake or both, adds the
+    Redis           loses everything, or goes back to an older save, and everybody stays connected; fails over to a replica that
+                    may lack the last steps, while the old primary still answers, and may follow and be promoted again; somebody
+                    deletes the set, the intake or both, adds the
                     member or removes it by hand, writes a watermark that cannot be, or removes it
 
 In every state in which query would answer (`Scripts.live`) these must hold:
@@ -40,7 +42,8 @@ a set can be deleted as a whole or be changed by one. Not covered:
       it ever ends
     - without the rule that a sweep takes out nothing once another table was noted the search finds nothing in what it can look at
       (`test_changed_tables` does)
-    - more than one promotion; a promotion of a primary that is read itself; two builders at once
+    - a connection that leads to a replica of Redis; more than two failovers of Redis
+    - more than one promotion of a database; a promotion of a primary that is read itself; two builders at once
 
 By hand, with the shortest interleaving that breaks a promise:
 `python -m tests.protocol.search ingests=2 erases=1 runs=1 without=fence`
@@ -108,6 +111,7 @@ def search(
         replicas=(Replica(),) * replicas,
         redis=redis,
         save=None,
+        old=None,
         ingests=(START,) * ingests,
         runs=(START,) * runs,
         passes=(START,) * passes,

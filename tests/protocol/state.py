@@ -63,6 +63,7 @@ class Redis(NamedTuple):
     change: int = 0  # how often it was seen to be another one …
     settled: int = 0  # … and the change that a fill or a run has settled
     through: int = 0  # complete_through: how many entries of the history it claims; only where parts are attached
+    own: int = 0  # Redis' name for its own history (master_replid): another one since each loss and each failover
     # Not in Redis, but facts: the member was put there by hand, and nobody has seen a row of it since; the history that the
     # cursor stands for, whatever the replica called it; a foreign row of the member has been seen, and is there.
     by_hand: bool = False
@@ -120,6 +121,7 @@ class Left(NamedTuple):
     erases: int = 0
     backs: int = 0  # a replica comes back earlier than it was
     losses: int = 0  # Redis loses everything, or goes back to an older save
+    failovers: int = 0  # a replica of Redis that may lack the last steps is promoted, and the old primary still answers
     fills: int = 2
     damages: int = 0  # somebody changes the keys by hand
     others: int = 0  # a row of another member is stored
@@ -145,6 +147,7 @@ class State(NamedTuple):
     replicas: tuple[Replica, ...]
     redis: Redis
     save: Redis | None
+    old: Redis | None  # a primary of Redis that was replaced and does not know it: what happens there is void
     ingests: tuple[Actor, ...]
     runs: tuple[Actor, ...]
     passes: tuple[Actor, ...]
@@ -152,6 +155,7 @@ class State(NamedTuple):
     deleters: tuple[Actor, ...]
     departers: tuple[Actor, ...]
     left: Left
+    at_old: frozenset[tuple[str, int]] = frozenset()  # those who are connected to that old primary: field and index
 
 
 def put(actors: tuple[T, ...], index: int, actor: T) -> tuple[T, ...]:

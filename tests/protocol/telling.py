@@ -103,6 +103,10 @@ def _id(name: str) -> str:
 
 def step(before: State, after: State) -> Step:
     """What happened between two neighbouring states."""
+    if before.old is not None and before.redis == after.redis and before.old != after.old:
+        assert after.old is not None
+        told = step(*(each._replace(redis=old) for each, old in ((before, before.old), (after, after.old))))
+        return told._replace(what=f"at the old primary of Redis: {told.what}")
     redis, spent = ", ".join(_effects(before.redis, after.redis)), _spent(before.left, after.left)
     if spent in _OUTSIDE:
         return _OUTSIDE[spent](before, after, redis)
@@ -183,7 +187,12 @@ def _rewritten(before: State, after: State, redis: str) -> Step:
 
 
 def _lost(before: State, after: State, redis: str) -> Step:
-    what = "loses everything" if after.redis == Redis() else "goes back to an older save"
+    what = "loses everything" if after.redis == Redis(own=after.redis.own) else "goes back to an older save"
+    return Step("Redis", "Redis", f"{what}, {redis}" if redis else what)
+
+
+def _failed_over(before: State, after: State, redis: str) -> Step:
+    what = "fails over to a replica, the old primary does not notice it"
     return Step("Redis", "Redis", f"{what}, {redis}" if redis else what)
 
 
@@ -231,6 +240,7 @@ _OUTSIDE: dict[str, Any] = {
     "others": _other,
     "rewrites": _rewritten,
     "losses": _lost,
+    "failovers": _failed_over,
     "damages": _changed,
     "poisons": _poisoned,
     "crashes": _crashed,

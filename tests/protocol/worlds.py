@@ -9,6 +9,8 @@ World = dict[str, Any]  # what `search` is called with
 _COLD: World = {"ingests": 1, "warm": False}
 _DAMAGED: World = {"ingests": 1, "runs": 1, "damages": 1, "fills": 1}
 _UNDER_A_PASS: World = {"ingests": 1, "runs": 1, "passes": 1, "damages": 1, "backs": 1, "fills": 0}
+_LOST_UNDER_A_RUN: World = {"ingests": 1, "runs": 1, "damages": 1, "losses": 1, "fills": 0}
+_FAILOVERS: World = {"ingests": 1, "passes": 1, "failovers": 2}
 _DEPARTURE: World = {"ingests": 1, "passes": 1, "departers": 1, "departures": 1}
 _RECONCILED: World = {"ingests": 1, "runs": 1, "passes": 1, "departers": 1}
 _PARTS: World = {"ingests": 0, "runs": 1, "passes": 1, "attaches": 1}
@@ -33,6 +35,12 @@ WORLDS: dict[str, World] = {
     "keys changed, and a watermark that is gone": {**_DAMAGED, "poisons": 1},
     "keys changed twice, two runs": {"ingests": 1, "runs": 2, "damages": 2, "fills": 1},
     "keys changed, and Redis loses things": {"ingests": 1, "passes": 1, "damages": 1, "losses": 1, "fills": 1},
+    "keys changed under a run, and Redis loses things": _LOST_UNDER_A_RUN,
+    "failovers of Redis under two passes": {**_FAILOVERS, "passes": 2},
+    "failovers of Redis under a run": {"ingests": 2, "erases": 1, "runs": 1, "failovers": 2},
+    "failovers of Redis under a build": {**_COLD, "passes": 1, "failovers": 1, "fills": 2},
+    "failovers of Redis, and departures": {**_DEPARTURE, "failovers": 2},
+    "failovers of Redis, and keys changed under a run": {**_LOST_UNDER_A_RUN, "losses": 0, "failovers": 2},
     "keys changed, and a promotion": {**_DAMAGED, "promotions": 1},
     "a watermark that cannot be": {"ingests": 2, "runs": 1, "passes": 1, "poisons": 1},
     "rewrites": {"ingests": 2, "runs": 1, "passes": 1, "rewrites": 1},
@@ -93,6 +101,7 @@ VERY_LARGE = {
     "departures, and two runs",
     "a watermark that cannot be",
     "keys changed twice",
+    "failovers of Redis under a run",
 }
 
 
@@ -112,7 +121,10 @@ NEEDED: dict[str, World] = {
     "unmark in catch-up": _UNDER_A_PASS,
     "compare": {"ingests": 1, "passes": 1, "damages": 1, "fills": 1},
     "compare build": {"ingests": 1, "passes": 1, "damages": 2, "backs": 1},
-    "one connection": {"ingests": 1, "passes": 1, "losses": 1},
+    "one connection": {**_FAILOVERS, "failovers": 1},
+    "one history": {"ingests": 1, "passes": 1, "losses": 1},
+    "history of a run": _LOST_UNDER_A_RUN,
+    "history of departures": {**_DEPARTURE, "losses": 1},
     "horizon": {"ingests": 2, "erases": 1, "runs": 1},
     "fill lsn": {**_COLD, "backs": 1},
     "fill position": {**_COLD, "losses": 1},

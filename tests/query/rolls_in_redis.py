@@ -60,7 +60,10 @@ class Rolls:
     def verify(self, name: str, at: datetime, missing: int = 0, extra: int = 0, *, repaired: bool = True) -> None:
         """The end of a reconcile."""
         state = read_state(self.client, name)
-        assert steps.verify(self.client, name, state.build, state.gap, at, Drift(missing, extra), repaired=repaired)
+        drift = Drift(missing, extra)
+        assert steps.verify(
+            self.client, name, state.build, state.gap, at, drift, repaired=repaired, history=state.history
+        )
 
     def note(self, name: str, *taken: tuple[datetime, int]) -> None:
         """Samples that the keeper has taken."""

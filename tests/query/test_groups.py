@@ -145,8 +145,8 @@ class TestOneGroup:
             assert (rest["groups"], rest["next_cursor"]) == ([{"group": ["NY"], "count": None}], None)
             if not recorded:
                 world.record(BY_STATE, (("NY",), "carl"))
-        build = states.read_state(world.client, BY_STATE).build
-        assert steps.mend_group(world.client, BY_STATE, b"NY", "token", build, "")
+        was = states.read_state(world.client, BY_STATE)
+        assert steps.mend_group(world.client, BY_STATE, b"NY", "token", was)
         assert ask(query, "customers", by="state", group="NY")["count"] == 1
 
     def test_P4_a_cold_counter_gives_no_group(self, query: Query, world: World, redis: Redis) -> None:

@@ -17,7 +17,7 @@ from compose.local.stack import Stack
 from manage_service.protocol import groups
 from shared_models import declarations
 from shared_models.declarations import Storage, Term
-from shared_models.protocol import keys, steps, storages
+from shared_models.protocol import keys, states, steps, storages
 from tests.servers import sql, wait_for
 from tests.system.asking import ask, count, distinct_users
 
@@ -343,7 +343,7 @@ def test_what_holds_groups_and_days_may_be_written_by_the_protocol(live: Stack, 
                     manage.srem(at.group(manage.hget(at.intake, "generation"), b"2026-11-28"), "ann")
                     groups.drop_changed(counter, [b"2026-11-28"], manage)
                     ((group, token),) = groups.broken_groups(counter, manage).items()
-                    assert steps.mend_group(manage, name, group, token, "t", "")
+                    assert steps.mend_group(manage, name, group, token, states.read_state(manage, name))
                 groups.forget_generations(counter, manage)
             finally:
                 manage.unlink(*manage.scan_iter(f"{at.members.removesuffix('members')}*".replace("[", "[[]")))
