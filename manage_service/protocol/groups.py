@@ -128,7 +128,7 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
     values = members.decode(group, len(counter.by))
     if values is None or not all(IS_CANONICAL[term.type](text) for term, text in zip(counter.by, values, strict=True)):
         # No row has it, and Postgres cannot be asked for it.
-        steps.mend_group(redis, counter.name, group, token, state.build, state.changed_at)
+        steps.mend_group(redis, counter.name, group, token, state)
         return
     alone, position, read = within(counter, values), None, 0
     while True:
