@@ -23,6 +23,7 @@ import pytest
 
 from compose.local.ordinary_user import own
 from compose.local.processes import Process
+from compose.local.redis_cluster import Cluster
 from compose.local.servers import POSTGRES_ROLES, USER, Postgres, Primary, Replica, Valkey
 
 # Nothing of a test run has to outlive the machine. synchronous_commit stays on: it decides when a commit is visible
@@ -105,6 +106,26 @@ def another_valkey(name: str, **config: str) -> Valkey:
     server = Valkey(servers_folder() / name, free_port(), dies_with_parent=True, **options)
     start(server)
     return server
+
+
+@functools.cache
+def started_cluster() -> Cluster:
+    """A cluster of three primaries with a replica each. It writes nothing to the disk, except its map."""
+    return another_cluster("cluster")
+
+
+def another_cluster(name: str, **config: str) -> Cluster:
+    """One more cluster, under a name that no other server of this process has, started."""
+    options: dict[str, Any] = {"enable-debug-command": "local", "appendonly": "no", "save": "", **config}
+    ports = [free_port() for _ in range(12)]
+    cluster = Cluster(servers_folder() / name, ports[:6], ports[6:], dies_with_parent=True, **options)
+    for node in cluster.nodes:
+        atexit.register(node.stop)
+        node.begin()
+    for node in cluster.nodes:
+        node.wait_until_ready()
+    cluster.form()
+    return cluster
 
 
 @pytest.fixture(scope="session")

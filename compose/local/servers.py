@@ -14,7 +14,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any, Unpack
@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from compose.local.ordinary_user import CHECKOUT, own
-from compose.local.processes import Options, Process
+from compose.local.processes import Options, Process, make_folder
 
 HOST = "127.0.0.1"
 USER = DATABASE = "rollcall"
@@ -334,15 +334,35 @@ class Valkey(Process):
         login = f"{user}:{self.password_of(user)}@" if self.locked else ""
         return f"redis://{login}{HOST}:{self.port}/0"
 
+    @property
+    def secrets(self) -> Path:
+        """The folder of the users' passwords."""
+        return self.folder
+
+    @property
+    def processes(self) -> list[Valkey]:
+        """Its processes, in the order of their start."""
+        return [self]
+
+    @contextmanager
+    def client_of(self, key: str) -> Iterator[redis.Redis]:
+        """A client of the server that has this key."""
+        with self.client() as client:
+            yield client
+
+    def form(self) -> None:
+        """Nothing: it is one server."""
+
     def password_of(self, user: str) -> str:
-        return read_secret(self.folder / f"password-{user}")
+        return read_secret(self.secrets / f"password-{user}")
 
     def create(self) -> None:
         super().create()
         if self.locked:
+            make_folder(self.secrets)
             hashes = {}
             for user in REDIS_USERS:
-                make_secret(self.folder / f"password-{user}")
+                make_secret(self.secrets / f"password-{user}")
                 hashes[f"{user.upper()}_SHA256"] = hashlib.sha256(self.password_of(user).encode()).hexdigest()
             lines = re.findall("^user .*$", USERS_ACL.read_text(), re.MULTILINE)
             write_private(self.folder / "users.acl", Template("\n".join(lines)).substitute(hashes))

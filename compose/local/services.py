@@ -15,8 +15,9 @@ import redis
 
 from compose.local.ordinary_user import CHECKOUT
 from compose.local.processes import Options, Process, make_folder
+from compose.local.redis_cluster import Cluster
 from compose.local.servers import HOST, PROBE_SECONDS, Valkey, make_secret, read_secret, write_private
-from shared_models.protocol import keys, moments
+from shared_models.protocol import keys, moments, states
 from shared_models.web import tokens
 
 # The keeper ticks about every second; one that has been silent for this long hangs.
@@ -176,7 +177,9 @@ class Manage(Web):
 class Keeper(Service):
     """Manage's background process. It has no port: Redis shows that it works."""
 
-    def __init__(self, folder: Path, variables: Variables, *, valkey: Valkey, **options: Unpack[Options]) -> None:
+    def __init__(
+        self, folder: Path, variables: Variables, *, valkey: Valkey | Cluster, **options: Unpack[Options]
+    ) -> None:
         super().__init__(folder, None, variables, **options)
         self.valkey = valkey
 
@@ -185,8 +188,8 @@ class Keeper(Service):
 
     def why_not_ready(self) -> str | None:
         try:
-            with self.valkey.client() as client:
-                ticked = client.hget(keys.KEEPER, "ticked_at")
+            with self.valkey.client_of(keys.KEEPER) as client:
+                (ticked,) = states.read_fields(client, keys.KEEPER, "ticked_at")
         except redis.RedisError as error:
             return str(error)
         ticked_at = moments.from_microseconds(ticked)

@@ -121,20 +121,20 @@ def in_redis(world: World, counter: Counter, *, whole: bool = True) -> set[bytes
 
 def in_part(world: World, counter: Counter, *, whole: bool) -> set[bytes]:
     """The same for one part."""
-    at = keys.of_counter(counter.name)
-    found = {element for some in storages.scan(world.redis, at, 1_000) for element in some}
+    at, redis = keys.of_counter(counter.name), world.redis_of(counter)
+    found = {element for some in storages.scan(redis, at, 1_000) for element in some}
     if not whole:
         return found
     heads = Tally(elements.split(each)[0] for each in found)
     if counter.storage is Storage.GROUPS:
-        directory = {group: size for some in storages.scan_groups(world.redis, at) for group, size in some.items()}
+        directory = {group: size for some in storages.scan_groups(redis, at) for group, size in some.items()}
         assert directory == heads
-        assert set(world.redis.zrange(at.names, 0, -1)) == set(directory)
-        assert int(world.redis.hget(at.intake, "elements") or 0) == len(found)
-        assert not world.redis.exists(at.broken)
+        assert set(redis.zrange(at.names, 0, -1)) == set(directory)
+        assert int(redis.hget(at.intake, "elements") or 0) == len(found)
+        assert not redis.exists(at.broken)
     elif counter.storage is Storage.LAST_SEEN:
-        assert {day: int(number) for day, number in world.redis.hgetall(at.days).items()} == heads
-    assert world.redis.exists(*beside(at, counter.storage)) == 0
+        assert {day: int(number) for day, number in redis.hgetall(at.days).items()} == heads
+    assert redis.exists(*beside(at, counter.storage)) == 0
     return found
 
 
@@ -145,7 +145,9 @@ def beside(at: keys.CounterKeys, storage: Storage) -> list[str]:
 
 def is_exact(world: World) -> bool:
     """Whether every derived counter is live, settled, and has what the table has."""
-    found = states.read_states(world.redis, [part.name for part in declarations.parts()])
+    found: dict[str, states.State] = {}
+    for redis, parts in world.nodes.by_client(declarations.parts(), keys.home_of):
+        found |= states.read_states(redis, [part.name for part in parts])
     if any(state.cold or state.left_through != state.cursor for state in found.values()):
         return False
     return not differences(world)

@@ -22,7 +22,7 @@ from manage_service.runs.execution import execute
 from manage_service.runs.registry import Mode, Run
 from shared_models import declarations
 from shared_models.declarations import Counter, get_counter
-from shared_models.nodes import only
+from shared_models.nodes import Nodes, only
 from shared_models.protocol import keys, states, steps
 from shared_models.protocol.members import encode, encode_all
 from shared_models.protocol.timeline import SOURCE_SQL
@@ -71,6 +71,7 @@ class World:
     def __init__(self, primary: Primary, replica: Replica, valkey: Valkey) -> None:
         self.primary, self.replica_server, self.valkey = primary, replica, valkey
         self.redis = Redis.from_url(valkey.url)
+        self.nodes = only(self.redis)
         self.replica = stores.connect_replica(replica.url)
         self.opened: list[Redis] = []
         self.database = psycopg2.connect(primary.url)
@@ -92,6 +93,10 @@ class World:
         self.database.close()
         for client in (self.redis, *self.opened):
             client.close()
+
+    def redis_of(self, part: Counter) -> Redis:
+        """A client of the server that holds this part."""
+        return self.nodes.of(keys.home_of(part))
 
     # -- producers and the eraser
 
@@ -124,6 +129,14 @@ class World:
         self.opened.append(stores.connect_for_passes(self.valkey.url))
         return self.opened[-1]
 
+    def nodes_for_passes(self) -> Nodes[Redis]:
+        """The servers, for a pass."""
+        if self.nodes.is_one:
+            return only(self.passes())
+        nodes = stores.nodes_for_passes()
+        self.opened += [nodes.at(self.nodes.where(keys.home_of(part))) for part in declarations.parts()]
+        return nodes
+
     def catch_up(self, name: str = "users") -> Pass:
         return pass_over(get_counter(name), self.replica, self.passes())
 
@@ -136,14 +149,14 @@ class World:
 
     def ask(self, *names: str, mode: Mode = Mode.REPAIR) -> Run:
         return registry.create(
-            self.redis, names or [counter.name for counter in declarations.COUNTERS], mode, asked_by="cli"
+            self.nodes.of(keys.RUNS), names or [counter.name for counter in declarations.COUNTERS], mode, asked_by="cli"
         )
 
     def runs_get(self, run_id: str) -> Run:
         return registry.get(self.redis, run_id)
 
     def steps(self, run: Run, wait_seconds: float = 20.0) -> Steps:
-        return execute(run, self.replica, only(self.passes()), wait_seconds=wait_seconds)
+        return execute(run, self.replica, self.nodes_for_passes(), wait_seconds=wait_seconds)
 
     def steps_in(self, filters: dict[str, Any]) -> Steps:
         """A run of users, which leaves its filter there."""

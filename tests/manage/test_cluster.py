@@ -1,0 +1,159 @@
+"""The keeper on a Redis Cluster: counters with parts on all servers, and what happens to them when a server fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from redis import RedisError
+
+from compose.local.redis_cluster import Cluster, Node
+from manage_service.keeper.loop import Keeper
+from manage_service.runs.registry import Mode
+from manage_service.status.judging import Limits
+from manage_service.status.report import read_status
+from shared_models import declarations
+from shared_models.nodes import Nodes, ask_server
+from shared_models.protocol import elements, keys, steps
+from shared_models.protocol.timeline import SOURCE_SQL
+from tests.manage.grouped import SMALL, differences, is_exact, orders
+from tests.manage.keepers import keeper_at_work, tick_until
+from tests.manage.world import World
+from tests.servers import started_cluster, wait_for
+
+SHARDED = SMALL + "shards = 16\n"
+ROWS = """
+    INSERT INTO shop.orders (email, country, created_at)
+    SELECT 'user ' || i %% 700, 'country ' || i %% 30, timestamptz '2024-01-01 00:00Z' + i * interval '37 min'
+    FROM generate_series(1, 2000) AS i
+"""
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    """The cluster of this process, without keys. A test leaves it whole."""
+    cluster = started_cluster()
+    cluster.form()
+    for node in cluster.nodes:
+        if node.is_primary:
+            node.ask("FLUSHALL")
+    return cluster
+
+
+@pytest.fixture
+def spread(world: World, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """An adopted table whose counters have 16 parts in the cluster."""
+    monkeypatch.setattr("django.conf.settings.REDIS_URL", cluster.url)
+    world.nodes = Nodes(cluster.url, ask_server)
+    with orders(world, SHARDED):
+        world.ask_primary(ROWS)
+        world.replay()
+        yield world
+    for client in world.nodes.forget_all():
+        client.close()
+
+
+@pytest.fixture
+def keeper(spread: World) -> Iterator[Keeper]:
+    """A keeper that has built everything."""
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: is_exact(spread), "the builds")
+        yield keeper
+
+
+def record(world: World, email: str, country: str) -> bool:
+    """As ingest: a row, and its elements in the parts; whether all servers took them."""
+    ((xact, source),) = world.ask_primary(
+        f"INSERT INTO shop.orders (email, country, created_at) VALUES (%s, %s, '2024-05-05 12:00Z') RETURNING xact, ({SOURCE_SQL})",
+        email,
+        country,
+    )
+    values = {"email": email, "country": country, "created_at": "2024-05-05"}
+    counted = True
+    for counter in declarations.derived():
+        row = tuple(values[each.column] for each in counter.terms)
+        for part, some in elements.by_part(counter, elements.encode_all(counter, [row])):
+            try:
+                steps.record(world.redis_of(part), {part.name: some}, xact, source)
+            except RedisError:
+                world.nodes.look_again()
+                counted = False
+    return counted
+
+
+def node_of(cluster: Cluster, world: World, number: int) -> Node:
+    """The server that holds a part."""
+    part = declarations.COUNTERS[0].parts[number]
+    port = int(world.nodes.where(keys.home_of(part)).rpartition(":")[2].partition("/")[0])
+    return next(node for node in cluster.nodes if node.port == port)
+
+
+def test_parts_lie_on_all_servers_and_add_up(spread: World, keeper: Keeper) -> None:
+    servers = {spread.nodes.where(keys.home_of(part)) for part in declarations.parts()}
+    assert len(servers) == 3 and len(declarations.parts()) == 32
+    assert record(spread, "zoe", "DE")
+    spread.ask_primary("DELETE FROM shop.orders WHERE email = 'user 7'")
+    spread.ask_primary("UPDATE shop.orders SET country = 'FR' WHERE email LIKE 'user 1%%'")
+    spread.replay()
+    tick_until(keeper, lambda: is_exact(spread), "departures")
+    status = read_status(spread.nodes, spread.replica, Limits.of(1.0, 3600.0))
+    assert status.counters["customers"].count == 700 and not differences(spread)
+
+
+def test_a_run_looks_at_all_parts_and_says_one_result(spread: World, keeper: Keeper) -> None:
+    """Two extra members, in parts of different servers."""
+    for number in (0, 9):
+        part = declarations.COUNTERS[0].parts[number]
+        member = next(
+            b"extra %d" % n for n in range(1_000) if elements.shard_of(part, b"2024-01-01\0extra %d" % n) == number
+        )
+        steps.record(spread.redis_of(part), {part.name: [b"2024-01-01\0" + member]})
+    run = spread.reconcile("customers", mode=Mode.CHECK)
+    assert (run.status, run.by_counter["customers"].extra, len(run.findings)) == ("done", 2, 16)
+    assert spread.reconcile("customers").by_counter["customers"].extra == 2
+    assert not differences(spread)
+
+
+def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(
+    spread: World, keeper: Keeper, cluster: Cluster
+) -> None:
+    victim = node_of(cluster, spread, 0)
+    victim.kill()
+    try:
+        spread.ask_primary(ROWS.replace("user ", "later "))
+        spread.ask_primary("DELETE FROM shop.orders WHERE email LIKE 'user 2%%'")
+        spread.replay()
+        of_others = [part for part in declarations.COUNTERS[0].parts if not part.shard <= 5]
+        ((xact,),) = spread.ask_primary("SELECT max(xact) FROM shop.orders")
+
+        def others_are_caught_up() -> bool:
+            return all(
+                (int(spread.redis_of(part).hget(keys.home_of(part), "cursor") or 0)) > xact for part in of_others
+            )
+
+        tick_until(keeper, others_are_caught_up, "the parts of the other servers")
+
+        def is_exact_again() -> bool:
+            try:
+                return is_exact(spread)
+            except RedisError:
+                spread.nodes.look_again()
+                return False
+
+        tick_until(keeper, is_exact_again, "the promoted replica")
+    finally:
+        victim.start()
+        wait_for(cluster.serves, "the cluster to be whole")
+
+
+def test_a_manual_failover_loses_nothing(spread: World, keeper: Keeper, cluster: Cluster) -> None:
+    replica = next(node for node in cluster.nodes if not node.is_primary)
+    for number in range(40):
+        record(spread, f"during {number}", "DE")
+        if number == 10:
+            replica.ask("CLUSTER", "FAILOVER")
+        keeper.tick()
+    wait_for(lambda: replica.is_primary, "the failover")
+    spread.replay()
+    spread.nodes.look_again()
+    tick_until(keeper, lambda: is_exact(spread), "all to be exact")
