@@ -13,7 +13,7 @@ help: ## List these commands
 env: .venv/complete ## Make .venv from the lock file (other commands do this when needed)
 	@echo "The environment in .venv is the one that requirements.lock describes."
 
-up: .venv/complete ## Start the whole stack in the background, on this machine only
+up: .venv/complete ## Start the whole stack in the background, on this machine only (CLUSTER=3: Redis as a cluster)
 	@$(STACK) up
 
 demo: .venv/complete ## up, then send 100,000 messages (MESSAGES=…), then compare the counts with COUNT(DISTINCT)

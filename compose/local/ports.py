@@ -18,6 +18,9 @@ DEFAULTS = {
     "MANAGE_PORT": 8002,
     "QUERY_PORT": 8003,
 }
+# How many primaries the cluster of Redis has; 0 is one server and no cluster. The servers listen on REDIS_PORT and those after it.
+CLUSTER = "CLUSTER"
+MOST_PRIMARIES = 8
 OFFSET = "PORT_OFFSET"  # added to every default, for a second checkout at the same time
 
 
@@ -35,7 +38,14 @@ def choose(remembered: Mapping[str, int], environ: Mapping[str, str] = os.enviro
     for variable, port in ports.items():
         if list(ports.values()).count(port) > 1:
             raise StackError(f"{variable}: port {port} is used twice; give each process its own.")
-    return ports
+    primaries = read_number(environ, CLUSTER)
+    if primaries is None:
+        primaries = remembered.get(CLUSTER, 0)
+    if primaries and not 3 <= primaries <= MOST_PRIMARIES:
+        raise StackError(
+            f"{CLUSTER}: {primaries} primaries; a cluster has 3 to {MOST_PRIMARIES} here, and 0 means none."
+        )
+    return ports | ({CLUSTER: primaries} if primaries else {})
 
 
 def remembered_in(folder: Path) -> dict[str, int]:

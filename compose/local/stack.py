@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from compose.local import ports as ports_of_stack
 from compose.local.ordinary_user import CHECKOUT, own
 from compose.local.processes import Process, StackError, make_folder
+from compose.local.redis_cluster import Cluster
 from compose.local.servers import Primary, Replica, Valkey
 from compose.local.services import Ingest, Keeper, Manage, Rotator, Service, Web
+
+# How many parts the counters have on a cluster.
+SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Stack:
 
         self.primary = Primary(self.folder / "primary", ports["PRIMARY_PORT"], log=log("primary"))
         self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
-        self.valkey = Valkey(self.folder / "valkey", ports["REDIS_PORT"], locked=True, log=log("valkey"))
+        self.valkey = open_redis(self.folder, ports, log)
 
         # Each has a role of its own in each store, and only the secrets that it needs.
         def of_ingest() -> dict[str, str]:
@@ -75,7 +80,7 @@ class Stack:
             self.folder / "query", ports["QUERY_PORT"], of_query, application="query_service.asgi", log=log("query")
         )
 
-        self.servers: list[Process] = [self.primary, self.replica, self.valkey]
+        self.servers: list[Process] = [self.primary, self.replica, *self.valkey.processes]
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
         self.rotator = Rotator(self.folder / "rotator", None, log=log("rotator"))
         self.processes: list[Process] = [*self.servers, *self.services, self.rotator]
@@ -97,6 +102,7 @@ class Stack:
                     process.check_port()
             for process in self.servers:
                 process.start()
+            self.valkey.form()
             for service in (self.ingest, self.manage):
                 service.make_token()
             if self.ingest.health() != "ok":  # also if it runs, and is about to end
@@ -168,6 +174,15 @@ class Stack:
         self.declarations_path.write_text(f"{before.read_text().rstrip()}\n\n{lines.strip()}\n")
         own(self.declarations_path)
 
+    def declare_shards(self) -> None:
+        """Declare what is packaged, with parts for the servers of a cluster."""
+        packaged = (CHECKOUT / "shared_models" / "rollcall.toml").read_text()
+        make_folder(self.folder)
+        self.declarations_path.write_text(
+            re.sub(r"^\[counters\..+\]$", rf"\g<0>\nshards = {SHARDS}", packaged, flags=re.M)
+        )
+        own(self.declarations_path)
+
     def file_variable(self) -> dict[str, str]:
         """The variable that names the declarations for the services."""
         return {"ROLLCALL_FILE": str(self.declarations_path)} if self.declarations_path.exists() else {}
@@ -185,6 +200,21 @@ class Stack:
         return self.primary.folder.exists()
 
 
+def open_redis(folder: Path, ports: Mapping[str, int], log: Callable[[str], Path]) -> Valkey | Cluster:
+    """One server of Redis, or a cluster with as many primaries as CLUSTER says."""
+    port, primaries = ports["REDIS_PORT"], ports.get(ports_of_stack.CLUSTER, 0)
+    if not primaries:
+        return Valkey(folder / "valkey", port, locked=True, log=log("valkey"))
+    servers = range(2 * primaries)
+    return Cluster(
+        folder / "valkey",
+        [port + number for number in servers],
+        [port + len(servers) + number for number in servers],
+        locked=True,
+        log_of=log,
+    )
+
+
 def open_stack(folder: Path, *, to_start: bool = False) -> Stack:
     """The stack in this folder. `to_start`: variables may choose its ports, if it does not run."""
     remembered = ports_of_stack.remembered_in(folder)
@@ -197,7 +227,10 @@ def open_stack(folder: Path, *, to_start: bool = False) -> Stack:
             f"The stack is running with {moved}={remembered.get(moved)}; `make down` first, to move it to {ports[moved]}."
         )
     ports_of_stack.remember(folder, ports)
-    return Stack(folder, ports)
+    stack = Stack(folder, ports)
+    if ports.get(ports_of_stack.CLUSTER) and not stack.declarations_path.exists():
+        stack.declare_shards()
+    return stack
 
 
 @contextlib.contextmanager
