@@ -3,14 +3,17 @@
 Why the order is the proof:
 
 1. A snapshot gives the horizon. It is noted in the counter's `fill`, with a new token. The same step raises the
-   watermark to what the fill is about to claim, as a pass does. So a sweep on a replica that is behind has to wait.
+   watermark to what the fill is about to claim, as a pass does: `complete_through` also claims rows above the horizon. So a sweep
+   on a replica that is behind has to wait.
 2. Every distinct member of the table is added, chunk by chunk in the order of the index. Each chunk comes from a
    snapshot of its own that shows at least what the first one showed: its lsn is not lower (a replica that crashed may
    come back earlier). It is of the same table: its fingerprint is the same (a part that is detached while its chunk is read
    may come back). Otherwise the fill begins again. A row from below the horizon is in the table for the whole time, and
    so in its chunk, or it was deleted.
-3. One atomic step writes each chunk and the fill's position. If Redis loses one, it loses both. After a crash of
-   the keeper, or a restart of Redis from an older save, the fill continues from the position in Redis. If something
+3. One atomic step writes each chunk and the fill's position. If Redis loses one, it loses both. Each step, and the last one,
+   demands the position that the step before it has written. So a position proves that Redis has all chunks up to it, whatever
+   history Redis has (see `catch_up`). After a crash of the keeper, a restart of Redis from an older save, or a failover, the fill
+   continues from the position in Redis. If something
    else has changed the set or the intake meanwhile, members of the fill may be lost: it ends, and begins again.
 4. If the fill with this token is still the one in progress, one atomic step sets the cursor to the horizon and removes
    the fill.
@@ -142,6 +145,7 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
             "expected": fill.expected,
             "jumping": int(fill.jumping),
         },
+        claim=snapshot.xmax - 1,
     )
     return fill
 

@@ -258,12 +258,15 @@ def reset_watermark(client: Redis, name: str, was: State, xact: int, source: str
     )
 
 
-def begin(client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Argument]) -> None:
-    """Note a new fill of the counter, up to this horizon of this source, with these other fields."""
+def begin(
+    client: Redis, name: str, token: str, horizon: int, source: str, fields: Mapping[str, Argument], *, claim: int
+) -> None:
+    """Note a new fill of the counter, up to this horizon of this source, with these other fields. `claim`: the highest xact that
+    the first snapshot may show."""
     at = keys.of_counter(name)
     pairs = [part for pair in {"horizon": horizon, "source": source, **fields}.items() for part in pair]
     on = [at.members, at.intake, at.state, at.fill]
-    _execute_one(client, "begin", name, on, token, to_microseconds(datetime.now(UTC)), horizon - 1, source, *pairs)
+    _execute_one(client, "begin", name, on, token, to_microseconds(datetime.now(UTC)), claim, source, *pairs)
 
 
 def fill(client: Redis, name: str, token: str, before: bytes, after: bytes, elements: Sequence[bytes]) -> bool:

@@ -195,6 +195,17 @@ def test_redis_restarted_from_a_save_in_the_middle_of_a_build_goes_on_from_there
     assert world.exact(["users"])
 
 
+def test_a_sweep_has_to_see_the_rows_above_an_open_transaction_that_a_fill_claims(world):
+    world.build("users")
+    slow, ann = world.begin().insert("slow"), world.store("ann")
+    world.replay()
+    world.redis.hdel(keys.of_counter("users").state, "cursor")
+    world.build("users")
+    slow.commit()
+    state = world.state()
+    assert state.cursor <= slow.xact < ann.xact <= state.watermark
+
+
 def test_a_replica_that_came_back_earlier_is_waited_for(world, small_chunks):
     world.store(*names(50))
     world.replay()

@@ -18,9 +18,9 @@ RULES = {
     "compare build": "... of the same build: deleting a set by hand breaks no connection",
     "one connection": "a pass stays connected to one server: another one may be a primary that was replaced",
     "one history": "... and moves the cursor only if that server has had one history since: it has lost nothing",
-    "horizon": "the cursor is the horizon, not the highest xact seen",
     "history of a run": "a run verifies only in the history of Redis in which it began",
     "history of departures": "... nor are departures resolved in another one",
+    "horizon": "the cursor is the horizon, not the highest xact seen",
     # A fill
     "fill lsn": "a chunk of a fill comes from a snapshot that is not earlier than the fill's first",
     "fill position": "a fill's position and its members are one atomic step",

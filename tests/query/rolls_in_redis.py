@@ -28,7 +28,7 @@ class Rolls:
     def begin_fill(self, name: str, expected: int, token: str = "fill-1") -> None:
         """What the keeper notes when it begins to build a counter."""
         fields = {"complete_through": to_microseconds(THROUGH), "expected": expected}
-        steps.begin(self.client, name, token, HORIZON, SOURCE, fields)
+        steps.begin(self.client, name, token, HORIZON, SOURCE, fields, claim=HORIZON - 1)
 
     def fill(self, name: str, members: Sequence[bytes], token: str = "fill-1") -> bytes:
         """The first chunk of a fill; the position behind it."""

@@ -326,7 +326,7 @@ def test_what_holds_groups_and_days_may_be_written_by_the_protocol(live: Stack, 
         ):
             steps.load_scripts(manage)
             try:
-                steps.begin(manage, name, "t", 1, "1/1/1", {"complete_through": 0})
+                steps.begin(manage, name, "t", 1, "1/1/1", {"complete_through": 0}, claim=0)
                 steps.record(ingest, {name: [element, b"2026-11-27\0bob"]}, 5, "1/1/1")
                 assert steps.fill(manage, name, "t", b"", b"=ann", [element])
                 assert steps.promote(manage, name, "t", b"=ann")
