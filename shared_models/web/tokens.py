@@ -46,7 +46,8 @@ def parse(text: str) -> dict[bytes, str]:
     For example {sha256: "till-7"}. Raises ValueError, which names the entry by its number: its text may be a token.
     """
     found: dict[bytes, str] = {}
-    entries = [line.partition("#")[0].strip() for line in re.split(r"[,\n]", text)]
+    lines = (line.partition("#")[0] for line in text.splitlines())  # a comment may have commas
+    entries = [entry.strip() for line in lines for entry in line.split(",")]
     for number, entry in enumerate(filter(None, entries), 1):
         match = LINE.fullmatch(entry)
         if match is None:

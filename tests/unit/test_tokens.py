@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compose.credentials import NO_TOKENS
 from shared_models.web import tokens
 from shared_models.web.tokens import Tokens, main, make, needs_token, open_tokens, parse, refusal_to_start
 
@@ -20,6 +21,12 @@ def test_a_token_that_was_made_is_found_by_its_name_and_only_its_hash_is_kept() 
     assert Tokens(line).find(bearer(token)) == "till-7"
     assert token not in line and hashlib.sha256(token.encode()).hexdigest() in line
     assert make("till-7")[0] != token and len(token) > 43
+
+
+def test_a_line_is_appended_to_the_file_that_credentials_makes() -> None:
+    _, line = make("till-7")
+    assert list(parse(f"{NO_TOKENS}{line}\n").values()) == ["till-7"]
+    assert parse(NO_TOKENS) == {}
 
 
 def test_two_tokens_are_valid_at_once_for_rotation() -> None:
