@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long test-matrix types docs check audit images lock chaos bench loadtest
+.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long test-matrix types docs check audit images containers lock chaos bench loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ audit: .venv/complete ## List known vulnerabilities of the packages in the lock 
 
 images: .venv/complete ## Run the steps of compose/Dockerfile without Docker, and start each image's command
 	@$(BIN)/python -m tests.images
+
+containers: .venv/complete ## Bring the deployment up in real containers, with Docker or Podman, and try what an operator does: 6 minutes
+	@$(BIN)/python -m compose.containers
 
 # Markers for every platform, from the oldest Python on; the images take the versions that the tests have.
 UV ?= uv

@@ -72,7 +72,7 @@ class Image:
 
     def moved(self, text: str) -> str:
         """The text, with the root folder's paths in it below ours."""
-        return re.sub(r"(?<![\w/.])/(?=(?:venv|app)\b)", f"{self.root}/", text)
+        return re.sub(r"(?<![\w/.])/(?=(?:venv|app|metrics)\b)", f"{self.root}/", text)
 
     def build(self, target: str, everything: dict[str, tuple[str, list[tuple[str, str]]]]) -> None:
         base, own_instructions = everything[target]
