@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookiejar import CookieJar
 from typing import Any
 from uuid import uuid4
@@ -152,8 +153,8 @@ class Trial:
 
         def write() -> None:
             while not stop.is_set():
-                name, key = f"load {uuid4().hex}", uuid4().hex
-                until_answered("posts", lambda name=name, key=key: self.post(name, key=key))
+                name = f"load {uuid4().hex}"
+                until_answered("posts", partial(self.post, name, key=name.removeprefix("load ")))
 
         def read() -> None:
             while not stop.is_set():
