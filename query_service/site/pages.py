@@ -19,8 +19,9 @@ from query_service import memberships
 from query_service.answers import DescribedCount
 from query_service.problems import known_counter
 from query_service.questions import Top, Window
-from query_service.reads import Unreadable, read_samples
+from query_service.reads import read_samples
 from query_service.site import charts
+from query_service.trips import Unreadable
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol.samples import Sample
@@ -98,7 +99,7 @@ def search(text: str) -> list[Counter]:
 async def read_histories(query: Query, counters: Sequence[Counter]) -> dict[str, list[Sample]]:
     """The last hour of each counter. Without Redis there are no charts; the page says why."""
     try:
-        return await read_samples(query.memberships.client, [counter.name for counter in counters], datetime.now(UTC))
+        return await read_samples(query.trips, counters, datetime.now(UTC))
     except Unreadable:
         return {}
 
@@ -189,7 +190,7 @@ async def answer(request: HttpRequest, query: Query) -> Question:
     said: Question = {"counter": name, "values": values}
     try:
         counter = known_counter(name)
-        (is_member,) = await query.memberships.ask(counter.name, [memberships.read_query(counter, asked_by)])
+        (is_member,) = await query.memberships.ask(counter, [memberships.read_query(counter, asked_by)])
     except Problem as problem:
         return {**said, "words": f"No answer: {problem.detail}."}
     asked = ", ".join(values[field] for field in counter.fields)

@@ -17,6 +17,7 @@ from query_service import asgi, stores
 from query_service.counts import Counts
 from query_service.memberships import Memberships
 from query_service.streams import Streams
+from query_service.trips import Trips
 from shared_models.web.application import Limits
 from shared_models.web.asgi import Message
 
@@ -109,7 +110,7 @@ class Query:
         options |= {"member_bytes": 4 << 20, "algebra_members": 100_000, "badges": 0} | changed
         self._runner = asyncio.Runner()
         self.counts = Counts(
-            stores.connect_for_counts(url),
+            Trips(stores.nodes_for_counts(url)),
             refresh_seconds=options["refresh_seconds"],
             idle_seconds=options["idle_seconds"],
             stale_seconds=options["stale_seconds"],
@@ -125,7 +126,7 @@ class Query:
             get_asgi_application(),
             limits or Limits(tokens=None),
             self.counts,
-            Memberships(stores.connect_for_members(url)),
+            Memberships(stores.nodes_for_members(url)),
             self.streams,
             max_members=int(options["max_members"]),
             member_bytes=int(options["member_bytes"]),

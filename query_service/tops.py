@@ -1,0 +1,60 @@
+"""The largest groups of a counter with several parts.
+
+Each group has members in most parts, so the largest groups of one part need not be the largest of all. This is the threshold
+algorithm: read the `k` largest groups of each part, and add up what all parts have of them. A group that is in none of these
+lists has at most the sum of the lists' last sizes. If the last group of the answer has more, the answer is complete.
+Otherwise read more: twice `k`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The largest groups of one part, with their sizes there; `is_all`: the part has no other groups."""
+
+    sizes: Mapping[bytes, int]
+    is_all: bool
+
+    @property
+    def most_of_others(self) -> int:
+        """No group that is not in the list has more members in this part."""
+        return 0 if self.is_all else min(self.sizes.values())
+
+
+def add_up(lists: Sequence[Largest]) -> Mapping[bytes, int]:
+    """The groups of these lists, with what the lists have of each."""
+    sizes: Tally[bytes] = Tally()
+    for each in lists:
+        sizes.update(each.sizes)
+    return sizes
+
+
+def best(sizes: Mapping[bytes, int], most: int) -> list[bytes]:
+    """The names of the largest groups, the largest first; those of one size in the order of their names."""
+    return [name for _, name in nsmallest(most, ((-size, name) for name, size in sizes.items() if size))]
+
+
+def choose(lists: Sequence[Largest], known: Mapping[bytes, int], most: int) -> list[bytes] | None:
+    """The largest groups of all parts; None if the lists are too short to tell.
+
+    `known`: what all parts together have of some groups, read in the same moment as the lists.
+    """
+    listed = add_up(lists)
+    if all(each.is_all for each in lists):
+        return best(listed, most)
+    chosen = best(known, most)
+    # A group of the same size may have an earlier name. So another group has to be smaller.
+    least = known[chosen[-1]] if len(chosen) == most else 0
+    others = [each.most_of_others for each in lists]
+    if sum(others) >= least:
+        return None
+    for name in listed.keys() - known.keys():
+        if sum(each.sizes.get(name, other) for each, other in zip(lists, others, strict=True)) >= least:
+            return None
+    return chosen
