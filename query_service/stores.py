@@ -28,17 +28,15 @@ def nodes_for_counts(url: str | None = None) -> AsyncNodes:
 
 def connect_for_counts(url: str) -> AsyncRedis:
     """A client of one server."""
-    return with_plain_replies(
-        AsyncRedis.from_url(
-            url,
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
-            retry=AsyncRetry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,
-            client_name="rollcall-query-counts",
-            max_connections=1,
-        )
+    return AsyncRedis.from_url(
+        url,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=CONNECT_SECONDS,
+        retry=AsyncRetry(NoBackoff(), 0),
+        protocol=2,
+        driver_info=None,
+        client_name="rollcall-query-counts",
+        max_connections=1,
     )
 
 
@@ -60,13 +58,7 @@ def connect_for_members(url: str) -> AsyncRedis:
         client_name="rollcall-query-members",
         max_connections=MEMBERSHIP_CONNECTIONS,
     )
-    return with_plain_replies(AsyncRedis.from_pool(pool))
-
-
-def with_plain_replies(client: AsyncRedis) -> AsyncRedis:
-    """The client, which gives replies as Redis sends them. redis-py would take the "QUEUED" in a MULTI for the reply."""
-    client.response_callbacks.clear()
-    return client
+    return AsyncRedis.from_pool(pool)
 
 
 def nodes_for_readiness(url: str | None = None) -> Nodes[Redis]:

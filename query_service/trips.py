@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias, cast
 
+from redis.asyncio import ConnectionPool
 from redis.asyncio.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from query_service import problems
 from shared_models.declarations import Counter
@@ -36,12 +37,12 @@ MOST_COMMANDS = 2_000
 
 
 class Trip:
-    """One round trip to one server."""
+    """One round trip to one server. The MULTIs are written out: a pipeline of redis-py has one at most."""
 
     def __init__(self, nodes: AsyncNodes, url: str) -> None:
         self._nodes, self._is_cluster = nodes, nodes.is_cluster
-        # The MULTIs are written out: a pipeline of redis-py has one at most.
-        self._pipe: Pipeline = nodes.at(url).pipeline(transaction=False)
+        self._client = nodes.at(url)
+        self._pipe: Pipeline = self._client.pipeline()  # it only collects commands
         # How many commands each reader has, in each MULTI.
         self._lengths: list[list[int]] = []
 
@@ -61,8 +62,9 @@ class Trip:
     async def go(self) -> list[Replies]:
         """The replies, for each reader in the order of `add`."""
         self._end()
+        commands = [arguments for arguments, _ in self._pipe.command_stack]
         try:
-            replies = iter(await self._pipe.execute(raise_on_error=False))
+            replies = iter(await send(self._client.connection_pool, commands))
         except Unreadable as error:
             self._nodes.look_again()
             return [error for lengths in self._lengths for _ in lengths]
@@ -82,6 +84,26 @@ class Trip:
     def _end(self) -> None:
         if self._lengths:
             self._pipe.execute_command("EXEC")
+
+
+async def send(pool: ConnectionPool, commands: Sequence[Any]) -> list[Any]:
+    """The replies to these commands, as Redis sends them; an error is a reply, too. Raises redis.RedisError, OSError.
+
+    redis-py's own pipelines would take the QUEUED in a MULTI for the reply, and need a tenth more time.
+    """
+    connection = await pool.get_connection()
+    try:
+        # What fails midway, or is cancelled, closes the connection: no reply is left in it for the next reader.
+        await connection.send_packed_command(connection.pack_commands(commands))
+        replies = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        return replies
+    finally:
+        await pool.release(connection)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from redis import Redis
 
 from shared_models import declarations
-from shared_models.declarations import Counter, parse
+from shared_models.declarations import Counter, get_counter, parse
 from shared_models.protocol import elements, keys, states, steps
 from shared_models.protocol.members import encode
 from tests.query.rolls_in_redis import SOURCE, Rolls
@@ -22,6 +22,7 @@ fields = {email = "text", state = "text", shop = "integer", created_at = "timest
 [counters.customers]
 table = "orders"
 member = ["email"]
+shards = SHARDS
 by = ["state", "day(created_at)", "week(created_at)", "month(created_at)", ["state", "day(created_at)"], "shop"]
 last_seen = "created_at"
 time_zone = "Europe/Berlin"
@@ -29,13 +30,14 @@ time_zone = "Europe/Berlin"
 [counters.buyers]
 table = "orders"
 member = ["email"]
+shards = SHARDS
 by = ["state", "day(created_at)"]
 
 [counters.shops]
 table = "orders"
 member = ["shop"]
 """
-_, COUNTERS = parse(FILE)
+COUNTERS = {shards: parse(FILE.replace("SHARDS", str(shards)))[1] for shards in (1, 4)}
 # A group, or a day, and a member; or the member alone.
 Element: TypeAlias = tuple[tuple[str, ...], str]
 
@@ -55,8 +57,9 @@ class World:
 
     def make_live(self) -> None:
         """All of them, empty."""
-        for counter in derived():
-            self.rolls.make_live(counter.name, [])
+        for counter in declarations.derived():
+            for part in counter.parts:
+                self.rolls.make_live(part.name, [])
             self.groups[counter.name], self.members[counter.name] = {}, set()
 
     def record(self, name: str, *found: Element) -> None:
@@ -68,13 +71,14 @@ class World:
                 self.groups[name].setdefault(head, set()).add(member)
             else:
                 self.members[name].add(member)
-        steps.record(self.client, {name: [element_of(name, each) for each in found]}, 1001, SOURCE)
+        for part, some in by_part(name, found):
+            steps.record(self.client, {part.name: some}, 1001, SOURCE)
 
     def sweep(self, name: str, head: tuple[str, ...], member: str, instead: str = "") -> None:
         """The row is gone; last seen: this day is now the last one."""
-        element = element_of(name, (head, member))
-        steps.mark(self.client, name, "token", [element])
-        steps.sweep(self.client, name, "token", {element: instead.encode()}, "")
+        ((part, (element,)),) = by_part(name, [(head, member)])
+        steps.mark(self.client, part.name, "token", [element])
+        steps.sweep(self.client, part.name, "token", {element: instead.encode()}, "")
         if name == "customers" and self.last.get(member) == head[0]:
             if instead:
                 self.last[member] = instead
@@ -98,8 +102,8 @@ class World:
         self.rolls.make_live(name, [element_of(name, each) for each in found], token="fill-2")
 
 
-def derived() -> tuple[Counter, ...]:
-    return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
+def by_part(name: str, found: Iterable[Element]) -> list[tuple[Counter, list[bytes]]]:
+    return elements.by_part(get_counter(name), [element_of(name, each) for each in found])
 
 
 def element_of(name: str, element: Element) -> bytes:
@@ -113,6 +117,6 @@ def is_live(client: Redis, name: str) -> bool:
     return not states.read_state(client, name).cold
 
 
-def declare(monkeypatch: object) -> None:
+def declare(monkeypatch: object, shards: int = 1) -> None:
     """In this test."""
-    monkeypatch.setattr(declarations, "COUNTERS", COUNTERS)  # type: ignore[attr-defined]
+    monkeypatch.setattr(declarations, "COUNTERS", COUNTERS[shards])  # type: ignore[attr-defined]
