@@ -253,7 +253,7 @@ class Query(Application):
 
     async def stop(self) -> None:
         await self.counts.close()
-        await self.memberships.close()
+        await self.trips.nodes.aclose()
 
 
 def wants_fresh(request: Request) -> bool:
@@ -268,8 +268,9 @@ def now(body: bytes) -> Answer:
 
 def make_application() -> Query:
     """The application of a worker, by its settings. It connects to nothing before the first request."""
+    nodes = stores.connect_nodes()
     counts = Counts(
-        Trips(stores.nodes_for_counts()),
+        Trips(nodes),
         refresh_seconds=settings.REFRESH_SECONDS,
         idle_seconds=settings.IDLE_SECONDS,
         stale_seconds=settings.STALE_SECONDS,
@@ -291,7 +292,7 @@ def make_application() -> Query:
         get_asgi_application(),
         limits,
         counts,
-        Memberships(stores.nodes_for_members()),
+        Memberships(nodes),
         open_streams,
         max_members=settings.MAX_MEMBERS,
         member_bytes=settings.MAX_BODY_BYTES,

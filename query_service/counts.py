@@ -89,12 +89,11 @@ class Counts:
         return given
 
     async def close(self) -> None:
-        """End the task, and close the connections."""
+        """End the task."""
         if self._task is not None:
             self._closed = True
             self._wanted.set()
             await self._task
-        await self._trips.nodes.aclose()
 
     async def _keep(self) -> None:
         """Read until no client has asked for a while."""

@@ -123,10 +123,6 @@ class Memberships:
         of_parts = dict(zip(lists, map(iter, answers), strict=True))
         return [next(of_parts[number]) for number in numbers]
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.nodes.aclose()
-
     def _ask_part(self, part: Counter, asked: list[bytes]) -> asyncio.Future[list[bool]]:
         url = self.nodes.where(keys.home_of(part))
         question = Question(part, asked, asyncio.get_running_loop().create_future())

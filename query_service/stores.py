@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from django.conf import settings
 from redis import Redis
-from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
@@ -17,16 +16,15 @@ from shared_models.nodes import AsyncNodes, Nodes
 # and somebody is waiting for the answer.
 ANSWER_SECONDS = 0.5
 CONNECT_SECONDS = 0.5
-# Round trips that are under way in one worker; more wait for their turn, as long as an answer may take.
-MEMBERSHIP_CONNECTIONS = 16
 
 
-def nodes_for_counts(url: str | None = None) -> AsyncNodes:
-    """The servers of Redis, each with the one connection over which a worker reads the counts."""
-    return AsyncNodes(url or settings.REDIS_URL, connect_for_counts)
+def connect_nodes(url: str | None = None) -> AsyncNodes:
+    """The servers of Redis, for all reads of a worker. Each reader has one round trip to a server under way at most, so there are
+    a few connections to each."""
+    return AsyncNodes(url or settings.REDIS_URL, connect_redis)
 
 
-def connect_for_counts(url: str) -> AsyncRedis:
+def connect_redis(url: str) -> AsyncRedis:
     """A client of one server."""
     return AsyncRedis.from_url(
         url,
@@ -35,30 +33,8 @@ def connect_for_counts(url: str) -> AsyncRedis:
         retry=AsyncRetry(NoBackoff(), 0),
         protocol=2,
         driver_info=None,
-        client_name="rollcall-query-counts",
-        max_connections=1,
+        client_name="rollcall-query",
     )
-
-
-def nodes_for_members(url: str | None = None) -> AsyncNodes:
-    """The servers of Redis, each with a few connections for the questions that no standing answer fits."""
-    return AsyncNodes(url or settings.REDIS_URL, connect_for_members)
-
-
-def connect_for_members(url: str) -> AsyncRedis:
-    """A client of one server."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        timeout=ANSWER_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        socket_connect_timeout=CONNECT_SECONDS,
-        retry=AsyncRetry(NoBackoff(), 0),
-        protocol=2,
-        driver_info=None,
-        client_name="rollcall-query-members",
-        max_connections=MEMBERSHIP_CONNECTIONS,
-    )
-    return AsyncRedis.from_pool(pool)
 
 
 def nodes_for_readiness(url: str | None = None) -> Nodes[Redis]:

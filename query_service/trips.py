@@ -156,13 +156,25 @@ class Trips:
     async def ask_each(self, parts: Sequence[Counter], queue: Queue) -> list[Replies]:
         """The same; a part whose server does not answer has the reason. Raises Unreadable if nobody says where the parts are."""
         await self.nodes.ready()
+        servers = [self.nodes.where(keys.home_of(part)) for part in parts]
         asked = Asked(queue, [[]] * len(parts), len(parts), asyncio.get_running_loop().create_future())
-        for place, part in enumerate(parts):
-            url = self.nodes.where(keys.home_of(part))
+        for place, (part, url) in enumerate(zip(parts, servers, strict=True)):
             self._waiting[url].append((asked, place, part))
             if url not in self._tasks:
                 self._tasks[url] = asyncio.create_task(self._travel(url), context=Context())
         await asked.done
+        failed = [place for place, replies in enumerate(asked.replies) if isinstance(replies, Exception)]
+        if failed and not self.nodes.is_one:
+            # After a failover, or when slots were moved, another server has them.
+            try:
+                await self.nodes.ready()
+            except Unreadable:
+                return asked.replies
+            moved = [place for place in failed if self.nodes.where(keys.home_of(parts[place])) != servers[place]]
+            if moved:
+                again = await self.ask_each([parts[place] for place in moved], queue)
+                for place, replies in zip(moved, again, strict=True):
+                    asked.replies[place] = replies
         return asked.replies
 
     async def _travel(self, url: str) -> None:

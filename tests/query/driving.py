@@ -109,8 +109,9 @@ class Query:
         options |= {"heartbeat_seconds": 15.0, "streams": 100, "streams_per_client": 0, "max_members": 1_000}
         options |= {"member_bytes": 4 << 20, "algebra_members": 100_000, "badges": 0} | changed
         self._runner = asyncio.Runner()
+        nodes = stores.connect_nodes(url)
         self.counts = Counts(
-            Trips(stores.nodes_for_counts(url)),
+            Trips(nodes),
             refresh_seconds=options["refresh_seconds"],
             idle_seconds=options["idle_seconds"],
             stale_seconds=options["stale_seconds"],
@@ -126,7 +127,7 @@ class Query:
             get_asgi_application(),
             limits or Limits(tokens=None),
             self.counts,
-            Memberships(stores.nodes_for_members(url)),
+            Memberships(nodes),
             self.streams,
             max_members=int(options["max_members"]),
             member_bytes=int(options["member_bytes"]),

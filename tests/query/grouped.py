@@ -10,6 +10,7 @@ from redis import Redis
 
 from shared_models import declarations
 from shared_models.declarations import Counter, get_counter, parse
+from shared_models.nodes import Nodes
 from shared_models.protocol import elements, keys, states, steps
 from shared_models.protocol.members import encode
 from tests.query.rolls_in_redis import SOURCE, Rolls
@@ -22,7 +23,6 @@ fields = {email = "text", state = "text", shop = "integer", created_at = "timest
 [counters.customers]
 table = "orders"
 member = ["email"]
-shards = SHARDS
 by = ["state", "day(created_at)", "week(created_at)", "month(created_at)", ["state", "day(created_at)"], "shop"]
 last_seen = "created_at"
 time_zone = "Europe/Berlin"
@@ -30,23 +30,24 @@ time_zone = "Europe/Berlin"
 [counters.buyers]
 table = "orders"
 member = ["email"]
-shards = SHARDS
 by = ["state", "day(created_at)"]
 
 [counters.shops]
 table = "orders"
 member = ["shop"]
 """
-COUNTERS = {shards: parse(FILE.replace("SHARDS", str(shards)))[1] for shards in (1, 4)}
+# The same with six shards: but for the shops, which are few.
+SHARDED = FILE.replace('member = ["email"]', 'member = ["email"]\nshards = 6')
 # A group, or a day, and a member; or the member alone.
 Element: TypeAlias = tuple[tuple[str, ...], str]
 
 
 @dataclass
 class World:
-    """The counters of FILE, live; `groups` and `last` are what they have to say."""
+    """The counters of FILE, live; `groups` and `last` are what they have to say. `nodes`: if there are several servers."""
 
     rolls: Rolls
+    nodes: Nodes[Redis] | None = None
     groups: dict[str, dict[tuple[str, ...], set[str]]] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
     members: dict[str, set[str]] = field(default_factory=dict)
@@ -55,12 +56,23 @@ class World:
     def client(self) -> Redis:
         return self.rolls.client
 
+    def redis_of(self, part: Counter) -> Redis:
+        """The client of the server that holds a part."""
+        return self.nodes.of(keys.home_of(part)) if self.nodes else self.client
+
     def make_live(self) -> None:
         """All of them, empty."""
         for counter in declarations.derived():
             for part in counter.parts:
-                self.rolls.make_live(part.name, [])
+                Rolls(self.redis_of(part)).make_live(part.name, [])
             self.groups[counter.name], self.members[counter.name] = {}, set()
+
+    def empty(self) -> None:
+        """All of them, live and empty again."""
+        for client in self.nodes.each() if self.nodes else [self.client]:
+            client.flushdb()
+        self.last.clear()
+        self.make_live()
 
     def record(self, name: str, *found: Element) -> None:
         """Rows that were committed."""
@@ -72,13 +84,13 @@ class World:
             else:
                 self.members[name].add(member)
         for part, some in by_part(name, found):
-            steps.record(self.client, {part.name: some}, 1001, SOURCE)
+            steps.record(self.redis_of(part), {part.name: some}, 1001, SOURCE)
 
     def sweep(self, name: str, head: tuple[str, ...], member: str, instead: str = "") -> None:
         """The row is gone; last seen: this day is now the last one."""
         ((part, (element,)),) = by_part(name, [(head, member)])
-        steps.mark(self.client, part.name, "token", [element])
-        steps.sweep(self.client, part.name, "token", {element: instead.encode()}, "")
+        steps.mark(self.redis_of(part), part.name, "token", [element])
+        steps.sweep(self.redis_of(part), part.name, "token", {element: instead.encode()}, "")
         if name == "customers" and self.last.get(member) == head[0]:
             if instead:
                 self.last[member] = instead
@@ -117,6 +129,6 @@ def is_live(client: Redis, name: str) -> bool:
     return not states.read_state(client, name).cold
 
 
-def declare(monkeypatch: object, shards: int = 1) -> None:
+def declare(monkeypatch: object, text: str = FILE) -> None:
     """In this test."""
-    monkeypatch.setattr(declarations, "COUNTERS", COUNTERS[shards])  # type: ignore[attr-defined]
+    monkeypatch.setattr(declarations, "COUNTERS", parse(text)[1])  # type: ignore[attr-defined]

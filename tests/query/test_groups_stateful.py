@@ -17,7 +17,7 @@ from redis import Redis
 from query_service import groups as groups_module
 from shared_models import declarations
 from tests.query.driving import Query
-from tests.query.grouped import World, declare
+from tests.query.grouped import FILE, SHARDED, World, declare
 from tests.query.rolls_in_redis import Rolls
 from tests.servers import started_valkey
 
@@ -33,7 +33,7 @@ rows = st.tuples(st.booleans(), members, st.sampled_from(STATES), st.sampled_fro
 operations = st.lists(rows, max_size=40)
 
 
-@pytest.fixture(params=[1, 4], ids=["one shard", "four shards"])
+@pytest.fixture(params=[FILE, SHARDED], ids=["one shard", "six shards"])
 def start_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], World]:
     """A factory: an empty Redis with live counters."""
     declare(monkeypatch, request.param)
@@ -95,6 +95,12 @@ def test_every_answer_is_that_of_plain_sets(
 ) -> None:
     world = start_world()
     follow(world, rows)
+    check_every_answer(query, world, most, limit, prefix)
+    world.client.close()
+
+
+def check_every_answer(query: Query, world: World, most: int, limit: int, prefix: str) -> None:
+    """Ask every kind of question, and compare the answer with the sets."""
 
     def ask(path: str, **parameters: Any) -> Any:
         return query.read(f"/v1/counts/{path}?{urlencode(parameters, doseq=True)}")
@@ -141,8 +147,8 @@ def test_every_answer_is_that_of_plain_sets(
 
     for member in MEMBERS:
         assert query.get(f"/v1/counts/customers/member?email={member}").json == {"member": member in world.last}
-    asked = {"members": [{"email": member} for member in MEMBERS * 2]}
-    reply = query.post("/v1/counts/buyers/members", asked)
+    many = {"members": [{"email": member} for member in MEMBERS * 2]}
+    reply = query.post("/v1/counts/buyers/members", many)
     assert reply.json == {"members": [member in world.members["buyers"] for member in MEMBERS * 2]}
     counts = query.read("/v1/counts")["counters"]
     assert (counts["customers"]["count"], counts["buyers"]["count"]) == (len(world.last), len(world.members["buyers"]))
@@ -170,4 +176,3 @@ def test_every_answer_is_that_of_plain_sets(
                 len(expected),
                 [len(each) for each in found],
             )
-    world.client.close()
