@@ -8,7 +8,7 @@ MULTI reads it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from query_service import problems
 from query_service.answers import Condition, describe
 from query_service.questions import Group, Listing, OneGroup, Periods, Top, Window, cursor_of
-from query_service.tops import Largest, add_up, best, choose
+from query_service.tops import Largest, add_up, candidates, choose
 from query_service.trips import MOST_COMMANDS, Trips
 from shared_models.declarations import Counter, get_counter
 from shared_models.protocol import keys, members, states
@@ -223,7 +223,7 @@ class GroupReader:
             self.learn(counter, now)
             settled = now == generations and reads_broken
             reads_broken = all(is_readable(counter, each[2]) for each in about)
-            lists, listed, chosen = await in_thread(is_large, choose_of, asked.most, guess, about)
+            lists, likely, chosen = await in_thread(is_large, choose_of, asked.most, guess, about)
             if chosen is not None and settled and set(chosen) <= set(guess.chosen):
                 names, skipped = guess.chosen, 2 * states.REPLIES + 5
                 judged = added([judge_without_broken(names, each[skipped:]) for each in replies])
@@ -238,18 +238,18 @@ class GroupReader:
                     "top": [describe_group(group_of(counter, name), count) for name, count in told.items()],
                     "distinct": count_of([each[states.REPLIES :][: states.REPLIES] for each in replies]),
                     "sum_of_groups": None if cold else state.elements,
-                    "groups": len(listed) if all(each.is_all for each in lists) else None,
+                    "groups": len(add_up(lists)) if all(each.is_all for each in lists) else None,
                     "cold_groups": [group_of(counter, name) for name in cold],
                     **without_count(state),
                     "as_of": as_of,
                 }
-            can_add = len(listed) * counter.shards <= MOST_NAMES
+            can_add = len(likely) * counter.shards <= MOST_NAMES
             if chosen is None and (are_added or not can_add):
                 if guess.depth == deepest:
                     raise problems.top_is_too_even(counter, MOST_NAMES)
                 guess, are_added = Guess(min(2 * guess.depth, deepest) if can_add else deepest), False
             else:
-                guess = Guess(guess.depth, list(listed) if can_add else [], chosen or best(listed, asked.most))
+                guess = Guess(guess.depth, likely if can_add else [], chosen or likely[: asked.most])
                 are_added = True
                 self._remember(self._tops_of_parts, asked, guess)
         raise problems.groups_are_cold(counter, CHANGING)
@@ -464,14 +464,15 @@ def broken_of(reply: Sequence[bytes] | int) -> dict[bytes, bytes]:
 
 def choose_of(
     most: int, guess: Guess, about: Sequence[Sequence[Any]]
-) -> tuple[list[Largest], Mapping[bytes, int], list[bytes] | None]:
-    """The lists of the parts, what they have together, and the largest groups: None if it takes longer lists to tell."""
+) -> tuple[list[Largest], list[bytes], list[bytes] | None]:
+    """The lists of the parts; the groups in them that may be among the largest, the likeliest first; and the largest groups: None
+    if it takes longer lists to tell."""
     lists = [
         Largest({name: int(size) for name, size in pairs_of(each[1])}, len(each[1]) < 2 * guess.depth) for each in about
     ]
     sizes = zip(*(each[4] for each in about), strict=True)
     known = {name: sum(map(int, filter(None, some))) for name, some in zip(guess.known, sizes, strict=False)}
-    return lists, add_up(lists), choose(lists, known, most)
+    return lists, candidates(lists, most), choose(lists, known, most)
 
 
 async def in_thread(is_large: bool, function: Callable[..., T], *arguments: Any) -> T:

@@ -35,9 +35,33 @@ def add_up(lists: Sequence[Largest]) -> Mapping[bytes, int]:
     return sizes
 
 
+def limits_of(lists: Sequence[Largest]) -> tuple[int, Mapping[bytes, int]]:
+    """No group has more members than this: one that is in none of the lists, and each one that is in some of them."""
+    others = [each.most_of_others for each in lists]
+    most = sum(others)
+    above: Tally[bytes] = Tally()
+    for each, other in zip(lists, others, strict=True):
+        above.update({name: size - other for name, size in each.sizes.items()})
+    return most, {name: most + size for name, size in above.items()}
+
+
 def best(sizes: Mapping[bytes, int], most: int) -> list[bytes]:
     """The names of the largest groups, the largest first; those of one size in the order of their names."""
     return [name for _, name in nsmallest(most, ((-size, name) for name, size in sizes.items() if size))]
+
+
+def least_of(sizes: Mapping[bytes, int], chosen: Sequence[bytes], most: int) -> int:
+    """The size of the last group of a top; 0 if the top is not full."""
+    return sizes[chosen[-1]] if len(chosen) == most else 0
+
+
+def candidates(lists: Sequence[Largest], most: int) -> list[bytes]:
+    """The groups in the lists that may be among the largest: those that have most members in the lists first."""
+    listed = add_up(lists)
+    likely = best(listed, most)
+    least = least_of(listed, likely, most)
+    others = (name for name, size in limits_of(lists)[1].items() if size >= least)
+    return list(dict.fromkeys([*likely, *others]))
 
 
 def choose(lists: Sequence[Largest], known: Mapping[bytes, int], most: int) -> list[bytes] | None:
@@ -45,16 +69,12 @@ def choose(lists: Sequence[Largest], known: Mapping[bytes, int], most: int) -> l
 
     `known`: what all parts together have of some groups, read in the same moment as the lists.
     """
-    listed = add_up(lists)
     if all(each.is_all for each in lists):
-        return best(listed, most)
+        return best(add_up(lists), most)
     chosen = best(known, most)
     # A group of the same size may have an earlier name. So another group has to be smaller.
-    least = known[chosen[-1]] if len(chosen) == most else 0
-    others = [each.most_of_others for each in lists]
-    if sum(others) >= least:
+    least = least_of(known, chosen, most)
+    of_others, limits = limits_of(lists)
+    if of_others >= least or any(size >= least for name, size in limits.items() if name not in known):
         return None
-    for name in listed.keys() - known.keys():
-        if sum(each.sizes.get(name, other) for each, other in zip(lists, others, strict=True)) >= least:
-            return None
     return chosen

@@ -150,11 +150,13 @@ def present_groups(grouping: Counter, found: dict[str, Any] | None) -> dict[str,
     if found is None:
         return {"title": by, "note": "cannot be counted now"}
     largest = max((each["count"] for each in found["top"]), default=0)
-    rest, cold = found["groups"] - len(found["top"]), len(found["cold_groups"])
+    many, cold = found["groups"], len(found["cold_groups"])
+    # A counter with several shards does not say how many it has if there are more than it has looked at.
+    more = "more" if many is None else f"{many - len(found['top']):,} more"
     notes = [
-        *([f"{rest:,} more"] if rest > 0 else []),
+        *([more] if many is None or many > len(found["top"]) else []),
         *([f"{cold:,} cannot be counted now"] if cold else []),
-        *(["no groups yet"] if not found["groups"] else []),
+        *(["no groups yet"] if many == 0 else []),
     ]
     return {
         "title": by,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query_service.tops import Largest, best, choose
+from query_service.tops import Largest, best, candidates, choose
 
 NAMES = [bytes([letter]) for letter in b"abcdefgh"]
 parts = st.lists(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 6)), min_size=1, max_size=4)
@@ -24,6 +24,14 @@ def test_what_is_chosen_is_what_all_parts_say_together(
     sums = {name: sum(part.get(name, 0) for part in parts) for name in NAMES}
     chosen = choose([listed(part, depth) for part in parts], {name: sums[name] for name in known}, most)
     assert chosen is None or chosen == best(sums, most)
+
+
+@given(parts=parts, most=st.integers(1, 9), depth=st.integers(1, 9))
+def test_the_candidates_are_enough_to_tell(parts: list[dict[bytes, int]], most: int, depth: int) -> None:
+    lists = [listed(part, depth) for part in parts]
+    sums = {name: sum(part.get(name, 0) for part in parts) for name in NAMES}
+    known = {name: sums[name] for name in candidates(lists, most)}
+    assert choose(lists, known, most) == choose(lists, sums, most)
 
 
 @given(parts=parts, most=st.integers(1, 9))
