@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -19,7 +20,7 @@ from redis.exceptions import RedisError
 
 from query_service import problems
 from query_service.answers import Condition, describe
-from query_service.questions import Group, Listing, OneGroup, Periods, Top, Window, cursor_of
+from query_service.questions import MOST_TOP, Group, Listing, OneGroup, Periods, Top, Window, cursor_of
 from query_service.tops import Largest, add_up, candidates, choose
 from query_service.trips import MOST_COMMANDS, Trips
 from shared_models.declarations import Counter, get_counter
@@ -39,6 +40,8 @@ MOST_LAST_DAYS = 40_000
 ROUNDS_OF_PARTS = 40
 # How many names of groups are read from all parts together, to find the largest. Redis takes 40 ms for so many.
 MOST_NAMES = 200_000
+# A top that cannot be told is not tried again for so long: to find that out takes a second.
+TOO_EVEN_SECONDS = 10.0
 # How many tops a worker remembers, to ask for the sizes of their names in the first round trip.
 MOST_GUESSES = 100
 CHANGING = "its groups changed again and again while they were read"
@@ -74,6 +77,8 @@ class GroupReader:
         self._tops: dict[Top, tuple[dict[bytes, None], int | None]] = {}
         # The same, of counters with several parts.
         self._tops_of_parts: dict[Top, Guess] = {}
+        # By `key_of` the counter: how large the smallest top was that could not be told, and until when nobody tries again.
+        self._too_even: dict[str, tuple[int, float]] = {}
 
     async def read(self, question: OneGroup | Top | Periods | Listing | Window) -> Document:
         """The answer. Raises Problem."""
@@ -199,6 +204,9 @@ class GroupReader:
     async def _top_of_parts(self, asked: Top) -> Document:
         """The largest groups of a counter with several parts: see `tops`."""
         counter, total = asked.counter, get_counter(asked.counter.of)
+        refused, until = self._too_even.get(key_of(counter), (MOST_TOP + 1, 0.0))
+        if asked.most >= refused and monotonic() < until:  # what is larger, is harder to tell
+            raise problems.top_is_too_even(counter, MOST_NAMES)
         deepest = MOST_NAMES // counter.shards
         guess = self._tops_of_parts.get(asked, Guess(min(2 * asked.most, deepest)))
         reads_broken, are_added = asked in self._tops_of_parts, False
@@ -246,6 +254,7 @@ class GroupReader:
             can_add = len(likely) * counter.shards <= MOST_NAMES
             if chosen is None and (are_added or not can_add):
                 if guess.depth == deepest:
+                    self._too_even[key_of(counter)] = asked.most, monotonic() + TOO_EVEN_SECONDS
                     raise problems.top_is_too_even(counter, MOST_NAMES)
                 guess, are_added = Guess(min(2 * guess.depth, deepest) if can_add else deepest), False
             else:

@@ -135,7 +135,7 @@ def test_a_group_that_becomes_the_largest_is_found(query: Query, world: World, t
 
 
 def test_groups_that_are_too_many_alike_are_refused(
-    query: Query, world: World, monkeypatch: pytest.MonkeyPatch
+    query: Query, world: World, trips: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups_module, "MOST_NAMES", 100)
     fill(world, {f"state-{n:03}": 1 for n in range(120)})
@@ -143,6 +143,9 @@ def test_groups_that_are_too_many_alike_are_refused(
     assert (problem["type"], problem["status"], problem["limit"]) == ("urn:rollcall:top-too-even", 422, 100)
     assert "'customers' by state" in problem["detail"]
     fill(world, {"large": 40, "larger": 50})
+    trips.clear()
+    assert refused(query, f"{TOP}4")["limit"] == 100
+    assert not trips, "nobody tries this again for a while"
     assert [each["group"] for each in query.read(f"{TOP}2")["top"]] == [["larger"], ["large"]]
 
 
