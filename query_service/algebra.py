@@ -16,11 +16,11 @@ import msgspec
 from redis.asyncio.client import Pipeline
 
 from query_service import problems
-from query_service.groups import (
+from query_service.directories import (
     CHANGING,
     ROUNDS,
     Document,
-    GroupReader,
+    Generations,
     judge,
     live,
     plain,
@@ -60,7 +60,9 @@ class AlgebraAsked(msgspec.Struct, forbid_unknown_fields=True):
     sets: Annotated[
         list[SetAsked],
         msgspec.Meta(
-            min_length=FEWEST_SETS, max_length=MOST_SETS, description="sets of counters with the same member fields"
+            min_length=FEWEST_SETS,
+            max_length=MOST_SETS,
+            description="sets of counters with the same member fields, and the same number of shards",
         ),
     ]
 
@@ -152,8 +154,8 @@ class AlgebraReader:
 
     A member is in parts of the same number in all sets. So what the parts of each number have in common adds up."""
 
-    def __init__(self, trips: Trips, groups: GroupReader, limit: int) -> None:
-        self._trips, self._groups, self.limit = trips, groups, limit
+    def __init__(self, trips: Trips, generations: Generations, limit: int) -> None:
+        self._trips, self._generations, self.limit = trips, generations, limit
 
     async def read(self, asked: Algebra) -> Document:
         """The answer. Raises Problem."""
@@ -173,13 +175,13 @@ class AlgebraReader:
                 pipe.sintercard(len(found), found)  # type: ignore[arg-type]
 
         for _ in range(ROUNDS):
-            as_of, guesses = utc_now(), [self._groups.guess(each.counter) for each in asked.sets]
+            as_of, guesses = utc_now(), [self._generations.guess(each.counter) for each in asked.sets]
             replies = [iter(each) for each in await self._trips.ask(parts, queue)]
             found = [[parse_set(each, some) for each in asked.sets] for some in replies]
             now = [[of_part[place][1] for of_part in found] for place in range(len(asked.sets))]
             for each, generations in zip(asked.sets, now, strict=True):
                 if each.group is not None:
-                    self._groups.learn(each.counter, generations)
+                    self._generations.learn(each.counter, generations)
             if any(
                 each.group is not None and generations != guess
                 for each, generations, guess in zip(asked.sets, now, guesses, strict=True)

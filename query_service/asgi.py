@@ -20,6 +20,7 @@ from query_service.algebra import ALGEBRA, AlgebraReader
 from query_service.answers import COUNTER, COUNTS, Condition
 from query_service.badges import BADGE, EMBED
 from query_service.counts import Counts
+from query_service.directories import Generations
 from query_service.groups import GroupReader
 from query_service.memberships import Memberships
 from query_service.openapi import HISTORY, MEMBER, MEMBERS, TICKETS
@@ -29,6 +30,7 @@ from query_service.reads import read_samples
 from query_service.shared_answers import Given, Question, SharedAnswers
 from query_service.site.pages import QUERY
 from query_service.streams import Streams
+from query_service.tops import TopReader
 from query_service.trips import Trips, Unreadable
 from shared_models.declarations import Counter
 from shared_models.stores import check_noeviction
@@ -64,8 +66,9 @@ class Query(Application):
         self.badges = badges
         # A question about sets takes trips of its own, one for each shard: nobody waits behind it, except in Redis.
         self.trips, alone = Trips(asked.nodes), Trips(asked.nodes, most_commands=1)
-        groups = GroupReader(self.trips, alone)
-        sets = AlgebraReader(alone, groups, algebra_members)
+        generations = Generations()
+        groups = GroupReader(self.trips, TopReader(self.trips, alone, generations), generations)
+        sets = AlgebraReader(alone, generations, algebra_members)
         self.shared = SharedAnswers(groups.read, keep_seconds=counts.refresh_seconds)
         self.shared_sets = SharedAnswers(sets.read, keep_seconds=counts.refresh_seconds)
 

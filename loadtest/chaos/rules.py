@@ -217,18 +217,18 @@ def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) 
 
 def group_size(patch: Patch) -> None:
     """Query does not compare the set of a group with its size."""
-    from query_service import groups
+    from query_service import directories
 
-    whole = groups.judge_one
-    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(count, count, is_broken=is_broken))
+    whole = directories.judge_one
+    patch(directories, "judge_one", lambda size, count, *, is_broken: whole(count, count, is_broken=is_broken))
 
 
 def broken_group(patch: Patch) -> None:
     """Query serves a group that was dropped and is being read again."""
-    from query_service import groups
+    from query_service import directories
 
-    whole = groups.judge_one
-    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(size, count, is_broken=False))
+    whole = directories.judge_one
+    patch(directories, "judge_one", lambda size, count, *, is_broken: whole(size, count, is_broken=False))
 
 
 def mend_fence(patch: Patch) -> None:

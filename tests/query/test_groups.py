@@ -16,7 +16,7 @@ from redis import from_url as redis_of
 from redis.exceptions import NoPermissionError
 
 from compose.local.servers import Valkey
-from query_service import algebra
+from query_service import algebra, directories
 from query_service import groups as groups_module
 from query_service.questions import MOST_PERIODS
 from query_service.trips import Trips
@@ -261,7 +261,7 @@ class TestTop:
     def test_with_very_many_broken_groups_all_are_cold(
         self, query: Query, world: World, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(groups_module, "MOST_BROKEN", 3)
+        monkeypatch.setattr(directories, "MOST_BROKEN", 3)
         redis.hset(keys.of_counter(BY_STATE).broken, mapping={f"{n}": "t" for n in range(4)})
         assert refused(query, "customers", by="state", top=1)["type"] == "urn:rollcall:counter-cold"
         assert refused(query, "customers/groups", by="state")["type"] == "urn:rollcall:counter-cold"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from query_service import groups as groups_module
+from query_service import tops
 from query_service.trips import Trips
 from shared_models import declarations
 from shared_models.declarations import get_counter
@@ -137,7 +137,7 @@ def test_a_group_that_becomes_the_largest_is_found(query: Query, world: World, t
 def test_groups_that_are_too_many_alike_are_refused(
     query: Query, world: World, trips: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(groups_module, "MOST_NAMES", 100)
+    monkeypatch.setattr(tops, "MOST_NAMES", 100)
     fill(world, {f"state-{n:03}": 1 for n in range(120)})
     problem = refused(query, f"{TOP}3")
     assert (problem["type"], problem["status"], problem["limit"]) == ("urn:rollcall:top-too-even", 422, 100)

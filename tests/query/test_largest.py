@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from query_service.tops import Largest, best, candidates, choose
+from query_service.largest import Largest, best, candidates, choose
 
 NAMES = [bytes([letter]) for letter in b"abcdefgh"]
 parts = st.lists(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 6)), min_size=1, max_size=4)
