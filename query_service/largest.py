@@ -8,7 +8,6 @@ Otherwise read more: twice `k`.
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -18,39 +17,41 @@ from heapq import nsmallest
 class Largest:
     """The largest groups of one part, with their sizes there; `is_all`: the part has no other groups."""
 
-    sizes: Mapping[bytes, int]
+    sizes: Mapping[bytes, float]
     is_all: bool
 
     @property
-    def most_of_others(self) -> int:
+    def most_of_others(self) -> float:
         """No group that is not in the list has more members in this part."""
         return 0 if self.is_all else min(self.sizes.values())
 
 
-def add_up(lists: Sequence[Largest]) -> Mapping[bytes, int]:
+def add_up(lists: Sequence[Largest]) -> Mapping[bytes, float]:
     """The groups of these lists, with what the lists have of each."""
-    sizes: Tally[bytes] = Tally()
+    sizes: dict[bytes, float] = {}
     for each in lists:
-        sizes.update(each.sizes)
+        for name, size in each.sizes.items():
+            sizes[name] = sizes.get(name, 0) + size
     return sizes
 
 
-def limits_of(lists: Sequence[Largest]) -> tuple[int, Mapping[bytes, int]]:
+def limits_of(lists: Sequence[Largest]) -> tuple[float, Mapping[bytes, float]]:
     """No group has more members than this: one that is in none of the lists, and each one that is in some of them."""
     others = [each.most_of_others for each in lists]
     most = sum(others)
-    above: Tally[bytes] = Tally()
+    limits: dict[bytes, float] = {}
     for each, other in zip(lists, others, strict=True):
-        above.update({name: size - other for name, size in each.sizes.items()})
-    return most, {name: most + size for name, size in above.items()}
+        for name, size in each.sizes.items():
+            limits[name] = limits.get(name, most) + size - other
+    return most, limits
 
 
-def best(sizes: Mapping[bytes, int], most: int) -> list[bytes]:
+def best(sizes: Mapping[bytes, float], most: int) -> list[bytes]:
     """The names of the largest groups, the largest first; those of one size in the order of their names."""
     return [name for _, name in nsmallest(most, ((-size, name) for name, size in sizes.items() if size))]
 
 
-def least_of(sizes: Mapping[bytes, int], chosen: Sequence[bytes], most: int) -> int:
+def least_of(sizes: Mapping[bytes, float], chosen: Sequence[bytes], most: int) -> float:
     """The size of the last group of a top; 0 if the top is not full."""
     return sizes[chosen[-1]] if len(chosen) == most else 0
 
@@ -64,7 +65,7 @@ def candidates(lists: Sequence[Largest], most: int) -> list[bytes]:
     return list(dict.fromkeys([*likely, *others]))
 
 
-def choose(lists: Sequence[Largest], known: Mapping[bytes, int], most: int) -> list[bytes] | None:
+def choose(lists: Sequence[Largest], known: Mapping[bytes, float], most: int) -> list[bytes] | None:
     """The largest groups of all parts; None if the lists are too short to tell.
 
     `known`: what all parts together have of some groups, read in the same moment as the lists.

@@ -97,7 +97,7 @@ async def read_samples(trips: Trips, counters: Sequence[Counter], until: datetim
     firsts = [counter.parts[0] for counter in counters]
     found = await trips.ask_each(firsts, lambda pipe, part: samples.queue_samples(pipe, part.whole))
     failures = [each for each in found if isinstance(each, Exception)]
-    if len(failures) == len(found):
+    if failures and len(failures) == len(found):
         raise failures[0]
     return {
         each.name: samples.parse_samples(replies[0], until)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -50,6 +50,8 @@ MOST_NAMES = 200_000
 TOO_EVEN_SECONDS = 10.0
 # How many tops a worker remembers, to ask for the sizes of their names in the first round trip.
 MOST_GUESSES = 100
+# … and of how many groups for each of them.
+MOST_REMEMBERED = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class TopReader:
         """`alone`: trips of one part each, for what takes Redis long."""
         self._trips, self._alone, self._generations = trips, alone, generations
         # For each of the latest tops: the names that may be in it, and the size at its end. These are guesses, too.
-        self._tops: dict[Top, tuple[dict[bytes, None], int | None]] = {}
+        self._tops: dict[Top, tuple[dict[bytes, None], float | None]] = {}
         # The same, of counters with several parts.
         self._tops_of_parts: dict[Top, Guess] = {}
         # By `key_of` the counter: how large the smallest top was that could not be told, and until when nobody tries again.
@@ -108,8 +110,8 @@ class TopReader:
             self._generations.learn(counter, [now])
             settled = now == generation and reads_broken
             reads_broken = is_readable(counter, many_broken)
-            before, last = last, int(largest[-1][1]) if largest else None
-            above = sorted((-int(size), name) for name, size in largest if int(size) != last)
+            before, last = last, float(largest[-1][1]) if largest else None
+            above = sorted((-float(size), name) for name, size in largest if float(size) != last)
             chosen = [name for _, name in above] + (ties[: asked.most - len(above)] if last == before else [])
             if settled and last == before and all(name in known for name in chosen):
                 counts = dict(zip(names, judge_without_broken(names, replies[2 * states.REPLIES + 5 :]), strict=True))
@@ -171,10 +173,8 @@ class TopReader:
             if chosen is not None and settled and set(chosen) <= set(guess.chosen):
                 names, skipped = guess.chosen, 2 * states.REPLIES + 5
                 judged = added([judge_without_broken(names, each[skipped:]) for each in replies])
-                counts, broken = (
-                    dict(zip(names, judged, strict=True)),
-                    {name for each in about for name in broken_of(each[3])},
-                )
+                counts = dict(zip(names, judged, strict=True))
+                broken = {name for each in about for name in broken_of(each[3])}
                 told = {name: count for name in chosen if name not in broken and isinstance(count := counts[name], int)}
                 cold = sorted({*broken, *chosen} - told.keys())
                 return {
@@ -194,9 +194,11 @@ class TopReader:
                     raise problems.top_is_too_even(counter, MOST_NAMES)
                 guess, are_added = Guess(min(2 * guess.depth, deepest) if can_add else deepest), False
             else:
-                guess = Guess(guess.depth, likely if can_add else [], chosen or likely[: asked.most])
-                are_added = True
-                self._remember(self._tops_of_parts, asked, guess)
+                # Some more than it takes: while many rows come, groups at the end of a top change their places.
+                may_be_chosen = list(dict.fromkeys([*(chosen or ()), *likely]))[: asked.most + asked.most // 10 + 5]
+                guess, are_added = Guess(guess.depth, likely if can_add else [], may_be_chosen), True
+                is_short = len(guess.known) <= MOST_REMEMBERED
+                self._remember(self._tops_of_parts, asked, guess if is_short else replace(guess, known=[]))
         raise problems.groups_are_cold(counter, CHANGING)
 
 
@@ -206,10 +208,11 @@ def choose_of(
     """The lists of the parts; the groups in them that may be among the largest, the likeliest first; and the largest groups: None
     if it takes longer lists to tell."""
     lists = [
-        Largest({name: int(size) for name, size in pairs_of(each[1])}, len(each[1]) < 2 * guess.depth) for each in about
+        Largest({name: float(size) for name, size in pairs_of(each[1])}, len(each[1]) < 2 * guess.depth)
+        for each in about
     ]
     sizes = zip(*(each[4] for each in about), strict=True)
-    known = {name: sum(map(int, filter(None, some))) for name, some in zip(guess.known, sizes, strict=False)}
+    known = {name: sum(map(float, filter(None, some))) for name, some in zip(guess.known, sizes, strict=False)}
     return lists, candidates(lists, most), choose(lists, known, most)
 
 

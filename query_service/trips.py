@@ -155,6 +155,8 @@ class Trips:
 
     async def ask_each(self, parts: Sequence[Counter], queue: Queue) -> list[Replies]:
         """The same; a part whose server does not answer has the reason. Raises Unreadable if nobody says where the parts are."""
+        if not parts:
+            return []
         await self.nodes.ready()
         servers = [self.nodes.where(keys.home_of(part)) for part in parts]
         asked = Asked(queue, [[]] * len(parts), len(parts), asyncio.get_running_loop().create_future())

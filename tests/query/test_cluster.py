@@ -104,6 +104,9 @@ def test_a_server_that_is_gone_costs_the_counters_that_have_parts_there(
     home = node_of(cluster, spread, "shops")
     victim = next(node for number in range(6) if (node := node_of(cluster, spread, "customers", number)) is not home)
     assert query.read("/v1/counts/customers")["count"] == 40
+    others = [node for node in cluster.nodes if node is not victim]
+    for node in others:
+        node.ask("CONFIG", "SET", "cluster-replica-no-failover", "yes")
     victim.kill()
     try:
         ready = query.get("/readyz").json
@@ -119,6 +122,9 @@ def test_a_server_that_is_gone_costs_the_counters_that_have_parts_there(
         assert query.get("/v1/counts/customers?window=7d").json["type"] == "urn:rollcall:redis-unavailable"
         assert query.get("/v1/counts/shops/member?shop=7").json == {"member": True}
 
+        for node in others:
+            node.ask("CONFIG", "SET", "cluster-replica-no-failover", "no")
+
         async def until_promoted() -> None:
             query.counts.ask()
             await eventually(
@@ -128,6 +134,8 @@ def test_a_server_that_is_gone_costs_the_counters_that_have_parts_there(
         query.run(until_promoted())
         assert query.read("/v1/counts/customers/groups?by=state")["groups"] == []
     finally:
+        for node in others:
+            node.ask("CONFIG", "SET", "cluster-replica-no-failover", "no")
         victim.start()
         wait_for(cluster.serves, "the cluster to be whole")
 
