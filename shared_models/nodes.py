@@ -233,4 +233,9 @@ def read_sentinel(parts: SplitResult, host: str, port: int) -> list[Place]:
     if not found:
         raise ConnectionError(f"the sentinel at {host}:{port} does not know {service!r}")
     name, number = found
-    return [Place(0, plain_url(parts, name.decode(), number, database or "0"))]
+    url = plain_url(parts, name.decode(), number, database or "0")
+    with ask_server(url) as primary:
+        # A sentinel that is behind names the one of before, which may be a replica by now: reads there give no error.
+        if primary.info("replication").get("role") != "master":
+            raise ConnectionError(f"the sentinel at {host}:{port} names a replica")
+    return [Place(0, url)]

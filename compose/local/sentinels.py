@@ -47,7 +47,7 @@ class Watched:
         first, second, *others = ports
         self.primary = Valkey(folder / "primary", first, **options)
         self.replica = Valkey(
-            folder / "replica", second, replicaof=f"{HOST} {first}", **{"repl-diskless-sync-delay": "0"}, **options
+            folder / "replica", second, replicaof=f"{HOST} {first}", repl_diskless_sync_delay="0", **options
         )
         of_process = {name: options[name] for name in ("dies_with_parent",) if name in options}
         self.sentinels = [
