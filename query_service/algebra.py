@@ -16,7 +16,18 @@ import msgspec
 from redis.asyncio.client import Pipeline
 
 from query_service import problems
-from query_service.groups import CHANGING, ROUNDS, Document, GroupReader, judge, live, plain, queue_groups, utc_now
+from query_service.directories import (
+    CHANGING,
+    ROUNDS,
+    Document,
+    Generations,
+    judge,
+    live,
+    plain,
+    queue_groups,
+    states_of,
+    utc_now,
+)
 from query_service.questions import Group, declared_by, names_of, read_by, read_group
 from query_service.trips import Trips
 from shared_models.declarations import Counter, Storage
@@ -49,7 +60,9 @@ class AlgebraAsked(msgspec.Struct, forbid_unknown_fields=True):
     sets: Annotated[
         list[SetAsked],
         msgspec.Meta(
-            min_length=FEWEST_SETS, max_length=MOST_SETS, description="sets of counters with the same member fields"
+            min_length=FEWEST_SETS,
+            max_length=MOST_SETS,
+            description="sets of counters with the same member fields, and the same number of shards",
         ),
     ]
 
@@ -92,6 +105,12 @@ def read_body(body: bytes | bytearray) -> Algebra:
                 f"sets[{number}] has members of {described(each.counter)}, and sets[0] of {described(first)}: sets can be "
                 "compared if their members are the same",
             )
+        if each.counter.shards != first.shards:
+            raise problems.wrong_question(
+                "sets",
+                f"sets[{number}] is of a counter with shards = {each.counter.shards}, and sets[0] of one with shards = "
+                f"{first.shards}: sets can be compared if their counters are declared with the same number",
+            )
     return Algebra(asked.operation, sets)
 
 
@@ -131,43 +150,78 @@ def terms_of(operation: Operation, many: int) -> Iterator[tuple[int, Places]]:
 
 
 class AlgebraReader:
-    """Reads for the questions of one worker. `limit`: how many members one question may look at."""
+    """Reads for the questions of one worker. `limit`: how many members one question may look at in one trip.
 
-    def __init__(self, trips: Trips, groups: GroupReader, limit: int) -> None:
-        self._trips, self._groups, self.limit = trips, groups, limit
+    A member is in parts of the same number in all sets. So what the parts of each number have in common adds up."""
+
+    def __init__(self, trips: Trips, generations: Generations, limit: int) -> None:
+        self._trips, self._generations, self.limit = trips, generations, limit
 
     async def read(self, asked: Algebra) -> Document:
         """The answer. Raises Problem."""
+        self.check_slots(asked)
         terms = list(terms_of(asked.operation, len(asked.sets)))
-        needed: list[Places] = []
-        was: list[int] | None = None
+        parts = asked.sets[0].counter.parts
+        # The intersections that are counted in the parts of each number; and the sizes that these depend on.
+        needed: list[list[Places]] = [[] for _ in parts]
+        was: list[list[int]] | None = None
 
-        def queue(pipe: Pipeline) -> None:
-            for each, generation in zip(asked.sets, generations, strict=True):
-                queue_set(pipe, each, generation)
-            for places in needed:
-                found = [key_of(asked.sets[place], generations[place]) for place in places]
+        def queue(pipe: Pipeline, part: Counter) -> None:
+            of_sets = [generations[part.shard] for generations in guesses]
+            for each, generation in zip(asked.sets, of_sets, strict=True):
+                queue_set(pipe, each, part.shard, generation)
+            for places in needed[part.shard]:
+                found = [key_of(asked.sets[place], part.shard, of_sets[place]) for place in places]
                 pipe.sintercard(len(found), found)  # type: ignore[arg-type]
 
         for _ in range(ROUNDS):
-            as_of, generations = utc_now(), [self._groups.guess(each.counter) for each in asked.sets]
-            replies = iter(await self._trips.ask(queue))
-            found = [parse_set(each, replies) for each in asked.sets]
-            for each, (_, generation, _) in zip(asked.sets, found, strict=True):
-                self._groups.learn(each.counter, generation)
-            if generations != [generation for _, generation, _ in found]:
-                was, needed = None, []
+            as_of, guesses = utc_now(), [self._generations.guess(each.counter) for each in asked.sets]
+            replies = [iter(each) for each in await self._trips.ask(parts, queue)]
+            found = [[parse_set(each, some) for each in asked.sets] for some in replies]
+            now = [[of_part[place][1] for of_part in found] for place in range(len(asked.sets))]
+            for each, generations in zip(asked.sets, now, strict=True):
+                if each.group is not None:
+                    self._generations.learn(each.counter, generations)
+            if any(
+                each.group is not None and generations != guess
+                for each, generations, guess in zip(asked.sets, now, guesses, strict=True)
+            ):
+                was, needed = None, [[] for _ in parts]
                 continue
-            sizes = [judge_set(each, count) for each, (_, _, count) in zip(asked.sets, found, strict=True)]
+            sizes = [
+                [judge_set(each, count) for each, (_, _, count) in zip(asked.sets, of_part, strict=True)]
+                for of_part in found
+            ]
             # A set that the directory does not name may exist, but is of no group: the question does not read it.
-            if was is not None and [size > 0 for size in sizes] == [size > 0 for size in was]:
-                counts = dict(zip(needed, plain(asked.sets[0].counter, list(replies)), strict=True))
-                counts |= {(place,): size for place, size in enumerate(sizes)}
-                count = sum(sign * counts.get(places, 0) for sign, places in terms)
-                return answer_of(asked, count, sizes, [state for state, _, _ in found], as_of)
-            was, needed = sizes, [each for _, each in terms if len(each) > 1 and all(sizes[place] for place in each)]
-            self.check(asked.operation, needed, sizes)
+            if was is not None and signs(sizes) == signs(was):
+                count = 0
+                for places, some, of_part in zip(needed, replies, sizes, strict=True):
+                    counts = dict(zip(places, plain(asked.sets[0].counter, list(some)), strict=True))
+                    counts |= {(place,): size for place, size in enumerate(of_part)}
+                    count += sum(sign * counts.get(places, 0) for sign, places in terms)
+                summed = [sum(of_set) for of_set in zip(*sizes, strict=True)]
+                return answer_of(asked, count, summed, [state for of_part in found for state, _, _ in of_part], as_of)
+            was, needed = (
+                sizes,
+                [
+                    [each for _, each in terms if len(each) > 1 and all(of_part[place] for place in each)]
+                    for of_part in sizes
+                ],
+            )
+            for places, of_part in zip(needed, sizes, strict=True):
+                self.check(asked.operation, places, of_part)
         raise problems.cold(f"the {asked.operation}", CHANGING)
+
+    def check_slots(self, asked: Algebra) -> None:
+        """Raises Problem if the sets are in different slots of a cluster, which does not intersect those."""
+        first = asked.sets[0].counter
+        for number, each in enumerate(asked.sets):
+            if self._trips.nodes.is_cluster and keys.tag_of(each.counter.parts[0]) != keys.tag_of(first.parts[0]):
+                raise problems.wrong_question(
+                    "sets",
+                    f"sets[{number}] is of counter {total_of(each.counter)!r}, and sets[0] of {total_of(first)!r}: they are in "
+                    "different slots of the Redis Cluster, which intersects sets of one slot only; declare both with the same tag",
+                )
 
     def check(self, operation: Operation, needed: list[Places], sizes: list[int]) -> None:
         """Raises Problem if the intersections are too much work: each goes through its smallest set."""
@@ -178,17 +232,23 @@ class AlgebraReader:
             raise problems.sets_too_large(operation, place, sizes[place], work, self.limit)
 
 
-def queue_set(pipe: Pipeline, each: SetOf, generation: object) -> None:
-    """Queue the state of its counter; for a group also its generation and size."""
-    states.queue_state(pipe, each.counter.name)
+def signs(sizes: list[list[int]]) -> list[list[bool]]:
+    """Which sets have members."""
+    return [[size > 0 for size in of_part] for of_part in sizes]
+
+
+def queue_set(pipe: Pipeline, each: SetOf, number: int, generation: object) -> None:
+    """Queue the state of its counter's part with this number; for a group also its generation and size."""
+    part = each.counter.parts[number]
+    states.queue_state(pipe, part.name)
     if each.group is not None:
-        pipe.hget(keys.of_counter(each.counter.name).intake, "generation")
-        queue_groups(pipe, each.counter, generation, [members.encode(each.group)])
+        pipe.hget(keys.of_counter(part.name).intake, "generation")
+        queue_groups(pipe, part, generation, [members.encode(each.group)])
 
 
 def parse_set(each: SetOf, replies: Iterator[Any]) -> tuple[State, object, int | str]:
     """The state, the generation, and the count, or why it is cold. Raises Problem if the counter is cold."""
-    state = live(each.counter, list(islice(replies, states.REPLIES)))
+    state = live(each.counter, states_of([list(islice(replies, states.REPLIES))]))
     if each.group is None:
         return state, None, state.count
     (generation,) = plain(each.counter, [next(replies)])
@@ -203,10 +263,15 @@ def judge_set(each: SetOf, count: int | str) -> int:
     return count
 
 
-def key_of(each: SetOf, generation: object) -> str | bytes:
-    """The key of the set in Redis."""
-    at = keys.of_counter(each.counter.name)
+def key_of(each: SetOf, number: int, generation: object) -> str | bytes:
+    """The key in Redis of the part of the set with this number."""
+    at = keys.of_counter(each.counter.parts[number].name)
     return at.members if each.group is None else at.group(generation, members.encode(each.group))
+
+
+def total_of(counter: Counter) -> str:
+    """The name of the declared counter."""
+    return counter.of or counter.name
 
 
 def answer_of(asked: Algebra, count: int, sizes: list[int], found: list[State], as_of: datetime) -> Document:
@@ -215,7 +280,7 @@ def answer_of(asked: Algebra, count: int, sizes: list[int], found: list[State], 
         "operation": asked.operation,
         "count": count,
         "sets": [
-            {"counter": each.counter.of or each.counter.name}
+            {"counter": total_of(each.counter)}
             | ({"by": each.counter.by_names, "group": each.group} if each.group is not None else {})
             | {"count": size}
             for each, size in zip(asked.sets, sizes, strict=True)

@@ -74,6 +74,9 @@ def describe(state: State | None, condition: Condition) -> DescribedCount:
     """One counter as the API shows it. Only a counter that is complete has a count."""
     if state is None or condition is Condition.LOST:
         return {"count": None, "state": "unavailable", "complete_through": None, "verified_at": None, "drift": None}
+    if state.away:
+        unavailable = describe(None, condition)
+        return {**unavailable, "reason": state.why_cold}
     if state.cold:
         return {
             "count": None,
@@ -122,9 +125,9 @@ def render(names: Iterable[str], reading: Reading | None, condition: Condition) 
 def render_all(described: DescribedCounts, condition: Condition) -> CountAnswer:
     """The answer of `/v1/counts` for these counters."""
     states = {counter["state"] for counter in described["counters"].values()}
-    if "unavailable" in states:
+    if states == {"unavailable"}:
         return CountAnswer(COUNTS, refusal(problems.redis_is_unavailable()))
-    if states == {"cold"}:
+    if states <= {"cold", "unavailable"}:
         return CountAnswer(COUNTS, refusal(problems.every_counter_is_cold(described["counters"])))
     counted = {name: substance(counter) for name, counter in described["counters"].items()}
     return give(COUNTS, described, counted, condition)
@@ -134,6 +137,8 @@ def _one_count(name: str, described: DescribedCounts, state: State | None, condi
     counter = described["counters"][name]
     if state is None or condition is Condition.LOST:
         return CountAnswer(COUNTER, refusal(problems.redis_is_unavailable()))
+    if state.away:
+        return CountAnswer(COUNTER, refusal(problems.counter_is_away(name, state)))
     if state.cold:
         return CountAnswer(COUNTER, refusal(problems.counter_is_cold(name, state)))
     document = {"counter": name, **counter, "as_of": described["as_of"]}
@@ -146,7 +151,7 @@ def _stats(described: DescribedCounts, condition: Condition) -> CountAnswer:
     unknown = [name for name, count in counts.items() if count is None]
     if not unknown:
         return give(STATS, {"result": "success", **counts}, counts, condition)
-    if condition is Condition.LOST:
+    if any(counter["state"] == "unavailable" for counter in described["counters"].values()):
         detail, retry_seconds = problems.redis_is_unavailable().detail, problems.REDIS_RETRY_SECONDS
     else:
         detail, retry_seconds = f"not complete yet: {', '.join(unknown)}", problems.COLD_RETRY_SECONDS

@@ -20,16 +20,18 @@ from query_service.algebra import ALGEBRA, AlgebraReader
 from query_service.answers import COUNTER, COUNTS, Condition
 from query_service.badges import BADGE, EMBED
 from query_service.counts import Counts
+from query_service.directories import Generations
 from query_service.groups import GroupReader
 from query_service.memberships import Memberships
 from query_service.openapi import HISTORY, MEMBER, MEMBERS, TICKETS
 from query_service.problems import known_counter
 from query_service.questions import GROUPS
-from query_service.reads import Unreadable, read_samples
+from query_service.reads import read_samples
 from query_service.shared_answers import Given, Question, SharedAnswers
 from query_service.site.pages import QUERY
 from query_service.streams import Streams
-from query_service.trips import Trips
+from query_service.tops import TopReader
+from query_service.trips import Trips, Unreadable
 from shared_models.declarations import Counter
 from shared_models.stores import check_noeviction
 from shared_models.web import request_log
@@ -62,9 +64,11 @@ class Query(Application):
         self.counts, self.memberships, self.streams = counts, asked, open_streams
         self.max_members, self.member_bytes, self.access_log = max_members, member_bytes, access_log
         self.badges = badges
-        # Each question about sets takes a trip of its own: nobody waits behind it, except in Redis.
-        groups = GroupReader(Trips(asked.client))
-        sets = AlgebraReader(Trips(asked.client, most_commands=1), groups, algebra_members)
+        # A question about sets takes trips of its own, one for each shard: nobody waits behind it, except in Redis.
+        self.trips, alone = Trips(asked.nodes), Trips(asked.nodes, most_commands=1)
+        generations = Generations()
+        groups = GroupReader(self.trips, TopReader(self.trips, alone, generations), generations)
+        sets = AlgebraReader(alone, generations, algebra_members)
         self.shared = SharedAnswers(groups.read, keep_seconds=counts.refresh_seconds)
         self.shared_sets = SharedAnswers(sets.read, keep_seconds=counts.refresh_seconds)
 
@@ -111,7 +115,7 @@ class Query(Application):
                 self.takes(request, "GET", MEMBER)
                 counter = known_counter(name)
                 asked = memberships.read_query(counter, request.query)
-                (is_member,) = await self.memberships.ask(counter.name, [asked])
+                (is_member,) = await self.memberships.ask(counter, [asked])
                 return now(b'{"member":true}' if is_member else b'{"member":false}')
             case ["v1", "counts", name, "members"]:
                 self.takes(request, "POST", MEMBERS, ())
@@ -156,9 +160,11 @@ class Query(Application):
     async def history(self, counter: Counter) -> Answer:
         """The samples of the last hour."""
         try:
-            read = await read_samples(self.memberships.client, [counter.name], datetime.now(UTC))
+            read = await read_samples(self.trips, [counter], datetime.now(UTC))
         except Unreadable:
-            raise problems.redis_is_unavailable() from None
+            read = {}
+        if counter.name not in read:
+            raise problems.redis_is_unavailable()
         samples = [(round(sample.at.timestamp(), 3), sample.count) for sample in read[counter.name]]
         return now(msgspec.json.encode({"counter": counter.name, "samples": samples}))
 
@@ -169,7 +175,7 @@ class Query(Application):
             asked = await asyncio.to_thread(memberships.read_body, counter, body, self.max_members)
         else:
             asked = memberships.read_body(counter, body, self.max_members)
-        return now(msgspec.json.encode({"members": await self.memberships.ask(counter.name, asked)}))
+        return now(msgspec.json.encode({"members": await self.memberships.ask(counter, asked)}))
 
     async def stream(self, request: Request) -> None:
         """The events, until the client or the worker ends."""
@@ -214,15 +220,28 @@ class Query(Application):
         return openapi.describe_api()
 
     def readiness(self) -> Readiness:
-        """Check that Redis answers, and does not evict. It makes a new connection, to check that this works, too."""
-        client = stores.connect_for_readiness()
+        """Check that Redis answers, and does not evict. It makes new connections, to check that this works, too.
+
+        Query is ready if some servers of a cluster answer: it has the counts of all counters that have no part on the others.
+        """
+        evicts, away, servers = [], [], []
         try:
-            wrong = check_noeviction(client)
-        except (RedisError, OSError) as error:
-            wrong = f"Redis cannot be read ({error}); see REDIS_URL"
-        finally:
-            client.close()
-        return Readiness({"redis": wrong}, needed=frozenset({"redis"}))
+            servers = stores.nodes_for_readiness().each()
+        except RedisError as error:
+            away.append(str(error))
+        for client in servers:
+            try:
+                evicts.append(check_noeviction(client))
+            except (RedisError, OSError) as error:
+                away.append(str(error))
+            finally:
+                client.close()
+        if not evicts:
+            return Readiness({"redis": f"Redis cannot be read ({away[0]}); see REDIS_URL"}, needed=frozenset({"redis"}))
+        checks = {"redis": next(filter(None, evicts), None)}
+        if away:
+            checks["redis_servers"] = f"{len(away)} of {len(servers)} servers of Redis cannot be read ({away[0]})"
+        return Readiness(checks, needed=frozenset({"redis"}))
 
     async def metrics(self) -> bytes:
         """All metrics, with the present counts; the standing answers of other workers may lag by one read."""
@@ -237,7 +256,7 @@ class Query(Application):
 
     async def stop(self) -> None:
         await self.counts.close()
-        await self.memberships.close()
+        await self.trips.nodes.aclose()
 
 
 def wants_fresh(request: Request) -> bool:
@@ -252,8 +271,9 @@ def now(body: bytes) -> Answer:
 
 def make_application() -> Query:
     """The application of a worker, by its settings. It connects to nothing before the first request."""
+    nodes = stores.connect_nodes()
     counts = Counts(
-        stores.connect_for_counts(),
+        Trips(nodes),
         refresh_seconds=settings.REFRESH_SECONDS,
         idle_seconds=settings.IDLE_SECONDS,
         stale_seconds=settings.STALE_SECONDS,
@@ -275,7 +295,7 @@ def make_application() -> Query:
         get_asgi_application(),
         limits,
         counts,
-        Memberships(stores.connect_for_members()),
+        Memberships(nodes),
         open_streams,
         max_members=settings.MAX_MEMBERS,
         member_bytes=settings.MAX_BODY_BYTES,

@@ -1,7 +1,7 @@
 """The counts of a worker, and the standing answers that are made from them.
 
-One task in each worker reads all counters from Redis, in one round trip, every REFRESH_SECONDS, and makes the answers.
-A request takes one of them: a dictionary lookup. If no client asks for IDLE_SECONDS, the task ends and removes the
+One task in each worker reads all counters from Redis, in one round trip to each server, every REFRESH_SECONDS. It makes
+the answers. A request takes one of them: a dictionary lookup. If no client asks for IDLE_SECONDS, the task ends and removes the
 answers. The next request starts it again, and waits for its first read.
 """
 
@@ -14,11 +14,11 @@ from contextvars import Context
 from time import monotonic, perf_counter
 
 import structlog
-from redis.asyncio import Redis
 
 from query_service import answers, metrics
 from query_service.answers import Condition, CountAnswer
-from query_service.reads import Reading, Unreadable, read_counters
+from query_service.reads import Reading, read_counters
+from query_service.trips import Trips, Unreadable
 from shared_models import declarations
 
 log = structlog.get_logger()
@@ -33,15 +33,16 @@ MOST_CHOICES = 100
 class Counts:
     """The counts of one worker. All of it runs in the worker's event loop: nothing here needs a lock."""
 
-    def __init__(self, client: Redis, *, refresh_seconds: float, idle_seconds: float, stale_seconds: float) -> None:
-        self._client = client
+    def __init__(self, trips: Trips, *, refresh_seconds: float, idle_seconds: float, stale_seconds: float) -> None:
+        self._trips = trips
         self.refresh_seconds, self.idle_seconds, self.stale_seconds = refresh_seconds, idle_seconds, stale_seconds
         # By path. Empty while no client asks.
         self.answers: dict[str, CountAnswer] = {}
         self.reading: Reading | None = None
         self.condition = Condition.LOST
         self._of_choices: dict[tuple[str, ...], CountAnswer] = {}
-        self._noted: Condition | None = None  # what the log has said last
+        # What the log has said last: the condition, and the counters that are away.
+        self._noted: tuple[Condition, tuple[str, ...]] | None = None
         self._read_at = 0.0
         self.is_asked = False  # since the last read
         self._asked_at = 0.0
@@ -88,12 +89,11 @@ class Counts:
         return given
 
     async def close(self) -> None:
-        """End the task, and close the connection."""
+        """End the task."""
         if self._task is not None:
             self._closed = True
             self._wanted.set()
             await self._task
-        await self._client.aclose()
 
     async def _keep(self) -> None:
         """Read until no client has asked for a while."""
@@ -128,7 +128,7 @@ class Counts:
         """One read, successful or not, and the answers from it."""
         begun = perf_counter()
         try:
-            self.reading = await read_counters(self._client, self.names)
+            self.reading = await read_counters(self._trips, declarations.COUNTERS)
         except Unreadable as error:
             self._note_failure(error)
         else:
@@ -138,9 +138,13 @@ class Counts:
 
     def _note_success(self, reading: Reading, seconds: float) -> None:
         self.condition, self._read_at = Condition.FRESH, monotonic()
-        if self._noted is not Condition.FRESH:
-            self._noted = Condition.FRESH
-            log.info("counts.reading")
+        away = tuple(name for name, state in reading.states.items() if state.away)
+        if self._noted != (Condition.FRESH, away):
+            self._noted = Condition.FRESH, away
+            if away:
+                log.warning("counts.away", counters=away, error=str(reading.failure))
+            else:
+                log.info("counts.reading")
         metrics.READS.labels("read").inc()
         metrics.READ_SECONDS.observe(seconds)
         metrics.READ_AT.set(reading.as_of.timestamp())
@@ -148,7 +152,7 @@ class Counts:
     def _note_failure(self, error: Exception) -> None:
         recent = self.reading is not None and monotonic() - self._read_at < self.stale_seconds
         self.condition = Condition.STALE if recent else Condition.LOST
-        if self._noted is not self.condition:
-            self._noted = self.condition
+        if self._noted != (self.condition, ()):
+            self._noted = self.condition, ()
             log.warning("counts.cannot_read", answers=self.condition.value, error=str(error))
         metrics.READS.labels("failed").inc()

@@ -1,24 +1,27 @@
 """Whether members are counted: from a client's request to members, and to Redis' answer.
 
-Questions that arrive at the same time share a round trip: while one runs, others gather for the next.
+Questions that arrive at the same time share a round trip to a server: while one runs, others gather for the next.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Iterable
 from contextvars import Context
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import msgspec
-from redis.asyncio import Redis
 
 from query_service import problems
-from query_service.reads import CounterIsCold, Unreadable, read_memberships
+from query_service.reads import read_memberships
+from query_service.trips import Trip, Unreadable
 from shared_models.declarations import Counter
-from shared_models.protocol import members
+from shared_models.nodes import AsyncNodes
+from shared_models.protocol import elements, keys, members
+from shared_models.protocol.states import State
 from shared_models.web.problems import Problem, fault
 
 # How many members one round trip asks for: so a large question delays small ones only for a moment.
@@ -84,9 +87,9 @@ def check_fields(counter: Counter, names: Iterable[str], **where: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """Members of one counter, and the request that waits for the answer."""
+    """Members of one part of a counter, and the request that waits for the answer."""
 
-    counter: str
+    part: Counter
     members: list[bytes]
     answer: asyncio.Future[list[bool]]
 
@@ -94,71 +97,87 @@ class Question:
 class Memberships:
     """The questions of one worker. All of it runs in its event loop."""
 
-    def __init__(self, client: Redis) -> None:
-        self.client = client
-        self._waiting: list[Question] = []
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, nodes: AsyncNodes) -> None:
+        self.nodes = nodes
+        # By the URL of the server that is asked.
+        self._waiting: defaultdict[str, list[Question]] = defaultdict(list)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, counter: str, asked: list[bytes]) -> list[bool]:
+    async def ask(self, counter: Counter, asked: list[bytes]) -> list[bool]:
         """Which of them are counted, as read after this call. Raises Problem if the counter is cold, or Redis does not
         answer.
 
         Answers are not cached, so there is no stale one.
         """
-        question = Question(counter, asked, asyncio.get_running_loop().create_future())
-        self._waiting.append(question)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._answer_all(), context=Context())
-        return await question.answer
+        try:
+            await self.nodes.ready()
+        except Unreadable:
+            raise problems.redis_is_unavailable() from None
+        if counter.shards == 1:
+            return await self._ask_part(counter, asked)
+        numbers = [elements.shard_of_member(counter, member) for member in asked]
+        lists: dict[int, list[bytes]] = {}
+        for number, member in zip(numbers, asked, strict=True):
+            lists.setdefault(number, []).append(member)
+        answers = await asyncio.gather(*(self._ask_part(counter.parts[number], some) for number, some in lists.items()))
+        of_parts = dict(zip(lists, map(iter, answers), strict=True))
+        return [next(of_parts[number]) for number in numbers]
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self.client.aclose()
+    def _ask_part(self, part: Counter, asked: list[bytes]) -> asyncio.Future[list[bool]]:
+        url = self.nodes.where(keys.home_of(part))
+        question = Question(part, asked, asyncio.get_running_loop().create_future())
+        self._waiting[url].append(question)
+        if url not in self._tasks:
+            self._tasks[url] = asyncio.create_task(self._answer_all(url), context=Context())
+        return question.answer
 
-    async def _answer_all(self) -> None:
-        while self._waiting:
-            taken = self._take()
-            by_counter: dict[str, list[bytes]] = {}
-            for question in taken:
-                by_counter.setdefault(question.counter, []).extend(question.members)
-            try:
-                found = await read_memberships(self.client, by_counter)
-            except Unreadable:
-                self._refuse(taken, problems.redis_is_unavailable())
-            except Exception:
-                self._refuse(taken, fault())
-                raise
-            else:
-                self._give(taken, found)
+    async def _answer_all(self, url: str) -> None:
+        taken: list[Question] = []
+        try:
+            while self._waiting[url]:
+                taken = self._take(url)
+                by_part: dict[str, tuple[Counter, list[bytes]]] = {}
+                for question in taken:
+                    by_part.setdefault(question.part.name, (question.part, []))[1].extend(question.members)
+                found = await read_memberships(Trip(self.nodes, url), list(by_part.values()))
+                self._give(taken, dict(zip(by_part, found, strict=True)))
                 for _ in range(TURNS_BETWEEN_TRIPS):
                     await asyncio.sleep(0)
+        except Exception:  # a bug in Rollcall
+            self._refuse([*taken, *self._waiting[url]], fault())
+            raise
+        finally:
+            # No await from here on: a question finds a running task, or starts one.
+            del self._tasks[url], self._waiting[url]
 
-    def _take(self) -> list[Question]:
+    def _take(self, url: str) -> list[Question]:
         """The questions for one round trip, in their order: at least one."""
-        size = 0
-        for number, question in enumerate(self._waiting):
+        size, waiting = 0, self._waiting[url]
+        for number, question in enumerate(waiting):
             size += len(question.members)
             if number and size > MOST_AT_ONCE:
                 break
         else:
-            number = len(self._waiting)
-        taken, self._waiting = self._waiting[:number], self._waiting[number:]
+            number = len(waiting)
+        taken, self._waiting[url] = waiting[:number], waiting[number:]
         return taken
 
     @staticmethod
-    def _give(taken: list[Question], found: dict[str, list[bool] | CounterIsCold]) -> None:
+    def _give(taken: list[Question], found: dict[str, list[bool] | State | Exception]) -> None:
         """Give each question its part of the result, in the order in which they were joined."""
         begun: dict[str, int] = {}
         for question in taken:
-            of_counter = found[question.counter]
-            at = begun.get(question.counter, 0)
-            begun[question.counter] = at + len(question.members)
+            of_part = found[question.part.name]
+            at = begun.get(question.part.name, 0)
+            begun[question.part.name] = at + len(question.members)
             if question.answer.done():
                 continue  # the client has gone
-            if isinstance(of_counter, CounterIsCold):
-                question.answer.set_exception(problems.counter_is_cold(of_counter.name, of_counter.state))
+            if isinstance(of_part, State):
+                question.answer.set_exception(problems.counter_is_cold(question.part.whole, of_part))
+            elif isinstance(of_part, Exception):
+                question.answer.set_exception(problems.redis_is_unavailable())
             else:
-                question.answer.set_result(of_counter[at : at + len(question.members)])
+                question.answer.set_result(of_part[at : at + len(question.members)])
 
     @staticmethod
     def _refuse(taken: list[Question], problem: Problem) -> None:

@@ -19,6 +19,7 @@ from query_service.problems import (
     SETS_TOO_LARGE,
     TOO_MANY_MEMBERS,
     TOO_MANY_STREAMS,
+    TOP_TOO_EVEN,
     UNKNOWN_COUNTER,
     UNREADABLE_BODY,
     WRONG_MEMBER,
@@ -191,7 +192,10 @@ def describe_count(counters: tuple[Counter, ...]) -> Operation:
             else Answer(one_of, "What was asked for.", headers=COUNT_HEADERS),
             304: UNCHANGED,
         },
-        refusals=(INVALID_QUERY, WRONG_QUESTION, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
+        refusals=(
+            *(INVALID_QUERY, WRONG_QUESTION, UNKNOWN_COUNTER, COUNTER_COLD, REDIS_UNAVAILABLE),
+            *([TOP_TOO_EVEN] if any(each.shards > 1 for each in grouped(counters)) else ()),
+        ),
     )
 
 

@@ -93,6 +93,13 @@ SETS_TOO_LARGE = ProblemType(
     "To intersect these sets would keep Redis from everybody else for too long.",
     members=LargeSet,
 )
+TOP_TOO_EVEN = ProblemType(
+    422,
+    "top-too-even",
+    "Too many groups are about equally large",
+    "The counter has several shards. To find its largest groups, query would read more names from them than the limit.",
+    members=Limit,
+)
 TOO_MANY_STREAMS = ProblemType(
     429,
     "too-many-streams",
@@ -176,6 +183,15 @@ def sets_too_large(operation: str, number: int, members: int, work: int, limit: 
     return Problem(SETS_TOO_LARGE, detail, set=number, members=members, limit=limit)
 
 
+def top_is_too_even(counter: Counter, limit: int) -> Problem:
+    """A counter by group with several shards, whose largest groups nobody can tell with so much reading."""
+    detail = (
+        f"to tell the largest groups of counter {counter.of!r} by {', '.join(counter.by_names)}, query would read more than "
+        f"{limit:,} names from its {counter.shards} shards: too many groups are about equally large; ask for fewer, or list all"
+    )
+    return Problem(TOP_TOO_EVEN, detail, limit=limit)
+
+
 def every_counter_is_cold(counters: Mapping[str, object]) -> Problem:
     """None of the counters is complete."""
     detail = "no counter is complete: all are being built, or wait to be built; ask again in a while"
@@ -185,6 +201,11 @@ def every_counter_is_cold(counters: Mapping[str, object]) -> Problem:
 def redis_is_unavailable() -> Problem:
     """Redis cannot be read, and the last answer is too old to serve."""
     return Problem(REDIS_UNAVAILABLE, "Redis does not answer, or is still loading; try again in a second")
+
+
+def counter_is_away(name: str, state: State) -> Problem:
+    """A server of Redis that holds a part of this counter does not answer; others may."""
+    return Problem(REDIS_UNAVAILABLE, f"counter {name!r} cannot be read now: {state.why_cold}; try again in a second")
 
 
 def known_counter(name: str) -> Counter:

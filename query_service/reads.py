@@ -2,87 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
 
-from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
-from shared_models.declarations import Storage
+from query_service.trips import Replies, Trip, Trips, Unreadable
+from shared_models.declarations import Counter, Storage
 from shared_models.protocol import keys, samples, states, steps
 from shared_models.protocol.samples import Sample
 from shared_models.protocol.states import State
-
-# What a read may raise: Redis is down, slow or loading; samples cannot be parsed.
-Unreadable = (RedisError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The result of one read of Redis. `as_of` is the moment just before the read was sent, so that no count claims to be
-    fresher than it is."""
+    fresher than it is. `failure`: why some parts could not be read; their counters are away."""
 
     as_of: datetime
     states: dict[str, State]
+    failure: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CounterIsCold:
-    """The counter has never been completed, or was lost: its members are not known."""
-
-    name: str
-    state: State
-
-
-async def read_counters(client: Redis, names: Sequence[str]) -> Reading:
-    """The state of each counter, in one round trip and one moment. Raises one of Unreadable."""
+async def read_counters(trips: Trips, counters: Sequence[Counter]) -> Reading:
+    """The state of each counter, in one round trip to each server. Raises one of Unreadable if no server answers."""
     as_of = datetime.now(UTC)
-    pipe = client.pipeline(transaction=True)
-    for name in names:
-        states.queue_state(pipe, name)
-    return Reading(as_of, states.parse_states(names, await pipe.execute(raise_on_error=False)))
+    parts = [part for counter in counters for part in counter.parts]
+    replies = await trips.ask_each(parts, lambda pipe, part: states.queue_state(pipe, part.name))
+    failures = [each for each in replies if isinstance(each, Exception)]
+    for failure in failures:
+        if len(failures) == len(replies) or not isinstance(failure, Unreadable):
+            raise failure
+    found = iter(replies)
+    return Reading(
+        as_of,
+        {each.name: states.combine([state_of(next(found)) for _ in each.parts]) for each in counters},
+        next(iter(failures), None),
+    )
+
+
+def state_of(replies: Replies) -> State:
+    """The state of a part; it is away if its server has not answered. Raises redis.RedisError."""
+    if isinstance(replies, Exception):
+        # Clients get this text, and the error has the address of a server. The log has the error.
+        return State(count=0, away=type(replies).__name__)
+    return states.parse_state(replies)
 
 
 async def read_memberships(
-    client: Redis, asked: Mapping[str, Sequence[bytes]]
-) -> dict[str, list[bool] | CounterIsCold]:
-    """For each counter, whether each member is counted; in one round trip. Raises one of Unreadable.
+    trip: Trip, asked: Sequence[tuple[Counter, Sequence[bytes]]]
+) -> list[list[bool] | State | Exception]:
+    """For each part, whether each member is counted; the state if it is cold; or one of Unreadable: why its server gives no answer.
 
     The states are read in the same MULTI: the set of a cold counter holds only a part of its members,
     and "no" would be a guess.
     """
-    pipe = client.pipeline(transaction=True)
-    for name, members in asked.items():
-        states.queue_state(pipe, name)
-        at = keys.of_counter(name)
-        for chunk in steps.chunks(members):
-            if at.storage is Storage.LAST_SEEN:
-                pipe.hmget(at.members, list(chunk))
-            else:
-                pipe.smismember(at.members, list(chunk))
-    replies = iter(await pipe.execute(raise_on_error=False))
-    found: dict[str, list[bool] | CounterIsCold] = {}
-    for name, members in asked.items():
-        state = states.parse_state(list(islice(replies, states.REPLIES)))
-        chunks = list(islice(replies, sum(1 for _ in steps.chunks(members))))
-        found[name] = (
-            CounterIsCold(name, state)
-            if state.cold
-            else [
-                # A day for each that was seen, or 1; None or 0 for the others.
-                bool(each)
-                for chunk in chunks
-                for each in chunk
-            ]
-        )
-    return found
+    for part, members in asked:
+        trip.add(partial(queue_memberships, members), part)
+    return [parse_memberships(replies) for replies in await trip.go()]
 
 
-async def read_samples(client: Redis, names: Sequence[str], until: datetime) -> dict[str, list[Sample]]:
-    """The samples of each counter in the hour that ends at `until`, in one round trip. Raises one of Unreadable."""
-    pipe = client.pipeline(transaction=True)
-    for name in names:
-        samples.queue_samples(pipe, name)
-    return {name: samples.parse_samples(reply, until) for name, reply in zip(names, await pipe.execute(), strict=True)}
+def queue_memberships(members: Sequence[bytes], pipe: Pipeline, part: Counter) -> None:
+    """Queue what `parse_memberships` reads."""
+    states.queue_state(pipe, part.name)
+    at = keys.of_counter(part.name)
+    for chunk in steps.chunks(members):
+        if at.storage is Storage.LAST_SEEN:
+            pipe.hmget(at.members, list(chunk))
+        else:
+            pipe.smismember(at.members, list(chunk))
+
+
+def parse_memberships(replies: Replies) -> list[bool] | State | Exception:
+    """Whether each member is counted, or the state of a cold part, or one of Unreadable."""
+    if isinstance(replies, Exception):
+        return replies
+    try:
+        state, chunks = states.parse_state(replies[: states.REPLIES]), replies[states.REPLIES :]
+    except RedisError as error:
+        return error
+    # A day for each that was seen, or 1; None or 0 for the others.
+    return state if state.cold else [bool(each) for chunk in chunks for each in chunk]
+
+
+async def read_samples(trips: Trips, counters: Sequence[Counter], until: datetime) -> dict[str, list[Sample]]:
+    """The samples of each counter in the hour that ends at `until`; without the counters whose server does not answer.
+
+    Raises one of Unreadable if no server answers.
+    """
+    # They are where the first part is.
+    firsts = [counter.parts[0] for counter in counters]
+    found = await trips.ask_each(firsts, lambda pipe, part: samples.queue_samples(pipe, part.whole))
+    failures = [each for each in found if isinstance(each, Exception)]
+    if failures and len(failures) == len(found):
+        raise failures[0]
+    return {
+        each.name: samples.parse_samples(replies[0], until)
+        for each, replies in zip(counters, found, strict=True)
+        if not isinstance(replies, Exception)
+    }

@@ -32,7 +32,7 @@ class Count(msgspec.Struct):
         Literal["live", "stale", "cold", "unavailable"],
         Meta(
             description="live: the count is correct. stale: it was correct at `as_of`; Redis could not be read since. "
-            "cold: the counter is not complete. unavailable: there is no recent answer"
+            "cold: the counter is not complete. unavailable: Redis, or the server with a part of the counter, does not answer"
         ),
     ]
     complete_through: Annotated[
@@ -43,7 +43,7 @@ class Count(msgspec.Struct):
     repaired: Annotated[
         bool | UnsetType, Meta(description="whether the reconcile that found the drift repaired it")
     ] = UNSET
-    reason: Annotated[str | UnsetType, Meta(description="why it is cold")] = UNSET
+    reason: Annotated[str | UnsetType, Meta(description="why it has no count")] = UNSET
     progress: Progress | UnsetType | None = UNSET
 
 
@@ -93,7 +93,12 @@ class TopGroups(Live, kw_only=True):
     sum_of_groups: Annotated[
         int | None, Meta(description="the members of all groups, each once a group; null if a group is cold")
     ]
-    groups: Annotated[int, Meta(description="how many groups there are")]
+    groups: Annotated[
+        int | None,
+        Meta(
+            description="how many groups there are; null if the counter has several shards, and more groups than were looked at"
+        ),
+    ]
     cold_groups: Annotated[
         list[list[str]], Meta(description="groups that cannot be counted now; any may belong to the top")
     ]

@@ -4,55 +4,48 @@ from __future__ import annotations
 
 from django.conf import settings
 from redis import Redis
-from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from shared_models.nodes import AsyncNodes, Nodes
 
 # A read takes Redis less than a millisecond, and waits behind one chunk at most. What does take longer is the fork of
 # a save with many gigabytes: up to some 200 ms. Half a second is a Redis that is stopped, or a network that is gone,
 # and somebody is waiting for the answer.
 ANSWER_SECONDS = 0.5
 CONNECT_SECONDS = 0.5
-# Round trips that are under way in one worker; more wait for their turn, as long as an answer may take.
-MEMBERSHIP_CONNECTIONS = 16
 
 
-def connect_for_counts(url: str | None = None) -> AsyncRedis:
-    """The one connection over which a worker reads the counts."""
+def connect_nodes(url: str | None = None) -> AsyncNodes:
+    """The servers of Redis, for all reads of a worker. Each reader has one round trip to a server under way at most, so there are
+    a few connections to each."""
+    return AsyncNodes(url or settings.REDIS_URL, connect_redis)
+
+
+def connect_redis(url: str) -> AsyncRedis:
+    """A client of one server."""
     return AsyncRedis.from_url(
-        url or settings.REDIS_URL,
+        url,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=AsyncRetry(NoBackoff(), 0),
         protocol=2,
         driver_info=None,
-        client_name="rollcall-query-counts",
-        max_connections=1,
+        client_name="rollcall-query",
     )
 
 
-def connect_for_members(url: str | None = None) -> AsyncRedis:
-    """A few connections for the questions that no standing answer fits: one for memberships, the others for histories."""
-    pool = BlockingConnectionPool.from_url(
-        url or settings.REDIS_URL,
-        timeout=ANSWER_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        socket_connect_timeout=CONNECT_SECONDS,
-        retry=AsyncRetry(NoBackoff(), 0),
-        protocol=2,
-        driver_info=None,
-        client_name="rollcall-query-members",
-        max_connections=MEMBERSHIP_CONNECTIONS,
-    )
-    return AsyncRedis.from_pool(pool)
+def nodes_for_readiness(url: str | None = None) -> Nodes[Redis]:
+    """The servers, as somebody who has just come finds them."""
+    return Nodes(url or settings.REDIS_URL, connect_for_readiness)
 
 
-def connect_for_readiness(url: str | None = None) -> Redis:
-    """A connection that is made for one look at Redis: that one can be made is part of the answer."""
+def connect_for_readiness(url: str) -> Redis:
+    """A connection that is made for one look at a server: that one can be made is part of the answer."""
     return Redis.from_url(
-        url or settings.REDIS_URL,
+        url,
         socket_timeout=ANSWER_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         retry=Retry(NoBackoff(), 0),

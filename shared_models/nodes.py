@@ -11,6 +11,7 @@ a pass have gone to the server that the pass began with.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from bisect import bisect_right
@@ -21,6 +22,7 @@ from typing import Generic, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ConnectionError, RedisError
@@ -95,6 +97,11 @@ class Nodes(Generic[Client]):
         return urlsplit(self.url).scheme in SCHEMES
 
     @property
+    def is_cluster(self) -> bool:
+        """Whether it is a cluster: there no MULTI may touch keys of two slots, also if one server holds both."""
+        return urlsplit(self.url).scheme.endswith("+cluster")
+
+    @property
     def is_stale(self) -> bool:
         """Whether the next `of` reads the map first, which takes a round trip."""
         return not self._places
@@ -120,6 +127,31 @@ class Nodes(Generic[Client]):
             places = sorted(read_places(self.url, list(self._clients)), key=attrgetter("first"))
             self._looked_at, self._places = time.monotonic(), places
         return places
+
+
+@dataclass(slots=True)
+class AsyncNodes(Nodes[AsyncRedis]):
+    """The same for one event loop: it goes on while the map is read."""
+
+    _look: asyncio.Task[list[Place]] | None = None
+
+    async def ready(self) -> None:
+        """Return when the map is known: until the next `await`, `of` and `where` take no time. Raises redis.ConnectionError.
+
+        All who wait share one look, which goes on if some of them no longer wait.
+        """
+        while self.is_stale:
+            if self._look is None or self._look.done():
+                self._look = asyncio.create_task(asyncio.to_thread(self.look))
+                self._look.add_done_callback(
+                    lambda look: look.cancelled() or look.exception()
+                )  # nobody may wait for it
+            await asyncio.shield(self._look)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for client in self.forget_all():
+            await client.aclose()
 
 
 def only(client: Client) -> Nodes[Client]:
@@ -201,4 +233,9 @@ def read_sentinel(parts: SplitResult, host: str, port: int) -> list[Place]:
     if not found:
         raise ConnectionError(f"the sentinel at {host}:{port} does not know {service!r}")
     name, number = found
-    return [Place(0, plain_url(parts, name.decode(), number, database or "0"))]
+    url = plain_url(parts, name.decode(), number, database or "0")
+    with ask_server(url) as primary:
+        # A sentinel that is behind names the one of before, which may be a replica by now: reads there give no error.
+        if primary.info("replication").get("role") != "master":
+            raise ConnectionError(f"the sentinel at {host}:{port} names a replica")
+    return [Place(0, url)]

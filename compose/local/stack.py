@@ -47,22 +47,22 @@ class Stack:
 
         self.primary = Primary(self.folder / "primary", ports["PRIMARY_PORT"], log=log("primary"))
         self.replica = Replica(self.folder / "replica", ports["REPLICA_PORT"], self.primary, log=log("replica"))
-        self.valkey = open_redis(self.folder, ports, log)
+        self.redis = open_redis(self.folder, ports, log)
 
         # Each has a role of its own in each store, and only the secrets that it needs.
         def of_ingest() -> dict[str, str]:
-            stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.valkey.url_of("ingest")}
+            stores = {"DATABASE_URL": self.primary.url_of("ingest"), "REDIS_URL": self.redis.url_of("ingest")}
             return stores | self.admin_variables() | self.ingest.tokens_variable() | self.file_variable()
 
         def of_manage() -> dict[str, str]:
             return of_keeper() | self.manage.tokens_variable()
 
         def of_keeper() -> dict[str, str]:
-            stores = {"DATABASE_URL": self.replica.url_of("manage"), "REDIS_URL": self.valkey.url_of("manage")}
+            stores = {"DATABASE_URL": self.replica.url_of("manage"), "REDIS_URL": self.redis.url_of("manage")}
             return stores | self.file_variable()
 
         def of_query() -> dict[str, str]:
-            return {"REDIS_URL": self.valkey.url_of("query")} | self.file_variable()
+            return {"REDIS_URL": self.redis.url_of("query")} | self.file_variable()
 
         port = ports["INGEST_PORT"]
         self.ingest = Ingest(
@@ -75,15 +75,22 @@ class Stack:
             application="manage_service.asgi",
             log=log("manage"),
         )
-        self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.valkey, log=log("keeper"))
+        self.keeper = Keeper(self.folder / "keeper", of_keeper, valkey=self.redis, log=log("keeper"))
         self.query = Web(
             self.folder / "query", ports["QUERY_PORT"], of_query, application="query_service.asgi", log=log("query")
         )
 
-        self.servers: list[Process] = [self.primary, self.replica, *self.valkey.processes]
+        self.servers: list[Process] = [self.primary, self.replica, *self.redis.processes]
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
         self.rotator = Rotator(self.folder / "rotator", None, log=log("rotator"))
         self.processes: list[Process] = [*self.servers, *self.services, self.rotator]
+
+    @property
+    def valkey(self) -> Valkey:
+        """The one server of Redis. Raises StackError if there is a cluster."""
+        if isinstance(self.redis, Valkey):
+            return self.redis
+        raise StackError("Redis is a cluster in this stack; this is for a stack with one server.")
 
     def up(self) -> list[str]:
         """Start the processes that do not run, and wait until all are ready; returns the names of the started ones.
@@ -102,7 +109,7 @@ class Stack:
                     process.check_port()
             for process in self.servers:
                 process.start()
-            self.valkey.form()
+            self.redis.form()
             for service in (self.ingest, self.manage):
                 service.make_token()
             if self.ingest.health() != "ok":  # also if it runs, and is about to end
@@ -159,7 +166,7 @@ class Stack:
 
     def owner_variables(self) -> dict[str, str]:
         """For work that ingest itself may not do: migrate, and empty a table."""
-        stores = {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.valkey.url_of("ingest")}
+        stores = {"DATABASE_URL": self.primary.url_of("owner"), "REDIS_URL": self.redis.url_of("ingest")}
         return stores | self.admin_variables() | self.file_variable()
 
     @property

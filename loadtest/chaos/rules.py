@@ -206,32 +206,29 @@ def size(patch: Patch) -> None:
 
 
 def read_by_query(patch: Patch, change: Callable[[states.State], states.State]) -> None:
-    """Change the state of each counter that query reads from Redis."""
+    """Change the state of each part of a counter that query reads from Redis."""
     from query_service import reads
 
     def parse_state(*replies: Any) -> states.State:
         return change(states.parse_state(*replies))
 
-    def parse_states(*replies: Any) -> dict[str, states.State]:
-        return {name: change(state) for name, state in states.parse_states(*replies).items()}
-
-    patch(reads, "states", module_with(states, parse_state=parse_state, parse_states=parse_states))
+    patch(reads, "states", module_with(states, parse_state=parse_state))
 
 
 def group_size(patch: Patch) -> None:
     """Query does not compare the set of a group with its size."""
-    from query_service import groups
+    from query_service import directories
 
-    whole = groups.judge_one
-    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(count, count, is_broken=is_broken))
+    whole = directories.judge_one
+    patch(directories, "judge_one", lambda size, count, *, is_broken: whole(count, count, is_broken=is_broken))
 
 
 def broken_group(patch: Patch) -> None:
     """Query serves a group that was dropped and is being read again."""
-    from query_service import groups
+    from query_service import directories
 
-    whole = groups.judge_one
-    patch(groups, "judge_one", lambda size, count, *, is_broken: whole(size, count, is_broken=False))
+    whole = directories.judge_one
+    patch(directories, "judge_one", lambda size, count, *, is_broken: whole(size, count, is_broken=False))
 
 
 def mend_fence(patch: Patch) -> None:

@@ -19,8 +19,9 @@ from query_service import memberships
 from query_service.answers import DescribedCount
 from query_service.problems import known_counter
 from query_service.questions import Top, Window
-from query_service.reads import Unreadable, read_samples
+from query_service.reads import read_samples
 from query_service.site import charts
+from query_service.trips import Unreadable
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol.samples import Sample
@@ -98,7 +99,7 @@ def search(text: str) -> list[Counter]:
 async def read_histories(query: Query, counters: Sequence[Counter]) -> dict[str, list[Sample]]:
     """The last hour of each counter. Without Redis there are no charts; the page says why."""
     try:
-        return await read_samples(query.memberships.client, [counter.name for counter in counters], datetime.now(UTC))
+        return await read_samples(query.trips, counters, datetime.now(UTC))
     except Unreadable:
         return {}
 
@@ -149,11 +150,13 @@ def present_groups(grouping: Counter, found: dict[str, Any] | None) -> dict[str,
     if found is None:
         return {"title": by, "note": "cannot be counted now"}
     largest = max((each["count"] for each in found["top"]), default=0)
-    rest, cold = found["groups"] - len(found["top"]), len(found["cold_groups"])
+    many, cold = found["groups"], len(found["cold_groups"])
+    # A counter with several shards does not say how many it has if there are more than it has looked at.
+    more = "more" if many is None else f"{many - len(found['top']):,} more"
     notes = [
-        *([f"{rest:,} more"] if rest > 0 else []),
+        *([more] if many is None or many > len(found["top"]) else []),
         *([f"{cold:,} cannot be counted now"] if cold else []),
-        *(["no groups yet"] if not found["groups"] else []),
+        *(["no groups yet"] if many == 0 else []),
     ]
     return {
         "title": by,
@@ -189,7 +192,7 @@ async def answer(request: HttpRequest, query: Query) -> Question:
     said: Question = {"counter": name, "values": values}
     try:
         counter = known_counter(name)
-        (is_member,) = await query.memberships.ask(counter.name, [memberships.read_query(counter, asked_by)])
+        (is_member,) = await query.memberships.ask(counter, [memberships.read_query(counter, asked_by)])
     except Problem as problem:
         return {**said, "words": f"No answer: {problem.detail}."}
     asked = ", ".join(values[field] for field in counter.fields)

@@ -83,7 +83,11 @@ def shard_of(counter: Counter, element: bytes) -> int:
     the same number."""
     if counter.shards == 1:
         return 0
-    member = element if counter.storage is Storage.SET else element.partition(SEPARATOR)[2]
+    return shard_of_member(counter, element if counter.storage is Storage.SET else element.partition(SEPARATOR)[2])
+
+
+def shard_of_member(counter: Counter, member: bytes) -> int:
+    """The same, by the member."""
     return crc32(member) % counter.shards
 
 

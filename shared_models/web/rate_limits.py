@@ -6,6 +6,7 @@ accepted: the limit only stops one client from taking the others' place.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import structlog
@@ -14,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from shared_models.nodes import AsyncNodes
 from shared_models.protocol import keys
 from shared_models.web.problems import TOO_MANY_REQUESTS, Problem
 
@@ -33,15 +35,7 @@ class RateLimit:
     def __init__(self, service: str, redis_url: str, limit: int) -> None:
         self.service, self.limit = service, limit
         self._paused_until = 0.0
-        self._redis = Redis.from_url(
-            redis_url,
-            socket_timeout=ANSWER_SECONDS,
-            socket_connect_timeout=ANSWER_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            driver_info=None,
-            client_name="rollcall-rates",
-        )
+        self._nodes = AsyncNodes(redis_url, connect)
 
     async def check(self, name: str) -> None:
         """Count a request by the token of this name ("": by all clients together). Raises Problem 429."""
@@ -54,14 +48,31 @@ class RateLimit:
             return 0
         key = keys.of_rate(self.service, name, int(time.time()))
         try:
-            async with self._redis.pipeline(transaction=True) as pipe:
+            async with asyncio.timeout(ANSWER_SECONDS):  # to read the map of a cluster may take longer
+                await self._nodes.ready()
+            # On a cluster the seconds are spread over the servers.
+            async with self._nodes.of(key).pipeline(transaction=True) as pipe:
                 pipe.incr(key)
                 pipe.expire(key, KEEP_SECONDS)
                 return int((await pipe.execute())[0])
         except (RedisError, OSError) as error:
+            self._nodes.look_again()
             self._paused_until = time.monotonic() + PAUSE_SECONDS
-            log.warning("rate.not_limited", reason=str(error))
+            log.warning("rate.not_limited", reason=str(error) or type(error).__name__)
             return 0
+
+
+def connect(url: str) -> Redis:
+    """A client of one server."""
+    return Redis.from_url(
+        url,
+        socket_timeout=ANSWER_SECONDS,
+        socket_connect_timeout=ANSWER_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        driver_info=None,
+        client_name="rollcall-rates",
+    )
 
 
 def too_many(limit: int) -> Problem:

@@ -222,7 +222,7 @@ def ask_often(producer: Producer, monkeypatch: pytest.MonkeyPatch) -> Callable[.
         try:
             return [limited.get(path, **authorization).status_code for _ in range(times)]
         finally:
-            asyncio.run_coroutine_threadsafe(rate._redis.aclose(), running_loop()).result()
+            asyncio.run_coroutine_threadsafe(rate._nodes.aclose(), running_loop()).result()
 
     return ask
 

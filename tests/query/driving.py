@@ -17,6 +17,7 @@ from query_service import asgi, stores
 from query_service.counts import Counts
 from query_service.memberships import Memberships
 from query_service.streams import Streams
+from query_service.trips import Trips
 from shared_models.web.application import Limits
 from shared_models.web.asgi import Message
 
@@ -108,8 +109,9 @@ class Query:
         options |= {"heartbeat_seconds": 15.0, "streams": 100, "streams_per_client": 0, "max_members": 1_000}
         options |= {"member_bytes": 4 << 20, "algebra_members": 100_000, "badges": 0} | changed
         self._runner = asyncio.Runner()
+        nodes = stores.connect_nodes(url)
         self.counts = Counts(
-            stores.connect_for_counts(url),
+            Trips(nodes),
             refresh_seconds=options["refresh_seconds"],
             idle_seconds=options["idle_seconds"],
             stale_seconds=options["stale_seconds"],
@@ -125,7 +127,7 @@ class Query:
             get_asgi_application(),
             limits or Limits(tokens=None),
             self.counts,
-            Memberships(stores.connect_for_members(url)),
+            Memberships(nodes),
             self.streams,
             max_members=int(options["max_members"]),
             member_bytes=int(options["member_bytes"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,6 +11,7 @@ from redis import Redis
 
 from query_service import counts as counts_module
 from query_service.reads import Reading, read_counters
+from query_service.trips import Trips
 from shared_models import declarations
 from shared_models.declarations import Counter
 from shared_models.protocol import keys, steps
@@ -244,8 +245,8 @@ class TestReadingAnew:
         rolls.make_all_live(users=2)
         has_read, may_end = asyncio.Event(), asyncio.Event()
 
-        async def read_and_wait(client: object, names: list[str]) -> Reading:
-            reading = await read_counters(client, names)  # type: ignore[arg-type]
+        async def read_and_wait(trips: Trips, counters: Sequence[Counter]) -> Reading:
+            reading = await read_counters(trips, counters)
             has_read.set()
             await may_end.wait()
             return reading

@@ -16,7 +16,7 @@ from redis import from_url as redis_of
 from redis.exceptions import NoPermissionError
 
 from compose.local.servers import Valkey
-from query_service import algebra
+from query_service import algebra, directories
 from query_service import groups as groups_module
 from query_service.questions import MOST_PERIODS
 from query_service.trips import Trips
@@ -238,8 +238,8 @@ class TestTop:
         rounds: list[int] = []
         ask_redis = Trips.ask
 
-        async def grow(trips: Any, queue: Any) -> Any:
-            replies = await ask_redis(trips, queue)
+        async def grow(trips: Any, parts: Any, queue: Any) -> Any:
+            replies = await ask_redis(trips, parts, queue)
             if len(rounds) < 2:
                 state = f"new-{len(rounds)}"
                 world.record(BY_STATE, *(((state,), f"{n}") for n in range(2 + len(rounds))))
@@ -261,7 +261,7 @@ class TestTop:
     def test_with_very_many_broken_groups_all_are_cold(
         self, query: Query, world: World, redis: Redis, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(groups_module, "MOST_BROKEN", 3)
+        monkeypatch.setattr(directories, "MOST_BROKEN", 3)
         redis.hset(keys.of_counter(BY_STATE).broken, mapping={f"{n}": "t" for n in range(4)})
         assert refused(query, "customers", by="state", top=1)["type"] == "urn:rollcall:counter-cold"
         assert refused(query, "customers/groups", by="state")["type"] == "urn:rollcall:counter-cold"
@@ -386,8 +386,8 @@ class TestListing:
         ask_redis = Trips.ask
         rounds: list[int] = []
 
-        async def grow(trips: Any, queue: Any) -> Any:
-            replies = await ask_redis(trips, queue)
+        async def grow(trips: Any, parts: Any, queue: Any) -> Any:
+            replies = await ask_redis(trips, parts, queue)
             if not rounds:
                 world.record(BY_STATE, (("CA",), "ann"))
                 world.sweep(BY_STATE, ("NY",), "ann")
@@ -477,8 +477,8 @@ class TestAlgebra:
         sets = [{"counter": "buyers"}, {"counter": "buyers", "by": "state", "group": ["NY"]}]
         assert compare(query, operation="intersection", sets=sets).json["count"] == 0  # and the generation is known
 
-        async def grow(trips: Any, queue: Any) -> Any:
-            replies = await ask_redis(trips, queue)
+        async def grow(trips: Any, parts: Any, queue: Any) -> Any:
+            replies = await ask_redis(trips, parts, queue)
             if not rounds:
                 world.record("buyers:state", (("NY",), "ann"))
                 world.record("buyers", ((), "ann"))
@@ -635,8 +635,8 @@ class TestSharing:
         path, headers = "/v1/counts/customers?by=state&group=NY", {"cache_control": "no-cache"}
         assert query.read(path)["count"] == 0  # the generation is known: from now on this is one round trip
 
-        async def read_and_wait(trips: Any, queue: Any) -> Any:
-            replies = await ask_redis(trips, queue)
+        async def read_and_wait(trips: Any, parts: Any, queue: Any) -> Any:
+            replies = await ask_redis(trips, parts, queue)
             has_read.set()
             await may_end.wait()
             return replies

@@ -117,6 +117,12 @@ def test_a_question_without_javascript_is_answered_in_the_page(query: Query, rol
     assert "counted." not in ask("is-one-of=nobody&username=ann").text
 
 
+def test_a_search_that_finds_nothing_is_answered(query: Query, rolls: Rolls) -> None:
+    rolls.make_all_live()
+    reply = query.get("/?find-counters=nothing+like+this")
+    assert reply.status == 200 and not re.search(rb"Users|Cities", reply.body)
+
+
 def test_the_page_asks_no_other_host_and_is_small(query: Query, rolls: Rolls) -> None:
     rolls.make_all_live()
     reply = query.get("/")

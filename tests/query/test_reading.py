@@ -8,13 +8,10 @@ from datetime import UTC, datetime
 from time import monotonic
 
 import pytest
-from fakeredis import FakeAsyncRedis, FakeServer
-from fakeredis import FakeStrictRedis as FakeRedis
 from redis import Redis
 
 from compose.local.servers import Valkey
 from query_service.answers import Condition
-from query_service.counts import Counts
 from shared_models.protocol import keys
 from tests.query.driving import Query, eventually
 from tests.query.rolls_in_redis import Rolls
@@ -65,20 +62,20 @@ def test_a_connection_that_was_closed_while_nobody_asked_is_no_failure(
     assert (reply.status, reply.json["state"]) == (200, "live")
 
 
-def test_all_counters_are_read_in_one_transaction() -> None:
-    server = FakeServer()
-    rolls = Rolls(FakeRedis(server=server))
+def test_all_counters_are_read_in_one_transaction(
+    start_query: Callable[..., Query], rolls: Rolls, redis: Redis
+) -> None:
     rolls.make_all_live(cities=3, users=2)
+    query = start_query(refresh_seconds=60.0)
 
     async def scenario() -> None:
-        counts = Counts(FakeAsyncRedis(server=server), refresh_seconds=60, idle_seconds=60, stale_seconds=60)
-        await asyncio.gather(*(counts.read_anew() for _ in range(10)))
-        assert counts.reading is not None
-        assert {name: state.count for name, state in counts.reading.states.items()} == {"cities": 3, "users": 2}
-        await counts.close()
-        assert counts.answers == {}
+        await asyncio.gather(*(query.counts.read_anew() for _ in range(10)))
 
-    asyncio.run(scenario())
+    before = redis.info("commandstats")["cmdstat_exec"]["calls"] if "cmdstat_exec" in redis.info("commandstats") else 0
+    query.run(scenario())
+    assert redis.info("commandstats")["cmdstat_exec"]["calls"] == before + 1
+    assert query.counts.reading is not None
+    assert {name: state.count for name, state in query.counts.reading.states.items()} == {"cities": 3, "users": 2}
 
 
 class TestRedisAway:
