@@ -35,6 +35,7 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.files = ["docker-compose.yml"]  # those that COMPOSE_FILE names
         self.is_docker = (
             subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
             if shutil.which("docker")
@@ -63,7 +64,9 @@ class Engine:
 
     def compose(self, *words: str, check: bool = True, seconds: float = 600.0) -> str:
         """A command of Compose in the folder; its output. Raises EngineError."""
-        return self._run([*self._compose, *words], check=check, seconds=seconds)
+        # podman-compose does not see COMPOSE_FILE in .env.
+        files = [] if self.is_docker else [word for name in self.files for word in ("--file", name)]
+        return self._run([*self._compose, *files, *words], check=check, seconds=seconds)
 
     def _run(self, command: Sequence[str], *, check: bool, seconds: float, stdin: str | None = None) -> str:
         try:
@@ -107,7 +110,8 @@ class Engine:
     def start(self, *services: str, many: int = 1) -> None:
         """Start services, and wait until they are healthy. Without systemd, Podman runs no health checks: they are run here."""
         scale = [word for service in services for word in ("--scale", f"{service}={many}")] if many > 1 else []
-        self.compose("up", "--detach", "--no-deps", *scale, *services)
+        # Those that are there stay as they are, also if their image or a variable has changed since.
+        self.compose("up", "--detach", "--no-deps", "--no-recreate", *scale, *services)
         for service in services:
             self.wait_healthy(service)
 

@@ -57,6 +57,7 @@ class Trial:
     def set(self, **variables: str) -> None:
         """Write variables into .env."""
         self.variables |= variables
+        self.engine.files = self.variables.get("COMPOSE_FILE", "docker-compose.yml").split(":")
         lines = [f"{name}={value}" for name, value in self.variables.items()]
         (self.engine.folder / ".env").write_text("\n".join([*lines, ""]))
 
@@ -273,7 +274,7 @@ class Trial:
         jar = CookieJar()
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
         url, headers = (
-            f"http://ingest.localhost:{self.edge_port}/admin/login/",
+            f"http://127.0.0.1:{self.edge_port}/admin/login/",
             {"Host": f"ingest.localhost:{self.edge_port}"},
         )
         opener.open(urllib.request.Request(url, headers=headers), timeout=20).read()
