@@ -118,7 +118,7 @@ def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
 
 
 def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Redis) -> Steps:
-    """Read a dropped group again. Raises psycopg2.Error, redis.RedisError.
+    """Read a dropped group again. Raises psycopg2.Error, redis.RedisError, steps.TooManyGroups (other groups have taken its room).
 
     Ends early, without an error, if the reading has to begin again.
     """
