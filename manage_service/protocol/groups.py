@@ -24,7 +24,6 @@ from secrets import token_hex
 from typing import cast
 
 import structlog
-from psycopg2 import DataError
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -131,6 +130,8 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
         steps.mend_group(redis, counter.name, group, token, state)
         return
     alone, position, read = within(counter, values), None, 0
+    # Without the counter's condition: an error of that says nothing about the group.
+    anybody = within(replace(counter, where=""), values)
     while True:
         chunk: list[Values] = []
         try:
@@ -139,11 +140,11 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
                 if behind is None:
                     if snapshot.fingerprint != state.fingerprint:
                         return
-                    chunk = snapshot.read_members(alone, position, jumping=False)
+                    # If an enum does not have this label, no row has.
+                    if snapshot.is_possible(anybody):
+                        chunk = snapshot.read_members(alone, position, jumping=False)
         except CounterWasLost:
             return
-        except DataError:
-            behind = None  # an enum does not have this label, and so no row has
         if behind is not None:
             yield Progress("build", read, waiting=behind)
             state = with_new_watermark(counter, state, redis)

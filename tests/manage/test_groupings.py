@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from shared_models.declarations import Storage, get_counter
 from shared_models.nodes import only
 from shared_models.protocol import elements, keys, steps, storages
 from shared_models.protocol.timeline import SOURCE_SQL
-from tests.manage.grouped import SMALL, differences, in_redis, in_table, is_exact, orders
+from tests.manage.grouped import SMALL, differences, in_redis, in_table, index_of, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
 from tests.manage.world import World
 
@@ -93,6 +94,15 @@ def test_a_day_that_was_lowered_comes_from_the_last_row_that_is_left(small: Worl
         tick_until(keeper, lambda: small.redis.hget(at.members, "ann") == b"2024-02-28", "the departure")
         tick_until(keeper, lambda: is_exact(small), "the rest")
         assert small.redis.hlen(at.departing) == 0
+
+
+def limit_groups(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """As if MAX_GROUPS were this number."""
+    few = {
+        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", f"MAX_GROUPS = {most}"))
+        for key, each in steps.SCRIPTS.items()
+    }
+    monkeypatch.setattr(steps, "SCRIPTS", few)
 
 
 def count(world: World) -> World:
@@ -276,6 +286,49 @@ def test_a_group_that_no_row_can_have_is_done_at_once(counted: World, group: byt
         assert keeper.unmended.get(name, "") == ""
 
 
+def test_a_group_with_a_row_that_the_condition_fails_for_is_not_taken_for_an_empty_one(world: World) -> None:
+    """And only the counters with this condition stand still."""
+    lines = (
+        SMALL.replace("NOT cancelled", "10 / (length(email) - 4) < 100")
+        + """
+        [counters.countries]
+        table = "orders"
+        member = ["country"]
+    """
+    )
+    with orders(world, lines):
+        # An index with this condition would not take the row.
+        for counter in (get_counter("customers"), get_counter("customers:country")):
+            world.ask_primary(f'DROP INDEX shop."{index_of(counter).name}"')
+            for statement in index_of(replace(counter, where="")).statements():
+                world.ask_primary(statement)
+        count(world)
+        at = keys.of_counter("customers:country")
+        write(world, f"{INSERT} VALUES ('fred', 'DE', 1, now(), now()), ('ann', 'FR', 1, now(), now())")
+        world.redis.delete(at.group(world.redis.hget(at.intake, "generation"), b"DE"))
+        with keeper_at_work() as keeper:
+            tick_until(keeper, lambda: keeper.unmended.get("customers:country"), "the group to be refused")
+            assert "DivisionByZero" in keeper.unmended["customers:country"]
+            assert world.redis.hexists(at.broken, "DE")
+            tick_until(keeper, lambda: b"FR" in world.set("countries"), "the other counter to go on")
+
+
+def test_a_group_that_there_is_no_room_for_waits_for_it_alone(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was dropped, another group has taken its place."""
+    name = "customers:country"
+    at = keys.of_counter(name)
+    limit_groups(monkeypatch, small.redis.zcard(at.members))
+    small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), b"DE"))
+    assert steps.drop_group(small.redis, name, b"DE", "token")
+    steps.record(small.redis, {name: [b"XX\0nobody"]})
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: "MAX_GROUPS" in keeper.unmended.get(name, ""), "the group to be refused")
+        assert small.redis.hexists(at.broken, "DE") and not small.state(name).cold
+        steps.mark(small.redis, name, "token", [b"XX\0nobody"])
+        steps.sweep(small.redis, name, "token", {b"XX\0nobody": b""}, small.state(name).changed_at)
+        tick_until(keeper, lambda: not small.redis.exists(at.broken) and is_exact(small), "room again")
+
+
 def test_a_group_that_waits_for_the_replica_keeps_no_job_from_its_work(small: World) -> None:
     at = keys.of_counter("customers:country")
     with small.replay_paused():
@@ -371,11 +424,7 @@ def test_a_later_day_that_comes_during_a_run_hides_no_extra_member(
 def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {
-        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
-        for key, each in steps.SCRIPTS.items()
-    }
-    monkeypatch.setattr(steps, "SCRIPTS", few)
+    limit_groups(monkeypatch, 20)
     write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 30) AS i")
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: small.state("customers:country").condition == "refused", "the refusal")
@@ -391,11 +440,7 @@ def test_a_build_that_was_refused_begins_again_without_the_groups_of_before(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All room is taken by groups that the table no longer has, and the others come after the fill's position."""
-    few = {
-        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
-        for key, each in steps.SCRIPTS.items()
-    }
-    monkeypatch.setattr(steps, "SCRIPTS", few)
+    limit_groups(monkeypatch, 20)
     monkeypatch.setattr(steps, "CHUNK_OF_GROUPS", 5)
     write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 60) AS i")
     with keeper_at_work() as keeper:
