@@ -171,11 +171,16 @@ def within(counter: Counter, group: tuple[str, ...]) -> Counter:
 
 
 def forget_generations(counter: Counter, redis: Redis) -> None:
-    """Remove the sets of groups whose directory was lost: nothing counts them, and nothing else removes them."""
+    """Remove the sets of groups whose directory was lost: nothing counts them, and nothing else removes them.
+
+    The generation is read after the keys. If another keeper has begun one meanwhile, its sets are either not among the keys, or
+    of the generation that is read.
+    """
     if counter.storage is not Storage.GROUPS:
         return
     at = keys.of_counter(counter.name)
-    current = at.group(redis.hget(at.intake, "generation"), b"")
     pattern = re.sub(r"([\[\]*?\\])", r"\\\1", f"{at.members}:") + "*"
-    for some in steps.chunks([key for key in redis.scan_iter(pattern, count=1_000) if not key.startswith(current)]):
+    found = list(redis.scan_iter(pattern, count=1_000))
+    current = at.group(redis.hget(at.intake, "generation"), b"")
+    for some in steps.chunks([key for key in found if not key.startswith(current)]):
         redis.unlink(*some)

@@ -12,7 +12,8 @@ from msgspec import UNSET
 from psycopg2.sql import SQL, Composed, Literal
 
 from manage_service.protocol import bucket_filter
-from manage_service.protocol.groups import mend, watch, within
+from manage_service.protocol.build import begin_fill
+from manage_service.protocol.groups import forget_generations, mend, watch, within
 from manage_service.replica import sql
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
@@ -261,6 +262,25 @@ def test_what_is_lost_as_a_whole_is_cold_and_built_again(small: World, loss: str
     known = [at.group(small.redis.hget(at.intake, "generation"), b""), f"{at.members}:days".encode()]
     for key in small.redis.scan_iter(f"{at.members}:*"):
         assert key.startswith(known[0]), "a set that nobody counts"
+
+
+def test_a_build_that_ends_late_leaves_the_sets_of_the_next_one(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keeper was stopped, and another keeper has begun another generation."""
+    counter = get_counter("customers:country")
+    at, redis = keys.of_counter(counter.name), small.passes()
+    old, scan = at.group(small.redis.hget(at.intake, "generation"), b"DE"), redis.scan_iter
+
+    def scan_late(*asked: Any, **more: Any) -> Iterator[bytes]:
+        small.redis.delete(at.members)
+        with small.replica.snapshot(counter) as snapshot:
+            begin_fill(counter, snapshot, small.redis)
+        steps.record(small.redis, {counter.name: [b"DE\0bob"]})
+        yield from scan(*asked, **more)
+
+    monkeypatch.setattr(redis, "scan_iter", scan_late)
+    forget_generations(counter, redis)
+    assert small.redis.smembers(at.group(small.redis.hget(at.intake, "generation"), b"DE")) == {b"bob"}
+    assert not small.redis.exists(old)
 
 
 @pytest.mark.parametrize("number", ["many", "002"])
