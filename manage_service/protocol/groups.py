@@ -18,7 +18,7 @@ the keeper builds it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from secrets import token_hex
 from typing import cast
@@ -62,13 +62,15 @@ def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
         elif counter.storage is Storage.LAST_SEEN:
             yield {}
         else:
-            looked_at = 0
+            looked_at, changed = 0, dict[bytes, str]()
             for sizes in storages.scan_groups(redis, at):
-                drop_changed(counter, list(sizes), redis)
+                changed |= find_changed(counter, list(sizes), redis)
                 looked_at += len(sizes)
                 if looked_at >= GROUPS_AT_ONCE:
-                    looked_at = 0
+                    drop(counter, changed, redis)
+                    looked_at, changed = 0, {}
                     yield broken_groups(counter, redis)
+            drop(counter, changed, redis)
             yield broken_groups(counter, redis)
 
 
@@ -98,11 +100,11 @@ def is_whole(counter: Counter, redis: Redis) -> bool:
     return all(number.isdigit() for number in beside) and size == sum(map(int, beside))
 
 
-def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
-    """Drop those of these groups whose sets are not as large as their size."""
+def find_changed(counter: Counter, groups: list[bytes], redis: Redis) -> dict[bytes, str]:
+    """Those of these groups whose sets are not as large as their size, each with both in words."""
     at = keys.of_counter(counter.name)
     if not groups:
-        return
+        return {}
     generation = redis.hget(at.intake, "generation")
     pipe = redis.pipeline(transaction=True)
     pipe.zmscore(at.members, groups)  # type: ignore[arg-type]
@@ -111,9 +113,17 @@ def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
     sizes, *counts = pipe.execute(raise_on_error=False)
     if isinstance(sizes, Exception):
         raise sizes
-    for group, size, count in zip(groups, sizes, counts, strict=True):
-        if size is not None and size != count and steps.drop_group(redis, counter.name, group, token_hex(8)):
-            log.error("group.changed", counter=counter.name, size=size, count=str(count))
+    return {
+        group: f"{count} of {size:.0f} members"
+        for group, size, count in zip(groups, sizes, counts, strict=True)
+        if size is not None and size != count
+    }
+
+
+def drop(counter: Counter, changed: Mapping[bytes, str], redis: Redis) -> None:
+    """Drop these groups, if they are still changed."""
+    for group in steps.drop_groups(redis, counter.name, list(changed), token_hex(8)):
+        log.error("group.changed", counter=counter.name, has=changed[group])
 
 
 def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Redis) -> Steps:

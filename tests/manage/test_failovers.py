@@ -190,7 +190,7 @@ def test_a_group_whose_members_were_lost_again_is_not_live(failovers, monkeypatc
         counter = get_counter("customers:country")
         at, redis = keys.of_counter(counter.name), world.passes()
         world.redis.delete(at.group(world.redis.hget(at.intake, "generation"), b"DE"))
-        assert steps.drop_group(redis, counter.name, b"DE", "token")
+        assert steps.drop_groups(redis, counter.name, [b"DE"], "token")
         failovers.during(monkeypatch, steps, "record")
         list(mend(counter, b"DE", "token", world.replica, redis))
         assert world.redis.hexists(at.broken, "DE")

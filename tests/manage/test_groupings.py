@@ -190,6 +190,35 @@ def test_a_group_that_was_changed_by_hand_is_cold_alone_and_is_read_again(small:
         tick_until(keeper, lambda: is_exact(small), "all to be exact")
 
 
+def test_many_groups_that_were_changed_by_hand_are_dropped_together(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of all groups is made once, and not once for each."""
+    name = "customers:country"
+    at = keys.of_counter(name)
+    monkeypatch.setattr(storages, "SCAN_COUNT", 50)
+    write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 150) AS i")
+    small.catch_up(name)
+    groups = [group for sizes in storages.scan_groups(small.redis, at) for group in sizes]
+    for group in groups:
+        small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), group))
+    before = called(small, "zrange")
+    broken = next(watch(get_counter(name), small.redis))
+    assert set(broken) == set(groups) and called(small, "zrange") == before + 1
+    assert small.redis.hmget(at.intake, "size", "elements") == [b"0", b"0"]
+    passes = small.passes()
+    for group, token in broken.items():
+        for _ in mend(get_counter(name), group, token, small.replica, passes):
+            pass
+    assert in_redis(small, get_counter(name)) == in_table(small, get_counter(name))
+
+
+def called(world: World, command: str) -> int:
+    """How often Redis has run this command."""
+    found = world.redis.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})
+    return int(found["calls"])
+
+
 def test_a_departure_from_a_group_whose_size_was_lowered_by_hand_does_not_take_the_other_members_with_it(
     small: World,
 ) -> None:
@@ -227,7 +256,7 @@ def test_a_group_is_read_again_from_a_replica_that_shows_what_was_recorded_into_
         )
         steps.record(counted.redis, {counter.name: [b"DE\0zoe"]}, xact, source)
         counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
-        assert steps.drop_group(counted.redis, counter.name, b"DE", "token")
+        assert steps.drop_groups(counted.redis, counter.name, [b"DE"], "token")
         mending = mend(counter, b"DE", "token", counted.replica, counted.passes())
         waited = [progress.waiting for progress, _ in zip(mending, range(3), strict=False)]
         assert len(waited) == 3 and all(waited) and counted.redis.hexists(at.broken, "DE")
@@ -340,7 +369,7 @@ def test_a_group_that_there_is_no_room_for_waits_for_it_alone(small: World, monk
     at = keys.of_counter(name)
     limit_groups(monkeypatch, small.redis.zcard(at.members))
     small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), b"DE"))
-    assert steps.drop_group(small.redis, name, b"DE", "token")
+    assert steps.drop_groups(small.redis, name, [b"DE"], "token")
     steps.record(small.redis, {name: [b"XX\0nobody"]})
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: "MAX_GROUPS" in keeper.unmended.get(name, ""), "the group to be refused")
