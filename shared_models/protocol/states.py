@@ -116,6 +116,9 @@ class State:
     @property
     def why_cold(self) -> str:
         """Why it cannot be counted, in a sentence; empty if it can."""
+        holder, entries, mends = "set", "members", "reconciles"
+        if self.elements is not None:
+            holder, entries, mends = "directory", "groups", "builds"
         return {
             "live": "",
             "away": f"the server that holds a part of it does not answer ({self.away})",
@@ -123,8 +126,8 @@ class State:
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
             "building": "the keeper is building it",
-            "changed": f"its set has {self.count} members, but {self.size} were recorded: something other than Rollcall has "
-            "changed it; the keeper reconciles it",
+            "changed": f"its {holder} has {self.count} {entries}, but {self.size} were recorded: something other than Rollcall has "
+            f"changed it; the keeper {mends} it",
             "unclaimed": "its complete_through is missing or impossible; the keeper's next pass repairs it",
         }[self.condition]
 
