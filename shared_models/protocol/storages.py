@@ -143,12 +143,12 @@ def scan_set(client: Redis, key: str | bytes) -> Iterator[list[bytes]]:
             return
 
 
-def scan_groups(client: Redis, at: CounterKeys) -> Iterator[dict[bytes, int]]:
-    """The groups of a directory with their sizes, piece by piece."""
+def scan_groups(client: Redis, at: CounterKeys) -> Iterator[dict[bytes, float]]:
+    """The groups of a directory with their sizes, piece by piece. A size that somebody has written may be no whole number."""
     position = 0
     while True:
         position, found = client.zscan(at.members, position, count=SCAN_COUNT)
-        yield {group: int(size) for group, size in cast("list[tuple[bytes, float]]", found)}
+        yield dict(cast("list[tuple[bytes, float]]", found))
         if position == 0:
             return
 

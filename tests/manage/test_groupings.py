@@ -322,6 +322,17 @@ def test_a_day_whose_number_is_none_does_not_stop_the_keeper(small: World, numbe
         tick_until(keeper, lambda: small.state("customers").build != build and is_exact(small), "the build")
 
 
+@pytest.mark.parametrize("size", [float("inf"), float("-inf"), -0.5])
+def test_a_size_of_a_group_that_is_none_does_not_stop_the_keeper(small: World, size: float) -> None:
+    """Rows of this group come before it looks at the sizes."""
+    at = keys.of_counter("customers:country")
+    small.redis.zadd(at.members, {"DE": size})
+    write(small, f"{INSERT} VALUES ('zoe', 'DE', 1, now(), now()), ('zoe', 'FR', 1, now(), now())")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: small.redis.hexists(at.broken, "DE"), "the group to be dropped")
+        tick_until(keeper, lambda: is_exact(small), "all to be exact")
+
+
 @pytest.mark.parametrize("group", [b"no number", b"\xff", b"99999999999"])
 def test_a_group_that_no_row_can_have_is_done_at_once(counted: World, group: bytes) -> None:
     """Postgres could not be asked for it."""
