@@ -124,7 +124,8 @@ def _pieces(client: Redis, at: CounterKeys) -> Iterator[list[bytes]]:
         yield from scan_set(client, at.members)
     elif at.storage is Storage.LAST_SEEN:
         for days in _scan_hash(client, at.members):
-            yield [day + elements.SEPARATOR + member for member, day in days.items()]
+            # Somebody may have written a zero byte into a day.
+            yield [elements.split(day)[0] + elements.SEPARATOR + member for member, day in days.items()]
     else:
         generation = client.hget(at.intake, "generation")
         for sizes in scan_groups(client, at):

@@ -293,6 +293,39 @@ def test_what_is_lost_as_a_whole_is_cold_and_built_again(small: World, loss: str
         assert key.startswith(known[0]), "a set that nobody counts"
 
 
+@pytest.mark.parametrize("day", [b"", b"many", b"\xff", b"9\0x", b"9999-99-99"])
+def test_a_last_day_that_is_none_is_found_by_a_run_and_stops_nothing(small: World, day: bytes) -> None:
+    at = keys.of_counter("customers")
+    small.redis.hset(at.members, "ann", day)
+    write(small, f"{INSERT} VALUES ('ann', 'DE', 1, '2024-03-04 12:00Z', now()), ('zoe', 'DE', 1, now(), now())")
+    run = small.ask("customers")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: not registry.get(small.redis, run.id).open, "the run")
+        tick_until(keeper, lambda: not small.state("customers").cold, "the counter")
+        tick_until(keeper, lambda: small.redis.hget(at.members, "ann") == b"2024-03-05", "the day")
+        tick_until(keeper, lambda: is_exact(small), "all to be exact")
+
+
+def test_a_run_removes_no_member_with_a_row_because_of_its_day_and_each_without_one(small: World) -> None:
+    """Until the keeper has looked at the numbers of members by day, query answers with the number of members."""
+    at = keys.of_counter("customers")
+    everybody = small.redis.hlen(at.members)
+    impossible = dict(
+        zip(small.redis.hkeys(at.members), [b"many", b"9\0x", b"9999-99-99", b"infinity", b""], strict=False)
+    )
+    small.redis.hset(at.members, mapping=impossible)
+    small.reconcile("customers")
+    assert small.redis.hlen(at.members) == everybody and not small.state("customers").cold
+    assert {each for some in storages.scan(small.redis, at, 100) for each in some} == in_table(
+        small, get_counter("customers")
+    )
+    for day in (b"", b"many"):
+        small.redis.hset(at.members, "ann", day)
+        steps.mark(small.redis, "customers", "token", [b"2024-03-05\0ann"])
+        steps.sweep(small.redis, "customers", "token", {b"2024-03-05\0ann": b""}, small.state("customers").changed_at)
+        assert not small.redis.hexists(at.members, "ann")
+
+
 def test_a_build_that_ends_late_leaves_the_sets_of_the_next_one(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keeper was stopped, and another keeper has begun another generation."""
     counter = get_counter("customers:country")
