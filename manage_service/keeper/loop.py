@@ -223,7 +223,7 @@ class Keeper:
                 progress, reason = None, ""
                 try:
                     progress = next(self.mending[part.name], None)
-                except psycopg2.Error as error:
+                except (psycopg2.Error, TooManyGroups) as error:
                     reason = reason_of(error)
                 if progress is None:
                     self.mending.pop(part.name, None)

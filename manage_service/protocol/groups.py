@@ -18,13 +18,12 @@ the keeper builds it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from secrets import token_hex
 from typing import cast
 
 import structlog
-from psycopg2 import DataError
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -63,13 +62,15 @@ def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
         elif counter.storage is Storage.LAST_SEEN:
             yield {}
         else:
-            looked_at = 0
+            looked_at, changed = 0, dict[bytes, str]()
             for sizes in storages.scan_groups(redis, at):
-                drop_changed(counter, list(sizes), redis)
+                changed |= find_changed(counter, list(sizes), redis)
                 looked_at += len(sizes)
                 if looked_at >= GROUPS_AT_ONCE:
-                    looked_at = 0
+                    drop(counter, changed, redis)
+                    looked_at, changed = 0, {}
                     yield broken_groups(counter, redis)
+            drop(counter, changed, redis)
             yield broken_groups(counter, redis)
 
 
@@ -99,11 +100,11 @@ def is_whole(counter: Counter, redis: Redis) -> bool:
     return all(number.isdigit() for number in beside) and size == sum(map(int, beside))
 
 
-def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
-    """Drop those of these groups whose sets are not as large as their size."""
+def find_changed(counter: Counter, groups: list[bytes], redis: Redis) -> dict[bytes, str]:
+    """Those of these groups whose sets are not as large as their size, each with both in words."""
     at = keys.of_counter(counter.name)
     if not groups:
-        return
+        return {}
     generation = redis.hget(at.intake, "generation")
     pipe = redis.pipeline(transaction=True)
     pipe.zmscore(at.members, groups)  # type: ignore[arg-type]
@@ -112,13 +113,21 @@ def drop_changed(counter: Counter, groups: list[bytes], redis: Redis) -> None:
     sizes, *counts = pipe.execute(raise_on_error=False)
     if isinstance(sizes, Exception):
         raise sizes
-    for group, size, count in zip(groups, sizes, counts, strict=True):
-        if size is not None and size != count and steps.drop_group(redis, counter.name, group, token_hex(8)):
-            log.error("group.changed", counter=counter.name, size=size, count=str(count))
+    return {
+        group: f"{count} of {size:.0f} members"
+        for group, size, count in zip(groups, sizes, counts, strict=True)
+        if size is not None and size != count
+    }
+
+
+def drop(counter: Counter, changed: Mapping[bytes, str], redis: Redis) -> None:
+    """Drop these groups, if they are still changed."""
+    for group in steps.drop_groups(redis, counter.name, list(changed), token_hex(8)):
+        log.error("group.changed", counter=counter.name, has=changed[group])
 
 
 def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Redis) -> Steps:
-    """Read a dropped group again. Raises psycopg2.Error, redis.RedisError.
+    """Read a dropped group again. Raises psycopg2.Error, redis.RedisError, steps.TooManyGroups (other groups have taken its room).
 
     Ends early, without an error, if the reading has to begin again.
     """
@@ -131,6 +140,8 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
         steps.mend_group(redis, counter.name, group, token, state)
         return
     alone, position, read = within(counter, values), None, 0
+    # Without the counter's condition: an error of that says nothing about the group.
+    anybody = within(replace(counter, where=""), values)
     while True:
         chunk: list[Values] = []
         try:
@@ -139,11 +150,11 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
                 if behind is None:
                     if snapshot.fingerprint != state.fingerprint:
                         return
-                    chunk = snapshot.read_members(alone, position, jumping=False)
+                    # If an enum does not have this label, no row has.
+                    if snapshot.is_possible(anybody):
+                        chunk = snapshot.read_members(alone, position, jumping=False)
         except CounterWasLost:
             return
-        except DataError:
-            behind = None  # an enum does not have this label, and so no row has
         if behind is not None:
             yield Progress("build", read, waiting=behind)
             state = with_new_watermark(counter, state, redis)
@@ -170,11 +181,16 @@ def within(counter: Counter, group: tuple[str, ...]) -> Counter:
 
 
 def forget_generations(counter: Counter, redis: Redis) -> None:
-    """Remove the sets of groups whose directory was lost: nothing counts them, and nothing else removes them."""
+    """Remove the sets of groups whose directory was lost: nothing counts them, and nothing else removes them.
+
+    The generation is read after the keys. If another keeper has begun one meanwhile, its sets are either not among the keys, or
+    of the generation that is read.
+    """
     if counter.storage is not Storage.GROUPS:
         return
     at = keys.of_counter(counter.name)
-    current = at.group(redis.hget(at.intake, "generation"), b"")
     pattern = re.sub(r"([\[\]*?\\])", r"\\\1", f"{at.members}:") + "*"
-    for some in steps.chunks([key for key in redis.scan_iter(pattern, count=1_000) if not key.startswith(current)]):
+    found = list(redis.scan_iter(pattern, count=1_000))
+    current = at.group(redis.hget(at.intake, "generation"), b"")
+    for some in steps.chunks([key for key in found if not key.startswith(current)]):
         redis.unlink(*some)

@@ -35,7 +35,7 @@ from secrets import token_hex
 from redis import Redis
 
 from manage_service.protocol.bucket_filter import BucketFilter
-from manage_service.protocol.canonical import IS_CANONICAL
+from manage_service.protocol.canonical import IS_CANONICAL, is_date
 from manage_service.protocol.freshness import why_stale
 from manage_service.protocol.progress import Progress
 from manage_service.replica.snapshots import Replica, Snapshot
@@ -263,7 +263,7 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[
     asked: dict[Values, bytes] = {}
     gone = {}
     for member in members:
-        values = elements.decode(counter, member)
+        values = elements.decode(counter, with_possible_day(counter, member))
         if (
             values is None
             or elements.shard_of(counter, member) != counter.shard
@@ -280,9 +280,20 @@ def rowless(counter: Counter, members: list[bytes], snapshot: Snapshot) -> dict[
     for of_row, member in asked.items():
         text = last[tuple(map(str, of_row[:-1]))]
         day = b"" if text is None else elements.day_of(text).encode()
-        if day < elements.split(member)[0]:
+        if text is None or day < elements.split(member)[0]:
             gone[member] = day
     return gone
+
+
+def with_possible_day(counter: Counter, element: bytes) -> bytes:
+    """The element; with another day if something else has written one that is none. Its member may have a row."""
+    if counter.last_seen is None:
+        return element
+    head, member = elements.split(element)
+    day = head.decode(errors="replace")
+    if elements.DAY.fullmatch(day) and is_date(day):
+        return element
+    return elements.LAST_DAY.encode() + elements.SEPARATOR + member
 
 
 def still_marked(counter: Counter, redis: Redis, token: str, members: list[bytes]) -> list[bytes]:

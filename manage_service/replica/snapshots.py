@@ -45,6 +45,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import psycopg2
+from psycopg2 import DataError
 from psycopg2.errors import LockNotAvailable, QueryCanceled
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from psycopg2.extensions import connection as Connection
@@ -84,9 +85,9 @@ OPTIONS = " ".join(
         "jit": "off",
     }.items()
 )
-# Postgres refuses (no such table, no right to read it, a broken index), and will refuse again. Its other errors mean
-# that it does not answer, or is busy.
-REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError)
+# Postgres refuses (no such table, no right to read it, a broken index, a row that a counter's condition fails for), and will
+# refuse again. Its other errors mean that it does not answer, or is busy.
+REFUSALS = (psycopg2.ProgrammingError, psycopg2.InternalError, DataError)
 # How long to wait for a host that does not answer, and to notice one that has vanished.
 CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
@@ -155,6 +156,17 @@ class Snapshot:
         )
         marks = () if after is None else after[: len(counter.fields)] if counter.last_seen else after
         return ask(self._connection, statement, marks)
+
+    def is_possible(self, counter: Counter) -> bool:
+        """Whether the texts in the counter's condition have the types of the columns that they are compared with. No row is read.
+
+        If not, the snapshot cannot be used any longer.
+        """
+        try:
+            ask(self._connection, sql.fill_in(sql.PARSED, counter))
+        except DataError:
+            return False
+        return True
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """The xact at which to cut the rows from `cursor_xact` on, so that about `rows` are before it; None: there are fewer.

@@ -98,6 +98,8 @@ JUMP = """
     )
     SELECT {texts} FROM walk LIMIT {limit}
 """
+# Raises an error if a text in the condition is no value of the column's type: Postgres reads these texts before any row.
+PARSED = "SELECT FROM {table} WHERE {counts} LIMIT 0"
 BEHIND = "AND ({key}) {beyond} ({marks})"
 # The planner's estimate from the table's statistics: two numbers of a plan that does not run.
 ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {table} WHERE {counts}"

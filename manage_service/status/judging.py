@@ -5,8 +5,8 @@ The limits come from the settings: it is a fault if something takes longer than 
 
 from __future__ import annotations
 
-import re
 import shlex
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -21,10 +21,14 @@ LAG_SECONDS = 30.0
 LAG_PASSES = 10
 # In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
-# The kinds of findings that a counter and its groupings often share.
-FOLDED = ("cold", "incomplete", "run-failed", "not-verified")
-NUMBERS = re.compile(r"[0-9.,]+")
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+class Fault(NamedTuple):
+    """A fault of a counter, and what it comes from; "" if that concerns this counter alone, and not its groupings."""
+
+    finding: Finding
+    cause: str = ""
 
 
 class Limits(NamedTuple):
@@ -56,25 +60,23 @@ def judge(
     ]
 
 
-def fold(faults: Iterable[Finding]) -> list[Finding]:
-    """Report a fault of a total once if its groupings have the same fault: usually there is one cause."""
-    said: dict[tuple[str, str, str], Finding] = {}
-    alike: dict[tuple[str, str, str], int] = {}
+def fold(faults: Iterable[Fault]) -> list[Finding]:
+    """Report a fault of a total once if its groupings have the same fault, for the same cause."""
+    of_total: dict[tuple[str, str, str], Finding] = {}
+    alike = Tally[tuple[str, str, str]]()
     kept = []
-    for fault in faults:
-        name, (total, is_grouping, _) = fault.about, fault.about.partition(":")
-        text = NUMBERS.sub("", fault.detail.replace(shlex.quote(name), "").replace(name, ""))
-        key: tuple[str, str, str] = (total, fault.kind, text)
-        if is_grouping and key in said:
-            alike[key] = alike.get(key, 0) + 1
+    for fault, cause in faults:
+        total, is_grouping, _ = fault.about.partition(":")
+        key = total, fault.kind, cause
+        if is_grouping and cause and key in of_total:
+            alike[key] += 1
             continue
-        if not is_grouping and fault.kind in FOLDED:
-            said[key] = fault
+        if not is_grouping:
+            of_total[key] = fault
         kept.append(fault)
     for key, many in alike.items():
-        fault = said[key]
-        like = f"{fault.about}, like {many} of its groupings,"
-        fault.detail = fault.detail.replace(fault.about, like, 1)
+        fault = of_total[key]
+        fault.detail = fault.detail.replace(fault.about, f"{fault.about}, like {many} of its groupings,", 1)
     return kept
 
 
@@ -140,49 +142,46 @@ def judge_counter(
     unended: list[Run],
     now: datetime,
     limits: Limits,
-) -> Iterator[Finding]:
+) -> Iterator[Fault]:
     """One counter: whether it can be counted, is complete and verified, and whether its drift is repaired."""
     if state.disbelieved:
         fields = ", ".join(state.disbelieved)
-        yield Finding(
-            name, "disbelieved", None, f"{name}: what Redis says cannot be true ({fields}): a keeper repairs it"
+        yield Fault(
+            Finding(
+                name, "disbelieved", None, f"{name}: what Redis says cannot be true ({fields}): a keeper repairs it"
+            )
         )
     if state.cold:
-        yield Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
+        finding = Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
+        yield Fault(finding, f"{state.condition} {state.away or state.refused}")
         return
     if counter.broken_groups:
-        yield Finding(name, "broken-groups", None, f"{name}: {broken_words(counter.broken_groups)}")
+        yield Fault(Finding(name, "broken-groups", None, f"{name}: {broken_words(counter.broken_groups)}"))
     reconcile = f"`reconcile {shlex.quote(name)}`"
     through, verified_at, failed = counter.complete_through, counter.verified_at, last_failure(name, history)
     if through is not None and exceeds(now - through, limits.lag_seconds):
         why = state.withheld or "if nothing else is said here, look for keeper.behind in the keeper's log"
-        yield Finding(name, "incomplete", through, f"{name} is complete only to {span(now - through)} ago: {why}")
+        told = f"{name} is complete only to {span(now - through)} ago: {why}"
+        yield Fault(Finding(name, "incomplete", through, told), why)
     if failed is not None:
-        yield Finding(
-            name,
-            "run-failed",
-            failed.finished_at,
+        told = (
             f"{name} was not reconciled: its {failed.mode} {failed.id} failed {span(now - (failed.finished_at or now))} ago: "
-            f"{one_line(failed.detail)}",
+            f"{one_line(failed.detail)}"
         )
+        yield Fault(Finding(name, "run-failed", failed.finished_at, told), failed.id)
     elif verified_at is None and not any(name in run.counters for run in unended):
-        yield Finding(name, "not-verified", None, f"{name} has never been verified: a keeper does it, or {reconcile}")
+        told = f"{name} has never been verified: a keeper does it, or {reconcile}"
+        yield Fault(Finding(name, "not-verified", None, told), "never")
     elif verified_at is not None and exceeds(now - verified_at, limits.verified_seconds):
-        yield Finding(
-            name,
-            "not-verified",
-            verified_at,
-            f"{name} was last verified {span(now - verified_at)} ago: look what the keeper does, or {reconcile}",
-        )
+        told = f"{name} was last verified {span(now - verified_at)} ago: look what the keeper does, or {reconcile}"
+        yield Fault(Finding(name, "not-verified", verified_at, told), "long ago")
     if state.drift and not state.repaired and (state.drift.missing or state.drift.extra):
-        yield Finding(
-            name,
-            "drift",
-            verified_at,
+        told = (
             f"{name}: a check {span(now - (verified_at or now))} ago found "
             f"{found_in_words(state.drift.missing, state.drift.extra, repaired=False)}, and repaired nothing: "
-            f"{reconcile} does",
+            f"{reconcile} does"
         )
+        yield Fault(Finding(name, "drift", verified_at, told))
 
 
 def broken_words(groups: int) -> str:

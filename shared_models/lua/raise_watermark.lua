@@ -6,7 +6,7 @@
 local function raise_watermark(intake, xact, source, first)
   local function split(s) return string.match(s, '^(%d+/%d+)/(%d+)$') end
   local water, water_source = unpack(redis.call('HMGET', intake, 'watermark', 'watermark_source'))
-  local known = water and water_source and #water <= 19 and string.match(water, '^%d+$') and split(water_source)
+  local known = water and water_source and #water <= 19 and string.match(water, '^[1-9]%d*$') and split(water_source)
   local replace = not known and first
   if known and water_source == source then
     replace = below(water, xact)

@@ -53,10 +53,10 @@ local function unmark(members, marks, first)
 end
 
 -- Change the number of members that all groups have together: the sum of their sizes. A size that somebody has lowered may fall
--- below 0, and counts as 0 then. The number is only reported; no step relies on it.
+-- below 0, and counts as 0 then; or it may be infinite. The number is only reported; no step relies on it.
 local function move_elements(intake, by)
   local elements = redis.call('HMGET', intake, 'elements')[1]
-  if by ~= 0 and (not elements or is_size(elements)) then
+  if by ~= 0 and by % 1 == 0 and math.abs(by) < 1e15 and (not elements or is_size(elements)) then
     redis.call('HINCRBY', intake, 'elements', by)
   end
 end

@@ -103,7 +103,7 @@ end
 local function take(members, intake, element, instead)
   local _, member = split(element)
   local day = redis.call('HGET', members, member)
-  if not day or day <= instead then return 0 end
+  if not day or (instead ~= '' and day <= instead) then return 0 end
   if instead == '' then
     redis.call('HDEL', members, member)
     move_days(members, { [day] = -1 })

@@ -29,7 +29,7 @@ if ARGV[6] == '1' then
     redis.call('HSET', KEYS[3], 'settled', ARGV[9])
   end
   -- An impossible value, as in `states.parse_state`, is replaced.
-  local stands = left and string.match(left, '^%d+$') and not below(cursor, left) and not below(left, ARGV[8])
+  local stands = left and string.match(left, '^[1-9]%d*$') and not below(cursor, left) and not below(left, ARGV[8])
   if ARGV[8] ~= '' and not stands then
     redis.call('HSET', KEYS[3], 'left_through', ARGV[8])
   end

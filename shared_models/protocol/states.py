@@ -28,6 +28,8 @@ V = TypeVar("V")
 CLOCK_SLACK = timedelta(hours=1)
 # Postgres keeps an xact in 64 bits, with a sign.
 XACT_LIMIT = 1 << 63
+# As Redis and the scripts write it. They compare xacts by their lengths, and Redis adds to no other number.
+NUMBER = re.compile(rb"0|-?[1-9][0-9]*")
 SOURCE = re.compile(r"\d+/\d+/\d+")
 # Lua counts exactly up to here.
 SIZE_LIMIT = 10**15
@@ -114,6 +116,9 @@ class State:
     @property
     def why_cold(self) -> str:
         """Why it cannot be counted, in a sentence; empty if it can."""
+        holder, entries, mends = "set", "members", "reconciles"
+        if self.elements is not None:
+            holder, entries, mends = "directory", "groups", "builds"
         return {
             "live": "",
             "away": f"the server that holds a part of it does not answer ({self.away})",
@@ -121,8 +126,8 @@ class State:
             "refused": f"the keeper cannot build it: {self.refused}",
             "lost": "it has not been built yet, or it was lost; the keeper builds it",
             "building": "the keeper is building it",
-            "changed": f"its set has {self.count} members, but {self.size} were recorded: something other than Rollcall has "
-            "changed it; the keeper reconciles it",
+            "changed": f"its {holder} has {self.count} {entries}, but {self.size} were recorded: something other than Rollcall has "
+            f"changed it; the keeper {mends} it",
             "unclaimed": "its complete_through is missing or impossible; the keeper's next pass repairs it",
         }[self.condition]
 
@@ -142,10 +147,7 @@ class _Reader:
         value = self._values[name]
         if value is None:
             return None
-        try:
-            number = int(value) if len(value) <= 20 else limit
-        except ValueError:
-            number = limit
+        number = int(value) if len(value) <= 20 and NUMBER.fullmatch(value) else limit
         if low <= number < limit:
             return number
         self.disbelieved.append(name)
@@ -208,7 +210,7 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
     filled = None
     if fill.text("token"):
         filled = fill.number("read", SIZE_LIMIT) or 0, fill.number("expected", SIZE_LIMIT) or 0
-    cursor, left_through = state.number("cursor", XACT_LIMIT), state.number("left_through", XACT_LIMIT)
+    cursor, left_through = state.number("cursor", XACT_LIMIT, low=1), state.number("left_through", XACT_LIMIT, low=1)
     if cursor is not None and left_through is not None and left_through > cursor:
         # Departures are read below the cursor only. A `left_through` above it would hide the next ones.
         state.disbelieved.append("left_through")
@@ -222,7 +224,9 @@ def parse_state(replies: Sequence[Any], now: datetime | None = None) -> State:
         build=state.text("build"),
         intake_build=intake.text("build"),
         complete_through=state.moment("complete_through"),
-        watermark=intake.number("watermark", XACT_LIMIT) if SOURCE.fullmatch(intake.text("watermark_source")) else None,
+        watermark=intake.number("watermark", XACT_LIMIT, low=1)
+        if SOURCE.fullmatch(intake.text("watermark_source"))
+        else None,
         watermark_source=intake.text("watermark_source"),
         watermark_reset_at=state.moment("watermark_reset_at"),
         verified_at=verified_at if proved else None,

@@ -61,7 +61,7 @@ def _text(name: str) -> str:
 # What the scripts have in common, in the order in which they need each other.
 _SHARED = ("below", "is_size", "raise_watermark", "history")
 _OF_STORAGES = ("record", "begin", "fill", "promote", "sweep", "verify")
-_OF_GROUPS = ("drop_group", "mend_group")
+_OF_GROUPS = ("drop_groups", "mend_group")
 _OTHERS = ("advance", "make_cold", "reset_watermark", "mark_departing", "resolve", "note_table")
 
 
@@ -352,10 +352,12 @@ def unmark(client: Redis, name: str, elements: Sequence[bytes]) -> None:
         client.hdel(at.suspects, *some)
 
 
-def drop_group(client: Redis, name: str, group: bytes, token: str) -> bool:
-    """Drop the set of a group that something else has changed, to read it again; False if the set is as large as its size says."""
+def drop_groups(client: Redis, name: str, groups: Sequence[bytes], token: str) -> list[bytes]:
+    """Drop the sets of those of these groups that something else has changed, to read them again: each that is not as large as its
+    size says. Returns these."""
     at = keys.of_counter(name)
-    return bool(_execute_one(client, "drop_group", name, [at.members, at.intake, at.state, at.broken], group, token))
+    on = [at.members, at.intake, at.state, at.broken]
+    return list(_execute_one(client, "drop_groups", name, on, token, *groups)) if groups else []
 
 
 def mend_group(client: Redis, name: str, group: bytes, token: str, was: State) -> bool:

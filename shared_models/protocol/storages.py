@@ -124,7 +124,8 @@ def _pieces(client: Redis, at: CounterKeys) -> Iterator[list[bytes]]:
         yield from scan_set(client, at.members)
     elif at.storage is Storage.LAST_SEEN:
         for days in _scan_hash(client, at.members):
-            yield [day + elements.SEPARATOR + member for member, day in days.items()]
+            # Somebody may have written a zero byte into a day.
+            yield [elements.split(day)[0] + elements.SEPARATOR + member for member, day in days.items()]
     else:
         generation = client.hget(at.intake, "generation")
         for sizes in scan_groups(client, at):
@@ -143,12 +144,12 @@ def scan_set(client: Redis, key: str | bytes) -> Iterator[list[bytes]]:
             return
 
 
-def scan_groups(client: Redis, at: CounterKeys) -> Iterator[dict[bytes, int]]:
-    """The groups of a directory with their sizes, piece by piece."""
+def scan_groups(client: Redis, at: CounterKeys) -> Iterator[dict[bytes, float]]:
+    """The groups of a directory with their sizes, piece by piece. A size that somebody has written may be no whole number."""
     position = 0
     while True:
         position, found = client.zscan(at.members, position, count=SCAN_COUNT)
-        yield {group: int(size) for group, size in cast("list[tuple[bytes, float]]", found)}
+        yield dict(cast("list[tuple[bytes, float]]", found))
         if position == 0:
             return
 

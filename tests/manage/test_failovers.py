@@ -18,7 +18,7 @@ from manage_service.runs.registry import Status
 from manage_service.stores import connect_for_passes
 from shared_models import declarations
 from shared_models.declarations import get_counter
-from shared_models.nodes import Nodes
+from shared_models.nodes import Nodes, only
 from shared_models.protocol import keys, states, steps
 from tests.manage.grouped import SMALL, in_redis, in_table, orders
 from tests.manage.world import World, pass_over
@@ -34,6 +34,7 @@ class Failovers:
     def __init__(self, world: World, own: Valkey, other: Valkey) -> None:
         self.world, self.own, self.other = world, own, other
         world.valkey, world.redis = own, Redis.from_url(own.url)
+        world.nodes = only(world.redis)
 
     def replace(self) -> None:
         """Another server has what there is now, and is promoted. The world's own does not notice it."""
@@ -190,7 +191,7 @@ def test_a_group_whose_members_were_lost_again_is_not_live(failovers, monkeypatc
         counter = get_counter("customers:country")
         at, redis = keys.of_counter(counter.name), world.passes()
         world.redis.delete(at.group(world.redis.hget(at.intake, "generation"), b"DE"))
-        assert steps.drop_group(redis, counter.name, b"DE", "token")
+        assert steps.drop_groups(redis, counter.name, [b"DE"], "token")
         failovers.during(monkeypatch, steps, "record")
         list(mend(counter, b"DE", "token", world.replica, redis))
         assert world.redis.hexists(at.broken, "DE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from msgspec import UNSET
 from psycopg2.sql import SQL, Composed, Literal
 
 from manage_service.protocol import bucket_filter
-from manage_service.protocol.groups import mend, watch, within
+from manage_service.protocol.build import begin_fill
+from manage_service.protocol.groups import forget_generations, mend, watch, within
 from manage_service.replica import sql
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
@@ -23,7 +25,7 @@ from shared_models.declarations import Storage, get_counter
 from shared_models.nodes import only
 from shared_models.protocol import elements, keys, steps, storages
 from shared_models.protocol.timeline import SOURCE_SQL
-from tests.manage.grouped import SMALL, differences, in_redis, in_table, is_exact, orders
+from tests.manage.grouped import SMALL, differences, in_redis, in_table, index_of, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
 from tests.manage.world import World
 
@@ -93,6 +95,15 @@ def test_a_day_that_was_lowered_comes_from_the_last_row_that_is_left(small: Worl
         tick_until(keeper, lambda: small.redis.hget(at.members, "ann") == b"2024-02-28", "the departure")
         tick_until(keeper, lambda: is_exact(small), "the rest")
         assert small.redis.hlen(at.departing) == 0
+
+
+def limit_groups(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """As if MAX_GROUPS were this number."""
+    few = {
+        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", f"MAX_GROUPS = {most}"))
+        for key, each in steps.SCRIPTS.items()
+    }
+    monkeypatch.setattr(steps, "SCRIPTS", few)
 
 
 def count(world: World) -> World:
@@ -179,6 +190,35 @@ def test_a_group_that_was_changed_by_hand_is_cold_alone_and_is_read_again(small:
         tick_until(keeper, lambda: is_exact(small), "all to be exact")
 
 
+def test_many_groups_that_were_changed_by_hand_are_dropped_together(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of all groups is made once, and not once for each."""
+    name = "customers:country"
+    at = keys.of_counter(name)
+    monkeypatch.setattr(storages, "SCAN_COUNT", 50)
+    write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 150) AS i")
+    small.catch_up(name)
+    groups = [group for sizes in storages.scan_groups(small.redis, at) for group in sizes]
+    for group in groups:
+        small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), group))
+    before = called(small, "zrange")
+    broken = next(watch(get_counter(name), small.redis))
+    assert set(broken) == set(groups) and called(small, "zrange") == before + 1
+    assert small.redis.hmget(at.intake, "size", "elements") == [b"0", b"0"]
+    passes = small.passes()
+    for group, token in broken.items():
+        for _ in mend(get_counter(name), group, token, small.replica, passes):
+            pass
+    assert in_redis(small, get_counter(name)) == in_table(small, get_counter(name))
+
+
+def called(world: World, command: str) -> int:
+    """How often Redis has run this command."""
+    found = world.redis.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})
+    return int(found["calls"])
+
+
 def test_a_departure_from_a_group_whose_size_was_lowered_by_hand_does_not_take_the_other_members_with_it(
     small: World,
 ) -> None:
@@ -216,7 +256,7 @@ def test_a_group_is_read_again_from_a_replica_that_shows_what_was_recorded_into_
         )
         steps.record(counted.redis, {counter.name: [b"DE\0zoe"]}, xact, source)
         counted.redis.delete(at.group(counted.redis.hget(at.intake, "generation"), b"DE"))
-        assert steps.drop_group(counted.redis, counter.name, b"DE", "token")
+        assert steps.drop_groups(counted.redis, counter.name, [b"DE"], "token")
         mending = mend(counter, b"DE", "token", counted.replica, counted.passes())
         waited = [progress.waiting for progress, _ in zip(mending, range(3), strict=False)]
         assert len(waited) == 3 and all(waited) and counted.redis.hexists(at.broken, "DE")
@@ -253,21 +293,84 @@ def test_what_is_lost_as_a_whole_is_cold_and_built_again(small: World, loss: str
         assert key.startswith(known[0]), "a set that nobody counts"
 
 
-def test_a_day_whose_number_is_none_does_not_stop_the_keeper(small: World) -> None:
-    """Rows of this day come before it looks at the days."""
+@pytest.mark.parametrize("day", [b"", b"many", b"\xff", b"9\0x", b"9999-99-99"])
+def test_a_last_day_that_is_none_is_found_by_a_run_and_stops_nothing(small: World, day: bytes) -> None:
+    at = keys.of_counter("customers")
+    small.redis.hset(at.members, "ann", day)
+    write(small, f"{INSERT} VALUES ('ann', 'DE', 1, '2024-03-04 12:00Z', now()), ('zoe', 'DE', 1, now(), now())")
+    run = small.ask("customers")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: not registry.get(small.redis, run.id).open, "the run")
+        tick_until(keeper, lambda: not small.state("customers").cold, "the counter")
+        tick_until(keeper, lambda: small.redis.hget(at.members, "ann") == b"2024-03-05", "the day")
+        tick_until(keeper, lambda: is_exact(small), "all to be exact")
+
+
+def test_a_run_removes_no_member_with_a_row_because_of_its_day_and_each_without_one(small: World) -> None:
+    """Until the keeper has looked at the numbers of members by day, query answers with the number of members."""
+    at = keys.of_counter("customers")
+    everybody = small.redis.hlen(at.members)
+    impossible = dict(
+        zip(small.redis.hkeys(at.members), [b"many", b"9\0x", b"9999-99-99", b"infinity", b""], strict=False)
+    )
+    small.redis.hset(at.members, mapping=impossible)
+    small.reconcile("customers")
+    assert small.redis.hlen(at.members) == everybody and not small.state("customers").cold
+    assert {each for some in storages.scan(small.redis, at, 100) for each in some} == in_table(
+        small, get_counter("customers")
+    )
+    for day in (b"", b"many"):
+        small.redis.hset(at.members, "ann", day)
+        steps.mark(small.redis, "customers", "token", [b"2024-03-05\0ann"])
+        steps.sweep(small.redis, "customers", "token", {b"2024-03-05\0ann": b""}, small.state("customers").changed_at)
+        assert not small.redis.hexists(at.members, "ann")
+
+
+def test_a_build_that_ends_late_leaves_the_sets_of_the_next_one(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keeper was stopped, and another keeper has begun another generation."""
+    counter = get_counter("customers:country")
+    at, redis = keys.of_counter(counter.name), small.passes()
+    old, scan = at.group(small.redis.hget(at.intake, "generation"), b"DE"), redis.scan_iter
+
+    def scan_late(*asked: Any, **more: Any) -> Iterator[bytes]:
+        small.redis.delete(at.members)
+        with small.replica.snapshot(counter) as snapshot:
+            begin_fill(counter, snapshot, small.redis)
+        steps.record(small.redis, {counter.name: [b"DE\0bob"]})
+        yield from scan(*asked, **more)
+
+    monkeypatch.setattr(redis, "scan_iter", scan_late)
+    forget_generations(counter, redis)
+    assert small.redis.smembers(at.group(small.redis.hget(at.intake, "generation"), b"DE")) == {b"bob"}
+    assert not small.redis.exists(old)
+
+
+@pytest.mark.parametrize("number", ["many", "002"])
+def test_a_day_whose_number_is_none_does_not_stop_the_keeper(small: World, number: str) -> None:
+    """Rows of this day come before it looks at the days. Redis does not add to a number with zeros before it."""
     build, at = small.state("customers").build, keys.of_counter("customers")
-    small.redis.hset(at.days, "2024-03-05", "many")
+    small.redis.hset(at.days, "2024-03-05", number)
     write(small, f"{INSERT} VALUES ('zoe', 'DE', 1, '2024-03-05 12:00Z', now())")
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: small.state("customers").build != build and is_exact(small), "the build")
 
 
+@pytest.mark.parametrize("size", [float("inf"), float("-inf"), -0.5])
+def test_a_size_of_a_group_that_is_none_does_not_stop_the_keeper(small: World, size: float) -> None:
+    """Rows of this group come before it looks at the sizes."""
+    at = keys.of_counter("customers:country")
+    small.redis.zadd(at.members, {"DE": size})
+    write(small, f"{INSERT} VALUES ('zoe', 'DE', 1, now(), now()), ('zoe', 'FR', 1, now(), now())")
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: small.redis.hexists(at.broken, "DE"), "the group to be dropped")
+        tick_until(keeper, lambda: is_exact(small), "all to be exact")
+
+
 @pytest.mark.parametrize("group", [b"no number", b"\xff", b"99999999999"])
 def test_a_group_that_no_row_can_have_is_done_at_once(counted: World, group: bytes) -> None:
     """Postgres could not be asked for it."""
-    name, size = "baskets:shop", len(declarations.derived())
+    name = "baskets:shop"
     at = keys.of_counter(name)
-    assert size and at.storage is Storage.GROUPS
     counted.redis.zadd(at.members, {group: 2})
     counted.redis.zadd(at.names, {group: 0})
     counted.redis.hincrby(at.intake, "size", 1)
@@ -275,6 +378,49 @@ def test_a_group_that_no_row_can_have_is_done_at_once(counted: World, group: byt
         tick_until(keeper, lambda: counted.redis.zscore(at.members, group) is None, "the group to be dropped")
         tick_until(keeper, lambda: not counted.redis.exists(at.broken), "it to be done")
         assert keeper.unmended.get(name, "") == ""
+
+
+def test_a_group_with_a_row_that_the_condition_fails_for_is_not_taken_for_an_empty_one(world: World) -> None:
+    """And only the counters with this condition stand still."""
+    lines = (
+        SMALL.replace("NOT cancelled", "10 / (length(email) - 4) < 100")
+        + """
+        [counters.countries]
+        table = "orders"
+        member = ["country"]
+    """
+    )
+    with orders(world, lines):
+        # An index with this condition would not take the row.
+        for counter in (get_counter("customers"), get_counter("customers:country")):
+            world.ask_primary(f'DROP INDEX shop."{index_of(counter).name}"')
+            for statement in index_of(replace(counter, where="")).statements():
+                world.ask_primary(statement)
+        count(world)
+        at = keys.of_counter("customers:country")
+        write(world, f"{INSERT} VALUES ('fred', 'DE', 1, now(), now()), ('ann', 'FR', 1, now(), now())")
+        world.redis.delete(at.group(world.redis.hget(at.intake, "generation"), b"DE"))
+        with keeper_at_work() as keeper:
+            tick_until(keeper, lambda: keeper.unmended.get("customers:country"), "the group to be refused")
+            assert "DivisionByZero" in keeper.unmended["customers:country"]
+            assert world.redis.hexists(at.broken, "DE")
+            tick_until(keeper, lambda: b"FR" in world.set("countries"), "the other counter to go on")
+
+
+def test_a_group_that_there_is_no_room_for_waits_for_it_alone(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was dropped, another group has taken its place."""
+    name = "customers:country"
+    at = keys.of_counter(name)
+    limit_groups(monkeypatch, small.redis.zcard(at.members))
+    small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), b"DE"))
+    assert steps.drop_groups(small.redis, name, [b"DE"], "token")
+    steps.record(small.redis, {name: [b"XX\0nobody"]})
+    with keeper_at_work() as keeper:
+        tick_until(keeper, lambda: "MAX_GROUPS" in keeper.unmended.get(name, ""), "the group to be refused")
+        assert small.redis.hexists(at.broken, "DE") and not small.state(name).cold
+        steps.mark(small.redis, name, "token", [b"XX\0nobody"])
+        steps.sweep(small.redis, name, "token", {b"XX\0nobody": b""}, small.state(name).changed_at)
+        tick_until(keeper, lambda: not small.redis.exists(at.broken) and is_exact(small), "room again")
 
 
 def test_a_group_that_waits_for_the_replica_keeps_no_job_from_its_work(small: World) -> None:
@@ -372,11 +518,7 @@ def test_a_later_day_that_comes_during_a_run_hides_no_extra_member(
 def test_more_groups_than_there_may_be_are_refused_by_name_and_the_others_go_on(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {
-        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
-        for key, each in steps.SCRIPTS.items()
-    }
-    monkeypatch.setattr(steps, "SCRIPTS", few)
+    limit_groups(monkeypatch, 20)
     write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 30) AS i")
     with keeper_at_work() as keeper:
         tick_until(keeper, lambda: small.state("customers:country").condition == "refused", "the refusal")
@@ -392,11 +534,7 @@ def test_a_build_that_was_refused_begins_again_without_the_groups_of_before(
     small: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All room is taken by groups that the table no longer has, and the others come after the fill's position."""
-    few = {
-        key: steps.Script(each.text.replace(f"MAX_GROUPS = {storages.MAX_GROUPS}", "MAX_GROUPS = 20"))
-        for key, each in steps.SCRIPTS.items()
-    }
-    monkeypatch.setattr(steps, "SCRIPTS", few)
+    limit_groups(monkeypatch, 20)
     monkeypatch.setattr(steps, "CHUNK_OF_GROUPS", 5)
     write(small, f"{INSERT} SELECT 'ann', 'country ' || i, 1, now(), now() FROM generate_series(1, 60) AS i")
     with keeper_at_work() as keeper:
@@ -453,7 +591,9 @@ def test_an_index_of_the_days_of_a_column_with_a_quote_in_its_name_is_known(worl
     _, (mails,) = declarations.parse(lines)
     world.ask_primary("CREATE SCHEMA quoted")
     try:
-        world.ask_primary('CREATE TABLE quoted.events (email text COLLATE "C", "the ""hour""" timestamptz)')
+        world.ask_primary(
+            'CREATE TABLE quoted.events (email text COLLATE "C", "the ""hour""" timestamptz, xact bigint)'  # as `adopt` adds it
+        )
         for counter in mails.groupings:
             for statement in triggers.index("quoted", "events", counter.terms).statements():
                 world.ask_primary(statement.replace("%", "%%"))

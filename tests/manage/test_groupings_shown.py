@@ -100,6 +100,25 @@ def test_the_findings_name_groups_that_are_cold_and_what_cannot_be_built(shop: W
     assert said.startswith("baskets:shop cannot be counted") and said.endswith("(MAX_GROUPS)")
 
 
+def test_a_total_and_its_groupings_that_are_cold_for_the_same_reason_are_said_once(shop: World) -> None:
+    for each in declarations.derived():
+        if each.name.startswith("baskets"):
+            shop.redis.delete(keys.of_counter(each.name).state)
+    (said,) = said_of(shop, "cold")
+    assert said.startswith("baskets, like 2 of its groupings, cannot be counted: it has not been built yet")
+    shop.redis.hset(keys.of_counter("baskets:shop").state, "refused", "there is no index")
+    assert [each.split(" cannot")[0] for each in said_of(shop, "cold")] == [
+        "baskets, like 1 of its groupings,",
+        "baskets:shop",
+    ]
+
+
+def test_a_directory_that_somebody_has_changed_has_groups_and_is_built(shop: World) -> None:
+    shop.redis.zadd(keys.of_counter(BY_COUNTRY).members, {"ZZ": 1})
+    (said,) = said_of(shop, "cold")
+    assert "its directory has 3 groups, but 2 were recorded" in said and said.endswith("the keeper builds it")
+
+
 def test_what_a_total_and_its_groupings_have_in_common_is_said_once(shop: World) -> None:
     first, second = said_of(shop, "not-verified")
     assert (

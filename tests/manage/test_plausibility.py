@@ -53,6 +53,10 @@ DAMAGES = {
     "the intake deleted": lambda redis: redis.delete(USERS.intake),
     "both deleted": lambda redis: redis.delete(USERS.members, USERS.intake),
     "a size that is none": lambda redis: redis.hset(USERS.intake, "size", "many"),
+    "a size with a zero before it": lambda redis: redis.hset(USERS.intake, "size", "03"),
+    "a cursor with zeros before it": lambda redis: redis.hset(
+        USERS.state, "cursor", b"000" + redis.hget(USERS.state, "cursor")
+    ),
     "another size": lambda redis: redis.hset(USERS.intake, "size", 17),
     "a cursor that is none": lambda redis: redis.hset(USERS.state, "cursor", "x"),
     "the state deleted": lambda redis: redis.delete(USERS.state),
@@ -72,6 +76,14 @@ def test_a_counter_that_was_changed_by_hand_is_not_live_until_the_keeper_has_men
     assert live.exact(), "live again means right again"
     tick_until(keeper, lambda: live.state().verified_at)
     assert live.exact() and live.state("cities").verified_at == before, "the other counter has nothing to do with it"
+
+
+def test_a_watermark_with_zeros_before_it_is_set_again(live, keeper):
+    """By its length it would be later than every xact, and would not be raised."""
+    live.redis.hset(USERS.intake, "watermark", b"000" + live.redis.hget(USERS.intake, "watermark"))
+    assert live.state().disbelieved == ("watermark",) and not live.state().cold
+    tick_until(keeper, lambda: live.state().watermark)
+    assert not live.state().disbelieved and live.state().watermark_reset_at
 
 
 @pytest.mark.parametrize("field", ["verified_at", "complete_through", "missing", "left_through"])

@@ -157,6 +157,7 @@ def test_P8_nothing_on_the_replica_runs_longer_than_a_chunk(world):
     """Each statement that reads a table is bounded by a LIMIT, by the members that it names, or by a FETCH."""
     bounded = {
         "SCAN": "LIMIT",
+        "PARSED": "LIMIT 0",
         "JUMP": "LIMIT",
         "SLICE_END": "LIMIT",
         "LOCK": "ACCESS SHARE",  # with a lock_timeout

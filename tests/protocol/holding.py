@@ -175,5 +175,5 @@ class Groups:
             yield "removes the group from the names", held._replace(named=False)
 
     def drop(self, held: Group, token: int) -> tuple[int, Group]:
-        """`drop_group.lua`, of a group that is not as large as its size."""
+        """`drop_groups.lua`, of a group that is not as large as its size."""
         return -1, Group(broken=token if self.on("broken") else None)

@@ -134,7 +134,7 @@ class TestOneGroup:
     def test_a_group_that_is_read_again_is_cold_though_its_size_is_right(self, query: Query, world: World) -> None:
         world.record(BY_STATE, (("NY",), "ann"), (("CA",), "ann"))
         world.client.sadd(world.set_of(BY_STATE, "NY"), "by hand")
-        assert steps.drop_group(world.client, BY_STATE, b"NY", "token")
+        assert steps.drop_groups(world.client, BY_STATE, [b"NY"], "token")
         for recorded in (False, True):
             assert refused(query, "customers", by="state", group="NY")["group"] == ["NY"]
             top = ask(query, "customers", by="state", top=10)
@@ -201,7 +201,7 @@ class TestOneGroup:
     def test_a_broken_group_is_listed_in_its_place_and_once(self, query: Query, world: World) -> None:
         world.record(BY_STATE, *(((name,), "ann") for name in ("AZ", "CA", "NJ", "NY")))
         world.client.sadd(world.set_of(BY_STATE, "CA"), "by hand")
-        assert steps.drop_group(world.client, BY_STATE, b"CA", "token")
+        assert steps.drop_groups(world.client, BY_STATE, [b"CA"], "token")
         found: list[tuple[str, int | None]] = []
         cursor: dict[str, str] = {}
         for _ in range(5):
@@ -702,7 +702,7 @@ def test_the_user_of_redis_that_query_has_may_read_what_it_needs_and_write_nothi
         world.record("customers", ((TODAY,), "ann"))
         for name in (BY_STATE, "buyers:state"):
             world.record(name, ((":state",), "ann"), (("NY",), "ann"))
-        steps.drop_group(client, BY_STATE, b"NY", "token")
+        steps.drop_groups(client, BY_STATE, [b"NY"], "token")
         query = start_query(valkey.url_of("query"))
         assert ask(query, "customers", by="state", group=":state")["count"] == 1
         assert ask(query, "customers", by="state", top=1)["top"] == [{"group": [":state"], "count": 1}]

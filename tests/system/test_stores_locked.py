@@ -339,9 +339,9 @@ def test_what_holds_groups_and_days_may_be_written_by_the_protocol(live: Stack, 
                 assert storages.find(manage, at, [later]) == [storages.Found.THERE]
                 assert groups.is_whole(counter, manage)
                 if storage is Storage.GROUPS:
-                    groups.drop_changed(counter, [b"2026-11-28"], manage)
+                    groups.drop(counter, groups.find_changed(counter, [b"2026-11-28"], manage), manage)
                     manage.srem(at.group(manage.hget(at.intake, "generation"), b"2026-11-28"), "ann")
-                    groups.drop_changed(counter, [b"2026-11-28"], manage)
+                    groups.drop(counter, groups.find_changed(counter, [b"2026-11-28"], manage), manage)
                     ((group, token),) = groups.broken_groups(counter, manage).items()
                     assert steps.mend_group(manage, name, group, token, states.read_state(manage, name))
                 groups.forget_generations(counter, manage)
