@@ -67,15 +67,15 @@ def fold(faults: Iterable[Fault]) -> list[Finding]:
     kept = []
     for fault, cause in faults:
         total, is_grouping, _ = fault.about.partition(":")
-        key = total, fault.kind, cause
+        key: tuple[str, str, str] = (total, fault.kind, cause)
         if is_grouping and cause and key in of_total:
             alike[key] += 1
             continue
         if not is_grouping:
             of_total[key] = fault
         kept.append(fault)
-    for key, many in alike.items():
-        fault = of_total[key]
+    for each, many in alike.items():
+        fault = of_total[each]
         fault.detail = fault.detail.replace(fault.about, f"{fault.about}, like {many} of its groupings,", 1)
     return kept
 

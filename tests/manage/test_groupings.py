@@ -313,7 +313,8 @@ def test_a_run_removes_no_member_with_a_row_because_of_its_day_and_each_without_
     impossible = dict(
         zip(small.redis.hkeys(at.members), [b"many", b"9\0x", b"9999-99-99", b"infinity", b""], strict=False)
     )
-    small.redis.hset(at.members, mapping=impossible)
+    for member, day in impossible.items():
+        small.redis.hset(at.members, member, day)
     small.reconcile("customers")
     assert small.redis.hlen(at.members) == everybody and not small.state("customers").cold
     assert {each for some in storages.scan(small.redis, at, 100) for each in some} == in_table(

@@ -104,7 +104,7 @@ def test_a_group_is_cold_if_its_set_was_changed_in_one_part(query: Query, world:
         listed = query.read("/v1/counts/customers/groups?by=state")
         assert listed["groups"] == [{"group": ["CA"], "count": 1}, {"group": ["NY"], "count": None}]
         if not read_again:
-            assert steps.drop_group(redis, part.name, b"NY", "token")
+            assert steps.drop_groups(redis, part.name, [b"NY"], "token")
 
 
 def test_the_largest_groups_are_exact_and_found_at_once_the_next_time(
