@@ -9,7 +9,8 @@
 -- members.
 local entries = redis.call('HMGET', KEYS[2], 'size')[1]
 local swept = redis.call('HMGET', KEYS[3], 'swept')[1]
-local generation, names, dropped = generation_of(KEYS[2]), names_of(KEYS[1]), {}
+local generation, dropped = generation_of(KEYS[2]), {}
+local names = names_of(KEYS[1])
 for i = 2, #ARGV do
   local group = ARGV[i]
   local size, set = redis.call('ZSCORE', KEYS[1], group), set_of(KEYS[1], generation, group)
