@@ -14,7 +14,7 @@ from psycopg2.sql import SQL, Composed, Literal
 from manage_service.protocol import bucket_filter
 from manage_service.protocol.build import begin_fill
 from manage_service.protocol.groups import forget_generations, mend, watch, within
-from manage_service.replica import sql
+from manage_service.replica import snapshots, sql
 from manage_service.runs import registry
 from manage_service.runs.registry import Mode
 from manage_service.site.metrics import Facts
@@ -580,6 +580,35 @@ def test_what_is_read_is_read_by_the_index_in_its_order(shop: World) -> None:
                 read = plan.partition("Limit")[2] or plan
                 assert not [word for word in ("Seq Scan", "Sort", "Hash") if word in read], (counter.name, plan)
                 assert "Index Cond" in read, (counter.name, plan)
+                # An index of days has the column in INCLUDE. Beside the others there is an index without the condition.
+                if any(each.is_made for each in counter.terms):
+                    assert "Index Only Scan" in read, (counter.name, plan)
+
+
+def test_the_last_day_of_a_member_is_read_by_one_descent_of_its_index(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        shop,
+        f"{INSERT} SELECT 'user ' || i, 'country ' || i % 30, 1, timestamptz '2024-01-01 00:00Z' + i * interval '1 min',"
+        " date '2024-01-01' + i % 90 FROM generate_series(1, 3000) AS i",
+        "ANALYZE shop.orders",
+    )
+    ask, plans = snapshots.ask, list[str]()
+
+    def explain(connection: Any, statement: Composed, parameters: Any) -> list[Any]:
+        plans.append(
+            "\n".join(line for (line,) in ask(connection, SQL("EXPLAIN (COSTS OFF) ") + statement, parameters))
+        )
+        return []
+
+    for counter in declarations.COUNTERS:
+        with shop.replica.snapshot(counter) as snapshot, monkeypatch.context() as patch:
+            patch.setattr(snapshots, "ask", explain)
+            snapshot.last_seen(counter, [("DE", "ann")[-len(counter.fields) :]])
+        plan = plans.pop()
+        assert "Index Only Scan Backward" in plan and "Index Cond" in plan, (counter.name, plan)
+        assert not [word for word in ("Seq Scan", "Sort", "Hash") if word in plan], (counter.name, plan)
 
 
 def test_an_index_of_the_days_of_a_column_with_a_quote_in_its_name_is_known(world: World) -> None:
