@@ -198,7 +198,7 @@ def test_the_console_has_the_groupings_below_their_total(
     expect(page.locator("[data-part=runs] tr").first).to_contain_text(
         "check customers with 6 groupings, buyers with 2 groupings, shops"
     )
-    world.client.delete(broken, *world.client.scan_iter(f"{keys.PREFIX}run*"))
+    world.client.delete(broken, *world.client.scan_iter(f"{keys.RUNS}*"))
 
 
 def elements_of(world: World) -> int:
