@@ -132,7 +132,7 @@ def mend(counter: Counter, group: bytes, token: str, replica: Replica, redis: Re
     Ends early, without an error, if the reading has to begin again.
     """
     state = states.read_state(redis, counter.name)
-    if state.lost:
+    if state.lost or redis.hmget(keys.of_counter(counter.name).broken, [group]) != [token.encode()]:
         return
     values = members.decode(group, len(counter.by))
     if values is None or not all(IS_CANONICAL[term.type](text) for term, text in zip(counter.by, values, strict=True)):

@@ -406,6 +406,17 @@ def test_a_group_with_a_row_that_the_condition_fails_for_is_not_taken_for_an_emp
             tick_until(keeper, lambda: b"FR" in world.set("countries"), "the other counter to go on")
 
 
+def test_a_group_that_has_been_read_again_is_not_read_once_more(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look that found it may be older than its reading."""
+    counter = get_counter("customers:country")
+    at, passes = keys.of_counter(counter.name), small.passes()
+    small.redis.delete(at.group(small.redis.hget(at.intake, "generation"), b"DE"))
+    ((group, token),) = next(watch(counter, small.redis)).items()
+    assert [progress.read for progress in mend(counter, group, token, small.replica, passes)] == [2]
+    assert not small.redis.exists(at.broken)
+    assert list(mend(counter, group, token, small.replica, passes)) == []
+
+
 def test_a_group_that_there_is_no_room_for_waits_for_it_alone(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it was dropped, another group has taken its place."""
     name = "customers:country"
