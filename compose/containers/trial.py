@@ -31,7 +31,7 @@ COUNTER = "users"
 SECONDS_TO_COUNT = 30.0
 SECONDS_TO_REBUILD = 60.0
 # How long a client tries again.
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0
 
 
 def told(tally: dict[str, int]) -> str:
