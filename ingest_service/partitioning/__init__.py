@@ -1,1 +1,0 @@
-"""Tables by months: a table becomes partitioned, and old partitions are retired."""
