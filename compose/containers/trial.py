@@ -294,8 +294,8 @@ class Trial:
         for name in ("edge_certificate", "edge_key"):
             (secrets / name).chmod(0o644)
         self.set(COMPOSE_FILE="docker-compose.yml:tls.yml")
-        self.again("edge")
         self.scheme, self.trust = "https", ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+        self.again("edge")
         self.must_post("over tls")
         self.until_counted()
         return "messages and counts over https"
@@ -398,7 +398,16 @@ class Trial:
         else:
             for name in self.engine.containers("edge"):
                 self.engine.run("exec", name, "nginx", "-p", "/tmp", "-c", "/tmp/nginx.conf", "-s", "reload")
-            time.sleep(1)
+            # A question that was lost is asked again after two seconds.
+            for role in HOSTS:
+                self.until(partial(self.lives, role), f"the edge to find {role}")
+
+    def lives(self, role: str) -> bool:
+        """Whether an instance of this service answers through the edge."""
+        try:
+            return self.ask(role, "/livez")[0] == 200
+        except OSError:
+            return False
 
     def remove(self, service: str, volume: str) -> None:
         """A service and its data are gone."""
