@@ -7,7 +7,8 @@ from django.db.migrations.operations import RunSQL
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from shared_models import declarations, triggers
+from shared_models import declarations, partitions, triggers
+from shared_models.declarations import Table
 
 
 class StampXactOnUpdate(RunSQL):
@@ -105,6 +106,53 @@ class NoteDepartures(Operation):
                 column.name
                 for column in schema_editor.connection.introspection.get_table_description(cursor, self.table)
             ]
+            cursor.execute(
+                """SELECT n.nspname, c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+                   JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE i.inhparent = %s::regclass ORDER BY 2""",
+                [triggers.relation(counters[0].table)],
+            )
+            parts = cursor.fetchall()
         # It does not parse conditions: if there is one, it looks at a change of any column.
         watched = {each.name: columns if each.where else [term.column for term in each.terms] for each in counters}
-        return triggers.triggers(counters[0].table, counters, watched, stamps=False)
+        return triggers.triggers(counters[0].table, counters, watched, parts, stamps=False)
+
+
+class PartitionByMonth(Operation):
+    """Partition one of Rollcall's own tables by the month of `create_time`, if it is empty; see `partitions`.
+
+    A table that has rows stays as it is, so that the migration is quick: `python -m ingest_service partition` does it while rows
+    come in.
+    """
+
+    reduces_to_sql = False  # its effect depends on the rows
+    reversible = False
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
+        return (self.__class__.__qualname__, [self.table], {})
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """No model changes: Django does not know of partitions, and `id` stays the key of the model."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        table = Table(self.table, "public", self.table, (), ingest=True)
+        name = triggers.relation(table)
+        for statement in partitions.function(table).statements():
+            schema_editor.execute(statement, None)  # it has per cent signs
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute(f"SELECT EXISTS (SELECT FROM {name})")
+            if cursor.fetchall() == [(True,)]:
+                return
+            # Rows that come in meanwhile wait, and then find the months.
+            cursor.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+            cursor.execute(f"SELECT now(), EXISTS (SELECT FROM {name})")
+            ((now, has_rows),) = cursor.fetchall()
+            if has_rows:
+                return
+            cursor.execute(partitions.make_key(table))
+            for statement in partitions.swap(cursor, table, partitions.first_of_month(now)):
+                cursor.execute(statement)
