@@ -28,6 +28,9 @@ PAST_CHECK = "rollcall_past"
 PAST_MONTHS = 2
 DROP_PAST_CHECK_BEFORE = "interval '7 days'"
 
+# The comment of a partition that is being retired begins with this: see `ingest_service.retaining`.
+RETIRED = "Rollcall retires this partition"
+
 # The partitions of one level: oid, schema, name, whether it is being detached, the first moment that it holds, the first that it
 # does not. (The bounds are read in the session's own time zone and format, in which Postgres has just written them.)
 BOUNDS = r"""

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -49,7 +49,7 @@ from psycopg2 import DataError
 from psycopg2.errors import LockNotAvailable, QueryCanceled
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from psycopg2.extensions import connection as Connection
-from psycopg2.sql import SQL, Composable, Literal
+from psycopg2.sql import SQL, Composable, Identifier, Literal
 
 from manage_service.replica import catalog, sql
 from shared_models import triggers
@@ -213,6 +213,26 @@ class Snapshot:
         ((fingerprint, _),) = describe(self._connection, described_by)
         return str(fingerprint)
 
+    def parts(self, counter: Counter) -> str:
+        """What the fingerprint of the counter's table is made of: a hash of its columns and labels, and then the table and its
+        partitions, each as oid/file."""
+        table, names, whole = sql.described_by(counter)
+        ((shape, parts),) = ask(self._connection, sql.PARTS, {"table": table, "names": list(names), "whole": whole})
+        return f"{shape} {parts}"
+
+    def are_retired(self, parts: Collection[int]) -> bool:
+        """Whether all of these, which have left the table, are being retired: their members are noted as departures."""
+        return len(ask(self._connection, sql.RETIRED, (list(parts),))) == len(parts)
+
+    def are_empty(self, parts: Collection[int]) -> bool:
+        """Whether none of these parts of the table has brought a row. False, too, if this role may not read one of them."""
+        found = ask(self._connection, sql.NEW_PARTS, (list(parts),))
+        return len(found) == len(parts) and all(
+            has_none
+            or (may_be_read and ask(self._connection, SQL(sql.IS_EMPTY).format(part=Identifier(schema, name))) == [(True,)])
+            for _, schema, name, has_none, may_be_read in found
+        )
+
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
         """The members without a row. Raises catalog.DoesNotFit if the index's order is not reliable."""
         self._check_order(counter)
@@ -277,15 +297,22 @@ class Snapshot:
         return until, list({tuple(member) for array in arrays for member in array})
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """The table's statistics of this counter; None if the table was never analyzed."""
-        if ask(self._connection, sql.ANALYZED, (triggers.relation(counter.table),)) != [(True,)]:
-            return None
-        (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
-        plan = document["Plan"]
-        members = plan["Plan Rows"]
-        while "Plans" in plan:
-            plan = plan["Plans"][0]
-        return Estimate(members=members, rows=plan["Plan Rows"])
+        """The table's statistics of this counter; None if the table was never analyzed.
+
+        A member of several partitions is in it several times: a jump to it descends the index of each.
+        """
+        relation = triggers.relation(counter.table)
+        members = rows = 0
+        analyzed = ask(self._connection, sql.ANALYZED, (relation, relation))
+        for place in analyzed:
+            statement = sql.fill_in(sql.ESTIMATE, counter, of=sql.identifier(*place))
+            (((document,),),) = ask(self._connection, statement)
+            plan = document["Plan"]
+            members += plan["Plan Rows"]
+            while "Plans" in plan:
+                plan = plan["Plans"][0]
+            rows += plan["Plan Rows"]
+        return Estimate(members=members, rows=rows) if analyzed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +484,9 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
         time.sleep(FLUSH_POLL_SECONDS)
 
 
-def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
+def ask(
+    connection: Connection, statement: str | Composable, parameters: Sequence[object] | Mapping[str, object] = ()
+) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)
