@@ -128,7 +128,7 @@ def function(table: Table) -> Piece:
         "        END IF;",
         f"        part := {literal(begin)} || to_char(missing, 'YYYY_MM') || '\"';",
         f"        EXECUTE format('CREATE TABLE %s (LIKE {place.replace('%', '%%')} INCLUDING DEFAULTS INCLUDING GENERATED "
-        "INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION)', part);",
+        "INCLUDING CONSTRAINTS INCLUDING STORAGE INCLUDING COMPRESSION INCLUDING STATISTICS)', part);",
         *(f"        {each}" for each in copy_grants(regclass)),
         f"        IF to_regprocedure({literal(triggers.function_name(table) + '()')}) IS NOT NULL THEN",
         *(f"            {each}" for piece in made for each in make_on_part(piece)),
@@ -245,7 +245,10 @@ def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
     sequence = f"{table.relation}_id_seq"
     found: list[str] = [f"LOCK TABLE {place} IN ACCESS EXCLUSIVE MODE"]
     found += [f"DROP TRIGGER {quote(name)} ON {place}" for name, _, is_of_rows, *_ in every_trigger if is_of_rows]
-    found += [f"DROP STATISTICS {quote(of)}.{quote(name)}" for of, name, _ in statistics]
+    # Each partition has its own: autovacuum analyzes these, and never a partitioned table.
+    found += [
+        f"ALTER STATISTICS {quote(of)}.{quote(name)} RENAME TO {quote(renamed(table, name))}" for of, name, _ in statistics
+    ]
     found += [
         f"ALTER TABLE {place} RENAME TO {quote(old)}",
         f"ALTER SEQUENCE {schema}.{quote(sequence)} RENAME TO {quote(old + '_id_seq')}",

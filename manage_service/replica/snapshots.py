@@ -304,8 +304,10 @@ class Snapshot:
         relation = triggers.relation(counter.table)
         members = rows = 0
         analyzed = ask(self._connection, sql.ANALYZED, (relation, relation))
-        for place in analyzed:
-            statement = sql.fill_in(sql.ESTIMATE, counter, of=sql.identifier(*place))
+        for schema, name, has_rows in analyzed:
+            if not has_rows:  # the planner would guess
+                continue
+            statement = sql.fill_in(sql.ESTIMATE, counter, of=sql.identifier(schema, name))
             (((document,),),) = ask(self._connection, statement)
             plan = document["Plan"]
             members += plan["Plan Rows"]

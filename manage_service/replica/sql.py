@@ -110,9 +110,9 @@ ANALYZED = """
         SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reltuples, has_table_privilege(c.oid, 'SELECT') AS readable
         FROM pg_partition_tree(%s) AS t JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE t.isleaf AND c.relkind <> 'p')
-    SELECT schema, name FROM leaf WHERE reltuples >= 0 AND (SELECT bool_and(readable) FROM leaf)
+    SELECT schema, name, reltuples > 0 FROM leaf WHERE reltuples >= 0 AND (SELECT bool_and(readable) FROM leaf)
     UNION ALL
-    SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    SELECT n.nspname, c.relname, true FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.oid = %s::regclass AND c.reltuples >= 0 AND NOT coalesce((SELECT bool_and(readable) FROM leaf), false)
 """
 # These use the index on xact, which may leave out the rows that are older than the column (xact = 0). The first finds the
