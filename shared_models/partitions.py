@@ -39,7 +39,7 @@ BOUNDS = r"""
            coalesce(substring(bound FROM 'TO \(''([^'']+)''\)')::timestamptz, 'infinity') AS ends
     FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
     CROSS JOIN LATERAL pg_get_expr(c.relpartbound, c.oid) AS bound
-    WHERE i.inhparent = {regclass}::regclass AND bound LIKE 'FOR VALUES FROM%'
+    WHERE i.inhparent = {regclass}::regclass AND starts_with(bound, 'FOR VALUES FROM')
 """
 MONTHS = f"""
     SELECT n, date_trunc('month', now(), 'UTC') + n * interval '1 month' AS month FROM generate_series(0, {MONTHS_AHEAD}) AS n
@@ -158,7 +158,7 @@ def copy_grants(regclass: str) -> Iterator[str]:
 
 def make_on_part(piece: Piece) -> Iterator[str]:
     """PL/pgSQL: a trigger of statements on the partition, with the same mark that `adopt` would give it."""
-    create, then = (f"replace({literal(text)}, '\"part\".\"part\"', part)" for text in (piece.create, piece.then))
+    create, then = (f'replace({literal(text)}, \'"part"."part"\', part)' for text in (piece.create, piece.then))
     yield f"EXECUTE {create};"
     if piece.then:
         yield f"EXECUTE {then};"
@@ -229,7 +229,10 @@ def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
     """
     place, past = triggers.relation(table), f"{quote(table.schema)}.{quote(past_of(table))}"
     schema, old = quote(table.schema), past_of(table)
-    cursor.execute("SELECT %s::regclass::oid::int8, pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s::regclass", [place, place])
+    cursor.execute(
+        "SELECT %s::regclass::oid::int8, pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s::regclass",
+        [place, place],
+    )
     ((oid, owner),) = cursor.fetchall()
 
     def ask(statement: str) -> list[tuple[str, ...]]:
@@ -238,7 +241,9 @@ def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
 
     referrers = [text for (text,) in ask(REFERRERS)]
     if referrers:
-        raise CannotPartition(f"{table.schema}.{table.relation} is in use by {', '.join(referrers)}: drop that, and make it again")
+        raise CannotPartition(
+            f"{table.schema}.{table.relation} is in use by {', '.join(referrers)}: drop that, and make it again"
+        )
     every_trigger, statistics, grants = ask(TRIGGERS), ask(STATISTICS), ask(GRANTS)
     primary = [name for name, is_primary, _ in ask(INDEXES) if is_primary]
     others = [(name, made) for name, is_primary, made in ask(INDEXES) if not is_primary and name != key_of_past(table)]
@@ -247,7 +252,8 @@ def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
     found += [f"DROP TRIGGER {quote(name)} ON {place}" for name, _, is_of_rows, *_ in every_trigger if is_of_rows]
     # Each partition has its own: autovacuum analyzes these, and never a partitioned table.
     found += [
-        f"ALTER STATISTICS {quote(of)}.{quote(name)} RENAME TO {quote(renamed(table, name))}" for of, name, _ in statistics
+        f"ALTER STATISTICS {quote(of)}.{quote(name)} RENAME TO {quote(renamed(table, name))}"
+        for of, name, _ in statistics
     ]
     found += [
         f"ALTER TABLE {place} RENAME TO {quote(old)}",

@@ -41,7 +41,9 @@ def plan_of(cursor: Cursor, table: Table) -> Plan:
     cursor.execute("SELECT relkind, now() FROM pg_class WHERE oid = to_regclass(%s)", [name])
     found = cursor.fetchall()
     if not found:
-        raise CannotPartition(f"there is no table {table.schema}.{table.relation}: run python -m ingest_service migrate")
+        raise CannotPartition(
+            f"there is no table {table.schema}.{table.relation}: run python -m ingest_service migrate"
+        )
     ((kind, now),) = found
     if kind == "p":
         return Plan(table)

@@ -99,7 +99,9 @@ def find(cursor: Cursor, table: Table, before: datetime) -> list[Partition]:
     if not types or types[0] not in TIME_TYPES:
         raise CannotRetire(f"{table.schema}.{table.relation} is not partitioned by ranges of a time")
     cursor.execute(DETACHED, [mark_of(table)])
-    unended = [Partition(oid, schema, of, "detached", None, read_noted(text)) for oid, schema, of, text in cursor.fetchall()]
+    unended = [
+        Partition(oid, schema, of, "detached", None, read_noted(text)) for oid, schema, of, text in cursor.fetchall()
+    ]
     cursor.execute(
         f"SELECT oid, schema, name, pending, ends FROM ({partitions.bounds(literal(name))}) AS p "
         "WHERE (ends <= %s OR pending) ORDER BY ends",
@@ -135,7 +137,12 @@ def read_noted(comment: str) -> dict[str, int]:
 
 
 def retire(
-    database: Connection, table: Table, counters: Sequence[Counter], partition: Partition, say: Say, patience_seconds: float
+    database: Connection,
+    table: Table,
+    counters: Sequence[Counter],
+    partition: Partition,
+    say: Say,
+    patience_seconds: float,
 ) -> None:
     """All steps of one partition that are left. `database` is in autocommit. Raises StoppedHalfway, psycopg2.Error."""
     if partition.state != "detached":
@@ -257,7 +264,9 @@ def unresolved(counters: Sequence[Counter], xact: int) -> Iterator[str]:
     nodes = stores.redis_nodes()
     for part in (part for counter in counters for part in counter.parts):
         try:
-            (found,) = states.read_fields(nodes.of(keys.home_of(part)), keys.of_counter(part.name).state, "left_through")
+            (found,) = states.read_fields(
+                nodes.of(keys.home_of(part)), keys.of_counter(part.name).state, "left_through"
+            )
         except RedisError as error:
             nodes.look_again()
             yield f"Redis does not say how far {part.name} is: {error}"
@@ -279,5 +288,7 @@ def try_to(database: Connection, statement: str, place: str, patience_seconds: f
             return
         except RETRIED:
             if time.monotonic() > deadline:
-                raise StoppedHalfway(f"no lock on {place} within {patience_seconds:.0f} s; in its way: {holders(database, place)}") from None
+                raise StoppedHalfway(
+                    f"no lock on {place} within {patience_seconds:.0f} s; in its way: {holders(database, place)}"
+                ) from None
             time.sleep(PAUSE_SECONDS)

@@ -23,7 +23,9 @@ def make_ahead() -> None:
         ahead, has_begun = transact(lambda transaction, table=table: look(transaction, table))
         if has_begun or (ahead is not None and ahead < partitions.MONTHS_AHEAD):
             try:
-                transact(lambda transaction, table=table: transaction.execute(f"SELECT {partitions.function_name(table)}"))
+                transact(
+                    lambda transaction, table=table: transaction.execute(f"SELECT {partitions.function_name(table)}")
+                )
             except TransactionFailed as error:
                 log.warning("partitions.not_made", collection=collection, months_ahead=ahead, reason=error.reason)
             else:

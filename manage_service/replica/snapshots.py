@@ -229,7 +229,10 @@ class Snapshot:
         found = ask(self._connection, sql.NEW_PARTS, (list(parts),))
         return len(found) == len(parts) and all(
             has_none
-            or (may_be_read and ask(self._connection, SQL(sql.IS_EMPTY).format(part=Identifier(schema, name))) == [(True,)])
+            or (
+                may_be_read
+                and ask(self._connection, SQL(sql.IS_EMPTY).format(part=Identifier(schema, name))) == [(True,)]
+            )
             for _, schema, name, has_none, may_be_read in found
         )
 

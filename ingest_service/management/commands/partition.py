@@ -87,7 +87,9 @@ def connected() -> Iterator[Connection]:
     except (CannotPartition, StoppedHalfway) as error:
         raise CommandError(str(error)) from error
     except (KeyboardInterrupt, psycopg2.errors.QueryCanceled) as error:
-        raise CommandError("interrupted: run the same command again, and it goes on from here", returncode=INTERRUPTED) from error
+        raise CommandError(
+            "interrupted: run the same command again, and it goes on from here", returncode=INTERRUPTED
+        ) from error
     except OperationalError as error:
         raise CommandError(f"no connection to the database: {str(error).strip()}") from error
     except psycopg2.Error as error:

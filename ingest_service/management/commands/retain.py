@@ -31,7 +31,9 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", metavar="NAME", help="a table of rollcall.toml that is partitioned by ranges of a time")
+        parser.add_argument(
+            "name", metavar="NAME", help="a table of rollcall.toml that is partitioned by ranges of a time"
+        )
         parser.add_argument("--older-than", type=age, required=True, metavar="DAYSd", help="400d: 400 days and more")
         parser.add_argument("--dry-run", action="store_true", help="say what would be retired")
         parser.add_argument(
