@@ -183,10 +183,10 @@ def sql(server: Postgres, statement: str, *parameters: Any) -> list[tuple[Any, .
 
 
 @contextlib.contextmanager
-def database_of_its_own(name: str) -> Iterator[str]:
-    """The URL of another, empty database of this process's primary, for as long as the block runs."""
+def database_of_its_own(name: str, template: str = "template1") -> Iterator[str]:
+    """The URL of another database of this process's primary, empty or a copy, for as long as the block runs."""
     primary = started_primary()
-    sql(primary, f"CREATE DATABASE {name}")
+    sql(primary, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield f"{primary.url.rpartition('/')[0]}/{name}"
     finally:

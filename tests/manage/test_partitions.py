@@ -137,7 +137,12 @@ def test_what_is_young_enough_stays(counted, keeper):
 
 
 @pytest.mark.parametrize(
-    "line", [f"{JANUARY}: detaching it", f"{JANUARY}: 2 members of users", f"{JANUARY}: the keeper has"]
+    "line",
+    [
+        f"{JANUARY}: detaching it",
+        pytest.param(f"{JANUARY}: 2 members of users", marks=pytest.mark.long),
+        pytest.param(f"{JANUARY}: the keeper has", marks=pytest.mark.long),
+    ],
 )
 def test_it_goes_on_where_it_was_killed(counted, keeper, line):
     """The keeper stands still, so that the command waits for it in the end; and a reader holds up the detachment."""
@@ -223,10 +228,3 @@ def test_an_empty_partition_that_comes_needs_no_reconcile_and_one_with_rows_does
         assert counted.exact() and b"gil" in counted.set()
     finally:
         counted.ask_primary("DROP TABLE message_2025_03")
-
-
-def test_a_table_without_partitions_has_nothing_to_retire():
-    environment = {**os.environ, "DATABASE_URL": PRIMARY.url, "DJANGO_SETTINGS_MODULE": "ingest_service.settings"}
-    done = subprocess.run([*RETAIN, "forever"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and re.search("forever is no number of days: write 400d", done.stderr)
-    assert sql(PRIMARY, partitions.ahead(MESSAGE)) == [(partitions.MONTHS_AHEAD,)]
