@@ -194,6 +194,12 @@ RETIRED = f"""
     SELECT oid::int8 FROM unnest(%s::oid[]) AS gone (oid)
     WHERE starts_with(obj_description(oid, 'pg_class'), '{partitions.RETIRED}')
 """
+# All that were detached, and are still there.
+RETIRING = f"""
+    SELECT c.relname::text FROM pg_description AS d JOIN pg_class AS c ON c.oid = d.objoid
+    WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0 AND NOT c.relispartition
+      AND starts_with(d.description, '{partitions.RETIRED}') ORDER BY 1
+"""
 # What is known of these new parts. A partitioned one has no rows of its own. Another one is in pg_inherits if it was attached before
 # the snapshot: then the snapshot shows all rows that it had then.
 NEW_PARTS = """

@@ -16,7 +16,6 @@ from typing import Any
 import psycopg2
 import pytest
 
-from compose.local.servers import Primary
 from ingest_service import metrics
 from ingest_service.catalog import read_collections
 from ingest_service.management.commands.retain import age
@@ -95,11 +94,17 @@ def test_a_new_partition_is_like_the_others(without_months) -> None:
     command = [sys.executable, "-m", "ingest_service", "adopt", "message"]
     assert "all is there already" in subprocess.run(command, check=True, capture_output=True, text=True).stderr
     may = "SELECT has_table_privilege(%s, %s, 'SELECT'), has_table_privilege(%s, %s, 'INSERT')"
-    roles = {role: run(may, f"rollcall_{role}", name, f"rollcall_{role}", name)[0] for role in ("manage", "admin", "ingest")}
+    roles = {
+        role: run(may, f"rollcall_{role}", name, f"rollcall_{role}", name)[0] for role in ("manage", "admin", "ingest")
+    }
     assert roles == {"manage": (True, False), "admin": (True, False), "ingest": (False, False)}
     calls = "SELECT has_function_privilege(%s, %s, 'EXECUTE')"
     function = partitions.function_name(MESSAGE)
-    assert [run(calls, f"rollcall_{role}", function)[0][0] for role in ("ingest", "manage", "admin")] == [True, False, False]
+    assert [run(calls, f"rollcall_{role}", function)[0][0] for role in ("ingest", "manage", "admin")] == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +182,12 @@ def test_a_table_of_rows_becomes_partitioned_while_rows_come_in(earlier) -> None
     checks = "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0 AND conrelid::regclass::text LIKE 'message%'"
     assert ask(earlier, checks) == []
     assert "is partitioned" in ingest(earlier, "partition", "message")
-    assert "all is there already" in subprocess.run(
-        [*COMMAND, "adopt", "message"], env=environment(earlier), capture_output=True, text=True, check=True
-    ).stderr
+    assert (
+        "all is there already"
+        in subprocess.run(
+            [*COMMAND, "adopt", "message"], env=environment(earlier), capture_output=True, text=True, check=True
+        ).stderr
+    )
     ask(earlier, f"TRUNCATE {triggers.DEPARTURE}")
     ask(earlier, "DELETE FROM message WHERE username = 'user7'")
     noted = ask(earlier, f"SELECT DISTINCT element FROM {triggers.DEPARTURE} WHERE counter LIKE 'users:%%'")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from shared_models import partitions
 from shared_models.declarations import TABLES
 from tests.manage.keepers import tick_until
 from tests.manage.world import World
-from tests.servers import sql, wait_for
+from tests.servers import wait_for
 
 MESSAGE = next(table for table in TABLES if table.name == "message")
 JANUARY, FEBRUARY = "message_2025_01", "message_2025_02"
