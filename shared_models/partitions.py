@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from psycopg2.extensions import cursor as Cursor
+from django.db.backends.utils import CursorWrapper
+from psycopg2.extensions import cursor as PsycopgCursor
 
 from shared_models import triggers
 from shared_models.declarations import Table
@@ -149,8 +150,9 @@ def function(table: Table) -> Piece:
 
 
 def copy_grants(regclass: str) -> Iterator[str]:
-    """PL/pgSQL: whoever may read all of the table may read the partition. Manage reads a partition by itself, and a detached one."""
-    yield "FOR made IN SELECT format('GRANT SELECT ON %s TO %s', part, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(rolname) END)"
+    """PL/pgSQL: whoever may read all of the table may read the partition. Manage reads partitions by themselves, too."""
+    yield "FOR made IN SELECT format('GRANT SELECT ON %s TO %s', part,"
+    yield "                          CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(rolname) END)"
     yield "    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) LEFT JOIN pg_roles AS r ON r.oid = grantee"
     yield f"    WHERE c.oid = {regclass}::regclass AND privilege_type = 'SELECT' AND grantee <> relowner"
     yield "LOOP EXECUTE made; END LOOP;"
@@ -204,7 +206,8 @@ GRANTS = """
     SELECT privilege_type, NULL, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, is_grantable
     FROM pg_class CROSS JOIN LATERAL aclexplode(relacl) WHERE oid = %(oid)s AND grantee <> relowner
     UNION ALL
-    SELECT privilege_type, attname::text, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, is_grantable
+    SELECT privilege_type, attname::text, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END,
+           is_grantable
     FROM pg_attribute CROSS JOIN LATERAL aclexplode(attacl) WHERE attrelid = %(oid)s
     ORDER BY 1, 2, 3
 """
@@ -221,7 +224,7 @@ def make_key(table: Table, concurrently: str = "") -> str:
     return f"CREATE UNIQUE INDEX {concurrently} {quote(key_of_past(table))} ON {triggers.relation(table)} (id, {quote(COLUMN)})"
 
 
-def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
+def swap(cursor: PsycopgCursor | CursorWrapper, table: Table, until: datetime) -> list[str]:
     """The statements that put a partitioned table in the table's place, with the table as its past, up to `until`. No row moves.
 
     Run them in one transaction: they lock the table for a moment. The index `key_of_past` has to be there, and the table
@@ -272,7 +275,7 @@ def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
         *(made for _, made in others),
         *(made for _, _, made in statistics),
     ]
-    for name, made, is_of_rows, enabled, comment in every_trigger:
+    for name, made, _, enabled, comment in every_trigger:
         found.append(made)
         if enabled in ENABLED:
             found.append(f"ALTER TABLE {place} {ENABLED[enabled]} TRIGGER {quote(name)}")

@@ -1,14 +1,16 @@
 """Makes a table of many rows a partitioned one, while rows come in. No row moves: the table becomes the first partition, its past.
 
 1. The index of the key that a partitioned table has to have, (id, create_time), is built CONCURRENTLY.
-2. A constraint says that no row is from the month after next, or later. It is added without looking at the rows (NOT VALID), and then
-   validated, which reads the table and blocks nobody. Postgres needs it to attach the table without reading it under a lock.
+2. A constraint says that no row is from the month after next, or later. It is added without looking at the rows (NOT VALID),
+   and then validated, which reads the table and blocks nobody. Postgres needs it to attach the table without reading it under
+   a lock.
 3. One short transaction renames the table, puts a partitioned one in its place, and attaches the first to the second.
 
-Each step looks at what is there. So the same command goes on where it was stopped, or killed. In between the table is as good as before:
-only the constraint would refuse rows one day, and the function of the table (`shared_models.partitions`) drops it before that.
+Each step looks at what is there. So the same command goes on where it was stopped, or killed. In between the table is as good as
+before: only the constraint would refuse rows one day, and the function of the table (`shared_models.partitions`) drops it in time.
 
-The keeper sees the same parts as before, and new ones that are empty: nothing has to be read again (`manage_service.protocol.changes`).
+The keeper sees the same parts as before, and new ones that are empty. So nothing has to be read again
+(`manage_service.protocol.changes`).
 """
 
 from __future__ import annotations

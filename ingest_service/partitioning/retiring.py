@@ -2,18 +2,19 @@
 
 For each partition, the oldest first:
 
-1. **Mark.** The partition's comment says that it is being retired. The keeper reads that when it sees the partition gone: so it does
-   not compare the whole table (`manage_service.protocol.changes`).
+1. **Mark.** The partition's comment says that it is being retired. The keeper reads that when it sees the partition gone: so it
+   does not compare the whole table (`manage_service.protocol.changes`).
 2. **Detach**, CONCURRENTLY: readers and writers go on. One that was interrupted is finalized.
-3. **Note its distinct members as departures** of each counter, some at a time. The keeper looks for each whether another row has it,
-   and removes the others (`manage_service.protocol.departures`). They are noted after the partition was detached, with a later xact.
-   So a snapshot that shows a departure also shows the table without the partition. The comment keeps which counters are noted.
+3. **Note its distinct members as departures** of each counter, some at a time. The keeper looks for each whether another row has
+   it, and removes the others (`manage_service.protocol.departures`). They are noted after the partition was detached, with a later
+   xact. So a snapshot that shows a departure also shows the table without the partition. The comment keeps which counters are
+   noted.
 4. **Wait** until the keeper has resolved them: `left_through` of every part of every counter is beyond the last departure.
 5. **Drop** it.
 
-Each step looks at what is there. So the same command goes on where it was stopped, or killed. A departure is a hint: one that is noted
-twice changes nothing, and one that is pruned before the keeper has read it means "all" (`ingest_service.writing.departures`). So a
-partition can be dropped as soon as all are noted. The wait is for people, and for scripts that read the counts next.
+Each step looks at what is there. So the same command goes on where it was stopped, or killed. A departure is a hint: one that is
+noted twice changes nothing, and one that is pruned before the keeper has read it means "all" (`ingest_service.writing.departures`).
+So a partition can be dropped as soon as all are noted. The wait is for people, and for scripts that read the counts next.
 """
 
 from __future__ import annotations
@@ -203,7 +204,8 @@ def note_members(
                 break
             count, texts = chunk
             cursor.execute(
-                f"INSERT INTO {triggers.DEPARTURE} (counter, element, xact) VALUES (%s, %s::text[], {triggers.LATEST_XACT}) RETURNING xact",
+                f"INSERT INTO {triggers.DEPARTURE} (counter, element, xact) VALUES (%s, %s::text[], {triggers.LATEST_XACT})"
+                " RETURNING xact",
                 [key, texts],
             )
             ((last,),) = cursor.fetchall()

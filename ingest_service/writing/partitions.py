@@ -5,6 +5,8 @@ Ingest may not make tables. It calls a function of the tables' owner, which make
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
 from ingest_service import catalog, metrics
@@ -17,27 +19,34 @@ log = structlog.get_logger()
 
 
 def make_ahead() -> None:
-    """Make what is missing for each table that takes rows. Raises TransactionFailed where the primary cannot be asked."""
+    """Make what is missing for each table that takes rows. Raises TransactionFailed if the primary cannot be asked."""
     for model in catalog.counted_models():
-        table, collection = table_of(model), catalog.name_of(model)
-        ahead, has_begun = transact(lambda transaction, table=table: look(transaction, table))
-        if has_begun or (ahead is not None and ahead < partitions.MONTHS_AHEAD):
-            try:
-                transact(
-                    lambda transaction, table=table: transaction.execute(f"SELECT {partitions.function_name(table)}")
-                )
-            except TransactionFailed as error:
-                log.warning("partitions.not_made", collection=collection, months_ahead=ahead, reason=error.reason)
-            else:
-                before, (ahead, _) = ahead, transact(lambda transaction, table=table: look(transaction, table))
-                if ahead != before:
-                    log.info("partitions.made", collection=collection, months_ahead=ahead)
-        if ahead is not None:
-            metrics.MONTHS_AHEAD.labels(collection).set(ahead)
+        make_ahead_of(table_of(model), catalog.name_of(model))
 
 
-def look(transaction: Transaction, table: Table) -> tuple[int | None, bool]:
-    """For how many of the months to come there is a partition (None: the table has none), and whether somebody is about to partition
-    the table."""
+def make_ahead_of(table: Table, collection: str) -> None:
+    """Make what is missing for one table. If the primary refuses that, the log says why."""
+    before, has_begun = transact(partial(look, table))
+    ahead = before
+    if has_begun or (before is not None and before < partitions.MONTHS_AHEAD):
+        try:
+            transact(partial(make, table))
+            ahead, _ = transact(partial(look, table))
+        except TransactionFailed as error:
+            log.warning("partitions.not_made", collection=collection, months_ahead=before, reason=error.reason)
+    if ahead != before:
+        log.info("partitions.made", collection=collection, months_ahead=ahead)
+    if ahead is not None:
+        metrics.MONTHS_AHEAD.labels(collection).set(ahead)
+
+
+def make(table: Table, transaction: Transaction) -> None:
+    """Call the function of the table's owner."""
+    transaction.execute(f"SELECT {partitions.function_name(table)}")
+
+
+def look(table: Table, transaction: Transaction) -> tuple[int | None, bool]:
+    """For how many of the months to come there is a partition (None: the table has none), and whether somebody is about to
+    partition the table."""
     ((ahead,),) = transaction.execute(partitions.ahead(table))
     return ahead, bool(transaction.execute(partitions.has_past_check(table)))

@@ -14,9 +14,9 @@ Why the order is the proof:
    prove it either: in between, another connection may lead to a primary that was replaced and does not know it.
 4. If the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE, labels of an enum), rows
    appear and disappear without an xact. A pass that sees another fingerprint notes it. Then `complete_through` stands
-   still until a reconcile or a fill that began after it has ended (but see `changes`). A change that was undone before a pass saw it has
-   changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
-   not the noted one (`sweep`).
+   still until a reconcile or a fill that began after it has ended; `changes` says which changes settle themselves. A
+   change that was undone before a pass saw it has changed nothing: the cursor has not moved meanwhile, and a sweep
+   removes no member by the answer of a table that is not the noted one (`sweep`).
 5. The parts of a counter share the snapshot and the rows, and each part has a pass of its own: with its server, state and cursor.
    The rows begin at the least cursor. A part that is further gets some members once more, and each has a row in this snapshot,
    which shows everything below that part's cursor, too. If a part fails, the others go on.

@@ -30,7 +30,7 @@ def note_change(part: Counter, state: State, snapshot: Snapshot, redis: Redis) -
     redis.RedisError."""
     (known,) = states.read_fields(redis, keys.of_counter(part.name).state, "parts")
     parts = snapshot.once(("parts", part.whole), lambda: snapshot.parts(part))
-    # The parts belong to the change that the state names, or Redis notes nothing as settled: the names of changes are never used again.
+    # The parts are those of the change that the state names, or Redis settles nothing: each change has a name of its own.
     settles = (
         known is not None
         and state.cursor is not None

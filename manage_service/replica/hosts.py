@@ -74,12 +74,15 @@ def keep_one(found: Sequence[tuple[str, Connection, datetime | None]], passed_ov
     for host, connection, shown in found:
         behind = None if newest is None or shown is None else newest - shown
         if behind is not None and behind > BEHIND:
-            passed_over[host] = f"it shows commits up to {shown:%H:%M:%S}, and another one {behind.total_seconds():.0f} s more"
+            passed_over[host] = (
+                f"it shows commits up to {shown:%H:%M:%S}, and another one {behind.total_seconds():.0f} s more"
+            )
         elif chosen is None:
             chosen = Choice(connection, host, passed_over)
             continue
         connection.close()
-    assert chosen is not None, "the newest is not behind"
+    if chosen is None:  # the newest is not behind
+        raise psycopg2.OperationalError("no replica shows a commit")
     return chosen
 
 

@@ -107,7 +107,8 @@ ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {of} WHERE {counts}
 # table itself. Else the table as a whole, if somebody has analyzed it.
 ANALYZED = """
     WITH leaf AS (
-        SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reltuples, has_table_privilege(c.oid, 'SELECT') AS readable
+        SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reltuples,
+               has_table_privilege(c.oid, 'SELECT') AS readable
         FROM pg_partition_tree(%s) AS t JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE t.isleaf AND c.relkind <> 'p')
     SELECT schema, name, reltuples > 0 FROM leaf WHERE reltuples >= 0 AND (SELECT bool_and(readable) FROM leaf)
@@ -200,11 +201,12 @@ RETIRING = f"""
     WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0 AND NOT c.relispartition
       AND starts_with(d.description, '{partitions.RETIRED}') ORDER BY 1
 """
-# What is known of these new parts. A partitioned one has no rows of its own. Another one is in pg_inherits if it was attached before
-# the snapshot: then the snapshot shows all rows that it had then.
+# What is known of these new parts. A partitioned one has no rows of its own. Another one is in pg_inherits if it was attached
+# before the snapshot: then the snapshot shows all rows that it had then.
 NEW_PARTS = """
     SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'p',
-           EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid) AND c.relkind = 'r' AND has_table_privilege(c.oid, 'SELECT')
+           c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid)
+           AND has_table_privilege(c.oid, 'SELECT')
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = ANY (%s::oid[])
 """
 IS_EMPTY = "SELECT NOT EXISTS (SELECT FROM {part})"

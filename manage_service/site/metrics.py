@@ -105,7 +105,9 @@ class Facts:
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
         """The keeper's state, and what the replica shows. Nothing, if there has never been a keeper."""
         names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds", "passed_over")
-        ticked, source, through, behind, held, passed_over = states.read_fields(self.nodes.of(keys.KEEPER), keys.KEEPER, *names)
+        ticked, source, through, behind, held, passed_over = states.read_fields(
+            self.nodes.of(keys.KEEPER), keys.KEEPER, *names
+        )
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
         if ticked_at is not None:
             age = (now - ticked_at).total_seconds()

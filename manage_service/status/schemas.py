@@ -88,9 +88,9 @@ class ReplicaStatus(msgspec.Struct):
     months_ahead: Annotated[
         dict[str, int], Meta(description="for how many months to come a table of messages has partitions, by its name")
     ] = msgspec.field(default_factory=dict)
-    retiring: Annotated[
-        list[str], Meta(description="partitions that `retain` has detached, and not dropped")
-    ] = msgspec.field(default_factory=list)
+    retiring: Annotated[list[str], Meta(description="partitions that `retain` has detached, and not dropped")] = (
+        msgspec.field(default_factory=list)
+    )
 
 
 class KeeperStatus(msgspec.Struct):

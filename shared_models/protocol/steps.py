@@ -239,8 +239,8 @@ def advance_all(client: Redis, moves: Mapping[str, tuple[State, int, datetime | 
 def note_table(
     client: Redis, name: str, fingerprint: str, xact: int, source: str, parts: str, as_since: str = ""
 ) -> tuple[str, str]:
-    """Note the table that a snapshot shows, which knows no xact above this one, and its parts; returns the change that is noted now,
-    and the one that is settled.
+    """Note the table that a snapshot shows, which knows no xact above this one, and its parts; returns the change that is noted
+    now, and the one that is settled.
 
     `as_since`: the change since which only retired parts have left, and empty ones have come; then this one is settled, too.
     """

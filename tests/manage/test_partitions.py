@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg2
 import pytest
@@ -18,7 +19,7 @@ from shared_models import partitions
 from shared_models.declarations import TABLES
 from tests.manage.keepers import tick_until
 from tests.manage.world import World
-from tests.servers import wait_for
+from tests.servers import started_primary, wait_for
 
 MESSAGE = next(table for table in TABLES if table.name == "message")
 JANUARY, FEBRUARY = "message_2025_01", "message_2025_02"
@@ -67,22 +68,20 @@ def is_settled(world: World) -> bool:
     )
 
 
-def verified(world: World) -> list[object]:
+def verified(world: World) -> list[Any]:
     return [world.state(name).verified_at for name in ("users", "cities")]
 
 
 def retain(*more: str, days: int = 1) -> subprocess.Popen[str]:
     """The command, begun."""
-    environment = {**os.environ, "DATABASE_URL": PRIMARY.url, "DJANGO_SETTINGS_MODULE": "ingest_service.settings"}
+    environment = {
+        **os.environ,
+        "DATABASE_URL": started_primary().url,
+        "DJANGO_SETTINGS_MODULE": "ingest_service.settings",
+    }
     return subprocess.Popen(
         [*RETAIN, f"{days}d", *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-@pytest.fixture(autouse=True)
-def primary_of_these_tests(primary) -> None:
-    global PRIMARY
-    PRIMARY = primary
 
 
 def follow(process: subprocess.Popen[str], keeper: Keeper) -> str:

@@ -25,7 +25,11 @@ def second(primary) -> Iterator[Replica]:
     server.start()
     yield server
     server.stop()
-    sql(primary, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", server.slot)
+    sql(
+        primary,
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+        server.slot,
+    )
 
 
 @pytest.fixture
@@ -49,7 +53,9 @@ def keeper_of_both(both: World, keeper: Keeper) -> Keeper:
     keeper.replica = stores.connect_replica(both.replica.dsn)
     both.store("ann")
     both.replay()
-    tick_until(keeper, lambda: all(both.state(name).verified_at for name in ("users", "cities")), "the counters to be verified")
+    tick_until(
+        keeper, lambda: all(both.state(name).verified_at for name in ("users", "cities")), "the counters to be verified"
+    )
     return keeper
 
 
@@ -66,7 +72,11 @@ def test_one_that_stands_still_is_passed_over_and_read_again_later(both, second,
             both.store("bob")  # so that the other one shows newer commits
             return both.exact(["users"]) and b"bob" in both.set()
 
-        tick_until(keeper, lambda: is_counted() and keeper.replica.host == host(both.replica_server), "the other one to be read")
+        tick_until(
+            keeper,
+            lambda: is_counted() and keeper.replica.host == host(both.replica_server),
+            "the other one to be read",
+        )
         assert "it shows commits up to" in keeper.replica.passed_over[host(second)]
         tick_until(keeper, lambda: both.redis.hget(keys.KEEPER, "passed_over") == b"1", "the keeper to say so")
         wait_for(lambda: ("replica", "passed-over") in findings(both), "the status to say so")

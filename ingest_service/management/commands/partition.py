@@ -28,8 +28,9 @@ INTERRUPTED = 130  # as shells have it
 
 class Command(BaseCommand):
     help = (
-        "Partition a table by the month of create_time while rows come in; no row moves. A table that was empty when it was migrated "
-        "is partitioned already. Run it with DATABASE_URL of the table's owner. If it is stopped, run it again: it goes on."
+        "Partition a table by the month of create_time while rows come in; no row moves. A table that was empty when it was "
+        "migrated is partitioned already. Run it with DATABASE_URL of the table's owner. If it is stopped, run it again: it "
+        "goes on."
     )
     requires_system_checks = []
 

@@ -25,8 +25,8 @@ def age(text: str) -> timedelta:
 
 class Command(BaseCommand):
     help = (
-        "Retire the partitions of a table that hold only rows older than this: detach them, have their members leave the counts, drop "
-        "them. Run it with DATABASE_URL of the table's owner. If it is stopped, run it again: it goes on."
+        "Retire the partitions of a table that hold only rows older than this: detach them, have their members leave the counts, "
+        "drop them. Run it with DATABASE_URL of the table's owner. If it is stopped, run it again: it goes on."
     )
     requires_system_checks = []
 
