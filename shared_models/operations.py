@@ -125,7 +125,6 @@ class PartitionByMonth(Operation):
     """
 
     reduces_to_sql = False  # its effect depends on the rows
-    reversible = False
 
     def __init__(self, table: str) -> None:
         self.table = table
@@ -156,3 +155,14 @@ class PartitionByMonth(Operation):
             cursor.execute(partitions.make_key(table))
             for statement in partitions.swap(cursor, table, partitions.first_of_month(now)):
                 cursor.execute(statement)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        table = Table(self.table, "public", self.table, (), ingest=True)
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute("SELECT relkind FROM pg_class WHERE oid = %s::regclass", [triggers.relation(table)])
+            if cursor.fetchall() == [("p",)]:
+                for statement in partitions.swap_back(cursor, table):
+                    cursor.execute(statement)
+        schema_editor.execute(partitions.function(table).drop())

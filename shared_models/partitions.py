@@ -12,7 +12,9 @@ reads or writes the table.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, TypeAlias
 
 from django.db.backends.utils import CursorWrapper
 from psycopg2.extensions import cursor as PsycopgCursor
@@ -20,6 +22,8 @@ from psycopg2.extensions import cursor as PsycopgCursor
 from shared_models import triggers
 from shared_models.declarations import Table
 from shared_models.triggers import Piece, literal, quote
+
+Cursor: TypeAlias = PsycopgCursor | CursorWrapper
 
 COLUMN = "create_time"
 MONTHS_AHEAD = 3
@@ -187,7 +191,8 @@ REFERRERS = """
     UNION SELECT format('the publication %%s', p.pubname) FROM pg_publication_rel AS l JOIN pg_publication AS p ON p.oid = l.prpubid
     WHERE l.prrelid = %(oid)s
     UNION SELECT format('the policy %%s', polname) FROM pg_policy WHERE polrelid = %(oid)s
-    UNION SELECT format('the table %%s, which inherits', inhrelid::regclass) FROM pg_inherits WHERE inhparent = %(oid)s
+    UNION SELECT format('the table %%s, which inherits', i.inhrelid::regclass) FROM pg_inherits AS i
+    JOIN pg_class AS c ON c.oid = i.inhrelid WHERE i.inhparent = %(oid)s AND NOT c.relispartition
     ORDER BY 1
 """
 INDEXES = """
@@ -211,6 +216,7 @@ GRANTS = """
     FROM pg_attribute CROSS JOIN LATERAL aclexplode(attacl) WHERE attrelid = %(oid)s
     ORDER BY 1, 2, 3
 """
+LIKE = "INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING STORAGE INCLUDING COMPRESSION INCLUDING COMMENTS"
 ENABLED = {"A": "ENABLE ALWAYS", "R": "ENABLE REPLICA", "D": "DISABLE"}
 
 
@@ -224,21 +230,49 @@ def make_key(table: Table, concurrently: str = "") -> str:
     return f"CREATE UNIQUE INDEX {concurrently} {quote(key_of_past(table))} ON {triggers.relation(table)} (id, {quote(COLUMN)})"
 
 
-def swap(cursor: PsycopgCursor | CursorWrapper, table: Table, until: datetime) -> list[str]:
-    """The statements that put a partitioned table in the table's place, with the table as its past, up to `until`. No row moves.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What has been made on the table, apart from its columns: each as the catalog has it."""
 
-    Run them in one transaction: they lock the table for a moment. The index `key_of_past` has to be there, and the table
-    has to be empty, or to have the valid constraint PAST_CHECK: then Postgres does not read it. Raises CannotPartition.
-    """
-    place, past = triggers.relation(table), f"{quote(table.schema)}.{quote(past_of(table))}"
-    schema, old = quote(table.schema), past_of(table)
+    oid: int
+    owner: str
+    keys: list[str]  # the names of primary keys
+    indexes: list[tuple[str, str]]  # name, statement
+    triggers: list[tuple[str, str, bool, str, str | None]]  # name, statement, whether it is of rows, enabled, comment
+    statistics: list[tuple[str, str, str]]  # schema, name, statement
+    grants: list[tuple[str, str | None, str, bool]]  # right, column, to whom, whether they may grant it
+
+    def again(self, place: str) -> Iterator[str]:
+        """The statements that make it on another table, which is in its place."""
+        yield f"ALTER TABLE {place} OWNER TO {quote(self.owner)}"
+        yield from (statement.replace(" ON ONLY ", " ON ", 1) for _, statement in self.indexes)
+        yield from (statement for _, _, statement in self.statistics)
+        for name, statement, _, enabled, comment in self.triggers:
+            yield statement
+            if enabled in ENABLED:
+                yield f"ALTER TABLE {place} {ENABLED[enabled]} TRIGGER {quote(name)}"
+            if comment:
+                yield f"COMMENT ON TRIGGER {quote(name)} ON {place} IS {literal(comment)}"
+        for right, column, grantee, may_grant in self.grants:
+            option = " WITH GRANT OPTION" if may_grant else ""
+            yield f"GRANT {right}{listed(column)} ON {place} TO {grantee}{option}"
+
+
+def listed(column: str | None) -> str:
+    """The column of a right; nothing for the whole table."""
+    return "" if column is None else f" ({quote(column)})"
+
+
+def read_made(cursor: Cursor, table: Table) -> Made:
+    """What has been made on the table. Raises CannotPartition."""
+    place = triggers.relation(table)
     cursor.execute(
-        "SELECT %s::regclass::oid::int8, pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s::regclass",
-        [place, place],
+        "SELECT oid::int8, pg_get_userbyid(relowner) FROM pg_class WHERE oid = %s::regclass",
+        [place],
     )
     ((oid, owner),) = cursor.fetchall()
 
-    def ask(statement: str) -> list[tuple[str, ...]]:
+    def ask(statement: str) -> list[Any]:
         cursor.execute(statement, {"oid": oid})
         return cursor.fetchall()
 
@@ -247,54 +281,79 @@ def swap(cursor: PsycopgCursor | CursorWrapper, table: Table, until: datetime) -
         raise CannotPartition(
             f"{table.schema}.{table.relation} is in use by {', '.join(referrers)}: drop that, and make it again"
         )
-    every_trigger, statistics, grants = ask(TRIGGERS), ask(STATISTICS), ask(GRANTS)
-    primary = [name for name, is_primary, _ in ask(INDEXES) if is_primary]
-    others = [(name, made) for name, is_primary, made in ask(INDEXES) if not is_primary and name != key_of_past(table)]
-    sequence = f"{table.relation}_id_seq"
-    found: list[str] = [f"LOCK TABLE {place} IN ACCESS EXCLUSIVE MODE"]
-    found += [f"DROP TRIGGER {quote(name)} ON {place}" for name, _, is_of_rows, *_ in every_trigger if is_of_rows]
-    # Each partition has its own: autovacuum analyzes these, and never a partitioned table.
-    found += [
-        f"ALTER STATISTICS {quote(of)}.{quote(name)} RENAME TO {quote(renamed(table, name))}"
-        for of, name, _ in statistics
-    ]
-    found += [
+    indexes = ask(INDEXES)
+    return Made(
+        oid,
+        owner,
+        [name for name, is_primary, _ in indexes if is_primary],
+        [(name, made) for name, is_primary, made in indexes if not is_primary and name != key_of_past(table)],
+        ask(TRIGGERS),
+        ask(STATISTICS),
+        ask(GRANTS),
+    )
+
+
+def swap(cursor: Cursor, table: Table, until: datetime) -> list[str]:
+    """The statements that put a partitioned table in the table's place, with the table as its past, up to `until`. No row moves.
+
+    Run them in one transaction: they lock the table for a moment. The index `key_of_past` has to be there, and the table
+    has to be empty, or to have the valid constraint PAST_CHECK: then Postgres does not read it. Raises CannotPartition.
+    """
+    place, old, schema = triggers.relation(table), past_of(table), quote(table.schema)
+    past, made = f"{schema}.{quote(old)}", read_made(cursor, table)
+    sequence, key = f"{table.relation}_id_seq", quote(key_of_past(table))
+    found = [
+        f"LOCK TABLE {place} IN ACCESS EXCLUSIVE MODE",
+        # Those of the partitioned table go to its partitions.
+        *(f"DROP TRIGGER {quote(name)} ON {place}" for name, _, is_of_rows, *_ in made.triggers if is_of_rows),
+        # Each partition has its own: autovacuum analyzes these, and never a partitioned table.
+        *(
+            f"ALTER STATISTICS {quote(of)}.{quote(name)} RENAME TO {quote(renamed(table, name))}"
+            for of, name, _ in made.statistics
+        ),
         f"ALTER TABLE {place} RENAME TO {quote(old)}",
         f"ALTER SEQUENCE {schema}.{quote(sequence)} RENAME TO {quote(old + '_id_seq')}",
-        *(f"ALTER TABLE {past} DROP CONSTRAINT {quote(name)}" for name in primary),
-        f"ALTER TABLE {past} ADD CONSTRAINT {quote(key_of_past(table))} PRIMARY KEY USING INDEX {quote(key_of_past(table))}",
-        *(f"ALTER INDEX {schema}.{quote(name)} RENAME TO {quote(renamed(table, name))}" for name, _ in others),
-        f"CREATE TABLE {place} (LIKE {past} INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING STORAGE INCLUDING COMPRESSION "
-        f"INCLUDING COMMENTS) PARTITION BY RANGE ({quote(COLUMN)})",
-        f"ALTER TABLE {place} OWNER TO {quote(owner)}",
+        *(f"ALTER TABLE {past} DROP CONSTRAINT {quote(name)}" for name in made.keys),
+        f"ALTER TABLE {past} ADD CONSTRAINT {key} PRIMARY KEY USING INDEX {key}",
+        *(f"ALTER INDEX {schema}.{quote(name)} RENAME TO {quote(renamed(table, name))}" for name, _ in made.indexes),
+        f"CREATE TABLE {place} (LIKE {past} {LIKE}) PARTITION BY RANGE ({quote(COLUMN)})",
         f"ALTER TABLE {place} ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (SEQUENCE NAME {schema}.{quote(sequence)})",
         # Nobody can take a number meanwhile.
         f"SELECT setval({literal(f'{schema}.{quote(sequence)}')}, last_value, is_called) FROM {schema}.{quote(old + '_id_seq')}",
         f"ALTER TABLE {past} ALTER COLUMN id DROP IDENTITY",
         f"ALTER TABLE {place} ADD CONSTRAINT {quote(table.relation + '_pkey')} PRIMARY KEY (id, {quote(COLUMN)})",
-        *(made for _, made in others),
-        *(made for _, _, made in statistics),
-    ]
-    for name, made, _, enabled, comment in every_trigger:
-        found.append(made)
-        if enabled in ENABLED:
-            found.append(f"ALTER TABLE {place} {ENABLED[enabled]} TRIGGER {quote(name)}")
-        if comment:
-            found.append(f"COMMENT ON TRIGGER {quote(name)} ON {place} IS {literal(comment)}")
-    for right, column, grantee, may_grant in grants:
-        listed = f" ({quote(column)})" if column else ""
-        option = " WITH GRANT OPTION" if may_grant else ""
-        found.append(f"GRANT {right}{listed} ON {place} TO {grantee}{option}")
-        if not (right == "SELECT" and column is None):
-            found.append(f"REVOKE {right}{listed} ON {past} FROM {grantee}")
-    found += [
+        *made.again(place),
+        *(
+            f"REVOKE {right}{listed(column)} ON {past} FROM {grantee}"
+            for right, column, grantee, _ in made.grants
+            if right != "SELECT" or column is not None
+        ),
         f"ALTER TABLE {place} ATTACH PARTITION {past} FOR VALUES FROM (MINVALUE) TO ({literal(until.isoformat())})",
         f"ALTER TABLE {past} DROP CONSTRAINT IF EXISTS {PAST_CHECK}",
     ]
-    if any(name.startswith(triggers.PREFIX) for name, *_ in every_trigger):
+    if any(name.startswith(triggers.PREFIX) for name, *_ in made.triggers):
         found += [text for piece in triggers.of_statements(table, (table.schema, old)) for text in piece.statements()]
-    found.append(f"SELECT {function_name(table)}")
-    return found
+    return [*found, f"SELECT {function_name(table)}"]
+
+
+def swap_back(cursor: Cursor, table: Table) -> list[str]:
+    """The statements that put a table without partitions in the table's place, for a migration backwards. They copy every row, and
+    lock the table meanwhile. Raises CannotPartition."""
+    place, made, schema = triggers.relation(table), read_made(cursor, table), quote(table.schema)
+    name, numbers = quote(table.relation + "_whole"), quote(table.relation + "_whole_id_seq")
+    whole, sequence = f"{schema}.{name}", quote(table.relation + "_id_seq")
+    return [
+        f"LOCK TABLE {place} IN ACCESS EXCLUSIVE MODE",
+        f"CREATE TABLE {whole} (LIKE {place} {LIKE})",
+        f"INSERT INTO {whole} SELECT * FROM {place}",
+        f"ALTER TABLE {whole} ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (SEQUENCE NAME {schema}.{numbers})",
+        f"SELECT setval({literal(f'{schema}.{numbers}')}, last_value, is_called) FROM {schema}.{sequence}",
+        f"DROP TABLE {place}",
+        f"ALTER TABLE {whole} RENAME TO {quote(table.relation)}",
+        f"ALTER SEQUENCE {schema}.{numbers} RENAME TO {sequence}",
+        f"ALTER TABLE {place} ADD CONSTRAINT {quote(table.relation + '_pkey')} PRIMARY KEY (id)",
+        *made.again(place),
+    ]
 
 
 def renamed(table: Table, index: str) -> str:

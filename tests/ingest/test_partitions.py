@@ -216,3 +216,24 @@ def test_an_age_is_a_number_of_days() -> None:
     for text in ("400", "0d", "1y", "-3d"):
         with pytest.raises(argparse.ArgumentTypeError, match="write 400d"):
             age(text)
+
+
+def test_a_migration_backwards_keeps_the_rows(earlier) -> None:
+    """The table has no partitions then, and the migration forwards leaves it alone, because it has rows."""
+    ingest(earlier, "partition", "message")
+    ask(earlier, ROWS, 10)
+    for to in ("0003", "0004"):
+        ingest(earlier, "migrate", "--verbosity=0", "--skip-checks", "shared_models", to)
+        assert kind(earlier) == "r" and ask(earlier, "SELECT count(*) FROM message") == [(510,)]
+    assert ask(earlier, ROWS.replace("%s", "1") + " RETURNING id") == [(511,)]
+    tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname LIKE 'message%%' ORDER BY 1"
+    assert [name for (name,) in ask(earlier, tables)] == [
+        "message",
+        "message_id_seq",
+        "message_pkey",
+        "message_state_city",
+        "message_username",
+        "message_xact",
+    ]
+    said = ingest(earlier, "partition", "message")
+    assert "is partitioned" in said and kind(earlier) == "p"
