@@ -41,7 +41,7 @@ from shared_models.triggers import literal, quote
 CHUNK_MEMBERS = 20_000
 # How many departures may wait for the keeper. Ingest prunes what is more than 300 MB.
 MOST_WAITING = 100
-PAUSE_SECONDS = 0.2
+PAUSE_SECONDS = 0.05
 SAY_SECONDS = 2.0
 
 Say = Callable[[str], None]

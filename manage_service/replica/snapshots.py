@@ -159,7 +159,7 @@ class Snapshot:
             sql.JUMP if jumping else sql.SCAN,
             counter,
             behind=SQL("") if after is None else sql.fill_in(sql.BEHIND, counter),
-            limit=Literal(sql.CHUNK_JUMPS if jumping else sql.CHUNK_ROWS),
+            limit=Literal(self.once("jumps", lambda: self._jumps(counter)) if jumping else sql.CHUNK_ROWS),
         )
         marks = () if after is None else after[: len(counter.fields)] if counter.last_seen else after
         return ask(self._connection, statement, marks)
@@ -174,6 +174,11 @@ class Snapshot:
         except DataError:
             return False
         return True
+
+    def _jumps(self, counter: Counter) -> int:
+        """How many members a chunk of jumps returns."""
+        ((leaves,),) = ask(self._connection, sql.LEAVES, (triggers.relation(counter.table),))
+        return max(1, sql.CHUNK_JUMPS // max(1, leaves))
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """The xact at which to cut the rows from `cursor_xact` on, so that about `rows` are before it; None: there are fewer.
