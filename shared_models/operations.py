@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import RunSQL
 from django.db.migrations.operations.base import Operation
@@ -52,6 +53,45 @@ class CountCombinations(RunSQL):
 
     def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
         return (self.__class__.__qualname__, [self.table, *self.columns], {})
+
+
+class AddIndexOfPartitions(AddIndexConcurrently):
+    """An index of a table that may be partitioned, made while rows come in. In a migration with `atomic = False`.
+
+    CREATE INDEX CONCURRENTLY knows no partitioned tables. So this makes an index of the table alone, one of each partition
+    CONCURRENTLY, and attaches these. If it was interrupted, run it again.
+    """
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        self._ensure_not_in_transaction(schema_editor)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        name, place = triggers.quote(self.index.name), triggers.quote(model._meta.db_table)
+        parts = partitions.leaves(schema_editor, place)
+        if not parts:
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            return
+        statement = str(self.index.create_sql(model, schema_editor))
+        schema_editor.execute(
+            statement.replace(f"INDEX {name} ON {place}", f"INDEX IF NOT EXISTS {name} ON ONLY {place}", 1), None
+        )
+        for part in parts:
+            own = triggers.quote(triggers.shorten(f"{part}_{self.index.name}", f"{part} {self.index.name}"))
+            made = f"INDEX CONCURRENTLY IF NOT EXISTS {own} ON {triggers.quote(part)}"
+            if partitions.is_invalid(schema_editor, own):
+                schema_editor.execute(f"DROP INDEX CONCURRENTLY {own}", None)
+            schema_editor.execute(statement.replace(f"INDEX {name} ON {place}", made, 1), None)
+            schema_editor.execute(f"ALTER INDEX {name} ATTACH PARTITION {own}", None)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        model = from_state.apps.get_model(app_label, self.model_name)
+        if partitions.leaves(schema_editor, triggers.quote(model._meta.db_table)):
+            schema_editor.remove_index(model, self.index)
+        else:
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 class NoteDepartures(Operation):

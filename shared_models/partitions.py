@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from psycopg2.extensions import cursor as PsycopgCursor
 
@@ -170,6 +171,24 @@ def make_on_part(piece: Piece) -> Iterator[str]:
         yield f"EXECUTE {then};"
     yield f"made := left(encode(sha256(convert_to({create} || {then}, 'UTF8')), 'hex'), 16);"
     yield f"EXECUTE format('COMMENT ON TRIGGER {piece.name} ON %s IS %L', part, {literal(triggers.MARK)} || made);"
+
+
+def leaves(schema_editor: BaseDatabaseSchemaEditor, place: str) -> list[str]:
+    """The names of the partitions that hold rows, of a table in the schema public; none if it is not partitioned."""
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT c.relname FROM pg_partition_tree(%s) AS t JOIN pg_class AS c ON c.oid = t.relid
+               WHERE t.isleaf AND c.relkind = 'r' ORDER BY 1""",
+            [place],
+        )
+        return [name for (name,) in cursor.fetchall()]
+
+
+def is_invalid(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
+    """Whether somebody has begun to make this index, and has not ended it."""
+    with schema_editor.connection.cursor() as cursor:
+        cursor.execute("SELECT true FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid", [index])
+        return cursor.fetchall() == [(True,)]
 
 
 def first_of_month(moment: datetime, months: int = 0) -> datetime:

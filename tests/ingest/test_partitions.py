@@ -15,6 +15,10 @@ from typing import Any
 
 import psycopg2
 import pytest
+from django.apps import apps
+from django.db import connection
+from django.db.migrations.state import ProjectState
+from django.db.models import Index
 
 from ingest_service import metrics
 from ingest_service.catalog import read_collections
@@ -24,6 +28,7 @@ from ingest_service.writing.pulse import Pulse
 from ingest_service.writing.transactions import NoPartition
 from shared_models import partitions, triggers
 from shared_models.declarations import TABLES
+from shared_models.operations import AddIndexOfPartitions
 from tests.servers import database_of_its_own, sql, started_primary, wait_for
 
 MESSAGE = next(table for table in TABLES if table.name == "message")
@@ -237,3 +242,30 @@ def test_a_migration_backwards_keeps_the_rows(earlier) -> None:
     ]
     said = ingest(earlier, "partition", "message")
     assert "is partitioned" in said and kind(earlier) == "p"
+
+
+def test_an_index_of_a_partitioned_table_is_made_by_partition() -> None:
+    """Also if it was interrupted: one is left invalid, and another one is made and not attached."""
+    operation = AddIndexOfPartitions("message", Index(fields=["city"], name="message_city"))
+    before = ProjectState.from_apps(apps)
+    after = before.clone()
+    operation.state_forwards("shared_models", after)
+    indexes = "SELECT count(*) FROM pg_index WHERE indisvalid AND pg_get_indexdef(indexrelid) LIKE '%%(city)'"
+    try:
+        with connection.schema_editor(atomic=False) as editor:
+            operation.database_forwards("shared_models", editor, before, after)
+        parts = partitions.MONTHS_AHEAD + 2
+        assert run(indexes) == [(parts + 1,)]
+        broken = run("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'message_city'::regclass")[0][
+            0
+        ]
+        run("DROP INDEX message_city")
+        run(f"CREATE INDEX {broken} ON {month(0)[0]} (city)")
+        run("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", broken)
+        with connection.schema_editor(atomic=False) as editor:
+            operation.database_forwards("shared_models", editor, before, after)
+        assert run(indexes) == [(parts + 1,)]
+    finally:
+        with connection.schema_editor(atomic=False) as editor:
+            operation.database_backwards("shared_models", editor, after, before)
+    assert run(indexes) == [(0,)]
