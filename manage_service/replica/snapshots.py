@@ -229,7 +229,7 @@ class Snapshot:
         """What the fingerprint of the counter's table is made of: a hash of its columns and labels, and then the table and its
         partitions, each as oid/file."""
         table, names, whole = sql.described_by(counter)
-        ((shape, parts),) = ask(self._connection, sql.PARTS, {"table": table, "names": list(names), "whole": whole})
+        ((shape, parts),) = ask(self._connection, sql.PARTS, {"regclass": table, "names": list(names), "whole": whole})
         return f"{shape} {parts}"
 
     def months_ahead(self, table: Table) -> int | None:

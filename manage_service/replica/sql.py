@@ -171,25 +171,25 @@ _DESCRIBED = f"""
         SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,
                a.attname = ANY ({{names}}) AND {RECORDED} <> {ACTUAL} AS misordered
         FROM pg_attribute AS a {COLLATED}
-        WHERE a.attrelid = {{table}}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE a.attrelid = {{regclass}}::regclass AND a.attnum > 0 AND NOT a.attisdropped
           AND ({{whole}} OR a.attname = ANY ({{names}}) OR a.attname = 'xact')
     )
 """
 _PARTS = """(SELECT string_agg(c.oid || '/' || c.relfilenode, ' ' ORDER BY c.oid) FROM pg_class AS c
-                WHERE c.oid = ANY (ARRAY(SELECT relid FROM pg_partition_tree({table}) UNION SELECT {table}::regclass)))"""
+                WHERE c.oid = ANY (ARRAY(SELECT relid FROM pg_partition_tree({regclass}) UNION SELECT {regclass}::regclass)))"""
 _SHAPE = """string_agg(described, ' ' ORDER BY attnum),
                (SELECT string_agg((e.oid, e.enumlabel)::text, ' ' ORDER BY e.oid) FROM pg_enum AS e
                 WHERE e.enumtypid = ANY (ARRAY(SELECT atttypid FROM col)))"""
 _HASH = "left(encode(sha256(convert_to(concat_ws(E'\\n', {of}), 'UTF8')), 'hex'), 16)"
-_OF_TABLE = {"table": "$1", "names": "$2", "whole": "$3"}
+_OF_TABLE = {"regclass": "$1", "names": "$2", "whole": "$3"}
 PREPARE_TABLE = f"""
     PREPARE rollcall_table (text, text[], boolean) AS {_DESCRIBED.format(**_OF_TABLE)}
-    SELECT {_HASH.format(of=f"{_PARTS.format(table='$1')}, {_SHAPE}")}, coalesce(bool_or(misordered), false) FROM col
+    SELECT {_HASH.format(of=f"{_PARTS.format(regclass='$1')}, {_SHAPE}")}, coalesce(bool_or(misordered), false) FROM col
 """
 TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
 # The same, not hashed into one: its columns and labels, and its parts. Only for a table that has changed.
-PARTS = f"""{_DESCRIBED.format(table="%(table)s", names="%(names)s", whole="%(whole)s")}
-    SELECT {_HASH.format(of=_SHAPE)}, {_PARTS.format(table="%(table)s")} FROM col
+PARTS = f"""{_DESCRIBED.format(regclass="%(regclass)s", names="%(names)s", whole="%(whole)s")}
+    SELECT {_HASH.format(of=_SHAPE)}, {_PARTS.format(regclass="%(regclass)s")} FROM col
 """
 # Which of these parts, that are in the table no longer, are being retired: `ingest_service.retaining` says so in a comment, before
 # it detaches them.
