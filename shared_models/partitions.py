@@ -188,7 +188,7 @@ def is_invalid(schema_editor: BaseDatabaseSchemaEditor, index: str) -> bool:
     """Whether somebody has begun to make this index, and has not ended it."""
     with schema_editor.connection.cursor() as cursor:
         cursor.execute("SELECT true FROM pg_index WHERE indexrelid = to_regclass(%s) AND NOT indisvalid", [index])
-        return cursor.fetchall() == [(True,)]
+        return bool(cursor.fetchall())
 
 
 def first_of_month(moment: datetime, months: int = 0) -> datetime:

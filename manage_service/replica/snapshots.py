@@ -178,7 +178,7 @@ class Snapshot:
     def _jumps(self, counter: Counter) -> int:
         """How many members a chunk of jumps returns."""
         ((leaves,),) = ask(self._connection, sql.LEAVES, (triggers.relation(counter.table),))
-        return max(1, sql.CHUNK_JUMPS // max(1, leaves))
+        return max(1, sql.CHUNK_JUMPS // max(1, int(leaves)))
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """The xact at which to cut the rows from `cursor_xact` on, so that about `rows` are before it; None: there are fewer.

@@ -58,7 +58,7 @@ def plan_of(statement: str) -> str:
 
 
 def check_plans(statements: list[dict[str, str]], on_rows: int) -> None:
-    """No count, no look through the table, no sort (partitions in order are merged); so many statements that touch the table at all."""
+    """No count, no look through the table, no sort (partitions are merged); so many statements that touch the table at all."""
     made = [each["sql"] for each in statements]
     assert [statement for statement in made if "COUNT(" in statement.upper()] == []
     touching = [statement for statement in made if 'FROM "message"' in statement]

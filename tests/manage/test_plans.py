@@ -57,7 +57,8 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def explained(snapshot: Snapshot, statement: Composable, parameters: tuple[object, ...]) -> list[dict[str, Any]]:
     with snapshot._connection.cursor() as cursor:
         cursor.execute(SQL("EXPLAIN (FORMAT JSON) ") + statement, parameters)
-        return list(nodes(cursor.fetchone()[0][0]["Plan"]))
+        (((document,),),) = cursor.fetchall()
+        return list(nodes(document["Plan"]))
 
 
 def reads_by_index(found: list[dict[str, Any]], index: str) -> bool:
