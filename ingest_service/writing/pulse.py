@@ -47,7 +47,6 @@ class Pulse:
                 transact(lambda transaction: transaction.execute(PULSE_SQL))
                 done = True
             if time.monotonic() - self.pruned_at >= PRUNE_SECONDS:
-                self.pruned_at = time.monotonic()
                 partitions.make_ahead()  # first: without a partition no row is stored
                 self.prune()
                 done = True
@@ -57,6 +56,7 @@ class Pulse:
 
     def prune(self) -> int:
         """Remove old receipts and departures, some at a time; returns how many."""
+        self.pruned_at = time.monotonic()
         receipts = left = 0
         while bite := transact(departures.prune):
             left += bite

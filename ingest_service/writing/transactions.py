@@ -161,8 +161,8 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
         stores.close_primary()
         return _attempt(stores.open_primary(), work)
     except CheckViolation as error:
-        # A constraint has a name. Without one it is the rule of a partitioned table, which is nothing that the sender can change.
-        if error.diag.constraint_name is not None:
+        # Not a constraint, nor a trigger that says so: the sender cannot change which partitions there are.
+        if error.diag.source_function != "ExecFindPartition":
             raise RefusedByDatabase(reason_of(error)) from error
         raise NoPartition(f"{reason_of(error)}; {error.diag.message_detail or ''}") from error
     except (psycopg2.DataError, psycopg2.IntegrityError) as error:
