@@ -226,3 +226,31 @@ def test_an_empty_partition_that_comes_needs_no_reconcile_and_one_with_rows_does
         assert counted.exact() and b"gil" in counted.set()
     finally:
         counted.ask_primary("DROP TABLE message_2025_03")
+
+
+@pytest.mark.long
+def test_a_table_that_becomes_partitioned_needs_no_reconcile(world, keeper):
+    """It was one table before: a migration backwards has made it."""
+    with world.database.cursor() as cursor:
+        cursor.execute("BEGIN")
+        for statement in partitions.swap_back(cursor, MESSAGE):
+            cursor.execute(statement)
+        cursor.execute("COMMIT")
+    world.store("ann", "bob")
+    world.replay()
+    tick_until(keeper, lambda: is_settled(world), "the counters to be verified")
+    before = verified(world)
+    environment = {**os.environ, "DATABASE_URL": world.primary.url, "DJANGO_SETTINGS_MODULE": "ingest_service.settings"}
+    with seen(world, keeper):
+        subprocess.run(
+            [sys.executable, "-m", "ingest_service", "partition", "message"],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+    assert world.ask_primary(partitions.ahead(MESSAGE)) == [(partitions.MONTHS_AHEAD,)]
+    assert world.state().withheld == "" and verified(world) == before
+    world.store("cid")
+    world.replay()
+    tick_until(keeper, world.exact, "the new row")
+    assert verified(world) == before

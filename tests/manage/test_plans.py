@@ -11,6 +11,7 @@ from psycopg2.sql import SQL, Composable, Literal
 
 from manage_service.replica import sql
 from manage_service.replica.snapshots import Snapshot
+from shared_models import partitions
 from shared_models.declarations import Counter, get_counter
 from tests.manage.world import World
 
@@ -29,6 +30,9 @@ def months(primary, replica, valkey) -> Iterator[World]:
     """20,000 rows over 36 months, 50 cities and 9,000 users; replayed, and analyzed as autovacuum does."""
     world = World(primary, replica, valkey)
     world.empty()
+    (until,) = (
+        ends for _, _, name, _, _, ends in world.ask_primary(partitions.bounds("'message'")) if name == "message_past"
+    )
     world.ask_primary("ALTER TABLE message DETACH PARTITION message_past")
     for name, after in zip(MADE, [*MADE[1:], "message_2023_01"], strict=True):
         begins, ends = (f"{each.removeprefix('message_').replace('_', '-')}-01T00:00Z" for each in (name, after))
@@ -41,9 +45,7 @@ def months(primary, replica, valkey) -> Iterator[World]:
     world.replay()
     yield world
     world.ask_primary(f"DROP TABLE {', '.join(MADE)}")
-    until = "date_trunc('month', now(), 'UTC')"
-    ((bound,),) = world.ask_primary(f"SELECT {until}::text")
-    attach = f"ATTACH PARTITION message_past FOR VALUES FROM (MINVALUE) TO ('{bound}')"
+    attach = f"ATTACH PARTITION message_past FOR VALUES FROM (MINVALUE) TO ('{until.isoformat()}')"
     world.ask_primary(f"ALTER TABLE message {attach}")
     world.close()
 
