@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -226,6 +227,32 @@ def test_an_empty_partition_that_comes_needs_no_reconcile_and_one_with_rows_does
         assert counted.exact() and b"gil" in counted.set()
     finally:
         counted.ask_primary("DROP TABLE message_2025_03")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_a_partition_is_retired_while_its_members_come_and_go_elsewhere(counted, keeper, seed):
+    """Producers record rows of the same members, an eraser deletes some: the sets are exact then, and there was no run."""
+    names = [f"user{number:03}" for number in range(300)]
+    counted.ask_primary(OLD, names, "2025-01-15T00:00Z")
+    counted.ask_primary(OLD, names[::2], "2025-02-15T00:00Z")
+    counted.replay()
+    tick_until(keeper, counted.exact, "the old rows to be counted")
+    before, runs, draw = verified(counted), len(registry.latest(counted.redis, 100)), random.Random(seed)
+    process = retain()
+    while process.poll() is None:
+        for _ in range(draw.randrange(4)):
+            some = draw.sample(names, draw.randrange(1, 5))
+            # Counted before the answer, or caught up because Redis failed.
+            draw.choice((counted.post, counted.store))(*some)
+        if draw.random() < 0.5:
+            counted.erase(draw.choice(names))
+        keeper.tick()
+    assert process.wait() == 0 and tables(counted) == set()
+    process.communicate()
+    counted.replay()
+    tick_until(keeper, counted.exact, "all that has left")
+    assert (verified(counted), len(registry.latest(counted.redis, 100))) == (before, runs)
 
 
 @pytest.mark.long
