@@ -10,11 +10,14 @@ from collections.abc import Iterator
 
 from django.conf import settings
 from django.db import connections, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.migrations.recorder import MigrationRecorder
 
 from ingest_service import catalog
 from ingest_service.models import Receipt
-from shared_models import triggers
+from shared_models import partitions, triggers
+from shared_models.declarations import Table
+from shared_models.models import table_of
 
 OWNER, INGEST, MANAGE, ADMIN = "rollcall_owner", "rollcall_ingest", "rollcall_manage", "rollcall_admin"
 
@@ -54,12 +57,28 @@ def grant(using: str = "default", **kwargs: object) -> None:
                 quoted = connection.ops.quote_name(table)
                 cursor.execute(f"REVOKE ALL ON {quoted} FROM {role}")
                 cursor.execute(f"GRANT {rights} ON {quoted} TO {role}")
+        for model in catalog.counted_models():
+            if model._meta.db_table in tables:
+                grant_on_partitions(cursor, table_of(model), roles)
         cursor.execute(OWN_DEPARTURES, [triggers.SCHEMA])
         if cursor.fetchall():
             for role, rights in DEPARTURE_RIGHTS.items():
                 if role in roles:
                     cursor.execute(f"GRANT USAGE ON SCHEMA {triggers.SCHEMA} TO {role}")
                     cursor.execute(f"GRANT {rights} ON {triggers.DEPARTURE} TO {role}")
+
+
+def grant_on_partitions(cursor: CursorWrapper, table: Table, roles: set[str]) -> None:
+    """Who may read the table may read each partition: manage reads them one by one, and retired ones. Ingest may call the function
+    that makes them."""
+    cursor.execute(partitions.bounds(triggers.literal(triggers.relation(table))))
+    for _, schema, name, *_ in cursor.fetchall():
+        for role in sorted(roles & {MANAGE, ADMIN}):
+            cursor.execute(f"GRANT SELECT ON {triggers.quote(schema)}.{triggers.quote(name)} TO {role}")
+    function = partitions.function_name(table)
+    cursor.execute("SELECT to_regprocedure(%s) IS NOT NULL", [function])
+    if INGEST in roles and cursor.fetchall() == [(True,)]:
+        cursor.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {INGEST}")
 
 
 def wanted() -> Iterator[tuple[str, str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 ROWS = Counter("rollcall_ingest_rows_total", "Rows stored on the primary.", ["collection"])
 UNCOUNTED_ROWS = Counter(
@@ -19,3 +19,9 @@ COMMIT_ROWS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 1_000, 10_000, 100_000),
 )
 REPLAYS = Counter("rollcall_ingest_replays_total", "Requests answered from a receipt.", ["collection"])
+MONTHS_AHEAD = Gauge(
+    "rollcall_ingest_months_ahead",
+    "For how many months to come the table has a partition.",
+    ["collection"],
+    multiprocess_mode="mostrecent",
+)

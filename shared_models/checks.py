@@ -66,7 +66,7 @@ def check_counter(counter: Counter) -> Iterator[CheckMessage]:
             listed = ", ".join(needed)
             yield Error(
                 f"{who}: no index of {model.__name__} begins with ({listed})",
-                hint=f"add models.Index(fields={list(needed)}) and a migration with AddIndexConcurrently",
+                hint=f"add models.Index(fields={list(needed)}), and a migration with AddIndexOfPartitions",
                 id="rollcall.E005",
             )
 

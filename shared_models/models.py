@@ -49,6 +49,12 @@ def model_of(table: Table) -> type[Countable] | None:
     return places.get(table.relation) if table.ingest and table.schema == "public" else None
 
 
+def table_of(model: type[Countable]) -> Table:
+    """The model's table, without its declared fields."""
+    name = model._meta.db_table
+    return Table(name, "public", name, (), ingest=True)
+
+
 class Message(Countable):
     """One message. The "C" collation orders by bytes: the same on every server and after every upgrade."""
 

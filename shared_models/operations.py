@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.operations import RunSQL
 from django.db.migrations.operations.base import Operation
 from django.db.migrations.state import ProjectState
 
-from shared_models import declarations, triggers
+from shared_models import declarations, partitions, triggers
+from shared_models.declarations import Table
 
 
 class StampXactOnUpdate(RunSQL):
@@ -51,6 +53,45 @@ class CountCombinations(RunSQL):
 
     def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
         return (self.__class__.__qualname__, [self.table, *self.columns], {})
+
+
+class AddIndexOfPartitions(AddIndexConcurrently):
+    """An index of a table that may be partitioned, made while rows come in. In a migration with `atomic = False`.
+
+    CREATE INDEX CONCURRENTLY knows no partitioned tables. So this makes an index of the table alone, one of each partition
+    CONCURRENTLY, and attaches these. If it was interrupted, run it again.
+    """
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        self._ensure_not_in_transaction(schema_editor)
+        model = to_state.apps.get_model(app_label, self.model_name)
+        name, place = triggers.quote(self.index.name), triggers.quote(model._meta.db_table)
+        parts = partitions.leaves(schema_editor, place)
+        if not parts:
+            super().database_forwards(app_label, schema_editor, from_state, to_state)
+            return
+        statement = str(self.index.create_sql(model, schema_editor))
+        schema_editor.execute(
+            statement.replace(f"INDEX {name} ON {place}", f"INDEX IF NOT EXISTS {name} ON ONLY {place}", 1), None
+        )
+        for part in parts:
+            own = triggers.quote(triggers.shorten(f"{part}_{self.index.name}", f"{part} {self.index.name}"))
+            made = f"INDEX CONCURRENTLY IF NOT EXISTS {own} ON {triggers.quote(part)}"
+            if partitions.is_invalid(schema_editor, own):
+                schema_editor.execute(f"DROP INDEX CONCURRENTLY {own}", None)
+            schema_editor.execute(statement.replace(f"INDEX {name} ON {place}", made, 1), None)
+            schema_editor.execute(f"ALTER INDEX {name} ATTACH PARTITION {own}", None)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        model = from_state.apps.get_model(app_label, self.model_name)
+        if partitions.leaves(schema_editor, triggers.quote(model._meta.db_table)):
+            schema_editor.remove_index(model, self.index)
+        else:
+            super().database_backwards(app_label, schema_editor, from_state, to_state)
 
 
 class NoteDepartures(Operation):
@@ -105,6 +146,63 @@ class NoteDepartures(Operation):
                 column.name
                 for column in schema_editor.connection.introspection.get_table_description(cursor, self.table)
             ]
+            cursor.execute(
+                """SELECT n.nspname, c.relname FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+                   JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE i.inhparent = %s::regclass ORDER BY 2""",
+                [triggers.relation(counters[0].table)],
+            )
+            parts = cursor.fetchall()
         # It does not parse conditions: if there is one, it looks at a change of any column.
         watched = {each.name: columns if each.where else [term.column for term in each.terms] for each in counters}
-        return triggers.triggers(counters[0].table, counters, watched, stamps=False)
+        return triggers.triggers(counters[0].table, counters, watched, parts, stamps=False)
+
+
+class PartitionByMonth(Operation):
+    """Partition one of Rollcall's own tables by the month of `create_time`, if it is empty; see `partitions`.
+
+    A table that has rows stays as it is, so that the migration is quick: `python -m ingest_service partition` does it while rows
+    come in.
+    """
+
+    reduces_to_sql = False  # its effect depends on the rows
+
+    def __init__(self, table: str) -> None:
+        self.table = table
+
+    def deconstruct(self) -> tuple[str, list[str], dict[str, str]]:
+        return (self.__class__.__qualname__, [self.table], {})
+
+    def state_forwards(self, app_label: str, state: ProjectState) -> None:
+        """No model changes: Django does not know of partitions, and `id` stays the key of the model."""
+
+    def database_forwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        table = Table(self.table, "public", self.table, (), ingest=True)
+        name = triggers.relation(table)
+        for statement in partitions.function(table).statements():
+            schema_editor.execute(statement, None)  # it has per cent signs
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute(f"SELECT EXISTS (SELECT FROM {name})")
+            if cursor.fetchall() == [(True,)]:
+                return
+            # Rows that come in meanwhile wait, and then find the months.
+            cursor.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+            cursor.execute(f"SELECT now(), EXISTS (SELECT FROM {name})")
+            ((now, has_rows),) = cursor.fetchall()
+            if has_rows:
+                return
+            cursor.execute(partitions.make_key(table))
+            for statement in partitions.swap(cursor, table, partitions.first_of_month(now)):
+                cursor.execute(statement)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        table = Table(self.table, "public", self.table, (), ingest=True)
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute("SELECT relkind FROM pg_class WHERE oid = %s::regclass", [triggers.relation(table)])
+            if cursor.fetchall() == [("p",)]:
+                for statement in partitions.swap_back(cursor, table):
+                    cursor.execute(statement)
+        schema_editor.execute(partitions.function(table).drop())

@@ -145,24 +145,31 @@ def triggers(
     changed = differs([*names, "xact"] if stamps else names, {*counted, "xact"})
     pieces = [function(table, counters, watched)]
 
-    def trigger(
-        what: str, when: str, rest: str, enabled: str, on: tuple[str, str] = (table.schema, table.relation)
-    ) -> Piece:
-        name, place = PREFIX + what, f"{quote(on[0])}.{quote(on[1])}"
-        enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
-        create = f"CREATE OR REPLACE TRIGGER {name} {when} ON {place} {rest} EXECUTE FUNCTION {function_name(table)}()"
-        return Piece("TRIGGER", name, f"{name} ON {place}", create, enable, enabled[:1] or "O")
-
     if stamps:
         foreign = f"NEW.xact IS DISTINCT FROM {OWN_XACT_AT_ONCE}"
-        pieces.append(trigger("insert", "BEFORE INSERT", f"FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
-    pieces.append(trigger("update", "BEFORE UPDATE", f"FOR EACH ROW WHEN ({changed})", "ALWAYS"))
-    pieces.append(trigger("delete_applied", "AFTER DELETE", "FOR EACH ROW", "REPLICA"))
-    for each in ((table.schema, table.relation), *partitions):
-        of_statement = "REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
-        pieces.append(trigger("delete", "AFTER DELETE", of_statement, "", each))
-        pieces.append(trigger("truncate", "AFTER TRUNCATE", "FOR EACH STATEMENT", "ALWAYS", each))
+        pieces.append(trigger(table, "insert", "BEFORE INSERT", f"FOR EACH ROW WHEN ({foreign})", "ALWAYS"))
+    pieces.append(trigger(table, "update", "BEFORE UPDATE", f"FOR EACH ROW WHEN ({changed})", "ALWAYS"))
+    pieces.append(trigger(table, "delete_applied", "AFTER DELETE", "FOR EACH ROW", "REPLICA"))
+    for each in (None, *partitions):
+        pieces += of_statements(table, each)
     return pieces
+
+
+def trigger(table: Table, what: str, when: str, rest: str, enabled: str, on: tuple[str, str] | None = None) -> Piece:
+    """One trigger on the table, or on a partition of it (schema and name)."""
+    name, place = PREFIX + what, relation(table) if on is None else f"{quote(on[0])}.{quote(on[1])}"
+    enable = f"ALTER TABLE {place} ENABLE {enabled} TRIGGER {name}" if enabled else ""
+    create = f"CREATE OR REPLACE TRIGGER {name} {when} ON {place} {rest} EXECUTE FUNCTION {function_name(table)}()"
+    return Piece("TRIGGER", name, f"{name} ON {place}", create, enable, enabled[:1] or "O")
+
+
+def of_statements(table: Table, on: tuple[str, str] | None = None) -> list[Piece]:
+    """The triggers that fire once for each statement: on the table, or on a partition of it (schema and name)."""
+    of_statement = "REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
+    return [
+        trigger(table, "delete", "AFTER DELETE", of_statement, "", on),
+        trigger(table, "truncate", "AFTER TRUNCATE", "FOR EACH STATEMENT", "ALWAYS", on),
+    ]
 
 
 def function(table: Table, counters: Sequence[Counter], watched: Mapping[str, Sequence[str]]) -> Piece:

@@ -182,6 +182,17 @@ def sql(server: Postgres, statement: str, *parameters: Any) -> list[tuple[Any, .
         connection.close()
 
 
+@contextlib.contextmanager
+def database_of_its_own(name: str, template: str = "template1") -> Iterator[str]:
+    """The URL of another database of this process's primary, empty or a copy, for as long as the block runs."""
+    primary = started_primary()
+    sql(primary, f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield f"{primary.url.rpartition('/')[0]}/{name}"
+    finally:
+        sql(primary, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 def wait_until_replayed(primary: Primary, replica: Replica) -> None:
     """Wait until all that is committed on the primary now is visible on the replica."""
     ((position,),) = sql(primary, "SELECT pg_current_wal_lsn()::text")

@@ -123,7 +123,7 @@ BEGIN
     -- Rollcall's tables. The names are common ones: a table that is counted is known by its trigger, the receipts by their columns,
     -- and Django's are Rollcall's where those are. A table that was adopted has other triggers, and stays whose it is.
     SELECT coalesce(array_agg(c.oid), '{}') INTO own FROM pg_class c JOIN pg_trigger t ON t.tgrelid = c.oid
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND t.tgfoid = stamp;
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND t.tgfoid = stamp;
     IF own <> '{}' THEN
         own := own || ARRAY(
             SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND (
@@ -134,7 +134,9 @@ BEGIN
                     SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)));
         functions := stamp || ARRAY(
             SELECT DISTINCT p.oid FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-            WHERE t.tgrelid = ANY (own) AND t.tgname ~ '^zzz_rollcall_' AND p.pronamespace = 'public'::regnamespace);
+            WHERE t.tgrelid = ANY (own) AND t.tgname ~ '^zzz_rollcall_' AND p.pronamespace = 'public'::regnamespace
+            UNION  -- those that make partitions ahead
+            SELECT oid FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname ~ '^rollcall_partitions_' AND pronargs = 0);
         own := own || ARRAY(
             SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = 'rollcall_triggers' AND c.relname = 'departure' AND c.relkind = 'r');

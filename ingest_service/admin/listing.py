@@ -85,6 +85,12 @@ def estimate_rows(model: type[models.Model]) -> int | None:
     connection = connections[ALIAS]
     with connection.cursor() as cursor:
         table = connection.ops.quote_name(model._meta.db_table)
-        cursor.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", [table])
+        # -1 where there is no estimate: always for a partitioned table itself, unless somebody has run ANALYZE for it.
+        cursor.execute(
+            """SELECT sum(reltuples)::bigint FROM pg_class
+               WHERE oid IN (SELECT relid FROM pg_partition_tree(%s) UNION SELECT %s::regclass)
+                 AND relkind = 'r' AND reltuples >= 0""",
+            [table, table],
+        )
         (rows,) = cursor.fetchone()
-    return rows if rows >= 0 else None
+    return None if rows is None else int(rows)

@@ -1,4 +1,5 @@
-"""A commit now and then while nobody writes, so that the replica shows how fresh it is.
+"""A commit now and then while nobody writes, so that the replica shows how fresh it is; and, once a minute, what keeps the tables
+in shape: old receipts and departures are removed, and partitions are made ahead.
 
 `complete_through` ("every row committed before this moment is counted") comes from the time of the last commit that the replica
 has replayed. Without commits that time stands still, and a correct count looks older with every second. So a
@@ -13,7 +14,7 @@ import time
 import structlog
 
 from ingest_service import catalog
-from ingest_service.writing import departures, idempotency, transactions
+from ingest_service.writing import departures, idempotency, partitions, transactions
 from ingest_service.writing.transactions import TransactionFailed, transact
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Pulse:
                 transact(lambda transaction: transaction.execute(PULSE_SQL))
                 done = True
             if time.monotonic() - self.pruned_at >= PRUNE_SECONDS:
+                partitions.make_ahead()  # first: without a partition no row is stored
                 self.prune()
                 done = True
         except TransactionFailed as error:

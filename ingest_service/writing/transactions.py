@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import django.db
 import psycopg2
 from django.conf import settings
-from psycopg2.errors import LockNotAvailable
+from psycopg2.errors import CheckViolation, LockNotAvailable
 
 from ingest_service import stores
 from shared_models.deadlines import cut_after
@@ -50,6 +50,10 @@ class NotStored(TransactionFailed):
 
 class RowsNotStored(NotStored):
     """The primary works, but it does not store these rows at present. It may store each of them alone, or others."""
+
+
+class NoPartition(NotStored):
+    """The table has no partition for this moment. The pulse makes one, or says in the log why it cannot."""
 
 
 class LockNotGiven(NotStored):
@@ -156,6 +160,11 @@ def _twice_at_most(work: Callable[[Transaction], T], began: float) -> T:
                 raise
         stores.close_primary()
         return _attempt(stores.open_primary(), work)
+    except CheckViolation as error:
+        # Not a constraint, nor a trigger that says so: the sender cannot change which partitions there are.
+        if error.diag.source_function != "ExecFindPartition":
+            raise RefusedByDatabase(reason_of(error)) from error
+        raise NoPartition(f"{reason_of(error)}; {error.diag.message_detail or ''}") from error
     except (psycopg2.DataError, psycopg2.IntegrityError) as error:
         raise RefusedByDatabase(reason_of(error)) from error
     except LockNotAvailable as error:

@@ -18,7 +18,18 @@ from pathlib import Path
 from rich.console import Console
 
 from compose.local.processes import StackError
-from loadtest.bench import adopting, asking, grouping, growing, ingesting, keeping, querying, reconciling, statements
+from loadtest.bench import (
+    adopting,
+    asking,
+    grouping,
+    growing,
+    ingesting,
+    keeping,
+    partitioning,
+    querying,
+    reconciling,
+    statements,
+)
 from loadtest.bench.load import LoadFailed
 from loadtest.bench.reconciling import CommandFailed
 from loadtest.bench.results import Report
@@ -38,6 +49,7 @@ CASES: dict[str, Case] = {
     **grouping.CASES,
     **asking.CASES,
     **keeping.CASES,
+    **partitioning.CASES,
 }
 
 

@@ -448,6 +448,7 @@ class Keeper:
         return {
             "committed_through": moments.to_microseconds(snapshot.committed_through),
             "behind_bytes": snapshot.behind_bytes,
+            "passed_over": len(self.replica.passed_over),
             "held_microseconds": round((now - self.held_since) * 1e6),
         }
 

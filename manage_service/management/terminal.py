@@ -193,7 +193,10 @@ def show_status(status: StatusReport) -> None:
         return
     print_whole(console, table_of_counters(status.counters, now))
     if replica.reachable:
-        said = Text(f"{replica.lag_seconds:.1f} s behind, all below xact {replica.horizon}")
+        which = f"{replica.host}: " if replica.host else ""
+        said = Text(f"{which}{replica.lag_seconds:.1f} s behind, all below xact {replica.horizon}")
+        if replica.retiring:
+            said.append(f"; being retired: {', '.join(replica.retiring)}")
     else:
         said = Text(f"not reachable: {one_line(replica.detail)}", style="red")
     console.print(" replica ", said, soft_wrap=True)
@@ -282,6 +285,10 @@ def text(value: object) -> str:
         return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {each}" for name, each in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return "" if value is None else str(value)
 
 

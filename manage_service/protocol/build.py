@@ -130,7 +130,10 @@ def begin_fill(counter: Counter, snapshot: Snapshot, redis: Redis) -> Fill:
         expected=0 if estimate is None else estimate.members // counter.shards,
         jumping=estimate is not None and estimate.jumping_pays,
     )
-    changed_at = steps.note_table(redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
+    parts = snapshot.once(("parts", counter.whole), lambda: snapshot.parts(counter))
+    changed_at, _ = steps.note_table(
+        redis, counter.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source, parts
+    )
     steps.begin(
         redis,
         counter.name,

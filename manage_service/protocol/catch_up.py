@@ -14,9 +14,9 @@ Why the order is the proof:
    prove it either: in between, another connection may lead to a primary that was replaced and does not know it.
 4. If the table itself becomes another one (ATTACH, DETACH, TRUNCATE, a rewrite, ALTER TYPE, labels of an enum), rows
    appear and disappear without an xact. A pass that sees another fingerprint notes it. Then `complete_through` stands
-   still until a reconcile or a fill that began after it has ended. A change that was undone before a pass saw it has
-   changed nothing: the cursor has not moved meanwhile, and a sweep removes no member by the answer of a table that is
-   not the noted one (`sweep`).
+   still until a reconcile or a fill that began after it has ended; `changes` says which changes settle themselves. A
+   change that was undone before a pass saw it has changed nothing: the cursor has not moved meanwhile, and a sweep
+   removes no member by the answer of a table that is not the noted one (`sweep`).
 5. The parts of a counter share the snapshot and the rows, and each part has a pass of its own: with its server, state and cursor.
    The rows begin at the least cursor. A part that is further gets some members once more, and each has a row in this snapshot,
    which shows everything below that part's cursor, too. If a part fails, the others go on.
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
@@ -43,6 +43,7 @@ from psycopg2.errors import LockNotAvailable
 from redis import Redis
 from redis.exceptions import RedisError
 
+from manage_service.protocol.changes import note_change
 from manage_service.replica.snapshots import NotOnDisk, Replica, Shown, Snapshot
 from manage_service.replica.sql import described_by
 from shared_models.declarations import Counter, Storage, get_counter
@@ -301,6 +302,5 @@ def ready(part: Counter, state: State, snapshot: Snapshot, redis: Redis) -> tupl
         # Cheaper than the reconcile that settles any other gap of a set: there is nothing left to compare with.
         return state, "its keys were deleted, or changed: the counter is cold, and is built"
     if snapshot.fingerprint != state.fingerprint:
-        changed_at = steps.note_table(redis, part.name, snapshot.fingerprint, snapshot.xmax - 1, snapshot.source)
-        state = replace(state, fingerprint=snapshot.fingerprint, changed_at=changed_at)
+        state = note_change(part, state, snapshot, redis)
     return state, ""

@@ -32,7 +32,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from secrets import token_hex
 
 from redis import Redis
@@ -83,37 +83,45 @@ class AskAgain(Exception):
 def resolve_departures(
     counter: Counter, replica: Replica, redis: Redis, swept: Callable[[list[bytes]], None] = lambda members: None
 ) -> Steps:
-    """One batch of departures, if there are any. Gives the members that it removes to `swept`.
+    """Batches of departures, until there are none below the cursor. Gives the members that they remove to `swept`.
 
     There has to be a table of departures (`Snapshot.has_departures`). It never waits: a step that cannot continue says
     so. `redis` must be a client of `stores.connect_for_passes`. Raises psycopg2.Error, redis.RedisError.
     """
+    while (yield from resolve_batch(counter, replica, redis, swept)):
+        pass
+
+
+def resolve_batch(
+    counter: Counter, replica: Replica, redis: Redis, swept: Callable[[list[bytes]], None]
+) -> Generator[Progress, None, bool]:
+    """One batch, if there is one; returns whether there are more below the cursor."""
     state = states.read_state(redis, counter.name)
     if state.lost or state.cursor is None or state.left_through is None:
-        return
+        return False
     with replica.snapshot(counter) as snapshot:
         if snapshot.source != state.source or snapshot.horizon < state.cursor:
-            return
+            return False
         if snapshot.fingerprint != state.fingerprint:
-            return  # the next pass notes it
+            return False  # the next pass notes it
         until, departed = read_departed(counter, state.left_through, state.cursor, snapshot)
         if departed is None:
             steps.resolve(redis, counter.name, state, "", None)
-            return
+            return False
         leaving = rowless(counter, departed, snapshot)
     token = ""
     if leaving:
         token = token_hex(8)
         steps.begin_departing(redis, counter.name, token)
         if not steps.mark_departing(redis, counter.name, token, leaving):
-            return
+            return False
         yield Progress("mark", len(leaving))
         try:
             yield from take_out(counter, token, leaving, replica, redis, swept)
         except (CounterWasLost, steps.TableChanged, AskAgain):
-            return  # the keeper builds the counter, or the batch begins again
-    if until != state.left_through:
-        steps.resolve(redis, counter.name, state, token, until)
+            return False  # the keeper builds the counter, or the batch begins again
+    resolved = until == state.left_through or steps.resolve(redis, counter.name, state, token, until)
+    return resolved and until < state.cursor
 
 
 def read_departed(part: Counter, since: int, below: int, snapshot: Snapshot) -> tuple[int, list[bytes] | None]:

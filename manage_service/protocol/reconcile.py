@@ -38,6 +38,7 @@ from redis import Redis
 
 from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
+from manage_service.protocol.changes import note_change
 from manage_service.protocol.findings import Findings
 from manage_service.protocol.freshness import CounterWasLost, why_stale
 from manage_service.protocol.in_step import read_chunk
@@ -91,13 +92,12 @@ def reconcile_once(
     with replica.snapshot(counter) as snapshot:
         snapshot.check(counter)
         source, estimate = snapshot.source, snapshot.estimate(counter)
-        fingerprint, xact = snapshot.fingerprint, snapshot.xmax - 1
-    state = states.read_state(redis, counter.name)
+        state = states.read_state(redis, counter.name)
+        if state.source == source and not needs_building(state, source) and state.fingerprint != snapshot.fingerprint:
+            note_change(counter, state, snapshot, redis)
+            state = states.read_state(redis, counter.name)
     if needs_building(state, source):
         yield from build(counter, replica, redis)
-        state = states.read_state(redis, counter.name)
-    elif state.source == source and state.fingerprint != fingerprint:
-        steps.note_table(redis, counter.name, fingerprint, xact, source)
         state = states.read_state(redis, counter.name)
     if findings.build not in ("", state.build):
         findings.start_over()

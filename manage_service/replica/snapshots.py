@@ -37,28 +37,31 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import psycopg2
+import structlog
 from psycopg2 import DataError
 from psycopg2.errors import LockNotAvailable, QueryCanceled
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TransactionRollbackError
 from psycopg2.extensions import connection as Connection
-from psycopg2.sql import SQL, Composable, Literal
+from psycopg2.sql import SQL, Composable, Identifier, Literal
 
-from manage_service.replica import catalog, sql
-from shared_models import triggers
+from manage_service.replica import catalog, hosts, sql
+from shared_models import partitions, triggers
 from shared_models.deadlines import cut_after
-from shared_models.declarations import Counter
+from shared_models.declarations import Counter, Table
 from shared_models.protocol.members import Values
 from shared_models.triggers import LEAST_VERSION, TOO_OLD
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 # A chunk takes milliseconds. If one takes longer than this, a disk hangs or an index is missing. The caller holds leases,
 # and renews them between two statements: see `leases.LEASE_SECONDS`.
@@ -93,6 +96,10 @@ CONNECT_SECONDS = 3
 SILENCE_MILLISECONDS = 10_000
 # A stopped server does not apply statement_timeout. An answer that has not arrived by then will not arrive.
 ANSWER_SECONDS = STATEMENT_SECONDS + 1.0
+
+# How often several replicas are compared with each other while one is behind or does not answer. An unreachable one takes
+# CONNECT_SECONDS.
+COMPARE_SECONDS = 30.0
 
 FLUSH_WAIT_SECONDS = 1.0
 FLUSH_POLL_SECONDS = 0.005
@@ -152,7 +159,7 @@ class Snapshot:
             sql.JUMP if jumping else sql.SCAN,
             counter,
             behind=SQL("") if after is None else sql.fill_in(sql.BEHIND, counter),
-            limit=Literal(sql.CHUNK_JUMPS if jumping else sql.CHUNK_ROWS),
+            limit=Literal(self.once("jumps", lambda: self._jumps(counter)) if jumping else sql.CHUNK_ROWS),
         )
         marks = () if after is None else after[: len(counter.fields)] if counter.last_seen else after
         return ask(self._connection, statement, marks)
@@ -167,6 +174,11 @@ class Snapshot:
         except DataError:
             return False
         return True
+
+    def _jumps(self, counter: Counter) -> int:
+        """How many members a chunk of jumps returns."""
+        ((leaves,),) = ask(self._connection, sql.LEAVES, (triggers.relation(counter.table),))
+        return max(1, sql.CHUNK_JUMPS // max(1, int(leaves)))
 
     def slice_end(self, counter: Counter, cursor_xact: int, rows: int) -> int | None:
         """The xact at which to cut the rows from `cursor_xact` on, so that about `rows` are before it; None: there are fewer.
@@ -212,6 +224,38 @@ class Snapshot:
         """The table's fingerprint for another counter of the same table (`sql.described_by`)."""
         ((fingerprint, _),) = describe(self._connection, described_by)
         return str(fingerprint)
+
+    def parts(self, counter: Counter) -> str:
+        """What the fingerprint of the counter's table is made of: a hash of its columns and labels, and then the table and its
+        partitions, each as oid/file."""
+        table, names, whole = sql.described_by(counter)
+        ((shape, parts),) = ask(self._connection, sql.PARTS, {"regclass": table, "names": list(names), "whole": whole})
+        return f"{shape} {parts}"
+
+    def months_ahead(self, table: Table) -> int | None:
+        """For how many months to come the table has partitions; None if it is not partitioned by create_time."""
+        ((ahead,),) = ask(self._connection, partitions.ahead(table))
+        return None if ahead is None else int(ahead)
+
+    def retiring(self) -> list[str]:
+        """The partitions that were detached to be retired, and not dropped yet."""
+        return [name for (name,) in ask(self._connection, sql.RETIRING)]
+
+    def are_retired(self, parts: Collection[int]) -> bool:
+        """Whether all of these, which have left the table, are being retired: their members are noted as departures."""
+        return len(ask(self._connection, sql.RETIRED, (list(parts),))) == len(parts)
+
+    def are_empty(self, parts: Collection[int]) -> bool:
+        """Whether none of these parts of the table has brought a row. False, too, if this role may not read one of them."""
+        found = ask(self._connection, sql.NEW_PARTS, (list(parts),))
+        return len(found) == len(parts) and all(
+            has_none
+            or (
+                may_be_read
+                and ask(self._connection, SQL(sql.IS_EMPTY).format(part=Identifier(schema, name))) == [(True,)]
+            )
+            for _, schema, name, has_none, may_be_read in found
+        )
 
     def without_row(self, counter: Counter, values: Sequence[Values]) -> set[Values]:
         """The members without a row. Raises catalog.DoesNotFit if the index's order is not reliable."""
@@ -277,15 +321,24 @@ class Snapshot:
         return until, list({tuple(member) for array in arrays for member in array})
 
     def estimate(self, counter: Counter) -> Estimate | None:
-        """The table's statistics of this counter; None if the table was never analyzed."""
-        if ask(self._connection, sql.ANALYZED, (triggers.relation(counter.table),)) != [(True,)]:
-            return None
-        (((document,),),) = ask(self._connection, sql.fill_in(sql.ESTIMATE, counter))
-        plan = document["Plan"]
-        members = plan["Plan Rows"]
-        while "Plans" in plan:
-            plan = plan["Plans"][0]
-        return Estimate(members=members, rows=plan["Plan Rows"])
+        """The table's statistics of this counter; None if the table was never analyzed.
+
+        A member of several partitions is in it several times: a jump to it descends the index of each.
+        """
+        relation = triggers.relation(counter.table)
+        members = rows = 0
+        analyzed = ask(self._connection, sql.ANALYZED, (relation, relation))
+        for schema, name, has_rows in analyzed:
+            if not has_rows:  # the planner would guess
+                continue
+            statement = sql.fill_in(sql.ESTIMATE, counter, of=sql.identifier(schema, name))
+            (((document,),),) = ask(self._connection, statement)
+            plan = document["Plan"]
+            members += plan["Plan Rows"]
+            while "Plans" in plan:
+                plan = plan["Plans"][0]
+            rows += plan["Plan Rows"]
+        return Estimate(members=members, rows=rows) if analyzed else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,11 +350,18 @@ class Shown:
 
 
 class Replica:
-    """The connection to the replica. Not for several threads."""
+    """The connection to the replica, or to one of several (`hosts`). Not for several threads.
+
+    `host`: which one; "" if the URL names only one. `passed_over`: why others are not read, by host.
+    """
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
+        self.host, self.passed_over = "", dict[str, str]()
         self._connection: Connection | None = None
+        # When the hosts were compared last, the last commit that a snapshot showed, and whether the next snapshot has to be of the
+        # same server as what was asked before.
+        self._compared_at, self._shown, self._stays = 0.0, datetime.max.replace(tzinfo=UTC), False
         self._may_ask_timeline = False
         # While `in_one_snapshot` runs: the snapshot, once there is one, and what ends it.
         self._shares = False
@@ -351,6 +411,7 @@ class Replica:
 
     @contextmanager
     def _open(self, counter: Counter | None) -> Iterator[Snapshot]:
+        self._look_for_a_newer_one()
         if self._connection is None:
             self._connection = self._connect()
         try:
@@ -360,6 +421,7 @@ class Replica:
             # The order matters: commits that were replayed before the snapshot are in it, and
             # the table cannot get another file meanwhile.
             ((source, lsn, committed_through, behind_bytes),) = ask(self._connection, standpoint)
+            self._shown = committed_through
             ask(self._connection, sql.BEGIN)
             if counter is not None:
                 ask(self._connection, sql.fill_in(sql.LOCK, counter))
@@ -387,6 +449,8 @@ class Replica:
         """
         if self._connection is None:
             self._connection = self._connect()
+        # Another replica may not show yet what has ended on this one.
+        self._stays = True
         try:
             ((xmin, xmax, _),) = ask(self._connection, sql.HORIZON)
             since = max(since, xmin)  # below it all have ended
@@ -408,23 +472,29 @@ class Replica:
             self.close()
 
     def _connect(self) -> Connection:
-        connection = psycopg2.connect(
-            self.dsn,
-            connect_timeout=CONNECT_SECONDS,
-            tcp_user_timeout=SILENCE_MILLISECONDS,
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-            application_name="rollcall-manage",
-            options=OPTIONS,
-        )
-        if connection.server_version < LEAST_VERSION:
-            connection.close()
-            raise psycopg2.NotSupportedError(TOO_OLD)
-        connection.autocommit = True  # transactions are begun by name, above
-        ask(connection, sql.PREPARE_TABLE)
+        self._stays = False
+        dsns = hosts.split(self.dsn)
         self._may_ask_timeline = False
+        if len(dsns) == 1:
+            return connect(self.dsn)
+        self._compared_at = time.monotonic()
+        connection, host, passed_over = hosts.choose(dsns, connect, shown_by)
+        if host != self.host:
+            log.info("replica.chosen", host=host)
+        for other, reason in passed_over.items():
+            if other not in self.passed_over:
+                log.warning("replica.passed_over", host=other, reason=reason)
+        self.host, self.passed_over = host, dict(passed_over)
         return connection
+
+    def _look_for_a_newer_one(self) -> None:
+        """If there are several replicas, and this one shows nothing new, or others were passed over, compare them again."""
+        stays, self._stays = self._stays, False
+        if self._connection is None or not self.host or stays:
+            return
+        is_old = datetime.now(UTC) - self._shown > hosts.BEHIND
+        if (is_old or self.passed_over) and time.monotonic() - self._compared_at > COMPARE_SECONDS:
+            self.close()
 
     def close_if_lost(self) -> None:
         """Close a connection whose server has gone: a server sends an idle client nothing before it ends."""
@@ -443,6 +513,32 @@ class Replica:
             connection.close()
 
 
+def connect(dsn: str) -> Connection:
+    """A connection for snapshots. Raises psycopg2.Error."""
+    connection = psycopg2.connect(
+        dsn,
+        connect_timeout=CONNECT_SECONDS,
+        tcp_user_timeout=SILENCE_MILLISECONDS,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
+        application_name="rollcall-manage",
+        options=OPTIONS,
+    )
+    if connection.server_version < LEAST_VERSION:
+        connection.close()
+        raise psycopg2.NotSupportedError(TOO_OLD)
+    connection.autocommit = True  # transactions are begun by name
+    ask(connection, sql.PREPARE_TABLE)
+    return connection
+
+
+def shown_by(connection: Connection) -> datetime | None:
+    """The last commit that a server shows."""
+    ((_, _, committed_through, _),) = ask(connection, sql.STANDPOINT)
+    return cast("datetime | None", committed_through)
+
+
 def flush(connection: Connection, unflushed_lsn: str) -> None:
     """Flush the log of a primary to its disk up to there. Raises NotOnDisk if that takes longer than a moment."""
     if connection.server_version >= sql.FLUSHES_FROM_VERSION:
@@ -457,7 +553,9 @@ def flush(connection: Connection, unflushed_lsn: str) -> None:
         time.sleep(FLUSH_POLL_SECONDS)
 
 
-def ask(connection: Connection, statement: str | Composable, parameters: Sequence[object] = ()) -> list[Any]:
+def ask(
+    connection: Connection, statement: str | Composable, parameters: Sequence[object] | Mapping[str, object] = ()
+) -> list[Any]:
     """Run one statement; its rows. Raises psycopg2.Error, within ANSWER_SECONDS."""
     with cut_after(connection, ANSWER_SECONDS), connection.cursor() as cursor:
         cursor.execute(statement, parameters)

@@ -10,14 +10,16 @@ from operator import add
 
 from psycopg2.sql import SQL, Composable, Composed, Identifier, Literal
 
-from shared_models import triggers
+from shared_models import partitions, triggers
 from shared_models.declarations import NUMBERS, Counter, Storage, Term
 from shared_models.protocol.timeline import RECEIVED_SQL, SOURCE_SQL
 
 # One statement reads at most this many index entries: about 10 ms if the index is in memory.
 CHUNK_ROWS = 50_000
-# One statement of jumps returns at most this many members: 5 to 7 µs each.
+# One statement of jumps descends at most so many indexes: 5 to 7 µs each, and up to 20 µs if the rows are spread over partitions.
+# A jump descends the index of each partition.
 CHUNK_JUMPS = 5_000
+LEAVES = "SELECT count(*) FROM pg_partition_tree(%s) WHERE isleaf"
 # If a member has at least this many rows, jumping from one value to the next is faster than reading every row's index
 # entry. Measured on 2 million rows: a jump costs as much as 30 to 40 entries of an index-only scan.
 JUMP_FROM_ROWS_PER_MEMBER = 40
@@ -101,9 +103,21 @@ JUMP = """
 # Raises an error if a text in the condition is no value of the column's type: Postgres reads these texts before any row.
 PARSED = "SELECT FROM {table} WHERE {counts} LIMIT 0"
 BEHIND = "AND ({key}) {beyond} ({marks})"
-# The planner's estimate from the table's statistics: two numbers of a plan that does not run.
-ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {table} WHERE {counts}"
-ANALYZED = "SELECT reltuples >= 0 FROM pg_class WHERE oid = %s::regclass"
+# The planner's estimate from a table's statistics: two numbers of a plan that does not run.
+ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT DISTINCT {key} FROM {of} WHERE {counts}"
+# What has statistics: the table's leaves, if this role may read all of them. Autovacuum analyzes them, and never a partitioned
+# table itself. Else the table as a whole, if somebody has analyzed it.
+ANALYZED = """
+    WITH leaf AS (
+        SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name, c.reltuples,
+               has_table_privilege(c.oid, 'SELECT') AS readable
+        FROM pg_partition_tree(%s) AS t JOIN pg_class AS c ON c.oid = t.relid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE t.isleaf AND c.relkind <> 'p')
+    SELECT schema, name, reltuples > 0 FROM leaf WHERE reltuples >= 0 AND (SELECT bool_and(readable) FROM leaf)
+    UNION ALL
+    SELECT n.nspname, c.relname, true FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = %s::regclass AND c.reltuples >= 0 AND NOT coalesce((SELECT bool_and(readable) FROM leaf), false)
+"""
 # These use the index on xact, which may leave out the rows that are older than the column (xact = 0). The first finds the
 # end of a slice of at most so many rows, the second reads its rows.
 SLICE_END = "SELECT xact FROM {table} WHERE xact > 0 AND xact >= %s AND xact < %s ORDER BY xact OFFSET %s LIMIT 1"
@@ -152,25 +166,52 @@ COLLATED = """LEFT JOIN pg_collation AS o ON o.oid = a.attcollation
 # files: parts came or went, the table was swapped, emptied, rewritten. Other columns or labels: members have other
 # texts. If the counter has a condition, this uses all columns: the condition is not parsed. It costs a few descents of the
 # catalog's indexes, and one for each partition. Prepared, because planning it takes longer than running it.
-PREPARE_TABLE = f"""
-    PREPARE rollcall_table (text, text[], boolean) AS WITH col AS (
+_DESCRIBED = f"""
+    WITH col AS (
         SELECT a.attnum, a.atttypid, (a.attname, a.attnum, a.atttypid, a.atttypmod, a.attcollation)::text AS described,
-               a.attname = ANY ($2) AND {RECORDED} <> {ACTUAL} AS misordered
+               a.attname = ANY ({{names}}) AND {RECORDED} <> {ACTUAL} AS misordered
         FROM pg_attribute AS a {COLLATED}
-        WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped
-          AND ($3 OR a.attname = ANY ($2) OR a.attname = 'xact')
+        WHERE a.attrelid = {{regclass}}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+          AND ({{whole}} OR a.attname = ANY ({{names}}) OR a.attname = 'xact')
     )
-    SELECT left(encode(sha256(convert_to(concat_ws(E'\\n',
-               (SELECT string_agg(c.oid || '/' || c.relfilenode, ' ' ORDER BY c.oid) FROM pg_class AS c
-                WHERE c.oid = ANY (ARRAY(SELECT relid FROM pg_partition_tree($1) UNION SELECT $1::regclass))),
-               string_agg(described, ' ' ORDER BY attnum),
+"""
+_PARTS = """(SELECT string_agg(c.oid || '/' || c.relfilenode, ' ' ORDER BY c.oid) FROM pg_class AS c
+                WHERE c.oid = ANY (ARRAY(SELECT relid FROM pg_partition_tree({regclass}) UNION SELECT {regclass}::regclass)))"""
+_SHAPE = """string_agg(described, ' ' ORDER BY attnum),
                (SELECT string_agg((e.oid, e.enumlabel)::text, ' ' ORDER BY e.oid) FROM pg_enum AS e
-                WHERE e.enumtypid = ANY (ARRAY(SELECT atttypid FROM col)))
-           ), 'UTF8')), 'hex'), 16),
-           coalesce(bool_or(misordered), false)
-    FROM col
+                WHERE e.enumtypid = ANY (ARRAY(SELECT atttypid FROM col)))"""
+_HASH = "left(encode(sha256(convert_to(concat_ws(E'\\n', {of}), 'UTF8')), 'hex'), 16)"
+_OF_TABLE = {"regclass": "$1", "names": "$2", "whole": "$3"}
+PREPARE_TABLE = f"""
+    PREPARE rollcall_table (text, text[], boolean) AS {_DESCRIBED.format(**_OF_TABLE)}
+    SELECT {_HASH.format(of=f"{_PARTS.format(regclass='$1')}, {_SHAPE}")}, coalesce(bool_or(misordered), false) FROM col
 """
 TABLE = "EXECUTE rollcall_table (%s, %s, %s)"
+# The same, not hashed into one: its columns and labels, and its parts. Only for a table that has changed.
+PARTS = f"""{_DESCRIBED.format(regclass="%(regclass)s", names="%(names)s", whole="%(whole)s")}
+    SELECT {_HASH.format(of=_SHAPE)}, {_PARTS.format(regclass="%(regclass)s")} FROM col
+"""
+# Which of these parts, that are in the table no longer, are being retired: `ingest_service.retaining` says so in a comment, before
+# it detaches them.
+RETIRED = f"""
+    SELECT oid::int8 FROM unnest(%s::oid[]) AS gone (oid)
+    WHERE starts_with(obj_description(oid, 'pg_class'), '{partitions.RETIRED}')
+"""
+# All that were detached, and are still there.
+RETIRING = f"""
+    SELECT c.relname::text FROM pg_description AS d JOIN pg_class AS c ON c.oid = d.objoid
+    WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0 AND NOT c.relispartition
+      AND starts_with(d.description, '{partitions.RETIRED}') ORDER BY 1
+"""
+# What is known of these new parts. A partitioned one has no rows of its own. Another one is in pg_inherits if it was attached
+# before the snapshot: then the snapshot shows all rows that it had then.
+NEW_PARTS = """
+    SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'p',
+           c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhrelid = c.oid)
+           AND has_table_privilege(c.oid, 'SELECT')
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = ANY (%s::oid[])
+"""
+IS_EMPTY = "SELECT NOT EXISTS (SELECT FROM {part})"
 # The current role, if row-level security hides rows of the table from it.
 ROW_SECURITY = "SELECT current_user::text WHERE row_security_active(%s::regclass)"
 # The catalog's facts about a table, for `catalog`.

@@ -104,8 +104,10 @@ class Facts:
 
     def collect_keeper(self, now: datetime) -> Iterator[Metric]:
         """The keeper's state, and what the replica shows. Nothing, if there has never been a keeper."""
-        names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds")
-        ticked, source, through, behind, held = states.read_fields(self.nodes.of(keys.KEEPER), keys.KEEPER, *names)
+        names = ("ticked_at", "source", "committed_through", "behind_bytes", "held_microseconds", "passed_over")
+        ticked, source, through, behind, held, passed_over = states.read_fields(
+            self.nodes.of(keys.KEEPER), keys.KEEPER, *names
+        )
         ticked_at, shown_through = moments.from_microseconds(ticked), moments.from_microseconds(through)
         if ticked_at is not None:
             age = (now - ticked_at).total_seconds()
@@ -128,4 +130,9 @@ class Facts:
                 "rollcall_horizon_age_seconds",
                 "For how long an open transaction has held back the horizon",
                 value=int(held) / 1e6,
+            )
+            yield GaugeMetricFamily(
+                "rollcall_replicas_passed_over",
+                "Replicas in DATABASE_URL that the keeper does not read, because they are behind or do not answer",
+                value=int(passed_over or 0),
             )

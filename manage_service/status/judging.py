@@ -21,6 +21,8 @@ LAG_SECONDS = 30.0
 LAG_PASSES = 10
 # In addition to two intervals: for a run that waits for its turn, and for the repetition of a failed one.
 RUN_SECONDS = 60.0
+# Partitions are made three months ahead. At the turn of a month there are two for a minute.
+LEAST_MONTHS = 2
 UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
@@ -116,6 +118,18 @@ def judge_replica(replica: ReplicaStatus, keeper: KeeperStatus, now: datetime, l
             f"the newest commit that the replica shows is {span(lag)} old: look whether it streams and replays, "
             "and whether ingest commits (its pulse does, every PULSE_SECONDS)",
         )
+    for host, reason in replica.passed_over.items():
+        said = f"the replica {host} is not read, and {replica.host} is: {one_line(reason)}"
+        yield Finding("replica", "passed-over", None, said)
+    for table, months in replica.months_ahead.items():
+        if months < LEAST_MONTHS:
+            yield Finding(
+                table,
+                "few-months",
+                None,
+                f"{table} has partitions for {max(months, 0)} months to come, and rows of later months would be refused: ingest "
+                "makes them, and says in its log why it could not (partitions.not_made)",
+            )
 
 
 def judge_run(run: Run, now: datetime, limits: Limits) -> Iterator[Finding]:

@@ -160,6 +160,14 @@ def read_replica(replica: Replica, now: datetime) -> ReplicaStatus:
                 horizon=snapshot.horizon,
                 committed_through=snapshot.committed_through,
                 lag_seconds=round(max(0.0, (now - snapshot.committed_through).total_seconds()), 3),
+                host=replica.host,
+                passed_over=dict(replica.passed_over),
+                months_ahead={
+                    table.name: ahead
+                    for table in declarations.TABLES
+                    if table.ingest and (ahead := snapshot.months_ahead(table)) is not None
+                },
+                retiring=snapshot.retiring(),
             )
     except psycopg2.Error as error:
         return ReplicaStatus(reachable=False, detail=one_line(str(error)))

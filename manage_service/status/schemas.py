@@ -81,6 +81,16 @@ class ReplicaStatus(msgspec.Struct):
     horizon: int | None = None
     committed_through: Moment | None = None
     lag_seconds: float | None = None
+    host: Annotated[str, Meta(description="which of several replicas it is; empty if DATABASE_URL names one")] = ""
+    passed_over: Annotated[
+        dict[str, str], Meta(description="why others of DATABASE_URL are not read, by host and port")
+    ] = msgspec.field(default_factory=dict)
+    months_ahead: Annotated[
+        dict[str, int], Meta(description="for how many months to come a table of messages has partitions, by its name")
+    ] = msgspec.field(default_factory=dict)
+    retiring: Annotated[list[str], Meta(description="partitions that `retain` has detached, and not dropped")] = (
+        msgspec.field(default_factory=list)
+    )
 
 
 class KeeperStatus(msgspec.Struct):
@@ -104,6 +114,8 @@ Kind: TypeAlias = Literal[
     "held",  # about the horizon
     "not-reachable",  # about the replica
     "behind",
+    "passed-over",
+    "few-months",  # about a table
     "waits",  # about a run
     "open-long",
     "disbelieved",  # about a counter, or a counter by group
@@ -119,7 +131,7 @@ Kind: TypeAlias = Literal[
 class Finding(msgspec.Struct):
     """Something that is wrong, so that `healthy` is false."""
 
-    about: Annotated[str, Meta(description="a counter, `keeper`, `replica`, `horizon`, or the id of a run")]
+    about: Annotated[str, Meta(description="a counter, a table, `keeper`, `replica`, `horizon`, or the id of a run")]
     kind: Kind
     since: Annotated[Moment | None, Meta(description="null if not known")]
     detail: Annotated[str, Meta(description="what is wrong, since when, and what to do, in a sentence")]

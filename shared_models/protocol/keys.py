@@ -44,6 +44,7 @@ A counter with several shards has these keys once for each part: `{users.07.1}:u
                                           leaving           token of the batch of departures that is being resolved
                                           swept             how many members sweeps have removed
                                           fingerprint       the table's last one: see manage_service.replica.sql
+                                          parts             … a hash of its columns, and its parts as oid/file
                                           changed_at        microseconds since 1970: when it was first seen …
                                           settled           … and the changed_at that a fill or a reconcile has settled;
                                                             while the two differ, complete_through stands still
@@ -60,8 +61,8 @@ A counter with several shards has these keys once for each part: `{users.07.1}:u
     rollcall:2:lock:NAME          STRING  who holds a lock, as "host:pid:random", with a time to live
     rollcall:2:keeper             HASH    what the keeper last did: ticked_at (microseconds), job, and failure, why it has not
                                           worked since; and what the replica last showed: source (empty while it cannot be
-                                          reached), committed_through (microseconds), behind_bytes, held_microseconds (see
-                                          manage_service.keeper.loop)
+                                          reached), committed_through (microseconds), behind_bytes, held_microseconds,
+                                          passed_over (see manage_service.keeper.loop)
     rollcall:2:totals             HASH    numbers that only grow: see manage_service.runs.totals
     rollcall:2:rate:SERVICE:TOKEN:SECOND  STRING  requests of a token (its name) in one second, for a few seconds
 

@@ -236,12 +236,19 @@ def advance_all(client: Redis, moves: Mapping[str, tuple[State, int, datetime | 
     return list(map(bool, _execute(client, calls)))
 
 
-def note_table(client: Redis, name: str, fingerprint: str, xact: int, source: str) -> str:
-    """Note the table that a snapshot shows, which knows no xact above this one; returns the change that is noted now."""
+def note_table(
+    client: Redis, name: str, fingerprint: str, xact: int, source: str, parts: str, as_since: str = ""
+) -> tuple[str, str]:
+    """Note the table that a snapshot shows, which knows no xact above this one, and its parts; returns the change that is noted
+    now, and the one that is settled.
+
+    `as_since`: the change since which only retired parts have left, and empty ones have come; then this one is settled, too.
+    """
     at = keys.of_counter(name)
     now = to_microseconds(datetime.now(UTC))
-    changed_at: bytes = _execute_one(client, "note_table", name, [at.intake, at.state], fingerprint, now, xact, source)
-    return changed_at.decode()
+    args = (fingerprint, now, xact, source, parts, as_since)
+    changed_at, settled = _execute_one(client, "note_table", name, [at.intake, at.state], *args)
+    return changed_at.decode(), settled.decode()
 
 
 def make_cold(client: Redis, name: str, was: State) -> bool:

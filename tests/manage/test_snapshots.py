@@ -51,16 +51,16 @@ def test_a_counter_with_few_members_in_a_large_table_is_read_by_jumping(many_row
         estimate = snapshot.estimate(CITIES)
         assert estimate.jumping_pays and 150 <= estimate.members <= 250
         shape = plan(snapshot, JUMP, CITIES)
-    assert "Recursive Union" in shape and "Index Only Scan" in shape and "message_state_city" in shape
-    assert "Seq Scan" not in shape and "Sort" not in shape and "Hash" not in shape
+    assert "Recursive Union" in shape and "Index Only Scan" in shape and "_state_city" in shape
+    assert "Seq Scan" not in shape and '"Sort"' not in shape and "Hash" not in shape
 
 
 def test_a_counter_with_many_members_is_read_by_an_index_only_scan(many_rows):
     with many_rows.snapshot() as snapshot:
         assert not snapshot.estimate(USERS).jumping_pays
         shape = plan(snapshot, SCAN, USERS)
-    assert "Index Only Scan" in shape and "message_username" in shape
-    assert "Seq Scan" not in shape and "Sort" not in shape and "Hash" not in shape
+    assert "Index Only Scan" in shape and "_username" in shape
+    assert "Seq Scan" not in shape and '"Sort"' not in shape and "Hash" not in shape
 
 
 @pytest.mark.parametrize("jumping", [True, False])
@@ -88,8 +88,8 @@ def test_a_table_that_was_never_analyzed_is_not_guessed_about(world):
     servers.sql(world.primary, "CREATE TABLE IF NOT EXISTS fresh AS SELECT 'a'::text AS username, 1::bigint AS xact")
     servers.wait_until_replayed(world.primary, world.replica_server)
     with world.replica.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
-        cursor.execute(sql.ANALYZED, ("public.fresh",))
-        assert cursor.fetchone() == (False,)
+        cursor.execute(sql.ANALYZED, ("public.fresh", "public.fresh"))
+        assert cursor.fetchall() == []
     servers.sql(world.primary, "DROP TABLE fresh")
 
 
@@ -97,7 +97,7 @@ def test_recent_rows_are_found_by_their_index(many_rows):
     with many_rows.snapshot() as snapshot, snapshot._connection.cursor() as cursor:
         recent = fill_in(sql.RECENT, USERS, narrowed=SQL(""))
         cursor.execute(SQL("EXPLAIN (FORMAT JSON) ") + recent, (snapshot.horizon - 1,))
-        assert "message_xact" in json.dumps(cursor.fetchone()[0])
+        assert "_xact" in json.dumps(cursor.fetchone()[0])
 
 
 def test_a_chunk_cancelled_by_a_recovery_conflict_is_read_again_and_the_run_goes_on(world, monkeypatch):

@@ -208,7 +208,8 @@ class Actors:
         elif at == "noting":
             was, view, claim = facts
             redis = self.scripts.note_table(redis, view)
-            through = None if self.on("changed table") else view.lsn
+            settled = redis.change == redis.settled or not self.on("changed table")
+            through = view.lsn if settled else None
             yield (
                 redis,
                 ("read", (*was[:3], redis.change, was[4]), view.horizon, view.history, through, view.source, claim),

@@ -73,6 +73,7 @@ RULES = {
     "foreign rows": "every row keeps its member in the set, also one with an xact of another history",
     # A table that becomes another one without an xact: a part is attached, or detached
     "changed table": "after a pass has seen another table, complete_through does not move until a run has settled that",
+    "settles itself": "... or only a retired part has left: a part that came, with rows, does not settle itself",
     "claim of a change": "... and the watermark is raised to what that snapshot showed",
     "compare change": "... nor does a pass move it if another table was noted since it began",
     "settled as begun": "a run settles only the change that was noted when it began",

@@ -54,7 +54,11 @@ class Scripts:
     def note_table(self, redis: Redis, view: View) -> Redis:
         if redis.attached == view.attached:
             return redis
+        # A part that left, and is retired, withdraws nothing that is claimed.
+        settles = redis.change == redis.settled and redis.cursor is not None and view.horizon >= redis.cursor
         redis = redis._replace(attached=view.attached, change=redis.change + 1)
+        if settles and (not view.attached or not self.on("settles itself")):
+            redis = redis._replace(settled=redis.change)
         if self.on("claim of a change"):
             redis = self.raise_watermark(redis, view.xmax - 1, view.source)
         return redis

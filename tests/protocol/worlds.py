@@ -169,6 +169,7 @@ NEEDED: dict[str, World] = {
     "all taken out": {**_DEPARTURE, "runs": 2},
     "suspects below the cursor": {**_DEPARTURE, "runs": 1, "backs": 1},
     "changed table": _PARTS,
+    "settles itself": _PARTS,
     "claim of a change": {**_COLD, "runs": 1, "attaches": 1, "backs": 1, "fills": 1},
     "compare change": {**_PARTS, "runs": 2, "attaches": 2, "detaches": 1},
     "settled as begun": {**_PARTS, "runs": 2, "attaches": 2, "detaches": 1},

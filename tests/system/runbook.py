@@ -33,7 +33,6 @@ NOT_RUN = {
     "python3 -m compose.credentials": "for containers; tests/deploy/test_compose.py runs it",
     "python -m ingest_service adopt": "tests/adopt and the tutorial's test run it with tables of an application",
     "CREATE INDEX CONCURRENTLY": "a migration does it: `migrate`, which is run",
-    "DROP INDEX CONCURRENTLY": "it wants an index that an interrupted migration has left",
     "chown -R --reference": "for root alone; the tests follow the page as the user of the stack",
     "CHECKPOINT": "for servers without a function that roles.sql makes",
 }

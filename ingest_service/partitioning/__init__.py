@@ -1,0 +1,1 @@
+"""Tables by months: a table becomes partitioned, and old partitions are retired."""
