@@ -12,9 +12,11 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
+from compose.containers.names import Names
+
 PROJECT = "rollcall-trial"
 # Debian's packages for Podman without Docker; podman-compose comes from PyPI, because Debian's does not read our files.
-PACKAGES = "podman runc netavark aardvark-dns debootstrap"
+PACKAGES = "podman runc netavark aardvark-dns iptables debootstrap"
 PODMAN_COMPOSE = "podman-compose==1.6.0"
 # Podman's defaults ask for more than a machine without systemd may give.
 CONTAINERS_CONF = """\
@@ -45,7 +47,7 @@ class Engine:
         if self.is_docker:
             self.program, self._compose = "docker", ["docker", "compose"]
             return
-        missing = [name for name in ("podman", "runc", "debootstrap") if not shutil.which(name)]
+        missing = [name for name in ("podman", "runc", "iptables", "debootstrap") if not shutil.which(name)]
         if missing:
             raise EngineError(
                 f"There is no Docker with Compose, and for Podman there is no {' and no '.join(missing)}. "
@@ -150,11 +152,13 @@ class Engine:
         return "\n".join(self.run("logs", "--tail", "8", name, check=False) for name in self.containers(service))
 
     def name_server(self) -> str:
-        """Where the containers of the network `front` ask for names. It has to exist."""
+        """Where the edge asks for names, for EDGE_RESOLVER. A container of the network `front` has to run."""
         if self.is_docker:
             return "127.0.0.11"
         (network,) = json.loads(self.run("network", "inspect", f"{PROJECT}_front"))
-        return str(network["subnets"][0]["gateway"])
+        names = Names(network["subnets"][0]["gateway"])
+        names.start()
+        return names.address
 
     def memory_bytes(self, name: str) -> int:
         """The memory of all processes of a container, that they do not share."""

@@ -30,6 +30,8 @@ HOSTS = {"ingest": "ingest.localhost", "manage": "manage.localhost", "query": "c
 COUNTER = "users"
 SECONDS_TO_COUNT = 30.0
 SECONDS_TO_REBUILD = 60.0
+# The edge keeps the addresses of a name for five seconds, and an answer may take two.
+EDGE_LOOKS_SECONDS = 7.5
 # How long a client tries again.
 PATIENCE_SECONDS = 30.0
 
@@ -136,8 +138,7 @@ class Trial:
     def under_load(self) -> Iterator[dict[str, int]]:
         """Clients that post and ask for as long as the block runs. Raises EngineError if one request failed.
 
-        As the answers say, a client that is told 503 tries again; how often that was is counted. (A name server of Podman loses
-        questions while it learns of a new container.)
+        As the answers say, a client that is told 503 tries again; how often that was is counted.
         """
         tally, stop = {"posts": 0, "counts": 0, "tried again": 0}, threading.Event()
         failures: list[str] = []
@@ -391,23 +392,8 @@ class Trial:
         self.let_edge_look()
 
     def let_edge_look(self) -> None:
-        """Let the edge find the addresses of new instances, which it looks for every five seconds. Podman's name server of this age
-        answers new sockets only, so the edge has to begin again, which loses no request."""
-        if self.engine.is_docker:
-            time.sleep(6)
-        else:
-            for name in self.engine.containers("edge"):
-                self.engine.run("exec", name, "nginx", "-p", "/tmp", "-c", "/tmp/nginx.conf", "-s", "reload")
-            # A question that was lost is asked again after two seconds.
-            for role in HOSTS:
-                self.until(partial(self.lives, role), f"the edge to find {role}")
-
-    def lives(self, role: str) -> bool:
-        """Whether an instance of this service answers through the edge."""
-        try:
-            return self.ask(role, "/livez")[0] == 200
-        except OSError:
-            return False
+        """Wait until the edge has the addresses of new instances. It looks for them every five seconds."""
+        time.sleep(EDGE_LOOKS_SECONDS)
 
     def remove(self, service: str, volume: str) -> None:
         """A service and its data are gone."""
