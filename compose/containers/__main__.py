@@ -13,16 +13,17 @@ from compose.containers.engine import Engine, EngineError
 from compose.containers.trial import Trial
 
 
-def free_ports() -> int:
-    """A port that is free, and so is the next one."""
-    while True:
+def free_port() -> int:
+    """A port that is free, and so is the next one. They are below those that the system gives to clients, so they stay free."""
+    for port in range(20_000, 30_000, 2):
         with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("127.0.0.1", 0))
             try:
-                next_one.bind(("127.0.0.1", one.getsockname()[1] + 1))
-            except (OSError, OverflowError):
+                one.bind(("127.0.0.1", port))
+                next_one.bind(("127.0.0.1", port + 1))
+            except OSError:
                 continue
-            return int(one.getsockname()[1])
+            return port
+    raise EngineError("no two ports between 20000 and 30000 are free")
 
 
 def main() -> int:
@@ -30,7 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rollcall-containers-") as folder:
         standins.copy_checkout(Path(folder))
         try:
-            trial = Trial(Engine(Path(folder) / "compose"), free_ports())
+            trial = Trial(Engine(Path(folder) / "compose"), free_port())
         except EngineError as error:
             print(error, file=sys.stderr)
             return 2
