@@ -41,7 +41,7 @@ class Collection:
 
 def read_collections() -> Mapping[str, Collection]:
     """The collections by name, for the declared counters: {"messages": Collection}."""
-    return _derive(declarations.derived())
+    return _derive(declarations.kept())
 
 
 def counted_models() -> tuple[type[Countable], ...]:

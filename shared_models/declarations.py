@@ -16,11 +16,16 @@ The file is `rollcall.toml` next to this module, or the one that ROLLCALL_FILE n
     time_zone = "UTC"                       # of the days; a name that Postgres and Python know
     example = ["ann@example.org"]           # a member that people recognise, for the descriptions of the APIs
     shards = 16                             # how many parts each of its derived counters has, for Redis Cluster; 1 at first
+    next_shards = 32                        # build it with another number of shards as well, to switch to it later
     tag = "people"                          # counters with the same tag and shards are in the same slots of a cluster
 
 A declared counter expands into derived counters: the total, and one for each entry of `by` (`derived`). A derived counter has
 `shards` parts (`parts`), by a hash of the member. Each part has keys, a cursor and a state of its own, and the protocol treats them
 alike. With one shard, which is the usual case, a derived counter is its only part.
+
+With `next_shards` there is a second family of derived counters: `users@32`, `users@32:country`. Ingest and manage treat them like
+the others (`kept`). Query does not read them. Their keys are those that the counter has when `shards` is 32. So that edit makes
+no count cold.
 
 Importing this module reads the file. That needs neither a database nor Django: query has no database. A service that started
 with another file has other counters: see `Counter.definition`.
@@ -169,18 +174,23 @@ class Counter:
     groupings: tuple[Counter, ...] = ()
     shards: int = 1
     tag: str = ""
+    next_shards: int = 0  # of a total: another number of shards that it is kept with as well; 0: there is none
+    # Of a derived counter with the next number of shards: the name of the one that it will replace.
+    next_of: str = ""
     # Of a part: the name of its derived counter, and its number.
     part_of: str = ""
     shard: int = 0
     # The terms of an element, in the order of the index that reads it: the group and then the member; or the member and
     # then the day.
     terms: tuple[Term, ...] = field(init=False, compare=False)
-    # A hash of what it counts, in 8 hex digits. It is part of the counter's keys. So after an edit the counter is cold,
-    # and never live with the old meaning, however long other services keep the old file.
+    # A hash of what it counts, in 8 hex digits. Departures carry it: they are the same for any number of shards.
+    meaning: str = field(init=False, compare=False)
+    # A hash of that and of the number of shards. It is part of the counter's keys. So after an edit the counter is cold, and
+    # never live with the old meaning, however long other services keep the old file.
     definition: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not NAME.match(self.of or self.whole):
+        if not NAME.match(self.key_name.partition(":")[0]):
             raise BadDeclaration(f"counter name {self.name!r}: use lower-case letters, digits and _, 63 at most")
         if not self.fields:
             raise BadDeclaration(f"counter {self.name!r}: name at least one field")
@@ -192,9 +202,9 @@ class Counter:
         meaning: tuple[object, ...] = (self.table.schema, self.table.relation, self.fields, self.types, self.where)
         if self.storage is not Storage.SET:
             meaning = (*meaning, self.storage.value, tuple((each.name, each.type, each.zone) for each in terms))
-        if self.shards > 1:
-            meaning = (*meaning, self.shards)
-        object.__setattr__(self, "definition", hashlib.sha256(repr(meaning).encode()).hexdigest()[:8])
+        object.__setattr__(self, "meaning", short_hash(meaning))
+        definition = short_hash((*meaning, self.shards)) if self.shards > 1 else self.meaning
+        object.__setattr__(self, "definition", definition)
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -214,6 +224,16 @@ class Counter:
         return self.part_of or self.name
 
     @property
+    def key_name(self) -> str:
+        """The name of the derived counter in keys: the same before and after `next_shards` becomes `shards`."""
+        return self.next_of or self.whole
+
+    @property
+    def next(self) -> Counter | None:
+        """The total with the next number of shards, and its groupings; None if there is none."""
+        return _next_of(self) if self.next_shards else None
+
+    @property
     def parts(self) -> tuple[Counter, ...]:
         """Its parts, by number; of a part, and if there is one shard, itself alone."""
         return (self,) if self.shards == 1 or self.part_of else _parts_of(self)
@@ -226,7 +246,7 @@ class Counter:
     def grouped(self, *by: Term) -> Counter:
         """The counter of the same members by group."""
         name = f"{self.name}:{','.join(each.name for each in by)}"
-        return replace(self, name=name, of=self.name, by=by, last_seen=None, groupings=())
+        return replace(self, name=name, of=self.name, by=by, last_seen=None, groupings=(), next_shards=0)
 
     def grouping(self, by: tuple[str, ...]) -> Counter | None:
         """The derived counter by these terms' names; None if it is not declared."""
@@ -235,6 +255,19 @@ class Counter:
     def example_member(self) -> dict[str, str | int]:
         """A member, field by field, for example ("NY", "Ithaca"). Without one in the declaration: the fields' names."""
         return dict(zip(self.fields, self.example or self.fields, strict=True))
+
+
+def short_hash(value: object) -> str:
+    """The first 8 hex digits of a hash."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
+
+
+@cache
+def _next_of(total: Counter) -> Counter:
+    name = f"{total.name}@{total.next_shards}"
+    found = replace(total, name=name, next_of=total.name, shards=total.next_shards, next_shards=0, groupings=())
+    groupings = (replace(found.grouped(*each.by), next_of=each.name) for each in total.groupings)
+    return replace(found, groupings=tuple(groupings))
 
 
 @cache
@@ -263,6 +296,7 @@ class CounterLines(msgspec.Struct, forbid_unknown_fields=True):
     time_zone: str = "UTC"
     example: list[str | int] = []
     shards: int = 1
+    next_shards: int | None = None
     tag: str = ""
 
 
@@ -346,6 +380,12 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
     check_zone(key, lines.time_zone)
     if not 1 <= lines.shards <= MOST_SHARDS:
         raise BadDeclaration(f"{key}.shards: {lines.shards}, and it may be 1 to {MOST_SHARDS}")
+    if lines.next_shards is not None and not 1 <= lines.next_shards <= MOST_SHARDS:
+        raise BadDeclaration(f"{key}.next_shards: {lines.next_shards}, and it may be 1 to {MOST_SHARDS}")
+    if lines.next_shards == lines.shards:
+        raise BadDeclaration(
+            f"{key}.next_shards: {lines.next_shards}, and shards is the same: name another number, or remove next_shards"
+        )
     if lines.tag and not NAME.match(lines.tag):
         raise BadDeclaration(f"{key}.tag: use lower-case letters, digits and _, 63 at most")
     last_seen = (
@@ -361,6 +401,7 @@ def read_counter(name: str, found: dict[str, Any], tables: dict[str, Table]) -> 
         lines.time_zone,
         shards=lines.shards,
         tag=lines.tag,
+        next_shards=lines.next_shards or 0,
     )
     return replace(total, groupings=tuple(read_groupings(f"{key}.by", lines.by, total)))
 
@@ -444,9 +485,24 @@ def derived() -> tuple[Counter, ...]:
     return tuple(each for counter in COUNTERS for each in (counter, *counter.groupings))
 
 
+def totals() -> tuple[Counter, ...]:
+    """All totals that ingest and manage keep: each declared counter, then the same with the next number of shards."""
+    return tuple(each for counter in COUNTERS for each in (counter, counter.next) if each)
+
+
+def kept() -> tuple[Counter, ...]:
+    """All derived counters that ingest and manage keep: for each of the totals the total, then its counters by group."""
+    return tuple(each for counter in totals() for each in (counter, *counter.groupings))
+
+
+def families(counter: Counter) -> tuple[Counter, ...]:
+    """A derived counter, and the same with the next number of shards, if there is one."""
+    return tuple(each for each in kept() if each.key_name == counter.name)
+
+
 def parts() -> tuple[Counter, ...]:
-    """All parts of all derived counters."""
-    return tuple(part for counter in derived() for part in counter.parts)
+    """All parts of all derived counters that are kept."""
+    return tuple(part for counter in kept() for part in counter.parts)
 
 
 def get_part(name: str) -> Counter:
@@ -472,11 +528,11 @@ def with_groupings(names: Iterable[str]) -> list[str]:
 
 
 def get_counter(name: str) -> Counter:
-    """The derived counter of that name, or UnknownCounter."""
-    for counter in derived():
+    """The derived counter of that name, one of those that are kept, or UnknownCounter."""
+    for counter in kept():
         if counter.name == name:
             return counter
     # For a known total only its own groupings: all groupings together may be hundreds.
-    of = next((counter for counter in COUNTERS if counter.groupings and name.startswith(f"{counter.name}:")), None)
+    of = next((counter for counter in totals() if counter.groupings and name.startswith(f"{counter.name}:")), None)
     known = ", ".join(counter.name for counter in (of.groupings if of else COUNTERS))
     raise UnknownCounter(f"there is no counter {name!r}; there are: {known}")

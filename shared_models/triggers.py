@@ -53,7 +53,7 @@ MAX_STATISTICS_COLUMNS = 8  # STATS_MAX_DIMENSIONS of Postgres
 
 # element: members, each an array of the canonical texts of its terms, in their order. Some may be there twice. NULL
 # is "all": reconcile the counter. One row for all members of a statement costs a tenth of a row for each.
-# counter: "name:definition". No unique key: several transactions can note a member without waiting for each other.
+# counter: "name:meaning". No unique key: several transactions can note a member without waiting for each other.
 MAKE_SCHEMA = f"CREATE SCHEMA {SCHEMA}"
 MAKE_DEPARTURE = (
     f"""CREATE TABLE {DEPARTURE} (
@@ -311,7 +311,7 @@ def columns_together(counter: Counter) -> tuple[str, ...]:
 
 def key(counter: Counter) -> str:
     """How departures name a counter."""
-    return f"{counter.whole}:{counter.definition}"
+    return f"{counter.key_name}:{counter.meaning}"
 
 
 def relation(table: Table) -> str:

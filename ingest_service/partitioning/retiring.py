@@ -33,7 +33,7 @@ from redis.exceptions import RedisError
 from ingest_service import stores
 from ingest_service.adoption.applying import LOCK_TIMEOUT_SECONDS, RETRIED, StoppedHalfway, holders
 from shared_models import partitions, triggers
-from shared_models.declarations import Counter, Table
+from shared_models.declarations import Counter, Table, families
 from shared_models.protocol import keys, states
 from shared_models.triggers import literal, quote
 
@@ -264,7 +264,7 @@ def wait_for_keeper(
 def unresolved(counters: Sequence[Counter], xact: int) -> Iterator[str]:
     """What the keeper has not resolved."""
     nodes = stores.redis_nodes()
-    for part in (part for counter in counters for part in counter.parts):
+    for part in (part for counter in counters for each in families(counter) for part in each.parts):
         try:
             (found,) = states.read_fields(
                 nodes.of(keys.home_of(part)), keys.of_counter(part.name).state, "left_through"

@@ -102,11 +102,12 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
 
 def members_of(collection: Collection, rows: Sequence[msgspec.Struct], days: Sequence[str] = ()) -> Members:
     """The distinct elements that these rows have in each counter of the collection; `days`: the values of `Collection.times`."""
-    known = dict(zip(collection.times, days, strict=True))
-    return {
-        counter.name: encode(counter, rows, [known[each] for each in counter.terms if each.unit], distinct=True)
-        for counter in collection.counters
-    }
+    known, found = dict(zip(collection.times, days, strict=True)), Members()
+    for counter in collection.counters:
+        of_counter = [known[each] for each in counter.terms if each.unit]
+        # With the next number of shards the elements are the same.
+        found[counter.name] = found.get(counter.next_of) or encode(counter, rows, of_counter, distinct=True)
+    return found
 
 
 def encode(

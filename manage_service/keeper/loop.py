@@ -368,7 +368,7 @@ class Keeper:
                         self.plausibility.mend(name, state, snapshot, its_redis)
         finished, failing = True, []
         rested = self.catch_up_resting(found)
-        for counter in declarations.derived():
+        for counter in declarations.kept():
             waiting = [part for part in counter.parts if part.name in found and part.name not in rested]
             passes = self.catch_up_one(counter, waiting) if waiting else {}
             for part in counter.parts:
@@ -497,7 +497,7 @@ class Keeper:
         for url, parts in self.by_server(declarations.parts()):
             with self.server(url) as redis:
                 found |= states.read_states(redis, [part.name for part in parts])
-        for counter in declarations.derived():
+        for counter in declarations.kept():
             cold = [
                 part for part in counter.parts if part.name in found and needs_building(found[part.name], self.source)
             ]
@@ -514,7 +514,7 @@ class Keeper:
                     return Job(f"build {counter.name}", steps, lease, counter.name)
         wholes = {
             counter.name: states.combine([found[part.name] for part in counter.parts])
-            for counter in declarations.derived()
+            for counter in declarations.kept()
             if all(part.name in found for part in counter.parts)
         }
         self.schedule.ask_for_what_is_due(wholes, self.refused, self.control.of(keys.RUNS))

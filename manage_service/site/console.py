@@ -26,8 +26,8 @@ POLICY = (
 def page(request: HttpRequest) -> HttpResponse:
     """The page: the names of the counters, and whether a token is required. /openapi.json says both, too."""
     context = {
-        "counters": [describe(counter) for counter in declarations.COUNTERS],
-        "unfold": sum(len(counter.groupings) for counter in declarations.COUNTERS) <= UNFOLDED,
+        "counters": [describe(counter) for counter in declarations.totals()],
+        "unfold": sum(len(counter.groupings) for counter in declarations.totals()) <= UNFOLDED,
         "asks_token": settings.TOKENS is not None,
     }
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
@@ -37,5 +37,7 @@ def page(request: HttpRequest) -> HttpResponse:
 def describe(counter: Counter) -> dict[str, object]:
     """What the page is told of a counter: names."""
     groupings = [{"name": each.name, "by": ", ".join(each.by_names)} for each in counter.groupings]
-    title = counter.name.replace("_", " ")
+    title = counter.key_name.replace("_", " ")
+    if counter.next_of:
+        title = f"{title}, next: {counter.shards} shard{'s' * (counter.shards != 1)}"
     return {"name": counter.name, "title": title, "last_seen": bool(counter.last_seen), "groupings": groupings}

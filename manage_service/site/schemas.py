@@ -13,7 +13,7 @@ from manage_service.status.schemas import Proof
 from shared_models import declarations
 
 TOTALS = [counter.name for counter in declarations.COUNTERS]
-NAMES = [counter.name for counter in declarations.derived()]
+NAMES = [counter.name for counter in declarations.kept()]
 Names = Annotated[list[Annotated[str, Meta(extra_json_schema={"enum": NAMES})]], Meta(min_length=1, max_length=100)]
 
 

@@ -166,6 +166,8 @@ def judge_counter(
             )
         )
     if state.cold:
+        if counter.next_of and state.condition in ("lost", "building"):
+            return  # query does not read it yet
         finding = Finding(name, "cold", state.complete_through, f"{name} cannot be counted: {one_line(state.why_cold)}")
         yield Fault(finding, f"{state.condition} {state.away or state.refused}")
         return

@@ -41,7 +41,7 @@ def read_status(nodes: Nodes[Redis], replica: Replica, limits: Limits) -> Status
     If the replica cannot be reached, the answer says so: operators ask when something is down.
     """
     now = datetime.now(UTC)
-    names = [counter.name for counter in declarations.derived()]
+    names = [counter.name for counter in declarations.kept()]
     found = states.read_wholes(nodes)
     broken, days, runs = count_broken(nodes), count_days(nodes), nodes.of(keys.RUNS)
     history = registry.latest(runs, min(registry.HISTORY_RUNS, max(LEAST_RUNS, 3 * len(names))))
@@ -85,7 +85,7 @@ def read_keeper(nodes: Nodes[Redis], now: datetime) -> KeeperStatus:
 
 def read_drift(runs: Redis) -> dict[str, list[Proof]]:
     """The drift that the kept runs have found in each counter, the oldest first. Raises redis.RedisError."""
-    proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.derived()}
+    proofs: dict[str, list[Proof]] = {counter.name: [] for counter in declarations.kept()}
     for run in registry.latest(runs, registry.HISTORY_RUNS):
         for name, found in run.by_counter.items():
             if name in proofs and found.verified_at is not None:
@@ -98,7 +98,8 @@ def counter_status(
 ) -> CounterStatus:
     """One derived counter."""
     last = next((run for run in history if name in run.counters), None)
-    storage = declarations.get_counter(name).storage
+    counter = declarations.get_counter(name)
+    storage = counter.storage
     status = CounterStatus(
         state="cold" if state.cold else "live",
         reason=state.why_cold,
@@ -121,6 +122,8 @@ def counter_status(
         status.groups, status.broken_groups = None if state.cold else state.count, broken_groups
     if storage is Storage.LAST_SEEN:
         status.days = None if state.cold else days
+    if counter.next_of:
+        status.next_of = counter.next_of
     return status
 
 
@@ -137,7 +140,7 @@ def count_days(nodes: Nodes[Redis]) -> dict[str, int]:
 
 def count_keys(nodes: Nodes[Redis], storage: Storage, key: str, combined: Callable[[list[int]], int]) -> dict[str, int]:
     """The lengths of this hash of the counters with this storage, in one round trip to each server."""
-    counters = [counter for counter in declarations.derived() if counter.storage is storage]
+    counters = [counter for counter in declarations.kept() if counter.storage is storage]
     found: dict[str, list[int]] = {}
     for client, parts in nodes.by_client([part for each in counters for part in each.parts], keys.home_of):
         pipe = client.pipeline(transaction=False)

@@ -37,7 +37,7 @@ class LastRun(msgspec.Struct):
 class CounterStatus(msgspec.Struct):
     """One derived counter. Fields that need the replica are null if it cannot be reached.
 
-    The last three are there only for counters that have groups, or last_seen.
+    The last four are there only for counters that have groups, last_seen, or the next number of shards.
     """
 
     state: Literal["live", "cold"]
@@ -69,6 +69,12 @@ class CounterStatus(msgspec.Struct):
     days: Annotated[
         int | UnsetType | None,
         Meta(description="of a counter with last_seen: the different days on which members were last seen"),
+    ] = UNSET
+    next_of: Annotated[
+        str | UnsetType,
+        Meta(
+            description="of a counter that is kept with `next_shards`: the one that it will replace; query reads that one"
+        ),
     ] = UNSET
 
 

@@ -6,7 +6,8 @@ counter are in one slot, so that its atomic steps may touch several of them, and
 declaration gives another counter, which is cold until the keeper has built it. A service that still has the old file continues
 with the old one. The 2 is the layout: in a new layout all counters are cold, too.
 
-A counter with several shards has these keys once for each part: `{users.07.1}:users.1f2e3d4c` (`tag_of`).
+A counter with several shards has these keys once for each part: `{users.07.1}:users.1f2e3d4c` (`tag_of`). Part 7 of 16 may have
+the tag of part 7 of 32, and no key of it: the number of shards is in the definition.
 
     rollcall:2:WHAT:members    the elements; absent while there are none. By the counter's storage:
                                SET     member
@@ -145,7 +146,7 @@ def tag_of(part: Counter) -> str:
     Part i of n lies in the i-th of n equal slices of the slots, so that servers with equal slices have equally many parts. The
     last number is the smallest one with which it does.
     """
-    tag = part.tag or part.of or part.whole
+    tag = part.tag or part.key_name.partition(":")[0]
     if part.shards == 1:
         return tag
     return _tag_in_slice(f"{tag}.{part.shard:02}", part.shard, part.shards)
@@ -162,7 +163,7 @@ def _keys_at(tag: str, what: str, storage: Storage) -> CounterKeys:
 
 def what_of(counter: Counter) -> str:
     """How keys name a derived counter."""
-    return f"{counter.whole}.{counter.definition}"
+    return f"{counter.key_name}.{counter.definition}"
 
 
 def what_in(key: str) -> str | None:

@@ -290,9 +290,9 @@ def read_state(client: Redis, name: str) -> State:
 
 
 def read_wholes(nodes: Nodes[Redis], counters: Sequence[Counter] | None = None) -> dict[str, State]:
-    """The state of these derived counters, or of all, by name: see `combine`. Raises redis.RedisError; if one of several servers
-    does not answer, only the counters that it has parts of are cold."""
-    counters = declarations.derived() if counters is None else counters
+    """The state of these derived counters, or of all that are kept, by name: see `combine`. Raises redis.RedisError; if one of
+    several servers does not answer, only the counters that it has parts of are cold."""
+    counters = declarations.kept() if counters is None else counters
     found: dict[str, State] = {}
     for client, parts in nodes.by_client([part for each in counters for part in each.parts], keys.home_of):
         names = [part.name for part in parts]

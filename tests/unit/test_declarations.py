@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shared_models import declarations
+from shared_models import declarations, triggers
 from shared_models.declarations import BadDeclaration, Field, Storage, parse, read_file
+from shared_models.protocol import keys
 
 ORDERS = """
     [tables.orders]
@@ -61,6 +62,14 @@ def test_a_table_of_others_and_a_counter_over_it() -> None:
             "counters.customers.by: two entries have the name 'customers:a,b'",
         ),
         (CUSTOMERS + "shards = 0", "counters.customers.shards: 0, and it may be 1 to 256"),
+        (CUSTOMERS + "next_shards = 0", "counters.customers.next_shards: 0, and it may be 1 to 256"),
+        (CUSTOMERS + "next_shards = 257", "counters.customers.next_shards: 257, and it may be 1 to 256"),
+        (
+            CUSTOMERS + "next_shards = 1",
+            "counters.customers.next_shards: 1, and shards is the same: name another number",
+        ),
+        (CUSTOMERS + "shards = 4\nnext_shards = 4", "counters.customers.next_shards: 4, and shards is the same"),
+        (CUSTOMERS + 'next_shards = "4"', "counters.customers: Expected `int | null`, got `str` - at `$.next_shards`"),
         (CUSTOMERS + 'tag = "A"', "counters.customers.tag: use lower-case letters"),
         (CUSTOMERS + 'by = ["city"]', "counters.customers.by: tables.orders.fields does not have 'city'"),
         (CUSTOMERS + 'by = ["seen_at"]', "seen_at is timestamptz: write day(seen_at), week(seen_at) or month(seen_at)"),
@@ -141,7 +150,7 @@ def test_a_mistake_in_the_file_ends_the_start_with_one_sentence(tmp_path: Path, 
         capture_output=True,
         text=True,
     )
-    known = "table, member, where, by, last_seen, time_zone, example, shards, tag"
+    known = "table, member, where, by, last_seen, time_zone, example, shards, next_shards, tag"
     said = f"counters.customers: Object contains unknown field `membr`; there are: {known}"
     assert (told.returncode, told.stderr) == (1, f"{file}: {said}. See docs/declarations.md.\n")
 
@@ -198,3 +207,41 @@ def test_what_groups_and_days_mean_is_part_of_the_definition(changed: tuple[str,
     lines = CUSTOMERS + 'by = ["day(seen_at)"]\nlast_seen = "seen_at"\ntime_zone = "Europe/Berlin"'
     before, after = (parse(text)[1][0] for text in (lines, lines.replace(*changed)))
     assert (before.definition, before.groupings) != (after.definition, after.groupings)
+
+
+def test_next_shards_add_a_second_family_that_ingest_and_manage_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = CUSTOMERS + 'by = ["shop"]\nlast_seen = "seen_at"\ntag = "people"\nshards = 2\n'
+
+    def declare(more: str) -> None:
+        monkeypatch.setattr(declarations, "COUNTERS", parse(lines + more)[1])
+
+    def names() -> list[str]:
+        return [each.name for each in declarations.kept()]
+
+    declare("next_shards = 16")
+    assert names() == ["customers", "customers:shop", "customers@16", "customers@16:shop"]
+    present, by_shop, following, _ = declarations.kept()
+    assert declarations.derived() == (present, by_shop) and declarations.totals() == (present, following)
+    assert declarations.get_part("customers@16:shop#07").next_of == "customers:shop"
+    assert declarations.whole_of("customers@16:shop#07") == "customers@16:shop"
+    assert declarations.families(by_shop) == (by_shop, declarations.get_counter("customers@16:shop"))
+    assert list(map(triggers.key, (present, by_shop))) == list(map(triggers.key, declarations.kept()[2:]))
+    before = {part.name: keys.of_counter(part.name) for part in declarations.parts()}
+    declare("next_shards = 32")
+    assert len({*before.values(), *(keys.of_counter(part.name) for part in declarations.parts())}) == 2 * (2 + 16 + 32)
+
+    lines = lines.replace("shards = 2", "shards = 16")
+    declare("")
+    assert names() == ["customers", "customers:shop"]
+    after = {part.name: keys.of_counter(part.name) for part in declarations.parts()}
+    assert after == {name.replace("@16", ""): found for name, found in before.items() if "@16" in name}
+
+
+def test_a_part_of_another_number_of_shards_shares_its_tag_and_no_key() -> None:
+    def prefixes(shards: int) -> dict[str, str]:
+        (counter,) = parse(f"{CUSTOMERS}shards = {shards}")[1]
+        return {keys.tag_of(part): keys.keys_of(part).members for part in counter.parts}
+
+    few, many = prefixes(255), prefixes(256)
+    shared = few.keys() & many.keys()
+    assert shared and all(few[tag] != many[tag] for tag in shared)
