@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 from datetime import datetime
+from itertools import count as count_up
 from typing import Any
 
 from compose.local.services import Web
@@ -50,13 +51,17 @@ def distinct_users(stack: Stack) -> int:
 class Witness:
     """Within its block somebody asks for the count of users all the time, and judges every answer by what was posted here.
 
+    `queries`: whom it asks in turn. `refused`: answers without a count.
+
     A count has no member that nobody has sent, and lacks none that had been acknowledged before its `complete_through`.
     It begins with a counter that is exact.
     """
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
+        self.queries: list[Web] = [stack.query]
         self.answers: list[tuple[int, str]] = []  # a count, and how complete it is
+        self.refused: list[str] = []
         self.wrong: list[str] = []
         self._at_first = distinct_users(stack)
         self._sent = 0
@@ -83,12 +88,17 @@ class Witness:
         return bool(answer["counted"])
 
     def _ask_all_the_time(self) -> None:
-        while not self._stopping.wait(0.02):
+        for turn in count_up():
+            if self._stopping.wait(0.02):
+                return
             # Query may be away, or be ended in the middle of an answer.
             with contextlib.suppress(OSError, http.client.HTTPException):
-                status, answer = ask(self.stack.query, "GET", "/v1/counts/users", **{"Cache-Control": "no-cache"})
+                query = self.queries[turn % len(self.queries)]
+                status, answer = ask(query, "GET", "/v1/counts/users", **{"Cache-Control": "no-cache"})
                 if status == 200:
                     self._judge(answer["count"], answer["complete_through"])
+                else:
+                    self.refused.append(f"{query.name}: {status} {answer}")
 
     def _judge(self, number: int, complete_through: str) -> None:
         self.answers.append((number, complete_through))
