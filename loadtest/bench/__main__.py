@@ -28,6 +28,7 @@ from loadtest.bench import (
     partitioning,
     querying,
     reconciling,
+    resharding,
     statements,
 )
 from loadtest.bench.load import LoadFailed
@@ -47,6 +48,7 @@ CASES: dict[str, Case] = {
     **statements.CASES,
     **growing.CASES,
     **grouping.CASES,
+    **resharding.CASES,
     **asking.CASES,
     **keeping.CASES,
     **partitioning.CASES,

@@ -12,7 +12,7 @@ from loadtest.bench.ingesting import Batches
 from loadtest.bench.reconciling import floor, run
 from loadtest.bench.results import Report, Result, by_turns, paired
 from loadtest.bench.world import World, run_sql, wait_until_replayed
-from shared_models.declarations import get_counter
+from shared_models import declarations
 from shared_models.protocol import elements, keys, steps
 
 MESSAGE = """
@@ -75,11 +75,13 @@ def recording(world: World, report: Report, rounds: int, table_rows: int) -> Non
 def redis_us(world: World, text: str, batches: list[set[tuple[str, str, str]]], *, known: bool) -> float:
     """Microseconds of Redis' processor for a row of these batches, into empty counters; `known`: the second time."""
     world.declare(text)
-    users = get_counter("users")
     made = [
         {
-            each.name: elements.encode_all(each, {pick(row, each.terms) for row in batch})
-            for each in (users, *users.groupings)
+            part.name: some
+            for each in declarations.kept()
+            for part, some in elements.by_part(
+                each, elements.encode_all(each, {pick(row, each.terms) for row in batch})
+            )
         }
         for batch in batches
     ]
