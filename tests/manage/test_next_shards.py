@@ -8,12 +8,14 @@ import pytest
 from django.core.management import call_command
 
 from manage_service.keeper.loop import Keeper
+from manage_service.keeper.sampling import take_samples
+from manage_service.site.console import describe
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from manage_service.status.schemas import StatusReport
 from shared_models import declarations
 from shared_models.declarations import Counter
-from shared_models.protocol import elements, steps
+from shared_models.protocol import elements, keys, steps
 from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.grouped import SMALL, in_redis, in_table, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
@@ -102,6 +104,8 @@ def test_a_counter_has_more_shards_without_a_cold_moment(
     shop.replay()
     tick_until(keeper, lambda: is_exact(shop), "departures from both")
     record(shop, "after the builds", declarations.kept())
+    take_samples(shop.nodes)
+    assert [describe(each)["title"] for each in declarations.totals()] == ["customers", "customers, next: 4 shards"]
 
     declare(monkeypatch, SWITCHED)
     found = status(shop)
@@ -110,6 +114,7 @@ def test_a_counter_has_more_shards_without_a_cold_moment(
         "customers:country": "live",
     }
     assert are_exact(declarations.derived()), "before any tick"
+    assert shop.redis.llen(keys.of_samples("customers")) > 0, "the chart goes on"
     call_command("orphans", "--remove")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("customers") and line.endswith("done=removed") for line in lines)
