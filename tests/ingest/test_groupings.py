@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from ingest_service.partitioning.retiring import unresolved
 from shared_models import declarations
 from shared_models.protocol import elements, keys, steps, storages
 from tests.ingest.producing import Producer, message
@@ -69,6 +72,16 @@ def test_rows_are_counted_with_both_numbers_of_shards(producer: Producer, monkey
     assert producer.send_batch(*batch).json()["counted"]
     assert len(declarations.kept()) == 2 * len(declarations.derived())
     assert_counted(producer)
+
+
+def test_a_partition_is_dropped_only_when_both_numbers_of_shards_have_resolved_it(
+    producer: Producer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(declarations, "COUNTERS", (replace(declarations.COUNTERS[0], next_shards=2),))
+    users = declarations.COUNTERS[0]
+    producer.redis.hset(keys.of_counter("users").state, "left_through", 8)
+    said = list(unresolved([users], 7))
+    assert [each.split()[0] for each in said] == ["users@2#00", "users@2#01"]
 
 
 def test_a_replay_does_not_say_counted_because_nobody_knows_its_day(producer: Producer) -> None:
