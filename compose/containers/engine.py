@@ -173,7 +173,7 @@ class Engine:
         """Remove the containers, the networks and the volumes of the project. podman-compose forgets instances beyond the first."""
         for name in self.run("ps", "--all", "--format", "{{.Names}}").split():
             if name.startswith(PROJECT):
-                self.run("rm", "--force", "--time", "20", name, check=False)
+                self.run("rm", "--force", "--volumes", "--time", "20", name, check=False)
         self.compose("down", "--volumes", "--timeout", "20", check=False)
 
 

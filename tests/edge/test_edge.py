@@ -497,3 +497,58 @@ def test_each_of_a_pool_is_asked_and_a_change_of_the_pool_is_noticed() -> None:
         assert edge.ask("ingest.test", "GET", "/").status == 503, "a pool that is not there yet"
         names.addresses = ["127.0.9.2", "127.0.9.3"]
         wait_for(lambda: asked() == {"127.0.9.2", "127.0.9.3"}, "the edge to ask the new instance, and not the old one")
+
+
+def test_who_waits_for_an_instance_that_is_gone_is_answered_by_a_new_one() -> None:
+    """nginx gives up a request whose list of instances has changed while it waited; the edge begins it once more."""
+    names, port, gone, well = NameServer("query"), free_port(), "127.0.9.4", "127.0.9.5"
+    names.addresses = [gone]
+    ended: list[tuple[float, float, int]] = []  # when it began, when it ended, its status
+    with contextlib.ExitStack() as pool:
+        pool.enter_context(serving(names))
+        pool.enter_context(serving(ThreadingHTTPServer((well, port), OneOfAPool)))
+        pool.enter_context(letting_wait(gone, port))
+        roles = {f"EDGE_{role.upper()}": f"{role}:{port}" for role in ROLES}
+        roles["EDGE_RESOLVER"] = f"127.0.0.1:{names.server_address[1]}"
+        edge = Edge(servers_folder() / "edge-gone", free_port(), roles)
+        start(edge)
+        pool.callback(edge.stop)
+
+        def ask() -> None:
+            began = time.monotonic()
+            status = edge.ask("query.test", "GET", "/").status
+            ended.append((began, time.monotonic(), status))
+
+        asking: list[threading.Thread] = []
+        pool.callback(lambda: [each.join() for each in asking])
+
+        def met(is_slow: bool, status: int) -> bool:
+            """Ask once more; whether there was such an answer."""
+            asking.append(threading.Thread(target=ask))
+            asking[-1].start()
+            return any((end - began > 1, said) == (is_slow, status) for began, end, said in ended)
+
+        wait_for(lambda: met(is_slow=True, status=503), "the one that is gone to be asked")
+        names.addresses = [well]
+        wait_for(lambda: met(is_slow=False, status=200), "the edge to learn of the new one")
+        for each in asking:
+            each.join()
+    changed = min(began for began, end, status in ended if status == 200 and end - began < 1)
+    # Each waits two seconds, and begins once more.
+    waited = [status for began, end, status in ended if changed - 1.5 < began < changed - 0.1]
+    assert len(waited) > 3
+    assert set(waited) == {200}
+
+
+@contextlib.contextmanager
+def letting_wait(address: str, port: int) -> Iterator[None]:
+    """A socket with a full queue: it lets clients wait, as an address without a host does."""
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.socket())
+        full.bind((address, port))
+        full.listen(0)
+        for _ in range(2):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address, port))
+        yield
