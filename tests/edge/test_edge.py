@@ -373,6 +373,16 @@ class OneOfAPool(BaseHTTPRequestHandler):
         pass
 
 
+class NotReady(OneOfAPool):
+    """Says that it cannot answer yet."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "9")
+        self.end_headers()
+        self.wfile.write(b"not ready")
+
+
 class Recording(BaseHTTPRequestHandler):
     """Notes the length of each body that came, and whose it was; or closes without an answer."""
 
@@ -497,6 +507,18 @@ def test_each_of_a_pool_is_asked_and_a_change_of_the_pool_is_noticed() -> None:
         assert edge.ask("ingest.test", "GET", "/").status == 503, "a pool that is not there yet"
         names.addresses = ["127.0.9.2", "127.0.9.3"]
         wait_for(lambda: asked() == {"127.0.9.2", "127.0.9.3"}, "the edge to ask the new instance, and not the old one")
+
+
+def test_an_instance_that_is_not_ready_costs_no_reader_an_answer() -> None:
+    with (
+        serving(new := ThreadingHTTPServer(("127.0.0.1", 0), NotReady)),
+        serving(well := ThreadingHTTPServer(("127.0.0.1", 0), OneOfAPool)),
+    ):
+        pool = [f"127.0.0.1:{server.server_address[1]} max_fails=0" for server in (new, well)]
+        with edge_before("edge-new", "; server ".join(pool)) as edge:
+            assert {edge.ask("query.test", "GET", "/").status for _ in range(6)} == {200}
+        with edge_before("edge-none", pool[0]) as edge:
+            assert edge.ask("query.test", "GET", "/").body == b"not ready", "what the last one says is passed on"
 
 
 def test_who_waits_for_an_instance_that_is_gone_is_answered_by_a_new_one() -> None:
