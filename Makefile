@@ -49,8 +49,8 @@ test-long: .venv/complete ## Run the tests that take minutes: for example, that 
 test-matrix: .venv/complete ## Test with other installed versions of Postgres and Redis; names the missing ones
 	@$(BIN)/python -m tests.matrix
 
-chaos: .venv/complete ## Inject faults into a whole stack of its own, and check every answer (SECONDS=60, SEED=…, SINGLE=1: no replica)
-	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single)
+chaos: .venv/complete ## Inject faults into a whole stack of its own, and check every answer (SECONDS=60, SEED=…, SINGLE=1: no replica; CLUSTER=3: Redis is a cluster)
+	@$(BIN)/python -m loadtest.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(SINGLE),--single) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 bench: .venv/complete ## Measure each case next to its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
 	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench

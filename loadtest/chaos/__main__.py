@@ -19,7 +19,7 @@ from loadtest.chaos import report
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.rounds import Result, run_round
 from loadtest.chaos.rules import RULES
-from loadtest.chaos.schedule import NAMES
+from loadtest.chaos.schedule import NAMES, SHARDS
 from loadtest.chaos.stack import ChaosStack
 
 ROUND_SECONDS = 20.0
@@ -34,6 +34,7 @@ def main() -> int:
     again += "".join(f" --kind '{kind}'" for kind in options.kind or ())
     again += f" --without '{options.without}'" if options.without else ""
     again += " --single" if options.single else ""
+    again += f" --cluster {options.cluster}" if options.cluster else ""
     print(f"Seed {seed}. The same again: {again}", flush=True)
     signal.signal(signal.SIGTERM, interrupt)
     folder = Path(tempfile.mkdtemp(prefix="rollcall-chaos-")).resolve()
@@ -41,7 +42,9 @@ def main() -> int:
     results: list[Result] = []
     kept = options.keep
     try:
-        with standing(ChaosStack(folder, options.without, single=options.single)) as stack:
+        with standing(
+            ChaosStack(folder, options.without, single=options.single, cluster=bool(options.cluster))
+        ) as stack:
             path = folder / "journal.jsonl"
             journal = Journal(path)
             began = time.monotonic()
@@ -85,6 +88,9 @@ def read_options() -> argparse.Namespace:
         "--without", default="", choices=["", *RULES], help="leave out a rule of the protocol: must fail"
     )
     parser.add_argument("--single", action="store_true", help="no replica: manage reads the primary")
+    parser.add_argument(
+        "--cluster", type=int, default=0, choices=(0, len(SHARDS)), help="how many primaries Redis has; 0: one server"
+    )
     parser.add_argument("--keep", action="store_true", help="keep logs and journal also if nothing is wrong")
     parser.add_argument("--quiet", dest="verbose", action="store_false", help="do not print the faults")
     return parser.parse_args()

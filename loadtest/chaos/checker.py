@@ -4,8 +4,9 @@ Two moments decide what a row proves about an answer:
 
     gone_at    the beginning of the first erase that may have met the row: one that matches it, was not refused, and had
                not ended before the row was first sent. Before that moment the row, once acknowledged, is in the table.
-    lost_at    the beginning of the first loss that had not ended before the row was counted: a kill of Valkey, or a set
-               that was deleted by hand. Before that moment Redis has lost nothing of it.
+    lost_at    the beginning of the first loss of its part that had not ended before the row was counted: a kill of Valkey, a
+               replica that took the place of a primary without having all of it, or a set that was deleted by hand. Before that
+               moment Redis has lost nothing of it.
 
 A counter is whatever was asked: "users", those of one group, those that were seen since a day: see `history.Question`.
 
@@ -105,13 +106,13 @@ def facts(now: Round, counter: str) -> list[Fact]:
     found = [Fact(row, now.base_wall, gone_at(now, row, -inf), inf, inf) for row in base]
     for request in now.requests.values():
         if request.acknowledged < inf:
-            lost = (loss.began for loss in now.losses if loss.ended >= request.counted_began and loss.concerns(counter))
-            lost_at = min(lost, default=inf)
-            found += [
-                Fact(row, request.acknowledged_wall, gone_at(now, row, request.began), request.counted, lost_at)
-                for row in request.rows
-                if row.member(counter) is not None
-            ]
+            losses = [loss for loss in now.losses if loss.ended >= request.counted_began]
+            for row in request.rows:
+                member = row.member(counter)
+                if member is not None:
+                    lost_at = min((loss.began for loss in losses if loss.concerns(counter, member)), default=inf)
+                    gone = gone_at(now, row, request.began)
+                    found.append(Fact(row, request.acknowledged_wall, gone, request.counted, lost_at))
     return found
 
 
@@ -169,7 +170,7 @@ def judge_memberships(
         for row in request.rows:
             sent.setdefault(row.member(counter), request.began)
     for answer in answers:
-        claim = latest_claim(answer, counts, now)
+        claim = latest_claim(answer, counts)
         for member, found in zip(answer.asked, answer.found, strict=True):
             if found and sent.get(member, inf) > answer.ended:
                 yield Violation("P4", f"{counter}: {member} is counted, and was never sent", answer.n)
@@ -178,25 +179,29 @@ def judge_memberships(
             of_member = by_member.get(member, [])
             if any(fact.surely_counted(answer.began, answer.ended) for fact in of_member):
                 yield Violation("P2", f"{counter}: {member} was said to be counted, and is not", answer.n)
-            elif claim and any(f.surely_complete(claim.complete_through_wall, answer.ended) for f in of_member):
+            elif (
+                claim
+                and not is_lost(answer, claim, member, now)
+                and any(f.surely_complete(claim.complete_through_wall, answer.ended) for f in of_member)
+            ):
                 through = f"was acknowledged before complete_through of operation {claim.n}"
                 yield Violation("P7", f"{counter}: {member} {through}, and is not counted", answer.n)
 
 
-def latest_claim(answer: Membership, counts: list[Count], now: Round) -> Count | None:
-    """The last count before this answer whose claim is still valid: read from Redis itself, and Redis lost nothing since.
+def latest_claim(answer: Membership, counts: list[Count]) -> Count | None:
+    """The last count before this answer that was read from Redis itself.
 
     The set had every row of the claim then; only a sweep can have removed one since, and only without its row.
     """
-    for count in reversed(counts):
-        if count.ended <= answer.began and count.fresh and count.live:
-            lost = any(
-                loss.began <= answer.ended and loss.ended >= count.began
-                for loss in now.losses
-                if loss.concerns(answer.counter)
-            )
-            return None if lost else count
-    return None
+    return next((c for c in reversed(counts) if c.ended <= answer.began and c.fresh and c.live), None)
+
+
+def is_lost(answer: Membership, claim: Count, member: Member, now: Round) -> bool:
+    """Whether Redis may have lost the member between the claim and the answer."""
+    return any(
+        loss.began <= answer.ended and loss.ended >= claim.began and loss.concerns(answer.counter, member)
+        for loss in now.losses
+    )
 
 
 def judge_requests(requests: Iterable[Request]) -> Iterable[Violation]:

@@ -130,8 +130,8 @@ class Client(threading.Thread):
         """Look whether a group, or those who were seen since a day, have these members."""
         n = self.journal.invoke(self.name, "members", counter=text, asked=members)
         try:
-            with self.stack.valkey.client() as client:
-                found = looking.find(client, text, members)
+            with self.stack.redis.nodes() as nodes:
+                found = looking.find(nodes, text, members)
         except (redis.RedisError, OSError) as error:
             self.journal.complete(n, "unknown", why=repr(error))
             return

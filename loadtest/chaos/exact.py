@@ -17,6 +17,7 @@ from loadtest.chaos.stack import ORDERS_ZONE, ChaosStack, run_sql
 from shared_models import declarations
 from shared_models.declarations import Counter, Storage
 from shared_models.protocol import keys, states
+from shared_models.protocol.elements import shard_of_member
 from shared_models.protocol.members import encode
 
 # (member,), (group, member) or (day, member): by the storage.
@@ -44,8 +45,11 @@ LISTED = 1_000
 
 def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
     """The first difference between the tables and a derived counter; None if there is none. Raises what stores and services do."""
-    with stack.valkey.client() as client:
-        found = states.read_states(client, [counter.name for counter in declarations.derived()])
+    why = stack.redis.why_not_whole()
+    if why is not None:
+        return why
+    with stack.redis.nodes() as nodes:
+        found = states.read_wholes(nodes)
         for counter in declarations.derived():
             name, state = counter.name, found[counter.name]
             if state.cold or state.complete_through is None:
@@ -53,12 +57,15 @@ def why_not_exact(stack: ChaosStack, quiet_wall: float) -> str | None:
             if state.complete_through.timestamp() < quiet_wall:
                 return f"{name} is complete through {state.complete_through} only: {state.withheld or 'it is behind'}"
             table = in_table(stack, counter)
-            redis = in_redis(client, counter)
-            if redis != table:
-                missing, extra = sorted(table - redis)[:3], sorted(redis - table)[:3]
-                return f"{name}: {len(redis)} in Redis, {len(table)} in the table; missing {missing}, extra {extra}"
-            why = next(odd_beside(client, counter, table), None) or next(odd_answers(stack, counter, table), None)
-            if why is not None:
+            for part in counter.parts:
+                client, of_part = nodes.of(keys.home_of(part)), of(part, counter, table)
+                redis = in_redis(client, part)
+                if redis != of_part:
+                    missing, extra = sorted(of_part - redis)[:3], sorted(redis - of_part)[:3]
+                    return f"{part.name}: {len(redis)} in Redis, {len(of_part)} in the table; missing {missing}, extra {extra}"
+                for why in odd_beside(client, part, of_part):
+                    return f"{part.name}: {why}"
+            for why in odd_answers(stack, counter, table):
                 return f"{name}: {why}"
     return None
 
@@ -79,8 +86,15 @@ def in_table(stack: ChaosStack, counter: Counter) -> Elements:
     return {(encode(row[:-fields]), encode(row[-fields:])) for row in rows}
 
 
+def of(part: Counter, counter: Counter, table: Elements) -> Elements:
+    """Those of the table's elements that belong to a part."""
+    if counter.shards == 1:
+        return table
+    return {element for element in table if shard_of_member(counter, element[-1]) == part.shard}
+
+
 def in_redis(client: Redis, counter: Counter) -> Elements:
-    """What Redis holds."""
+    """What a part holds."""
     at = keys.of_counter(counter.name)
     if counter.storage is Storage.SET:
         return {(member,) for member in cast("set[bytes]", client.smembers(at.members))}
@@ -89,11 +103,10 @@ def in_redis(client: Redis, counter: Counter) -> Elements:
         return {(day, member) for member, day in days.items()}
     generation = client.hget(at.intake, "generation")
     groups = cast("list[bytes]", client.zrange(at.members, 0, -1))
-    return {
-        (group, member)
-        for group in groups
-        for member in cast("set[bytes]", client.smembers(at.group(generation, group)))
-    }
+    pipe = client.pipeline(transaction=False)
+    for group in groups:
+        pipe.smembers(at.group(generation, group))
+    return {(group, member) for group, some in zip(groups, pipe.execute(), strict=True) for member in some}
 
 
 def odd_beside(client: Redis, counter: Counter, table: Elements) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """How each kind of fault is injected, and undone. A kind is the method of that name.
 
 Here are those of processes, servers and wires; `tampering` has those of data, `departing` those of departures, `switching` has
-the promotion.
+the promotion of Postgres' replica, `failing_over` those of a cluster of Redis.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import psutil
 import psycopg2
 
 from compose.local.processes import Process, kill
+from compose.local.servers import Valkey
 from loadtest.chaos.departing import Departing
+from loadtest.chaos.failing_over import FailingOver
 from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import STATEMENT_SECONDS, connected, family, run_sql
@@ -32,7 +34,7 @@ ROWS_AFTER_CRASH = 100
 BURN = "DO $$ BEGIN FOR i IN 1..200 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
 
 
-class Faults(Tampering, Departing, Switching):
+class Faults(Tampering, Departing, Switching, FailingOver):
     """What can be done to a stack."""
 
     def do(self, fault: Fault) -> Undo:
@@ -60,24 +62,23 @@ class Faults(Tampering, Departing, Switching):
         return nothing
 
     def kill_valkey(self, fault: Fault) -> Undo:
-        valkey = self.stack.valkey
+        (valkey,) = self.stack.redis.named(fault.target)
         if fault.how == "restart from an older save":
             with valkey.client() as client:
                 client.save()
             (valkey.folder / "dump.rdb").replace(valkey.folder / "older.rdb")
-            return self.restart_from_save
-        self.lose(valkey)
+            return partial(self.restart_from_save, valkey)
+        self.kill_and_lose(valkey)
         if fault.how == "restart empty":
             shutil.rmtree(valkey.folder / "appendonlydir", ignore_errors=True)
             (valkey.folder / "dump.rdb").unlink(missing_ok=True)
         return valkey.start
 
-    def restart_from_save(self) -> None:
+    def restart_from_save(self, valkey: Valkey) -> None:
         """Kill Valkey, and restart it with its data from the start of the fault."""
-        valkey = self.stack.valkey
         older = valkey.folder / "older.rdb"
         if older.exists():
-            self.lose(valkey)
+            self.kill_and_lose(valkey)
             shutil.rmtree(valkey.folder / "appendonlydir", ignore_errors=True)
             older.replace(valkey.folder / "dump.rdb")
         # With an AOF configured it would start empty; so the AOF is turned on afterwards.
@@ -89,11 +90,11 @@ class Faults(Tampering, Departing, Switching):
         finally:
             valkey.config["appendonly"] = "yes"
 
-    def lose(self, valkey: Process) -> None:
+    def kill_and_lose(self, valkey: Process) -> None:
         """Kill Valkey. Whatever it restarts from, its latest writes may be missing."""
         began = time.monotonic()
         valkey.kill()
-        self.journal.write("loss", **{"from": began})
+        self.lose(began)
 
     def stop(self, fault: Fault) -> Undo:
         if fault.target == "ingest worker":
@@ -232,8 +233,9 @@ class Faults(Tampering, Departing, Switching):
         """Valkey is full, and refuses to grow."""
 
         def set_memory(limit: int) -> None:
-            with self.stack.valkey.client() as client:
-                client.config_set("maxmemory", limit)
+            for server in self.stack.redis.named(fault.target):
+                with server.client() as client:
+                    client.config_set("maxmemory", limit)
 
         set_memory(1)
         return partial(set_memory, 0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psycopg2
+import redis
 
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import STATEMENT_SECONDS, ChaosStack, connected
+from shared_models.declarations import Counter
 
 Undo = Callable[[], None]
 
@@ -27,6 +29,16 @@ class Harm:
     def __init__(self, stack: ChaosStack, journal: Journal, say: Callable[[str], None]) -> None:
         self.stack, self.journal, self.say = stack, journal, say
 
+    def lose(self, began: float, counter: str = "", parts: Iterable[int] = ()) -> None:
+        """Note that Redis may have lost something, from `began` until now: of all counters or of this derived one, and of all
+        their parts or of those with these numbers."""
+        only = {"parts": sorted(parts), "of": self.stack.redis.parts} if parts else {}
+        self.journal.write("loss", counter=counter, **{"from": began}, **only)
+
+    def lose_part(self, part: Counter, began: float) -> None:
+        """The same, of one part."""
+        self.lose(began, part.whole, [part.shard])
+
     def in_the_background(self, fault: Fault, work: Callable[[threading.Event], None]) -> Undo:
         """Do work that ends soon after its event is set: when the fault is over. The database may end it earlier."""
         over = threading.Event()
@@ -34,8 +46,8 @@ class Harm:
         def do() -> None:
             try:
                 work(over)
-            except psycopg2.Error as error:
-                self.say(f"          {fault.kind} ended early: {str(error).splitlines()[0]}")
+            except (psycopg2.Error, redis.RedisError) as error:
+                self.say(f"          {fault.kind} ended early: {str(error).partition(chr(10))[0]}")
 
         thread = threading.Thread(target=do, name=fault.kind, daemon=True)
         thread.start()

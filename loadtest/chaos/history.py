@@ -11,6 +11,9 @@ from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
+from zlib import crc32
+
+from shared_models.protocol.members import encode
 
 Member = tuple[str, ...]
 
@@ -225,15 +228,20 @@ class Wait:
 
 @dataclass
 class Loss:
-    """Between these moments Redis has lost something of a derived counter, or of all counters if none is named."""
+    """Between these moments Redis has lost something of a derived counter, or of all counters if none is named; of all parts,
+    or of those with these numbers."""
 
     began: float
     ended: float
     counter: str = ""
+    parts: frozenset[int] = frozenset()
+    of: int = 1
 
-    def concerns(self, text: str) -> bool:
-        """Whether the answer to this question may have lost something."""
-        return self.counter in ("", question_of(text).derived)
+    def concerns(self, text: str, member: Member) -> bool:
+        """Whether the answer to this question may have lost this member."""
+        if self.counter not in ("", question_of(text).derived):
+            return False
+        return not self.parts or crc32(encode(member)) % self.of in self.parts
 
 
 @dataclass
@@ -276,7 +284,15 @@ def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
         elif kind == "complete":
             end(now, invoked.pop(event["n"]), event)
         elif kind == "loss":
-            now.losses.append(Loss(event["from"], event["t"], event.get("counter", "")))
+            now.losses.append(
+                Loss(
+                    event["from"],
+                    event["t"],
+                    event.get("counter", ""),
+                    frozenset(event.get("parts", ())),
+                    event.get("of", 1),
+                )
+            )
         elif kind == "fault":
             faults[event["number"]] = event
         elif kind == "mended":

@@ -11,8 +11,9 @@ between, or, if its outcome is unknown, later or never.
               op = counts   fresh: whether the answer has to be read from Redis after the request
               op = members  counter: what was asked, see `history.question_of`; asked = [[value, …], …]
     complete  outcome = ok | refused (it has not taken place, and will not) | unknown, and the answer
-    loss      Valkey was killed between `from` and `t`; or somebody has deleted what the derived `counter` holds that it
-              names, and at `t` it was complete again
+    loss      Redis may have lost something between `from` and `t`: it was killed, or a replica took the place of a primary that
+              may have had more; or somebody has deleted what the derived `counter` holds that it names, and at `t` it was
+              complete again. `parts`: only of the parts with these numbers, of so many (`of`)
     fault     number, kind, target, how: the start of a fault …
     mended    number: … and its end (`skipped`: it was not possible)
     table     the rows of the primary at rest: rows = {table: [[token, …], …]}

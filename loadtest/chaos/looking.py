@@ -11,20 +11,36 @@ from typing import Any, cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from loadtest.chaos.history import question_of
-from shared_models.declarations import Counter, Storage
+from loadtest.chaos.history import Question, question_of
+from shared_models.declarations import Counter, Storage, get_counter
+from shared_models.nodes import Nodes
 from shared_models.protocol import keys, states
+from shared_models.protocol.elements import shard_of_member
 from shared_models.protocol.members import encode
 
 
-def find(client: Redis, text: str, asked: Sequence[Sequence[str]]) -> list[bool] | None:
-    """Which of these members are counted there; None if it is cold. Raises redis.RedisError."""
+def find(nodes: Nodes[Redis], text: str, asked: Sequence[Sequence[str]]) -> list[bool] | None:
+    """Which of these members are counted there; None if the part of one of them is cold. Raises redis.RedisError."""
     question = question_of(text)
-    at = keys.of_counter(question.derived)
+    counter = get_counter(question.derived)
     members = [encode(values) for values in asked]
+    found: dict[bytes, bool] = {}
+    for part in counter.parts:
+        some = [member for member in members if shard_of_member(counter, member) == part.shard]
+        if some:
+            of_part = find_in_part(nodes.of(keys.home_of(part)), part, question, some)
+            if of_part is None:
+                return None
+            found |= zip(some, of_part, strict=True)
+    return [found[member] for member in members]
+
+
+def find_in_part(client: Redis, part: Counter, question: Question, members: list[bytes]) -> list[bool] | None:
+    """The same for members of one part."""
+    at = keys.of_counter(part.name)
     generation = cast("bytes | None", client.hget(at.intake, "generation"))
     pipe = client.pipeline(transaction=True)
-    states.queue_state(pipe, question.derived)
+    states.queue_state(pipe, part.name)
     pipe.hget(at.intake, "generation")
     if question.by:
         group = encode([value or "" for value in question.group])
@@ -48,7 +64,7 @@ def find(client: Redis, text: str, asked: Sequence[Sequence[str]]) -> list[bool]
 
 
 def is_sound(client: Redis, counter: Counter) -> bool:
-    """Whether a derived counter is live, and nothing that belongs together is missing. Raises redis.RedisError."""
+    """Whether a part of a derived counter is live, and nothing that belongs together is missing. Raises redis.RedisError."""
     at = keys.of_counter(counter.name)
     if states.read_state(client, counter.name).cold:
         return False

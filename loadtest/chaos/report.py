@@ -25,6 +25,8 @@ def lines(results: Sequence[Result]) -> Iterable[str]:
         targets = {target: times for (of, target), times in sorted(faults.items()) if of == kind}
         yield f"| {kind}: {', '.join(f'{target} {n}' for target, n in targets.items())} | {sum(targets.values())} |"
     yield f"| **all faults** | **{faults.total():,}** |"
+    if promotions := sum(result.promotions for result in results):
+        yield f"| replicas of Redis that were promoted | {promotions} |"
     yield ""
     yield "| judged | |"
     yield "|---|---:|"

@@ -20,9 +20,12 @@ from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
 from loadtest.chaos.messages import Clerk
 from loadtest.chaos.orders import DAY, Application
+from loadtest.chaos.promotions import Promotions
+from loadtest.chaos.redis_servers import SeveralServers
 from loadtest.chaos.schedule import Fault, Options, expand
 from loadtest.chaos.stack import LONGEST_SECONDS, ChaosStack, run_sql
 from shared_models import declarations
+from shared_models.declarations import get_counter
 from shared_models.protocol import states
 from shared_models.protocol.states import State
 
@@ -65,6 +68,7 @@ class Result:
     rest: Rest
     verdict: Verdict
     history: history.Round
+    promotions: int = 0  # of replicas in a cluster of Redis
 
 
 def run_round(
@@ -78,15 +82,17 @@ def run_round(
     say: Callable[[str], None],
 ) -> Result:
     """One round; `path` is the journal's."""
-    options = expand(seed, number, seconds, kinds, single=stack.single)
+    options = expand(seed, number, seconds, kinds, single=stack.single, cluster=isinstance(stack.redis, SeveralServers))
     say(
         f"Round {number}: {options.producers} producers, {options.erasers} erasers, {options.readers} readers, "
         f"{options.recycled_names} names that come back, batches of {options.batch_rows}, {len(options.faults)} faults"
     )
     clients = list(make_clients(number, f"{seed}/{number}", stack, journal, options))
     injector = Injector(stack, journal, say)
-    for client in clients:
-        client.start()
+    shards = stack.redis.shards.values() if isinstance(stack.redis, SeveralServers) else ()
+    watchers = [Promotions(shard, journal, say) for shard in shards]
+    for thread in (*watchers, *clients):
+        thread.start()
     try:
         if not stack.adopted:
             stack.adopt()
@@ -102,6 +108,8 @@ def run_round(
     dead = [process.name for process in stack.processes if process.running() is None]
     bypassed = any(fault.kind in BYPASSING for fault in injector.done)
     rest = come_to_rest(stack, journal, over, quiet_wall, bypassed=bypassed)
+    for watcher in watchers:
+        watcher.stop()
     if rest.broken is None:
         journal.write("table", rows=read_tables(stack))
     (*_, now) = history.read(path)
@@ -109,7 +117,7 @@ def run_round(
     verdict.violations += [rest.broken] if rest.broken else []
     verdict.violations += [Violation("processes", f"{name} ended by itself") for name in dead]
     verdict.violations += [Violation("clients", f"{c.name}: {c.failure!r}") for c in clients if c.failure]
-    return Result(injector.done, rest, verdict, now)
+    return Result(injector.done, rest, verdict, now, sum(watcher.count for watcher in watchers))
 
 
 def make_clients(
@@ -172,8 +180,8 @@ def reconcile(stack: ChaosStack, over: float, quiet_wall: float) -> None:
 
 def read_states(stack: ChaosStack, names: list[str]) -> dict[str, State]:
     """The states of derived counters. Raises redis.RedisError."""
-    with stack.valkey.client() as client:
-        return states.read_states(client, names)
+    with stack.redis.nodes() as nodes:
+        return states.read_wholes(nodes, [get_counter(name) for name in names])
 
 
 def verified_after(moment_wall: float, state: State) -> bool:

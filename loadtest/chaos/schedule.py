@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+SERVICES_AT_REDIS = ("ingest", "manage", "query")
 WIRES = ("ingest-primary", "ingest-valkey", "manage-replica", "manage-valkey", "query-valkey", "replica-primary")
+# Of a cluster: a primary and its replica each; and the wires to its servers.
+SHARDS = ("shard-1", "shard-2", "shard-3")
+CLUSTER_WIRES = tuple(f"valkey-{number}" for number in range(1, 2 * len(SHARDS) + 1))
 
 # Average seconds between the starts of two faults. Several are active at a time.
 SPACING_SECONDS = 0.4
@@ -127,7 +131,22 @@ KINDS = (
         beside=("replica", "replica-primary", "ingest-primary", "manage-replica"),
     ),
 )
-NAMES = tuple(dict.fromkeys(kind.name for kind in KINDS))
+# Those of a cluster, in place of those of one server. A primary has failed when it has been silent for a second.
+CLUSTER_KINDS = (
+    Kind("kill node", SHARDS, 0.2, 5.0, ("primary", "primary", "replica", "both"), 3.0),
+    Kind("stop node", SHARDS, 0.3, 4.0, ("primary", "primary", "replica"), 3.0),
+    Kind("cut off", SHARDS, 1.5, 5.0, weight=2.0),
+    Kind("failover", SHARDS, 0.5, 2.0, ("once", "twice", "by force"), 4.0),
+    Kind("slots moved", SHARDS, 0.5, 3.0, ("to the next", "to the next and back", "to the last and back"), 3.0),
+    Kind("flushed", SHARDS, 0.1, 0.1),
+    Kind("writes refused", SHARDS, 0.5, 2.5),
+    Kind("cut", CLUSTER_WIRES, 0.05, 0.3, weight=1.5),
+    Kind("refuse", CLUSTER_WIRES, 0.3, 2.0),
+    Kind("delay", CLUSTER_WIRES, 0.5, 3.0, ("0.05", "0.3")),
+    Kind("hold", CLUSTER_WIRES, 0.5, 4.0),
+    Kind("half-open", CLUSTER_WIRES, 0.5, 4.0),
+)
+NAMES = tuple(dict.fromkeys(kind.name for kind in (*KINDS, *CLUSTER_KINDS)))
 
 
 @dataclass(frozen=True)
@@ -164,18 +183,24 @@ class Options:
     faults: tuple[Fault, ...]
 
 
-def kinds_of(names: Sequence[str], *, single: bool = False) -> list[Kind]:
-    """The kinds with these names. `single`: without faults of a replica, because there is none."""
-    kinds = [kind for kind in KINDS if kind.name in names]
-    if not single:
-        return kinds
-    without = {"replica", "replica-primary"}
+def kinds_of(names: Sequence[str], *, single: bool = False, cluster: bool = False) -> list[Kind]:
+    """The kinds with these names. `single`: without faults of a replica, because there is none. `cluster`: Redis is one."""
+    kinds = [kind for kind in (*KINDS, *(CLUSTER_KINDS if cluster else ())) if kind.name in names]
+    without = {"replica", "replica-primary"} if single else set()
+    if cluster:
+        without |= {"valkey", *(f"{service}-valkey" for service in SERVICES_AT_REDIS)}
     kinds = [replace(kind, targets=tuple(t for t in kind.targets if t not in without)) for kind in kinds]
     return [kind for kind in kinds if kind.targets and not without & set(kind.beside)]
 
 
 def expand(
-    seed: int, round_number: int, seconds: float, kinds: Sequence[str] = NAMES, *, single: bool = False
+    seed: int,
+    round_number: int,
+    seconds: float,
+    kinds: Sequence[str] = NAMES,
+    *,
+    single: bool = False,
+    cluster: bool = False,
 ) -> Options:
     """The options of one round."""
     random = Random(f"{seed}/{round_number}")
@@ -189,7 +214,7 @@ def expand(
         operators=random.randint(0, 1),
         recycled_names=random.choice((5, 20, 80)),
         batch_rows=random.choice((5, 20)),
-        faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single))),
+        faults=tuple(draw_faults(random, seconds, kinds_of(kinds, single=single, cluster=cluster))),
     )
 
 

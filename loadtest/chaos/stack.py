@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,10 +19,10 @@ import psycopg2
 
 from compose.local.ordinary_user import CHECKOUT, own
 from compose.local.processes import Process, has_ended
-from compose.local.servers import HOST, Postgres, Primary, Replica, Valkey, postgres_program
+from compose.local.servers import HOST, Postgres, Primary, Replica, postgres_program
 from compose.local.services import Keeper, Service, Web
-from loadtest.chaos.schedule import WIRES
-from loadtest.chaos.wires import Wire, serve
+from loadtest.chaos.redis_servers import OneServer, SeveralServers
+from loadtest.chaos.wires import Wire, free_ports, serve
 from shared_models import declarations
 from shared_models.deadlines import cut_after
 
@@ -108,6 +107,9 @@ INGEST = {
 # No scheduled reconcile before the end, only those that a counter needs: departures have to remove members without one.
 MANAGE = {"WORKERS": "1", "CATCH_UP_SECONDS": "0.5", "RECONCILE_SECONDS": "3600", "FENCE_SECONDS": "5"}
 
+# Redis' own are in redis_servers.py.
+POSTGRES_WIRES = ("ingest-primary", "manage-replica", "replica-primary")
+
 # The longest allowed wait while only the stores fail: the sum of the limits in the longest request, and some more
 # for a busy machine. Ingest: two connections and two transactions on the primary, then Redis, 14 s. Query: two reads
 # of Redis, each with a connection, its greeting of four commands, and the answer, 0.5 s apiece, 6 s.
@@ -143,12 +145,13 @@ class FirstPrimary(Primary):
 
 
 class ChaosStack:
-    """Seven processes and six wires; or, with `single`, without the replica: manage reads the primary.
+    """Seven processes, and wires between them. With `single`, without the replica: manage reads the primary. With `cluster`, Redis
+    is a cluster, and not one server.
 
     All of it ends with this process, in any case.
     """
 
-    def __init__(self, folder: Path, without: str = "", *, single: bool = False) -> None:
+    def __init__(self, folder: Path, without: str = "", *, single: bool = False, cluster: bool = False) -> None:
         self.folder, self.without, self.single = folder, without, single
         here = (datetime.now(ZoneInfo(zone)) for zone in ZONES)
         now, self.zone = next((now, zone) for now, zone in zip(here, ZONES, strict=True) if 1 <= now.hour < 20)
@@ -156,33 +159,34 @@ class ChaosStack:
         self.days: list[date] = [self.today - timedelta(days=age) for age in AGES]
         self.clock_seconds = 0  # how wrong the clock of ingest is
         self.adopted = False  # whether the application's table is
-        ports = free_ports(6 + len(WIRES))
-        primary = FirstPrimary(folder / "primary", ports[0], settings=POSTGRES, **self._options("primary"))
+        ports = free_ports(50)
+        primary = FirstPrimary(folder / "primary", next(ports), settings=POSTGRES, **self._options("primary"))
         self.primary: Postgres = primary
         self.replica: Postgres = primary
         if not single:
-            replica = FarReplica(folder / "replica", ports[1], primary, settings=POSTGRES, **self._options("replica"))
+            replica = FarReplica(
+                folder / "replica", next(ports), primary, settings=POSTGRES, **self._options("replica")
+            )
             primary.follower = self.replica = replica
-        self.valkey = Valkey(folder / "valkey", ports[2], save="", **self._options("valkey"))
-        servers: dict[str, Postgres | Valkey] = {
-            "primary": self.primary,
-            "replica": self.replica,
-            "valkey": self.valkey,
-        }
-        self.wires = {
-            name: Wire(name, servers[name.partition("-")[2]].port, port)
-            for name, port in zip(WIRES, ports[6:], strict=True)
+        self.redis = (SeveralServers if cluster else OneServer)(folder, ports, self._options)
+        servers = {"primary": self.primary, "replica": self.replica}
+        self.wires = self.redis.wires | {
+            name: Wire(name, servers[name.partition("-")[2]].port, next(ports)) for name in POSTGRES_WIRES
         }
         if not single:
             replica.wire_port = self.wires["replica-primary"].port
-        self.ingest = self._web("ingest", "ingest_service.asgi", ports[3])
-        self.manage = self._web("manage", "manage_service.asgi", ports[4])
-        self.query = self._web("query", "query_service.asgi", ports[5])
+        self.ingest = self._web("ingest", "ingest_service.asgi", next(ports))
+        self.manage = self._web("manage", "manage_service.asgi", next(ports))
+        self.query = self._web("query", "query_service.asgi", next(ports))
         self.keeper = Keeper(
-            folder / "keeper", lambda: self._variables("manage"), valkey=self.valkey, **self._options("keeper")
+            folder / "keeper", lambda: self._variables("manage"), valkey=self.redis.servers, **self._options("keeper")
         )
         self.services: list[Service] = [self.ingest, self.manage, self.keeper, self.query]
-        self.servers: list[Process] = [self.primary, *(() if single else (self.replica,)), self.valkey]
+        self.servers: list[Process] = [
+            self.primary,
+            *(() if single else (self.replica,)),
+            *self.redis.servers.processes,
+        ]
         self.processes: list[Process] = [*self.servers, *self.services]
 
     def _options(self, name: str) -> dict[str, Any]:
@@ -205,7 +209,7 @@ class ChaosStack:
 
         variables = {
             "AUTH": "off",
-            "REDIS_URL": over(self.valkey.url, f"{name}-valkey"),
+            "REDIS_URL": self.redis.url_of(name),
             "PYTHONPATH": f"{CHECKOUT / 'loadtest' / 'chaos' / 'patched'}{os.pathsep}{CHECKOUT}",
             "ROLLCALL_FILE": str(self.declarations_path),
             WITHOUT: self.without,
@@ -226,6 +230,7 @@ class ChaosStack:
         serve(self.wires.values())
         for server in self.servers:
             server.start()
+        self.redis.servers.form()
         self.ingest.create()
         self.ingest.run([sys.executable, "-m", "ingest_service", "migrate", "--no-input", "--verbosity=0"])
         self.ingest.run([sys.executable, "-m", "ingest_service", "adopt", "message", "--apply"])
@@ -241,7 +246,9 @@ class ChaosStack:
 
     def declare(self) -> None:
         """Declare both tables, for the services and for this process."""
-        self.declarations_path.write_text(DECLARE.format(zone=self.zone, orders_zone=ORDERS_ZONE))
+        declared = DECLARE.format(zone=self.zone, orders_zone=ORDERS_ZONE)
+        parts = rf"\g<0>\nshards = {self.redis.parts}"
+        self.declarations_path.write_text(re.sub(r"^\[counters\..+\]$", parts, declared, flags=re.M))
         own(self.declarations_path)
         declarations.TABLES, declarations.COUNTERS = declarations.read_file(self.declarations_path)
 
@@ -269,15 +276,6 @@ class ChaosStack:
     def by_name(self, name: str) -> Process:
         """The process of this name."""
         return next(process for process in self.processes if process.name == name)
-
-
-def free_ports(count: int) -> list[int]:
-    """Free ports."""
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def family(process: Process) -> list[psutil.Process]:

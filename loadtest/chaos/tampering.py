@@ -129,51 +129,54 @@ class Tampering(Harm):
     as always, except for `LOSSES`."""
 
     def changed_by_hand(self, fault: Fault) -> Undo:
-        counter, began = get_counter(fault.target), time.monotonic()
-        ghosts = [encode(values) for values in NOBODIES[counter.of or counter.name]]
+        counter, began = part_of(fault.target, fault.number), time.monotonic()
+        ghosts = [encode(values) for values in NOBODIES[counter.of or counter.whole]]
         self.change(counter, fault.how, fault.number, ghosts)
         if counter.storage is not Storage.SET and fault.how in LOSSES_BESIDE:
             self.lose_until_sound(counter, began)
         elif fault.how in LOSSES:
-            self.journal.write("loss", counter=counter.name, **{"from": began})
+            self.lose_part(counter, began)
         return nothing
 
     def change(self, counter: Counter, how: str, which: int, ghosts: list[bytes]) -> None:
-        """Change a counter's keys. Raises Impossible, redis.RedisError."""
+        """Change the keys of a part. Raises Impossible, redis.RedisError."""
         at = keys.of_counter(counter.name)
         on = (at.members, at.intake, at.state, at.names, at.days, at.broken)
-        with self.stack.valkey.client() as client:
+        with self.stack.redis.nodes() as nodes:
+            client = nodes.of(at.members)
             script = f"{GAPS}{CHANGES[counter.storage][how]}\nreturn 1"
             if not client.eval(script, len(on), *on, which, *ghosts):
                 raise Impossible("it would make up for an earlier change")
 
     def lose_until_sound(self, counter: Counter, began: float) -> None:
-        """Note a loss that lasts until the keeper has built the counter: it begins with nothing, and drops what was recorded
+        """Note a loss that lasts until the keeper has built the part: it begins with nothing, and drops what was recorded
         since."""
 
         def wait() -> None:
             while True:
                 time.sleep(SOUND_SECONDS)
-                with suppress(redis.RedisError, OSError), self.stack.valkey.client() as client:
-                    if looking.is_sound(client, counter):
+                with suppress(redis.RedisError, OSError), self.stack.redis.nodes() as nodes:
+                    if looking.is_sound(nodes.of(keys.home_of(counter)), counter):
                         break
-            self.journal.write("loss", counter=counter.name, **{"from": began})
+            self.lose_part(counter, began)
 
         threading.Thread(target=wait, name="loss", daemon=True).start()
 
     def scripts_forgotten(self, fault: Fault) -> Undo:
-        with self.stack.valkey.client() as client:
-            client.script_flush()
+        with self.stack.redis.nodes() as nodes:
+            for client in nodes.each():
+                client.script_flush()
         return nothing
 
     def killed_while_mending(self, fault: Fault) -> Undo:
         """Delete some groups, and kill the keeper when it has dropped one of them and has not read it again."""
-        keeper, counter = self.stack.by_name("keeper"), get_counter(fault.how)
+        keeper, counter = self.stack.by_name("keeper"), part_of(fault.how, fault.number)
         for which in range(MANY_GROUPS):
             self.change(counter, "delete a group", which, [])
 
         def kill(over: threading.Event) -> None:
-            with suppress(redis.RedisError, OSError), self.stack.valkey.client() as client:
+            with suppress(redis.RedisError, OSError), self.stack.redis.nodes() as nodes:
+                client = nodes.of(keys.home_of(counter))
                 while not over.wait(0.002):
                     if client.hlen(keys.of_counter(counter.name).broken):
                         keeper.kill()
@@ -190,9 +193,10 @@ class Tampering(Harm):
     def poison(self, fault: Fault) -> Undo:
         where, _, value = fault.how.partition(" = ")
         key, _, field = where.partition(".")
-        counter, began = get_counter(fault.target), time.monotonic()
-        with self.stack.valkey.client() as client:
-            client.hset(getattr(keys.of_counter(fault.target), key), field, value)
+        counter, began = part_of(fault.target, fault.number), time.monotonic()
+        at: str = getattr(keys.of_counter(counter.name), key)
+        with self.stack.redis.nodes() as nodes:
+            nodes.of(at).hset(at, field, value)
         if counter.storage is not Storage.SET and where in POISONED_LOSSES:
             self.lose_until_sound(counter, began)
         return nothing
@@ -234,3 +238,9 @@ class Tampering(Harm):
 
     def alter_table(self, statements: str) -> list[tuple[Any, ...]]:
         return run_sql(self.stack.primary, f"BEGIN; SET LOCAL lock_timeout = {LOCK_MILLISECONDS}; {statements}; COMMIT")
+
+
+def part_of(derived: str, which: int) -> Counter:
+    """One of the parts of a derived counter."""
+    parts = get_counter(derived).parts
+    return parts[which % len(parts)]

@@ -6,7 +6,8 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 COMMIT = b"COMMIT\0"  # as libpq sends it: a simple query of this one word
 AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close sends a reset
@@ -22,6 +23,7 @@ class Wire:
         self.holding = False  # bytes arrive when this ends, as after an outage of the network
         self.swallowing = False  # bytes are lost without an error, as if the machine had vanished
         self.severing = ""  # "before" or "after": when a COMMIT is cut
+        self._shut_out: frozenset[str] = frozenset()  # addresses that may not come
         self._pairs: set[Pair] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -38,6 +40,17 @@ class Wire:
         if lossy:
             self.cut()
 
+    def shut_out(self, addresses: Iterable[str]) -> None:
+        """Reset the connections from these addresses, and accept none from them; `mend` does not change that."""
+        self._shut_out = frozenset(addresses)
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._reset_shut_out)
+
+    def _reset_shut_out(self) -> None:
+        for pair in list(self._pairs):
+            if pair.address in self._shut_out:
+                pair.reset()
+
     def cut(self) -> None:
         """Reset every connection now."""
         assert self._loop is not None
@@ -49,7 +62,7 @@ class Wire:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = Pair(writer)
-        if self.refusing:
+        if self.refusing or pair.address in self._shut_out:
             pair.reset()
             return
         try:
@@ -100,6 +113,7 @@ class Pair:
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.ends = [client]
+        self.address: str = client.get_extra_info("peername")[0]
         self.loses_the_answer = False
 
     def reset(self) -> None:
@@ -109,6 +123,16 @@ class Pair:
             if own is not None and own.fileno() >= 0:
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             end.transport.abort()
+
+
+def free_ports(count: int) -> Iterator[int]:
+    """Free ports, each once."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        found = [int(probe.getsockname()[1]) for probe in sockets]
+    return iter(found)
 
 
 def serve(wires: Iterable[Wire]) -> None:

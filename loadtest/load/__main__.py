@@ -30,7 +30,7 @@ from compose.local.ports import DEFAULTS
 from compose.local.processes import StackError
 from compose.local.servers import read_secret
 from compose.local.stack import Stack
-from loadtest.chaos.stack import free_ports
+from loadtest.chaos.wires import free_ports
 from loadtest.load.settling import StillUnequal, served_counts, wait_until_settled
 from loadtest.load.verdict import COUNTED, judge_counter, judge_messages
 

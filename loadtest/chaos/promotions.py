@@ -1,0 +1,105 @@
+"""Watches a cluster: notes when a replica was promoted, and what may have been lost with it.
+
+A primary answers before its replica has the write. So a row that was counted may be missing after a promotion, until the next
+pass has counted it again. The checker excuses exactly that, by a `loss` in the journal: of the parts that the promoted server
+holds, from when it was last seen as a replica until the old primary was seen as a replica, or was gone. A primary that hands
+over in order loses nothing, so that is no loss.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import redis
+
+from compose.local.redis_cluster import Node
+from loadtest.chaos.journal import Journal
+from loadtest.chaos.redis_servers import PARTS, Shard, parts_at
+from shared_models.nodes import ask_server
+
+LOOK_SECONDS = 0.03
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A promotion whose old primary may still take writes."""
+
+    began: float
+    old: Node
+    parts: frozenset[int]
+
+
+class Promotions(threading.Thread):
+    """Watches one shard, and keeps its `primary` up to date."""
+
+    def __init__(self, shard: Shard, journal: Journal, say: Callable[[str], None]) -> None:
+        super().__init__(name=f"promotions of {shard.name}", daemon=True)
+        self.shard, self.journal, self.say = shard, journal, say
+        self.count = 0
+        self.over = threading.Event()
+        self._followed_at = time.monotonic()  # when the replica was last seen as one
+        self._epoch = -1  # of the primary's slots: a promotion raises it
+        self._lost: list[Lost] = []
+        self._clients = {node: ask_server(node.url) for node in shard.nodes}
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_SECONDS):
+            self.look()
+        for client in self._clients.values():
+            client.close()
+
+    def stop(self) -> None:
+        """End, with all losses noted: an old primary that is no replica by now is not waited for."""
+        self.over.set()
+        self.join()
+        for lost in self._lost:
+            self.note(lost)
+
+    def look(self) -> None:
+        """Look at both servers once."""
+        at = time.monotonic()
+        shard = self.shard
+        said = {node: self.ask(node) for node in shard.nodes}
+        role, epoch = said[shard.replica]
+        if role == "slave":
+            self._followed_at = at
+        elif role == "master" and epoch > self._epoch >= 0:
+            try:
+                self.promoted(frozenset(parts_at(shard.replica)))
+            except redis.RedisError:
+                return  # look again
+        role, epoch = said[shard.primary]
+        if role == "master":
+            self._epoch = max(self._epoch, epoch)
+        for lost in list(self._lost):
+            if lost.old is shard.primary or said[lost.old][0] in ("slave", "gone"):
+                self.note(lost)
+                self._lost.remove(lost)
+
+    def promoted(self, parts: frozenset[int]) -> None:
+        """The replica is the primary now, of these parts."""
+        shard, old = self.shard, self.shard.primary
+        shard.primary = shard.replica
+        self.count += 1
+        in_order = shard.handed_over_to is shard.primary
+        if in_order:
+            shard.handed_over_to = None
+        else:
+            self._lost.append(Lost(self._followed_at, old, parts))
+        self.say(f"          {shard.name}: {shard.primary.name} was promoted{', in order' if in_order else ''}")
+
+    def note(self, lost: Lost) -> None:
+        """Write the loss: it ends now."""
+        self.journal.write("loss", **{"from": lost.began}, parts=sorted(lost.parts), of=PARTS)
+
+    def ask(self, node: Node) -> tuple[str, int]:
+        """Its role ("gone" if it does not run, "" if it does not answer), and its epoch."""
+        try:
+            client = self._clients[node]
+            role = client.execute_command("ROLE")[0].decode()
+            return role, int(client.execute_command("CLUSTER INFO")["cluster_my_epoch"])
+        except redis.RedisError:
+            return ("gone" if node.running() is None else ""), -1
