@@ -23,6 +23,7 @@ from loadtest.chaos.schedule import Options
 from loadtest.chaos.stack import ChaosStack, connected
 from shared_models import declarations
 from shared_models.declarations import get_counter
+from shared_models.nodes import Nodes, ask_server
 
 # Longer than any limit of the services: a longer request is a finding.
 PATIENCE_SECONDS = 25.0
@@ -66,6 +67,7 @@ class Client(threading.Thread):
         self.random = Random(f"{seed}/{name}")
         self.stopping = threading.Event()
         self.failure: Exception | None = None  # an answer that no client could parse
+        self._nodes = Nodes(stack.redis.servers.url, ask_server)
         self._connections: dict[int, http.client.HTTPConnection] = {}
 
     def run(self) -> None:
@@ -75,6 +77,9 @@ class Client(threading.Thread):
         except Exception as error:
             self.failure = error
             raise
+        finally:
+            for client in self._nodes.forget_all():
+                client.close()
 
     def act(self) -> None:
         """Send one request, whatever its outcome."""
@@ -130,9 +135,9 @@ class Client(threading.Thread):
         """Look whether a group, or those who were seen since a day, have these members."""
         n = self.journal.invoke(self.name, "members", counter=text, asked=members)
         try:
-            with self.stack.redis.nodes() as nodes:
-                found = looking.find(nodes, text, members)
+            found = looking.find(self._nodes, text, members)
         except (redis.RedisError, OSError) as error:
+            self._nodes.look_again()
             self.journal.complete(n, "unknown", why=repr(error))
             return
         self.journal.complete(n, "refused" if found is None else "ok", found=found)

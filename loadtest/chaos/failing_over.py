@@ -16,7 +16,7 @@ import redis
 
 from compose.local.redis_cluster import Node
 from loadtest.chaos.harm import Harm, Impossible, Undo, nothing
-from loadtest.chaos.redis_servers import SeveralServers, Shard, parts_at, slots_of, source_of
+from loadtest.chaos.redis_servers import SeveralServers, Shard, parts_at, slots_at, source_of
 from loadtest.chaos.schedule import SHARDS, Fault
 from loadtest.chaos.stack import family
 
@@ -117,9 +117,9 @@ class FailingOver(Harm):
     def move(self, part: int, here: Shard, there: Shard) -> None:
         """Move the slots of a part, and wait until they are there. Raises redis.RedisError."""
         target = there.primary
-        first, last = slots_of(part)
-        here.primary.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", target.ask("CLUSTER", "MYID"))
-        moved = wait(lambda: part in parts_at(target), MOVED_SECONDS)
+        slots = [slot for some in slots_at(here.primary, part) for slot in some]
+        here.primary.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *slots, "NODE", target.ask("CLUSTER", "MYID"))
+        moved = wait(lambda: not slots_at(here.primary, part), MOVED_SECONDS)
         self.say(f"          part {part} has {'' if moved else 'not '}moved from {here.name} to {there.name}")
 
     def flushed(self, fault: Fault) -> Undo:

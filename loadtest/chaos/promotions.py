@@ -20,7 +20,7 @@ from loadtest.chaos.journal import Journal
 from loadtest.chaos.redis_servers import PARTS, Shard, parts_at
 from shared_models.nodes import ask_server
 
-LOOK_SECONDS = 0.03
+LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)

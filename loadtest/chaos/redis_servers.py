@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
+from redis.crc import key_slot
 
 from compose.local.redis_cluster import SLOTS, Cluster, Node
 from compose.local.servers import HOST, Valkey
 from loadtest.chaos.schedule import SERVICES_AT_REDIS, SHARDS
 from loadtest.chaos.wires import Wire
+from shared_models import declarations
 from shared_models.nodes import Nodes, ask_server
+from shared_models.protocol import keys
 
-# How many parts each counter has on a cluster. Part 3 of one counter is on the same server as part 3 of another.
-PARTS = 16
+# How many parts each counter has on a cluster. Part 3 of one counter is near part 3 of another: in the same slice of the slots.
+PARTS = 9
 
 
 class OneServer:
@@ -126,19 +129,26 @@ class Shard:
         return second if node is first else first
 
 
-def parts_at(node: Node) -> set[int]:
-    """The numbers of the parts that a server holds, as it knows. Raises redis.RedisError."""
+def slots_at(node: Node, part: int | None = None) -> list[tuple[int, int]]:
+    """The slots that a server holds, as it knows, or those of them in the slice of these parts: from the first to the last one.
+
+    Raises redis.RedisError.
+    """
     own = node.ask("CLUSTER", "MYID")
-    found: set[int] = set()
-    for first, last, primary, *_ in node.ask("CLUSTER", "SLOTS"):
-        if primary[2] == own:
-            found |= set(range(first * PARTS // SLOTS, last * PARTS // SLOTS + 1))
-    return found
+    begin, end = (0, SLOTS) if part is None else (-(-part * SLOTS // PARTS), -(-(part + 1) * SLOTS // PARTS))
+    held = [
+        (max(first, begin), min(last, end - 1))
+        for first, last, primary, *_ in node.ask("CLUSTER", "SLOTS")
+        if primary[2] == own
+    ]
+    return [(first, last) for first, last in held if first <= last]
 
 
-def slots_of(part: int) -> tuple[int, int]:
-    """The first and the last slot of the slice in which these parts lie."""
-    return part * SLOTS // PARTS, (part + 1) * SLOTS // PARTS - 1
+def parts_at(node: Node) -> set[int]:
+    """The numbers of the parts of which a server holds some, as it knows. Raises redis.RedisError."""
+    held = slots_at(node)
+    slots = [(part.shard, key_slot(keys.home_of(part).encode())) for part in declarations.parts()]
+    return {number for number, slot in slots if any(first <= slot <= last for first, last in held)}
 
 
 def source_of(node: Node) -> str:
