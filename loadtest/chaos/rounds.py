@@ -110,7 +110,7 @@ def run_round(
 
     dead = [process.name for process in stack.processes if process.running() is None]
     bypassed = any(fault.kind in BYPASSING for fault in injector.done)
-    rest = come_to_rest(stack, journal, over, quiet_wall, bypassed=bypassed)
+    rest = come_to_rest(stack, journal, over, quiet_wall, say, bypassed=bypassed)
     for watcher in watchers:
         watcher.stop()
     if rest.broken is None:
@@ -143,7 +143,9 @@ def make_clients(
             yield kind(name, seed, stack, journal, options, sent)
 
 
-def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: float, *, bypassed: bool) -> Rest:
+def come_to_rest(
+    stack: ChaosStack, journal: Journal, over: float, quiet_wall: float, say: Callable[[str], None], *, bypassed: bool
+) -> Rest:
     """Wait until the counters are exact without help; delete rows, and wait again.
 
     `over` is when the faults ended, `quiet_wall` when the last client did; `bypassed`: only a reconcile finds all that has left.
@@ -151,14 +153,14 @@ def come_to_rest(stack: ChaosStack, journal: Journal, over: float, quiet_wall: f
     rest = Rest()
     if bypassed:
         reconcile(stack, over, quiet_wall)
-    rest.exact_seconds, why = wait_until_exact(stack, over, quiet_wall)
+    rest.exact_seconds, why = wait_until_exact(stack, over, quiet_wall, say)
     if why is not None:
         rest.broken = Violation("P5" if bypassed else "P6", f"not exact after {CONVERGED_SECONDS:.0f} s: {why}")
         return rest
     began, began_wall = time.monotonic(), time.time()
     erase_some(stack, journal)
     # complete_through does not matter here; it moves with the next pulse that the WAL writer writes.
-    rest.left_seconds, why = wait_until_exact(stack, began, began_wall)
+    rest.left_seconds, why = wait_until_exact(stack, began, began_wall, say)
     if why is not None:
         rest.broken = Violation("P6", f"not exact {CONVERGED_SECONDS:.0f} s after rows were deleted: {why}")
         return rest
@@ -201,7 +203,9 @@ def erase_some(stack: ChaosStack, journal: Journal) -> None:
         journal.complete(n, "ok")
 
 
-def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple[float | None, str | None]:
+def wait_until_exact(
+    stack: ChaosStack, over: float, quiet_wall: float, say: Callable[[str], None]
+) -> tuple[float | None, str | None]:
     """How long after the faults the counters were exact, and stayed so; or None, and the last difference."""
     why: str | None = "never asked"
     while time.monotonic() - over < CONVERGED_SECONDS:
@@ -216,6 +220,7 @@ def wait_until_exact(stack: ChaosStack, over: float, quiet_wall: float) -> tuple
                     return seconds, None
         except FAILURES as error:
             why = repr(error)
+        say(f"          not exact: {why}")
         time.sleep(0.5)
     return None, why
 

@@ -133,11 +133,11 @@ KINDS = (
 )
 # Those of a cluster, in place of those of one server. A primary has failed when it has been silent for a second.
 CLUSTER_KINDS = (
-    Kind("kill node", SHARDS, 0.2, 5.0, ("primary", "primary", "replica", "both"), 3.0),
-    Kind("stop node", SHARDS, 0.3, 4.0, ("primary", "primary", "replica"), 3.0),
-    Kind("cut off", SHARDS, 1.5, 5.0, weight=2.0),
-    Kind("failover", SHARDS, 0.5, 2.0, ("once", "twice", "by force"), 4.0),
-    Kind("slots moved", SHARDS, 0.5, 3.0, ("to the next", "to the next and back", "to the last and back"), 3.0),
+    Kind("kill node", SHARDS, 0.2, 3.5, ("primary", "primary", "replica", "both"), 3.0),
+    Kind("stop node", SHARDS, 0.3, 3.0, ("primary", "primary", "replica"), 3.0),
+    Kind("cut off", SHARDS, 1.5, 3.0, weight=2.0),
+    Kind("failover", SHARDS, 0.3, 1.0, ("once", "twice", "by force"), 4.0),
+    Kind("slots moved", SHARDS, 0.3, 2.0, ("to the next", "to the next and back", "to the last and back"), 3.0),
     Kind("flushed", SHARDS, 0.1, 0.1),
     Kind("writes refused", SHARDS, 0.5, 2.5),
     Kind("cut", CLUSTER_WIRES, 0.05, 0.3, weight=1.5),
