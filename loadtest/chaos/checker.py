@@ -1,12 +1,15 @@
 """The errors that the history of a round proves. Pure functions; each bound has its reason next to it.
 
-Two moments decide what a row proves about an answer:
+Three moments decide what a row proves about an answer:
 
     gone_at    the beginning of the first erase that may have met the row: one that matches it, was not refused, and had
                not ended before the row was first sent. Before that moment the row, once acknowledged, is in the table.
     lost_at    the beginning of the first loss of its part that had not ended before the row was counted: a kill of Valkey, a
                replica that took the place of a primary without having all of it, or a set that was deleted by hand. Before that
                moment Redis has lost nothing of it.
+    stale_until
+               the end of the time in which a server without the row may have answered: before the row was counted it had been
+               replaced, or its slots had been moved, and it had not heard of that.
 
 A counter is whatever was asked: "users", those of one group, those that were seen since a day: see `history.Question`.
 
@@ -60,6 +63,7 @@ class Fact:
     gone_at: float
     counted: float
     lost_at: float
+    stale_until: float = -inf
 
     def surely_complete(self, through_wall: float | None, until: float) -> bool:
         """P7: an answer that claims to be complete through a moment has to count this row.
@@ -73,9 +77,9 @@ class Fact:
         """P2: a read within these times finds the member.
 
         It was counted before the read began, Redis lost nothing before the read had ended, and no erase had begun: the
-        row was there all the time, so nothing had a reason to remove the member.
+        row was there all the time, so nothing had a reason to remove the member. And only the server that had it answered.
         """
-        return self.counted <= began and ended <= min(self.lost_at, self.gone_at)
+        return max(self.counted, self.stale_until) <= began and ended <= min(self.lost_at, self.gone_at)
 
 
 def judge(now: Round, limits: Mapping[str, float] | None = None) -> Verdict:
@@ -107,12 +111,14 @@ def facts(now: Round, counter: str) -> list[Fact]:
     for request in now.requests.values():
         if request.acknowledged < inf:
             losses = [loss for loss in now.losses if loss.ended >= request.counted_began]
+            stale = [each for each in now.stale if each.began <= request.counted < inf]
             for row in request.rows:
                 member = row.member(counter)
                 if member is not None:
                     lost_at = min((loss.began for loss in losses if loss.concerns(counter, member)), default=inf)
                     gone = gone_at(now, row, request.began)
-                    found.append(Fact(row, request.acknowledged_wall, gone, request.counted, lost_at))
+                    stale_until = max((each.ended for each in stale if each.concerns(counter, member)), default=-inf)
+                    found.append(Fact(row, request.acknowledged_wall, gone, request.counted, lost_at, stale_until))
     return found
 
 
@@ -197,11 +203,10 @@ def latest_claim(answer: Membership, counts: list[Count]) -> Count | None:
 
 
 def is_lost(answer: Membership, claim: Count, member: Member, now: Round) -> bool:
-    """Whether Redis may have lost the member between the claim and the answer."""
-    return any(
-        loss.began <= answer.ended and loss.ended >= claim.began and loss.concerns(answer.counter, member)
-        for loss in now.losses
-    )
+    """Whether Redis may have lost the member between the claim and the answer, or the answer may be of a server without it."""
+    lost = (each for each in now.losses if each.began <= answer.ended and each.ended >= claim.began)
+    stale = (each for each in now.stale if each.began <= claim.ended and each.ended >= answer.began)
+    return any(each.concerns(answer.counter, member) for each in (*lost, *stale))
 
 
 def judge_requests(requests: Iterable[Request]) -> Iterable[Violation]:

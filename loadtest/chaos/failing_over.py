@@ -16,7 +16,7 @@ import redis
 
 from compose.local.redis_cluster import Node
 from loadtest.chaos.harm import Harm, Impossible, Undo, nothing
-from loadtest.chaos.redis_servers import SeveralServers, Shard, parts_at, slots_at, source_of
+from loadtest.chaos.redis_servers import PARTS, SeveralServers, Shard, parts_at, slots_at, source_of
 from loadtest.chaos.schedule import SHARDS, Fault
 from loadtest.chaos.stack import family
 
@@ -115,11 +115,20 @@ class FailingOver(Harm):
         return self.in_the_background(fault, move_both_ways)
 
     def move(self, part: int, here: Shard, there: Shard) -> None:
-        """Move the slots of a part, and wait until they are there. Raises redis.RedisError."""
-        target = there.primary
-        slots = [slot for some in slots_at(here.primary, part) for slot in some]
-        here.primary.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *slots, "NODE", target.ask("CLUSTER", "MYID"))
-        moved = wait(lambda: not slots_at(here.primary, part), MOVED_SECONDS)
+        """Move the slots of a part, and wait until they are there. Raises redis.RedisError.
+
+        The old server answers reads until it hears that they are gone.
+        """
+        source, target = here.primary, there.primary.ask("CLUSTER", "MYID")
+        slots = [slot for some in slots_at(source, part) for slot in some]
+        began = time.monotonic()
+        with suppress(redis.TimeoutError):  # it may be stopped, and do it later
+            source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *slots, "NODE", target)
+        moved = wait(lambda: not slots_at(source, part), MOVED_SECONDS)
+        if not moved:
+            with suppress(redis.RedisError):
+                source.ask("CLUSTER", "CANCELSLOTMIGRATIONS")
+        self.journal.write("stale", **{"from": began}, parts=[part], of=PARTS)
         self.say(f"          part {part} has {'' if moved else 'not '}moved from {here.name} to {there.name}")
 
     def flushed(self, fault: Fault) -> Undo:

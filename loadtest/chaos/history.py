@@ -256,6 +256,8 @@ class Round:
     counts: list[Count] = field(default_factory=list)
     memberships: list[Membership] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
+    # While two servers believed to hold these parts: what was counted on one of them, the other one did not show.
+    stale: list[Loss] = field(default_factory=list)
     stops: list[tuple[str, float, float]] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     # By token: when an erase may first have met the row. Found when it is asked for the first time, by the checker.
@@ -283,8 +285,8 @@ def rounds(events: Iterable[dict[str, Any]]) -> Iterator[Round]:
             begin(now, event)
         elif kind == "complete":
             end(now, invoked.pop(event["n"]), event)
-        elif kind == "loss":
-            now.losses.append(
+        elif kind in ("loss", "stale"):
+            (now.losses if kind == "loss" else now.stale).append(
                 Loss(
                     event["from"],
                     event["t"],

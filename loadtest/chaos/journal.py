@@ -14,6 +14,8 @@ between, or, if its outcome is unknown, later or never.
     loss      Redis may have lost something between `from` and `t`: it was killed, or a replica took the place of a primary that
               may have had more; or somebody has deleted what the derived `counter` holds that it names, and at `t` it was
               complete again. `parts`: only of the parts with these numbers, of so many (`of`)
+    stale     between `from` and `t` a server of Redis may have answered reads although another one had taken its place; `parts`
+              and `of` as above
     fault     number, kind, target, how: the start of a fault …
     mended    number: … and its end (`skipped`: it was not possible)
     table     the rows of the primary at rest: rows = {table: [[token, …], …]}

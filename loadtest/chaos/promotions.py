@@ -1,9 +1,9 @@
 """Watches a cluster: notes when a replica was promoted, and what may have been lost with it.
 
 A primary answers before its replica has the write. So a row that was counted may be missing after a promotion, until the next
-pass has counted it again. The checker excuses exactly that, by a `loss` in the journal: of the parts that the promoted server
-holds, from when it was last seen as a replica until the old primary was seen as a replica, or was gone. A primary that hands
-over in order loses nothing, so that is no loss.
+pass has counted it again: a `loss` in the journal, of the parts that the promoted server holds. A primary that hands over in order
+loses nothing, so that is no loss. But each old primary answers reads until it hears that it was replaced: `stale` in the journal.
+Both last from when the promoted server was last seen as a replica until the old primary was seen as one, or was gone.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A promotion whose old primary may still take writes."""
+class Promotion:
+    """One whose old primary may still answer."""
 
     began: float
     old: Node
     parts: frozenset[int]
+    in_order: bool
 
 
 class Promotions(threading.Thread):
@@ -42,7 +43,7 @@ class Promotions(threading.Thread):
         self.over = threading.Event()
         self._followed_at = time.monotonic()  # when the replica was last seen as one
         self._epoch = -1  # of the primary's slots: a promotion raises it
-        self._lost: list[Lost] = []
+        self._unheard: list[Promotion] = []  # the old primaries have not heard of them
         self._clients = {node: ask_server(node.url) for node in shard.nodes}
 
     def run(self) -> None:
@@ -52,11 +53,11 @@ class Promotions(threading.Thread):
             client.close()
 
     def stop(self) -> None:
-        """End, with all losses noted: an old primary that is no replica by now is not waited for."""
+        """End, with everything noted: an old primary that is no replica by now is not waited for."""
         self.over.set()
         self.join()
-        for lost in self._lost:
-            self.note(lost)
+        for promotion in self._unheard:
+            self.note(promotion)
 
     def look(self) -> None:
         """Look at both servers once."""
@@ -74,10 +75,10 @@ class Promotions(threading.Thread):
         role, epoch = said[shard.primary]
         if role == "master":
             self._epoch = max(self._epoch, epoch)
-        for lost in list(self._lost):
-            if lost.old is shard.primary or said[lost.old][0] in ("slave", "gone"):
-                self.note(lost)
-                self._lost.remove(lost)
+        for each in list(self._unheard):
+            if each.old is shard.primary or said[each.old][0] in ("slave", "gone"):
+                self.note(each)
+                self._unheard.remove(each)
 
     def promoted(self, parts: frozenset[int]) -> None:
         """The replica is the primary now, of these parts."""
@@ -87,13 +88,13 @@ class Promotions(threading.Thread):
         in_order = shard.handed_over_to is shard.primary
         if in_order:
             shard.handed_over_to = None
-        else:
-            self._lost.append(Lost(self._followed_at, old, parts))
+        self._unheard.append(Promotion(self._followed_at, old, parts, in_order))
         self.say(f"          {shard.name}: {shard.primary.name} was promoted{', in order' if in_order else ''}")
 
-    def note(self, lost: Lost) -> None:
-        """Write the loss: it ends now."""
-        self.journal.write("loss", **{"from": lost.began}, parts=sorted(lost.parts), of=PARTS)
+    def note(self, promotion: Promotion) -> None:
+        """Write what it means for answers: it ends now."""
+        for event in ("stale",) if promotion.in_order else ("stale", "loss"):
+            self.journal.write(event, **{"from": promotion.began}, parts=sorted(promotion.parts), of=PARTS)
 
     def ask(self, node: Node) -> tuple[str, int]:
         """Its role ("gone" if it does not run, "" if it does not answer), and its epoch."""

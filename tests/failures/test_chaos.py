@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +27,12 @@ from loadtest.chaos.faults import Faults, method_of
 from loadtest.chaos.history import GROUPINGS, read, rounds
 from loadtest.chaos.injecting import Injector
 from loadtest.chaos.journal import Journal
-from loadtest.chaos.schedule import GROUPED, KINDS, LAST_SEEN, SETS, Fault, expand
+from loadtest.chaos.schedule import CLUSTER_KINDS, GROUPED, KINDS, LAST_SEEN, SETS, Fault, expand
 from loadtest.chaos.stack import DECLARE
 from shared_models import declarations
-from shared_models.declarations import Storage
+from shared_models.declarations import Storage, get_counter
+from shared_models.protocol.elements import shard_of_member
+from shared_models.protocol.members import encode
 from tests.servers import wait_for
 
 WALL = 1_700_000_000.0
@@ -79,6 +82,9 @@ class Hand:
 
     def lose(self, began, ended, **what):
         self.add("loss", ended, **{"from": began}, **what)
+
+    def stale(self, began, ended, **what):
+        self.add("stale", ended, **{"from": began}, **what)
 
     def table(self, t, *rows, orders=()):
         self.add("table", t, rows={"message": list(rows), "orders": list(orders)})
@@ -223,6 +229,61 @@ def test_a_loss_before_the_member_was_counted_excuses_nothing(hand):
     hand.post(1, 2, ANN, counted=True)
     hand.users(3, 4, 0, through=0)
     assert hand.broken() == ["P2"]
+
+
+def test_a_loss_of_some_parts_excuses_nothing_of_the_others(hand):
+    """A server of a cluster failed over: only what it held may be missing."""
+    hand.post(1, 2, ANN, BOB, counted=True)
+    hand.lose(2.5, 2.6, parts=[part_of("ann", 9)], of=9)
+    hand.is_member(3, 4, "ann", False)
+    hand.users(3, 4, 1, through=0)
+    assert hand.broken() == []
+    hand.is_member(3, 4, "bob", False)
+    hand.users(3, 4, 0, through=0)
+    assert hand.broken() == ["P2", "P2"]
+
+
+def test_a_loss_of_some_parts_excuses_a_member_until_complete_through_has_passed_its_row(hand):
+    hand.post(1, 2, ANN, counted=True)
+    hand.lose(2.5, 2.6, parts=[part_of("ann", 9)], of=9)
+    hand.users(3, 4, 0, through=1)
+    assert hand.broken() == []
+    hand.users(5, 6, 0, through=3)
+    assert hand.broken() == ["P7"]
+
+
+def test_a_server_that_was_replaced_may_show_what_it_had_until_it_hears_of_that(hand):
+    hand.post(1, 2, BOB, counted=True)
+    hand.post(3, 4, ANN, counted=True)
+    hand.stale(2.5, 5, parts=[part_of("ann", 9), part_of("bob", 9)], of=9)
+    hand.users(4.5, 4.6, 1, through=0)
+    hand.is_member(4.5, 4.6, "ann", False)
+    assert hand.broken() == []
+    hand.is_member(4.5, 4.6, "bob", False)  # who was counted before there were two of them
+    hand.is_member(5.5, 5.6, "ann", False)  # by then there is one
+    assert hand.broken() == ["P2", "P2"]
+
+
+def test_a_server_that_was_replaced_excuses_nothing_of_another(hand):
+    hand.post(3, 4, ANN, counted=True)
+    hand.stale(2.5, 5, parts=[part_of("bob", 9)], of=9)
+    hand.is_member(4.5, 4.6, "ann", False)
+    assert part_of("bob", 9) != part_of("ann", 9) and hand.broken() == ["P2"]
+
+
+def test_a_claim_of_the_new_server_is_not_held_against_the_one_that_it_replaced(hand):
+    hand.post(1, 2, ANN)
+    hand.stale(2.5, 5, parts=[part_of("ann", 9)], of=9)
+    hand.users(4, 4.1, 1, through=3)
+    hand.is_member(4.5, 4.6, "ann", False)
+    assert hand.broken() == []
+    hand.is_member(5.5, 5.6, "ann", False)
+    assert hand.broken() == ["P7"]
+
+
+def part_of(name: str, parts: int) -> int:
+    counter = replace(get_counter("users"), shards=parts)
+    return shard_of_member(counter, encode([name]))
 
 
 def test_a_loss_of_one_counter_excuses_nothing_of_another(hand):
@@ -451,7 +512,7 @@ def test_every_kind_of_fault_is_drawn_and_no_target_suffers_two_at_a_time():
 
 
 def test_every_kind_and_variant_is_one_that_can_be_done():
-    for kind in KINDS:
+    for kind in (*KINDS, *CLUSTER_KINDS):
         assert callable(getattr(Faults, method_of(kind.name)))
     hows = {(kind.name, target): set(kind.hows) for kind in KINDS for target in kind.targets}
     assert hows["table rewritten", "table"] == tampering.REWRITES.keys()
@@ -477,6 +538,12 @@ def test_a_database_that_is_its_own_replica_suffers_nothing_that_needs_another_o
     assert {"kill", "kill backend", "burn xids"} <= {fault.kind for fault in faults}
     assert not {"promotion", "replay paused"} & {fault.kind for fault in faults}
     assert not {"replica", "replica-primary"} & {fault.target for fault in faults}
+
+
+def test_a_cluster_suffers_its_own_faults_and_not_those_of_one_server():
+    faults = [fault for seed in range(20) for fault in expand(seed, 1, 60.0, cluster=True).faults]
+    assert {kind.name for kind in (*KINDS, *CLUSTER_KINDS)} - {"kill valkey"} == {fault.kind for fault in faults}
+    assert not {"valkey", "ingest-valkey", "manage-valkey", "query-valkey"} & {fault.target for fault in faults}
 
 
 def test_an_undoing_that_another_fault_is_in_the_way_of_waits_until_that_one_is_undone(tmp_path: Path, monkeypatch):
