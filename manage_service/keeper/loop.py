@@ -178,19 +178,22 @@ class Keeper:
         return 0.0 if mends else pause
 
     def look_at_groups(self) -> None:
-        """Look at one piece of one counter (`watch`); the next tick looks at the next counter. After an error that says that
-        a key has a wrong type, look at all pieces of all counters."""
-        watched = [part for part in declarations.parts() if part.storage is not Storage.SET]
+        """Look at one piece of each part of one counter (`watch`); the next tick looks at the next counter. So counters with
+        many parts are not looked at more seldom. After an error that says that a key has a wrong type, look at all pieces of all
+        counters."""
+        watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
         if self.looks_at_all:
             self.looks_at_all = False
             for counter in watched:
-                self.look_at(counter, MOST_PIECES)
+                for part in counter.parts:
+                    self.look_at(part, MOST_PIECES)
         elif watched:
             self.turn = (self.turn + 1) % len(watched)
-            self.look_at(watched[self.turn], 1)
+            for part in watched[self.turn].parts:
+                self.look_at(part, 1)
 
     def look_at(self, counter: Counter, pieces: int) -> None:
-        """Look at this many pieces of one counter."""
+        """Look at this many pieces of one part."""
         with self.server_of(counter) as redis:
             if redis is None:
                 return

@@ -114,6 +114,23 @@ def test_a_run_looks_at_all_parts_and_says_one_result(spread: World, keeper: Kee
     assert not differences(spread)
 
 
+def test_all_parts_of_a_counter_are_looked_at_in_its_turn(spread: World, keeper: Keeper) -> None:
+    """Otherwise a group that was changed by hand would wait the longer the more parts there are."""
+    (counter,) = declarations.COUNTERS[0].groupings
+    damaged = {}
+    for part in counter.parts[::5]:
+        at, redis = keys.of_counter(part.name), spread.redis_of(part)
+        damaged[part.name] = redis.zrange(at.members, 0, 0)[0]
+        redis.delete(at.group(redis.hget(at.intake, "generation"), damaged[part.name]))
+    for _ in declarations.derived():
+        keeper.look_at_groups()
+    assert {name: [*broken] for name, broken in keeper.broken.items() if broken} == {
+        name: [group] for name, group in damaged.items()
+    }
+    tick_until(keeper, lambda: not keeper.mending and not any(keeper.broken.values()), "the groups to be read again")
+    assert is_exact(spread)
+
+
 def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(
     spread: World, keeper: Keeper, cluster: Cluster
 ) -> None:
