@@ -7,6 +7,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -321,11 +322,23 @@ class Analyst(Client):
 
 
 class Operator(Client):
-    """Asks for runs, and cancels some. The counts show their effect."""
+    """Asks for a run when its last one has ended, and cancels some. The counts show their effect."""
 
     pause_seconds = 2.0
+    _open = ""  # the id of its last run, until it is known to have ended
+
+    def run(self) -> None:
+        super().run()
+        with suppress(OSError, http.client.HTTPException):
+            self.cancel()
 
     def act(self) -> None:
+        if self._open:
+            with suppress(OSError, http.client.HTTPException):
+                status, said = self.ask(self.stack.manage.port, "GET", f"/v1/runs/{self._open}")
+                if status == 404 or (status == 200 and said["finished_at"]):
+                    self._open = ""
+            return
         names = [counter.name for counter in declarations.derived()]
         asked = {
             "mode": self.random.choice(("repair", "repair", "check")),
@@ -334,9 +347,16 @@ class Operator(Client):
         n = self.journal.invoke(self.name, "run", asked=asked)
         try:
             status, said = self.ask(self.stack.manage.port, "POST", "/v1/runs", asked)
-            if status == 202 and self.random.random() < 0.2:
-                self.ask(self.stack.manage.port, "POST", f"/v1/runs/{said['id']}/cancel")
+            if status == 202:
+                self._open = said["id"]
+                if self.random.random() < 0.2:
+                    self.cancel()
         except (OSError, http.client.HTTPException) as error:
             self.journal.complete(n, "unknown", why=repr(error))
         else:
             self.journal.complete(n, "ok", status=status)
+
+    def cancel(self) -> None:
+        """Cancel its last run. Raises OSError, http.client.HTTPException."""
+        if self._open:
+            self.ask(self.stack.manage.port, "POST", f"/v1/runs/{self._open}/cancel")

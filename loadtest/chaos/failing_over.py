@@ -107,20 +107,22 @@ class FailingOver(Harm):
         part = parts[fault.number % len(parts)]
 
         def move_both_ways(over: threading.Event) -> None:
-            self.move(part, here, there)
+            moved = self.move(part, here, there)
             over.wait()
-            if fault.how.endswith("back"):
+            if moved and fault.how.endswith("back"):
                 self.move(part, there, here)
 
         return self.in_the_background(fault, move_both_ways)
 
-    def move(self, part: int, here: Shard, there: Shard) -> None:
-        """Move the slots of a part, and wait until they are there. Raises redis.RedisError.
+    def move(self, part: int, here: Shard, there: Shard) -> bool:
+        """Move the slots of a part, and wait until they are there; whether they are. Raises redis.RedisError.
 
         The old server answers reads until it hears that they are gone.
         """
         source, target = here.primary, there.primary.ask("CLUSTER", "MYID")
         slots = [slot for some in slots_at(source, part) for slot in some]
+        if not slots:
+            return False  # it has failed over meanwhile, and this server does not know that it holds them
         began = time.monotonic()
         with suppress(redis.TimeoutError):  # it may be stopped, and do it later
             source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *slots, "NODE", target)
@@ -130,6 +132,7 @@ class FailingOver(Harm):
                 source.ask("CLUSTER", "CANCELSLOTMIGRATIONS")
         self.journal.write("stale", **{"from": began}, parts=[part], of=PARTS)
         self.say(f"          part {part} has {'' if moved else 'not '}moved from {here.name} to {there.name}")
+        return moved
 
     def flushed(self, fault: Fault) -> Undo:
         """Everything that a primary holds is gone, and its replica forgets it, too."""

@@ -117,10 +117,10 @@ def test_a_run_looks_at_all_parts_and_says_one_result(spread: World, keeper: Kee
 def test_all_parts_of_a_counter_are_looked_at_in_its_turn(spread: World, keeper: Keeper) -> None:
     """Otherwise a group that was changed by hand would wait the longer the more parts there are."""
     (counter,) = declarations.COUNTERS[0].groupings
-    damaged = {}
+    damaged: dict[str, bytes] = {}
     for part in counter.parts[::5]:
         at, redis = keys.of_counter(part.name), spread.redis_of(part)
-        damaged[part.name] = redis.zrange(at.members, 0, 0)[0]
+        (damaged[part.name],) = redis.zrange(at.members, 0, 0)
         redis.delete(at.group(redis.hget(at.intake, "generation"), damaged[part.name]))
     for _ in declarations.derived():
         keeper.look_at_groups()
