@@ -620,6 +620,24 @@ def test_some_faults_of_every_kind_break_no_promise(temporary: Path):
 
 
 @pytest.mark.long
+def test_some_faults_of_a_cluster_break_no_promise(temporary: Path):
+    with chaos(temporary, "--seed", "3", "--seconds", "20", "--rounds", "1", "--cluster", "3") as run:
+        output, _ = run.communicate()
+    assert run.returncode == 0, output
+    assert "| **wrong answers** (P2, P4, P7) | **0** |" in output
+    assert re.search(r"replicas of Redis that were promoted \| [1-9]", output)
+    assert list(temporary.iterdir()) == [] and processes_of(temporary) == []
+
+
+@pytest.mark.long
+def test_a_cluster_that_serves_what_was_emptied_is_found_out(temporary: Path):
+    options = ("--seed", "3", "--seconds", "8", "--rounds", "1", "--quiet", "--cluster", "3")
+    with chaos(temporary, *options, "--kind", "flushed", "--without", "cold") as run:
+        output, _ = run.communicate()
+    assert run.returncode == 1 and re.search("P[47]: ", output), output
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rule", "kind", "promise", "seed", "seconds"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from redis import RedisError
@@ -120,7 +121,7 @@ def test_all_parts_of_a_counter_are_looked_at_in_its_turn(spread: World, keeper:
     damaged: dict[str, bytes] = {}
     for part in counter.parts[::5]:
         at, redis = keys.of_counter(part.name), spread.redis_of(part)
-        (damaged[part.name],) = redis.zrange(at.members, 0, 0)
+        (damaged[part.name],) = cast("list[bytes]", redis.zrange(at.members, 0, 0))
         redis.delete(at.group(redis.hget(at.intake, "generation"), damaged[part.name]))
     for _ in declarations.derived():
         keeper.look_at_groups()
