@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -23,6 +24,9 @@ from shared_models.protocol import keys, storages
 from shared_models.protocol.moments import from_microseconds
 
 V = TypeVar("V")
+
+# A server does not change that while it runs.
+_in_cluster: WeakKeyDictionary[Redis, bool] = WeakKeyDictionary()
 
 # Clocks differ by less than this. No clock has shown a moment that is further in the future.
 CLOCK_SLACK = timedelta(hours=1)
@@ -256,12 +260,15 @@ def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:
     """
     pipe, found = client.pipeline(transaction=False), {}
     pipe.info("replication")
+    in_cluster = is_in_cluster(client)
+    if in_cluster:
+        pipe.execute_command("CLUSTER INFO")
     for name in names:
         pipe.execute_command("MULTI")
         queue_state(pipe, name)
         pipe.execute_command("EXEC")
     info, *replies = pipe.execute(raise_on_error=False)
-    history = history_in(info)
+    history = history_in(info, replies.pop(0) if in_cluster else None)
     for number, name in enumerate(names, 1):
         # Redis says OK to MULTI, and QUEUED to each command; EXEC has all replies.
         done = replies[number * (REPLIES + 2) - 1]
@@ -271,17 +278,30 @@ def read_states(client: Redis, names: Sequence[str]) -> dict[str, State]:
     return found
 
 
-def history_in(info: Mapping[str, Any] | Exception) -> str:
-    """Redis' name for its own history (see lua/history.lua), by INFO replication. Raises redis.RedisError."""
+def is_in_cluster(client: Redis) -> bool:
+    """Whether this server is one of a cluster. Raises redis.RedisError."""
+    if client not in _in_cluster:
+        _in_cluster[client] = client.info("cluster").get("cluster_enabled") == 1
+    return _in_cluster[client]
+
+
+def history_in(info: Mapping[str, Any] | Exception, cluster: Mapping[str, str] | Exception | None = None) -> str:
+    """Redis' name for its own history (see lua/history.lua), by INFO replication, and CLUSTER INFO of a server in a cluster.
+
+    Raises redis.RedisError.
+    """
     if isinstance(info, Exception):
         raise info
+    if isinstance(cluster, Exception):
+        raise cluster
     if info.get("role") != "master":
         return ""  # a replica: nothing can be claimed by what is read from it
     if not info.get("master_replid"):
         raise RedisError(
             "INFO replication says no master_replid: Rollcall cannot know whether this Redis has lost writes"
         )
-    return str(info["master_replid"])
+    name = str(info["master_replid"])
+    return name if cluster is None else f"{name}/{cluster['cluster_my_epoch']}"
 
 
 def read_state(client: Redis, name: str) -> State:

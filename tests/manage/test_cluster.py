@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
-from redis import RedisError
+from redis import Redis, RedisError
+from redis.crc import key_slot
 
 from compose.local.redis_cluster import Cluster, Node
 from manage_service.keeper.loop import Keeper
+from manage_service.protocol import catch_up
 from manage_service.runs.registry import Mode
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
+from manage_service.stores import connect_for_passes
 from shared_models import declarations
 from shared_models.nodes import Nodes, ask_server
-from shared_models.protocol import elements, keys, steps
+from shared_models.protocol import elements, keys, states, steps
 from shared_models.protocol.timeline import SOURCE_SQL
 from tests.manage.grouped import SMALL, differences, is_exact, orders
 from tests.manage.keepers import keeper_at_work, tick_until
@@ -175,3 +178,49 @@ def test_a_manual_failover_loses_nothing(spread: World, keeper: Keeper, cluster:
     spread.replay()
     spread.nodes.look_again()
     tick_until(keeper, lambda: is_exact(spread), "all to be exact")
+
+
+def test_a_pass_does_not_claim_what_was_lost_while_its_slots_were_elsewhere(
+    spread: World, keeper: Keeper, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server, its connection and all that it compares are the same before and after."""
+    counter = declarations.COUNTERS[0]
+    part = next(each for each in counter.parts if elements.shard_of_member(counter, b"zoe") == each.shard)
+    at, here = keys.of_counter(part.name), node_of(cluster, spread, part.shard)
+    there = next(node for node in cluster.nodes if node.is_primary and node is not here)
+    slot = key_slot(at.state.encode())
+    spread.ask_primary("INSERT INTO shop.orders (email, country, created_at) VALUES ('zoe', 'DE', '2024-05-05 12:00Z')")
+    spread.replay()
+    whole = steps.record
+
+    def record(redis: Redis, members: Any, *args: Any, **options: Any) -> int:
+        """What the pass adds is the last that the other server gets, and a failover there loses it."""
+        monkeypatch.setattr(steps, "record", whole)
+        before = redis.dump(at.members), redis.dump(at.days), redis.dump(at.intake)
+        added = whole(redis, members, *args, **options)
+        move(slot, here, there)
+        with there.client() as other:
+            for key, value in zip((at.members, at.days, at.intake), before, strict=True):
+                other.restore(key, 0, cast("bytes", value), replace=True)
+        move(slot, there, here)
+        return added
+
+    monkeypatch.setattr(steps, "record", record)
+    cursor = states.read_state(spread.redis_of(part), part.name).cursor
+    did = catch_up.catch_up([part], spread.replica, nodes := Nodes(cluster.url, connect_for_passes))[part.name]
+    assert (did.added, did.behind) == (1, catch_up.CHANGED)
+    assert states.read_state(spread.redis_of(part), part.name).cursor == cursor
+    for client in nodes.forget_all():
+        client.close()
+    tick_until(keeper, lambda: is_exact(spread), "the next pass")
+
+
+def move(slot: int, here: Node, there: Node) -> None:
+    """Move a slot, and wait until both servers know it."""
+    name = there.ask("CLUSTER", "MYID")
+    here.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", name)
+
+    def knows(node: Node) -> bool:
+        return any(first <= slot <= last and to[2] == name for first, last, to, *_ in node.ask("CLUSTER", "SLOTS"))
+
+    wait_for(lambda: knows(here) and knows(there), "the slot to be moved")
