@@ -42,9 +42,9 @@ class Promotions(threading.Thread):
         self.count = 0
         self.over = threading.Event()
         self._followed_at = time.monotonic()  # when the replica was last seen as one
-        self._epoch = -1  # of the primary's slots: a promotion raises it
         self._unheard: list[Promotion] = []  # the old primaries have not heard of them
         self._clients = {node: ask_server(node.url) for node in shard.nodes}
+        self.look()  # before the first fault
 
     def run(self) -> None:
         while not self.over.wait(LOOK_SECONDS):
@@ -67,14 +67,14 @@ class Promotions(threading.Thread):
         role, epoch = said[shard.replica]
         if role == "slave":
             self._followed_at = at
-        elif role == "master" and epoch > self._epoch >= 0:
+        elif role == "master" and epoch > shard.epoch >= 0:
             try:
                 self.promoted(frozenset(parts_at(shard.replica)))
             except redis.RedisError:
                 return  # look again
         role, epoch = said[shard.primary]
         if role == "master":
-            self._epoch = max(self._epoch, epoch)
+            shard.epoch = max(shard.epoch, epoch)
         for each in list(self._unheard):
             if each.old is shard.primary or said[each.old][0] in ("slave", "gone"):
                 self.note(each)

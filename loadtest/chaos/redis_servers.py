@@ -114,7 +114,8 @@ class Shard:
 
     def __init__(self, name: str, first: Node, second: Node) -> None:
         self.name, self.nodes = name, (first, second)
-        self.primary = first  # `promotions` keeps it up to date
+        # `promotions` keeps these up to date: the primary, and the epoch of its slots, which a promotion raises.
+        self.primary, self.epoch = first, -1
         # A server whose next promotion loses nothing: its primary hands over in order.
         self.handed_over_to: Node | None = None
 
