@@ -31,7 +31,7 @@ from manage_service.protocol.bucket_filter import BucketFilter
 from manage_service.protocol.build import build, needs_building
 from manage_service.protocol.catch_up import Memory, Pass, catch_up, catch_up_at_rest
 from manage_service.protocol.departures import departing, resolve_departures
-from manage_service.protocol.groups import MOST_PIECES, mend, watch
+from manage_service.protocol.groups import look_once, mend, watch
 from manage_service.protocol.in_step import in_step
 from manage_service.protocol.plausibility import Plausibility
 from manage_service.protocol.progress import Steps
@@ -186,28 +186,29 @@ class Keeper:
             self.looks_at_all = False
             for counter in watched:
                 for part in counter.parts:
-                    self.look_at(part, MOST_PIECES)
+                    self.look_at(part, whole=True)
         elif watched:
             self.turn = (self.turn + 1) % len(watched)
             for part in watched[self.turn].parts:
-                self.look_at(part, 1)
+                self.look_at(part)
 
-    def look_at(self, counter: Counter, pieces: int) -> None:
-        """Look at this many pieces of one part."""
+    def look_at(self, counter: Counter, *, whole: bool = False) -> None:
+        """Look at one piece of one part, or at the whole of it."""
         with self.server_of(counter) as redis:
             if redis is None:
                 return
             looks = self.looks.setdefault(counter.name, watch(counter, redis))
             try:
-                for broken in islice(looks, pieces):
+                for broken in look_once(counter, redis) if whole else islice(looks, 1):
                     self.broken[counter.name] = broken
+                    self.renew()
             except ResponseError as error:
                 if not is_of_another_type(error):
                     raise
                 # Only the look at this counter begins again; the others continue.
                 removed = states.remove_misfits(redis, counter.name)
                 log.error("counter.removed_misfits", counter=counter.name, keys=removed)
-                del self.looks[counter.name]
+                self.looks.pop(counter.name, None)
 
     def mend_groups(self) -> bool:
         """One step of reading a group again, for each part that has such groups; whether one of them did something. It is no job:

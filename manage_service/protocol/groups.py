@@ -41,8 +41,6 @@ log = structlog.get_logger()
 
 # How many groups one piece has: half a millisecond of Redis' time.
 GROUPS_AT_ONCE = 1_000
-# After so many pieces, all groups of a counter have been looked at.
-MOST_PIECES = storages.MAX_GROUPS // GROUPS_AT_ONCE + 2
 
 
 def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
@@ -50,28 +48,33 @@ def watch(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
 
     Raises redis.RedisError.
     """
-    at = keys.of_counter(counter.name)
     while True:
-        if counter.storage is Storage.SET:
-            yield {}
-        elif not is_whole(counter, redis):
-            state = states.read_state(redis, counter.name)
-            if not state.lost and not is_whole(counter, redis) and steps.make_cold(redis, counter.name, state):
-                log.error("counter.not_whole", counter=counter.name)
-            yield {}
-        elif counter.storage is Storage.LAST_SEEN:
-            yield {}
-        else:
-            looked_at, changed = 0, dict[bytes, str]()
-            for sizes in storages.scan_groups(redis, at):
-                changed |= find_changed(counter, list(sizes), redis)
-                looked_at += len(sizes)
-                if looked_at >= GROUPS_AT_ONCE:
-                    drop(counter, changed, redis)
-                    looked_at, changed = 0, {}
-                    yield broken_groups(counter, redis)
-            drop(counter, changed, redis)
-            yield broken_groups(counter, redis)
+        yield from look_once(counter, redis)
+
+
+def look_once(counter: Counter, redis: Redis) -> Iterator[dict[bytes, str]]:
+    """The same, until all of the counter has been looked at."""
+    at = keys.of_counter(counter.name)
+    if counter.storage is Storage.SET:
+        yield {}
+    elif not is_whole(counter, redis):
+        state = states.read_state(redis, counter.name)
+        if not state.lost and not is_whole(counter, redis) and steps.make_cold(redis, counter.name, state):
+            log.error("counter.not_whole", counter=counter.name)
+        yield {}
+    elif counter.storage is Storage.LAST_SEEN:
+        yield {}
+    else:
+        looked_at, changed = 0, dict[bytes, str]()
+        for sizes in storages.scan_groups(redis, at):
+            changed |= find_changed(counter, list(sizes), redis)
+            looked_at += len(sizes)
+            if looked_at >= GROUPS_AT_ONCE:
+                drop(counter, changed, redis)
+                looked_at, changed = 0, {}
+                yield broken_groups(counter, redis)
+        drop(counter, changed, redis)
+        yield broken_groups(counter, redis)
 
 
 def broken_groups(counter: Counter, redis: Redis) -> dict[bytes, str]:

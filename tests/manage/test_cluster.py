@@ -11,12 +11,13 @@ from redis.crc import key_slot
 
 from compose.local.redis_cluster import Cluster, Node
 from manage_service.keeper.loop import Keeper
-from manage_service.protocol import catch_up
+from manage_service.protocol import catch_up, groups
 from manage_service.runs.registry import Mode
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from manage_service.stores import connect_for_passes
 from shared_models import declarations
+from shared_models.declarations import Counter
 from shared_models.nodes import Nodes, ask_server
 from shared_models.protocol import elements, keys, states, steps
 from shared_models.protocol.timeline import SOURCE_SQL
@@ -133,6 +134,23 @@ def test_all_parts_of_a_counter_are_looked_at_in_its_turn(spread: World, keeper:
     }
     tick_until(keeper, lambda: not keeper.mending and not any(keeper.broken.values()), "the groups to be read again")
     assert is_exact(spread)
+
+
+def test_a_look_at_everything_looks_at_each_part_once(
+    spread: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking on until the largest possible counter would have been seen took longer than the keeper's lease, again and again."""
+    looked: list[str] = []
+    whole = groups.is_whole
+
+    def is_whole(part: Counter, redis: Redis) -> bool:
+        looked.append(part.name)
+        return whole(part, redis)
+
+    monkeypatch.setattr(groups, "is_whole", is_whole)
+    keeper.looks_at_all = True
+    keeper.look_at_groups()
+    assert sorted(looked) == sorted(part.name for part in declarations.parts())
 
 
 def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(

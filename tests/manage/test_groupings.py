@@ -460,6 +460,7 @@ def test_a_key_of_another_type_is_found_by_the_look_at_the_groups_and_stops_noth
     small.redis.delete(getattr(at, which))
     small.redis.set(getattr(at, which), "?")
     with keeper_at_work() as keeper:
+        keeper.leading = keeper.lease.acquire()
         keeper.looks_at_all = True
         keeper.look_at_groups()
         tick_until(keeper, lambda: small.state(name).build != build and is_exact(small), "the build")
