@@ -324,7 +324,9 @@ class Trial:
         self.engine.start("replica")
         self.until(lambda: self.ask("manage", "/v1/status")[1].get("healthy"), "the status to be healthy", 90)
         self.until_counted()
-        return f"counted without it; a new one was there, and the status healthy, after {time.monotonic() - began:.0f} s"
+        return (
+            f"counted without it; a new one was there, and the status healthy, after {time.monotonic() - began:.0f} s"
+        )
 
     def upgrade(self) -> str:
         for service in ("ingest", "manage", "query"):

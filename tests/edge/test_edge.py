@@ -542,11 +542,10 @@ def test_who_waits_for_an_instance_that_is_gone_is_answered_by_a_new_one() -> No
             ended.append((began, time.monotonic(), status))
 
         asking: list[threading.Thread] = []
-        pool.callback(lambda: [each.join() for each in asking])
 
         def met(is_slow: bool, status: int) -> bool:
             """Ask once more; whether there was such an answer."""
-            asking.append(threading.Thread(target=ask))
+            asking.append(threading.Thread(target=ask, daemon=True))
             asking[-1].start()
             return any((end - began > 1, said) == (is_slow, status) for began, end, said in ended)
 
