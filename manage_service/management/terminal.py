@@ -80,7 +80,7 @@ class Follower:
 
     def show(self, run: Run) -> None:
         """Show where the run is now."""
-        for name, found in run.findings.items():
+        for name, found in run.by_counter.items():
             if found.verified_at is not None or found.failure:
                 self.bars.update(
                     self.tasks[name],
@@ -115,7 +115,7 @@ def show_run(run: Run) -> None:
     console = Console(highlight=False)
     end = f"run {run.id}: {run.mode} {run.status}" + (f": {one_line(run.detail)}" if run.detail else "")
     if not console.is_terminal:
-        for name, found in run.findings.items():
+        for name, found in run.by_counter.items():
             drift = {"missing": found.missing, "extra": found.extra, "verified_at": found.verified_at}
             print(shlex.quote(name), fields(drift | {"failure": one_line(found.failure)}))
             for kind, members in (("missing", found.missing_sample), ("extra", found.extra_sample)):
@@ -124,7 +124,7 @@ def show_run(run: Run) -> None:
         print(end)
         return
     table = Table("counter", "found", "for example", box=box.SIMPLE_HEAD)
-    for name, found in run.findings.items():
+    for name, found in run.by_counter.items():
         table.add_row(
             Text(spelled(name)),
             Text(drift_words(found, run.mode), style=style_of(found)),

@@ -11,6 +11,7 @@ from redis.crc import key_slot
 
 from compose.local.redis_cluster import Cluster, Node
 from manage_service.keeper.loop import Keeper
+from manage_service.management.terminal import Follower, show_run
 from manage_service.protocol import catch_up, groups
 from manage_service.runs.registry import Mode
 from manage_service.status.judging import Limits
@@ -105,7 +106,9 @@ def test_parts_lie_on_all_servers_and_add_up(spread: World, keeper: Keeper) -> N
     assert status.counters["customers"].count == 700 and not differences(spread)
 
 
-def test_a_run_looks_at_all_parts_and_says_one_result(spread: World, keeper: Keeper) -> None:
+def test_a_run_looks_at_all_parts_and_says_one_result(
+    spread: World, keeper: Keeper, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two extra members, in parts of different servers."""
     for number in (0, 9):
         part = declarations.COUNTERS[0].parts[number]
@@ -115,6 +118,14 @@ def test_a_run_looks_at_all_parts_and_says_one_result(spread: World, keeper: Kee
         steps.record(spread.redis_of(part), {part.name: [b"2024-01-01\0" + member]})
     run = spread.reconcile("customers", mode=Mode.CHECK)
     assert (run.status, run.by_counter["customers"].extra, len(run.findings)) == ("done", 2, 16)
+    with Follower(run, quiet=True) as follower:
+        follower.show(run)
+    show_run(run)
+    assert next(line.split()[:3] for line in capsys.readouterr().out.splitlines()) == [
+        "customers",
+        "missing=0",
+        "extra=2",
+    ]
     assert spread.reconcile("customers").by_counter["customers"].extra == 2
     assert not differences(spread)
 
