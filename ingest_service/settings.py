@@ -67,6 +67,8 @@ try:
 
     # How long a request waits for Redis before it answers "counted": false. The largest batch takes a quarter of it.
     REDIS_TIMEOUT_SECONDS = env.float("REDIS_TIMEOUT_SECONDS", 1.0, validate=positive)
+    # How many replicas of Redis have to have the members before the answer is "counted": true.
+    WAIT_REPLICAS = env.int("WAIT_REPLICAS", 0, validate=validate.Range(0, 5, error="must be 0 to 5"))
 
     # The tokens: see shared_models/web/tokens.py. Without tokens a service that writes does not start, unless AUTH=off.
     AUTH = env.str("AUTH", "")

@@ -38,7 +38,7 @@ FAST: tuple[str, ...] = ("protocol/test_worlds.py", "protocol/test_rules.py", "c
 PROGRAMS = ("ingest_service", "manage_service", "query_service", "shared_models", "compose")
 
 # Those with tests that are marked as long.
-LONG = ("failures", "protocol", "system", "local", "manage", "query", "browser")
+LONG = ("failures", "protocol", "system", "local", "manage", "query", "ingest", "browser")
 
 NOTHING_COLLECTED = 5  # pytest's exit status
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 import structlog
+from django.conf import settings
 from redis import Redis
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
@@ -29,34 +30,43 @@ Members: TypeAlias = dict[str, list[bytes]]
 # After Redis has not answered, no request asks it for this long. Otherwise every request would wait for the whole time
 # limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
+# The part of REDIS_TIMEOUT_SECONDS that a request waits for replicas (WAIT_REPLICAS), for all servers of a cluster together …
+WAIT_SHARE = 0.5
+# … and how long the requests wait that come in the PAUSE_SECONDS after replicas did not acknowledge in time.
+SHORT_WAIT_MILLISECONDS = 10
 
 # By server: monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
+# The same for its replicas.
+_replicas_late_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
 
 
 def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
-    """Add the members of these committed rows to their counters; whether all of them are in the sets now.
+    """Add the members of these committed rows to their counters; whether all of them are in the sets now, and in those of
+    WAIT_REPLICAS replicas.
 
     False is not an error: the rows are stored, and catch-up counts them. If one server of a cluster does not answer, members
     that it does not hold are counted.
     """
-    nodes, reasons = stores.redis_nodes(), []
+    nodes, reasons, added = stores.redis_nodes(), [], 0
     try:
-        for client, parts in by_server(nodes, collection, found):
+        servers = by_server(nodes, collection, found)
+        for client, parts in servers:
+            elements_of = {part.name: some for part, some in parts}
             try:
-                with _unless_paused(client):
-                    added = steps.record(client, {part.name: some for part, some in parts}, xact, source)
-            except (RedisError, steps.TooLate, steps.TooManyGroups) as error:
+                with _unless_paused(client), _copies_on(client, len(servers)) as copies:
+                    added += steps.record(client, elements_of, xact, source, copies=copies)
+            except (RedisError, steps.TooLate, steps.TooManyGroups, steps.NotCopied) as error:
                 nodes.look_again()
                 reasons.append(str(error))
-            else:
-                metrics.NEW_MEMBERS.labels(collection.name).inc(added)
+                added += error.added if isinstance(error, steps.NotCopied) else 0
     except RedisError as error:  # nobody says which server holds them
         reasons.append(str(error))
     except Exception:
         # A bug in Rollcall. The rows are stored, and a client that gets an error would send them again.
         log.exception("record.not_counted", collection=collection.name, rows=rows)
         return False
+    metrics.NEW_MEMBERS.labels(collection.name).inc(added)
     if reasons:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason="; ".join(reasons))
     return not reasons
@@ -71,7 +81,7 @@ def by_server(
 
 
 def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[bool]:
-    """For each of these rows, whether all its members are in the sets now; False if Redis does not say.
+    """For each of these rows, whether all its members are in the sets now (as `count`); False if Redis does not say.
 
     False, too, if counters need the day on which a row was written: nobody knows that day any longer.
     """
@@ -80,8 +90,9 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
     try:
         encoded = {counter.name: encode(counter, rows, ()) for counter in collection.counters}
         counted: set[tuple[str, bytes]] = set()
-        for client, parts in by_server(stores.redis_nodes(), collection, encoded):
-            with _unless_paused(client):
+        servers = by_server(stores.redis_nodes(), collection, encoded)
+        for client, parts in servers:
+            with _unless_paused(client), _copies_on(client, len(servers)) as copies:
                 for part, some in parts:
                     for chunk in steps.chunks(some):
                         answers = storages.find(client, keys.of_counter(part.name), chunk)
@@ -90,7 +101,9 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
                             for each, answer in zip(chunk, answers, strict=True)
                             if answer is Found.THERE
                         }
-    except RedisError as error:
+                if copies:
+                    steps.wait_for_copies(client, parts[0][0].name, copies)
+    except (RedisError, steps.NotCopied) as error:
         stores.redis_nodes().look_again()
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
     except Exception:
@@ -138,4 +151,21 @@ def _unless_paused(client: Redis) -> Iterator[None]:
         yield
     except (ConnectionError, TimeoutError):
         _paused_until[client] = time.monotonic() + PAUSE_SECONDS
+        raise
+
+
+@contextmanager
+def _copies_on(client: Redis, servers: int) -> Iterator[steps.Copies | None]:
+    """How many replicas of this server, one of so many, have to have the members; None if that does not matter."""
+    if not settings.WAIT_REPLICAS:
+        yield None
+        return
+    is_late = time.monotonic() < _replicas_late_until.get(client, 0.0)
+    whole = settings.REDIS_TIMEOUT_SECONDS * WAIT_SHARE * 1000 / servers
+    milliseconds = min(whole, SHORT_WAIT_MILLISECONDS) if is_late else whole
+    try:
+        yield steps.Copies(settings.WAIT_REPLICAS, max(1, int(milliseconds)))
+    except steps.NotCopied:
+        if not is_late:  # otherwise nobody would ever wait for the whole time again
+            _replicas_late_until[client] = time.monotonic() + PAUSE_SECONDS
         raise

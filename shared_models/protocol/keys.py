@@ -31,6 +31,7 @@ the tag of part 7 of 32, and no key of it: the number of shards is in the defini
                                           watermark         highest xact that ingest has acknowledged into it, or that a
                                                             pass relies on: a sweep has to see it first …
                                           watermark_source  … and the source that this xact belongs to
+                                          waited            1 if ingest waits for replicas: see steps.Copies
     rollcall:2:WHAT:state      HASH    cursor            every row with a lower xact is counted; absent means cold
                                           complete_through  microseconds since 1970 on the primary's clock: every row
                                                             committed before is counted

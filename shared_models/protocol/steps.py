@@ -35,6 +35,7 @@ T = TypeVar("T")
 Argument: TypeAlias = bytes | str | int
 # One call of a script: its name and the storage that it works on, its keys, its arguments.
 Call: TypeAlias = "tuple[Script, Sequence[str], tuple[Argument, ...]]"
+Command: TypeAlias = tuple[Argument, ...]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK_MEMBERS) -> Iterator[Sequence[T]]:
@@ -118,18 +119,19 @@ def _in_any_order(storage: Storage, elements: Sequence[bytes]) -> Iterator[Seque
         yield arguments
 
 
-def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
+def _execute(client: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
     """Calls of scripts, in order, in one round trip. Not a transaction: each call is atomic by itself.
 
     A call that Redis has answered is never repeated. Only calls that did nothing are: Redis had forgotten their
-    script in between.
+    script in between. The commands `then` follow the last call, over the same connection.
     """
-    replies = _call(client, calls)
+    replies = _call(client, calls, then)
     unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
         for script in dict.fromkeys(calls[index][0] for index in unknown):
             client.script_load(script.text)
-        for index, reply in zip(unknown, _call(client, [calls[index] for index in unknown]), strict=True):
+        again = _call(client, [calls[index] for index in unknown], then)
+        for index, reply in zip([*unknown, *range(len(calls), len(replies))], again, strict=True):
             replies[index] = reply
     for reply in replies:
         if isinstance(reply, Exception):
@@ -137,10 +139,12 @@ def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
     return replies
 
 
-def _call(client: Redis, calls: Sequence[Call]) -> list[Any]:
+def _call(client: Redis, calls: Sequence[Call], then: Sequence[Command]) -> list[Any]:
     pipe = client.pipeline(transaction=False)
     for script, on, args in calls:
         pipe.execute_command("EVALSHA", script.sha, len(on), *on, *args)
+    for command in then:
+        pipe.execute_command(*command)
     return pipe.execute(raise_on_error=False)
 
 
@@ -189,6 +193,47 @@ class TooLate(Exception):
     """Catch-up has passed the members that should be added. They were counted, or they have left again."""
 
 
+class NotCopied(Exception):
+    """Too few replicas have acknowledged a write in time. It is on the primary, and it was counted there."""
+
+    def __init__(self, acknowledged: int, copies: Copies, added: int = 0) -> None:
+        super().__init__(
+            f"{acknowledged} replicas of Redis acknowledged the members within {copies.milliseconds} ms; "
+            f"WAIT_REPLICAS={copies.replicas}"
+        )
+        self.added = added
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """How many replicas have to acknowledge a write, and for how long to wait for them (0 would mean for ever)."""
+
+    replicas: int
+    milliseconds: int
+
+    def commands(self, name: str) -> list[Command]:
+        """The commands that wait until replicas have all that the server of this counter has now.
+
+        WAIT covers only what its own connection has written, and returns at once if that is nothing: another connection may
+        have added the members a moment ago. The first command always writes, so WAIT covers all writes before it.
+        """
+        return [
+            ("HSET", keys.of_counter(name).intake, "waited", 1),
+            ("WAIT", self.replicas, self.milliseconds),
+        ]
+
+    def check(self, acknowledged: int, added: int = 0) -> None:
+        """Raises NotCopied if these were too few."""
+        if acknowledged < self.replicas:
+            raise NotCopied(acknowledged, self, added)
+
+
+def wait_for_copies(client: Redis, name: str, copies: Copies) -> None:
+    """Wait until replicas have all that the server of this counter has now. Raises NotCopied, redis.RedisError."""
+    _, acknowledged = _execute(client, [], copies.commands(name))
+    copies.check(acknowledged)
+
+
 def record(
     client: Redis,
     elements_by_counter: Mapping[str, Sequence[bytes]],
@@ -196,13 +241,14 @@ def record(
     source: str = "",
     *,
     horizon: int | None = None,
+    copies: Copies | None = None,
 ) -> int:
     """Add elements to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
     to claim. `horizon` is of the snapshot that showed the members; None if `xact` itself stored them. Raises
     TooLate or TooManyGroups if some of them were not added, and redis.RedisError. Then some may have been added, which is
-    harmless: every element has a committed row.
+    harmless: every element has a committed row. With `copies` it raises NotCopied if too few replicas have them in time.
     """
     calls: list[Call] = []
     names: list[str] = []
@@ -212,11 +258,16 @@ def record(
         known, script = _seen(xact if horizon is None else horizon), SCRIPTS["record", at.storage]
         calls += [(script, on, (_seen(xact), source, known, *some)) for some in _in_any_order(at.storage, elements)]
         names += [name] * (len(calls) - len(names))
-    added = _execute(client, calls) if calls else []
+    if not calls:
+        return 0
+    replies = _execute(client, calls, copies.commands(names[0]) if copies else ())
+    added = replies[: len(calls)]
     if -1 in added:
         raise TooLate("catch-up has passed these rows: their members were counted, or have left again")
     if -2 in added:
         raise TooManyGroups(names[added.index(-2)])
+    if copies:
+        copies.check(replies[-1], sum(added))
     return sum(added)
 
 

@@ -183,6 +183,7 @@ def test_a_pulse_without_a_primary_is_quiet_and_beats_again(
         ({"REDIS_URL": "nonsense"}, '"REDIS_URL" invalid'),
         ({"MAX_BATCH_ROWS": "many"}, '"MAX_BATCH_ROWS" invalid'),
         ({"REDIS_TIMEOUT_SECONDS": "0"}, '"REDIS_TIMEOUT_SECONDS" invalid'),
+        ({"WAIT_REPLICAS": "6"}, "\"WAIT_REPLICAS\" invalid: ['must be 0 to 5']"),
     ],
 )
 def test_a_setting_that_is_missing_or_mistyped_ends_the_start_with_one_sentence(
