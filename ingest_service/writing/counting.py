@@ -19,8 +19,9 @@ from ingest_service import metrics, stores
 from ingest_service.catalog import Collection
 from shared_models.declarations import Counter
 from shared_models.nodes import Nodes
-from shared_models.protocol import elements, keys, steps, storages
+from shared_models.protocol import elements, keys, steps, storages, trips
 from shared_models.protocol.storages import Found
+from shared_models.protocol.trips import Trip
 
 log = structlog.get_logger()
 
@@ -30,10 +31,13 @@ Members: TypeAlias = dict[str, list[bytes]]
 # After Redis has not answered, no request asks it for this long. Otherwise every request would wait for the whole time
 # limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
-# The part of REDIS_TIMEOUT_SECONDS that a request waits for replicas (WAIT_REPLICAS), for all servers of a cluster together …
+# The part of REDIS_TIMEOUT_SECONDS that a request waits for replicas (WAIT_REPLICAS) …
 WAIT_SHARE = 0.5
 # … and how long the requests wait that come in the PAUSE_SECONDS after replicas did not acknowledge in time.
 SHORT_WAIT_MILLISECONDS = 10
+
+# Why a member may not be counted.
+UNCOUNTED = (RedisError, steps.TooLate, steps.TooManyGroups, steps.NotCopied)
 
 # By server: monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
@@ -51,15 +55,14 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     nodes, reasons, added = stores.redis_nodes(), [], 0
     try:
         servers = by_server(nodes, collection, found)
-        for client, parts in servers:
-            elements_of = {part.name: some for part, some in parts}
-            try:
-                with _unless_paused(client), _copies_on(client, len(servers)) as copies:
-                    added += steps.record(client, elements_of, xact, source, copies=copies)
-            except (RedisError, steps.TooLate, steps.TooManyGroups, steps.NotCopied) as error:
+        on_each = (_count_on(client, parts, xact, source) for client, parts in servers)
+        for result in trips.finish_all(on_each, UNCOUNTED):
+            if isinstance(result, int):
+                added += result
+            else:
                 nodes.look_again()
-                reasons.append(str(error))
-                added += error.added if isinstance(error, steps.NotCopied) else 0
+                reasons.append(str(result))
+                added += result.added if isinstance(result, steps.NotCopied) else 0
     except RedisError as error:  # nobody says which server holds them
         reasons.append(str(error))
     except Exception:
@@ -70,6 +73,13 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     if reasons:
         log.warning("record.not_counted", collection=collection.name, rows=rows, reason="; ".join(reasons))
     return not reasons
+
+
+def _count_on(client: Redis, parts: Sequence[tuple[Counter, list[bytes]]], xact: int, source: str) -> Trip[int]:
+    """Add the elements of these parts, which this server has; how many were new."""
+    with _unless_paused(client), _copies_on(client) as copies:
+        some = {part.name: elements_of for part, elements_of in parts}
+        return (yield from steps.recorded(client, some, xact, source, copies=copies))
 
 
 def by_server(
@@ -92,7 +102,7 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
         counted: set[tuple[str, bytes]] = set()
         servers = by_server(stores.redis_nodes(), collection, encoded)
         for client, parts in servers:
-            with _unless_paused(client), _copies_on(client, len(servers)) as copies:
+            with _unless_paused(client):
                 for part, some in parts:
                     for chunk in steps.chunks(some):
                         answers = storages.find(client, keys.of_counter(part.name), chunk)
@@ -101,9 +111,12 @@ def are_counted(collection: Collection, rows: Sequence[msgspec.Struct]) -> list[
                             for each, answer in zip(chunk, answers, strict=True)
                             if answer is Found.THERE
                         }
-                if copies:
-                    steps.wait_for_copies(client, parts[0][0].name, copies)
-    except (RedisError, steps.NotCopied) as error:
+        if settings.WAIT_REPLICAS:
+            results = trips.finish_all((_copied_on(client, parts[0][0]) for client, parts in servers), UNCOUNTED)
+            errors = [result for result in results if isinstance(result, Exception)]
+            if errors:
+                raise errors[0]
+    except UNCOUNTED as error:
         stores.redis_nodes().look_again()
         log.warning("record.not_looked_up", collection=collection.name, rows=len(rows), reason=str(error))
     except Exception:
@@ -154,14 +167,21 @@ def _unless_paused(client: Redis) -> Iterator[None]:
         raise
 
 
+def _copied_on(client: Redis, part: Counter) -> Trip[None]:
+    """Wait until replicas have all that the server of this part has. Raises NotCopied, redis.RedisError."""
+    with _unless_paused(client), _copies_on(client) as copies:
+        if copies:
+            yield from steps.copied(client, part.name, copies)
+
+
 @contextmanager
-def _copies_on(client: Redis, servers: int) -> Iterator[steps.Copies | None]:
-    """How many replicas of this server, one of so many, have to have the members; None if that does not matter."""
+def _copies_on(client: Redis) -> Iterator[steps.Copies | None]:
+    """How many replicas of this server have to have the members; None if that does not matter."""
     if not settings.WAIT_REPLICAS:
         yield None
         return
     is_late = time.monotonic() < _replicas_late_until.get(client, 0.0)
-    whole = settings.REDIS_TIMEOUT_SECONDS * WAIT_SHARE * 1000 / servers
+    whole = settings.REDIS_TIMEOUT_SECONDS * WAIT_SHARE * 1000
     milliseconds = min(whole, SHORT_WAIT_MILLISECONDS) if is_late else whole
     try:
         yield steps.Copies(settings.WAIT_REPLICAS, max(1, int(milliseconds)))

@@ -21,6 +21,7 @@ from compose.local.processes import StackError
 from loadtest.bench import (
     adopting,
     asking,
+    clustering,
     grouping,
     growing,
     ingesting,
@@ -52,6 +53,7 @@ CASES: dict[str, Case] = {
     **asking.CASES,
     **keeping.CASES,
     **partitioning.CASES,
+    **clustering.CASES,
 }
 
 

@@ -18,9 +18,10 @@ from redis import Redis
 from redis.exceptions import NoScriptError
 
 from shared_models.declarations import Storage
-from shared_models.protocol import keys, storages
+from shared_models.protocol import keys, storages, trips
 from shared_models.protocol.moments import to_microseconds
 from shared_models.protocol.states import Drift, State
+from shared_models.protocol.trips import Argument, Command, Trip
 
 # The most members that one Redis command names. 1,000 take about half a millisecond of the server's time. Other
 # clients wait no longer than that for a reconcile, however large it is.
@@ -32,10 +33,8 @@ CHUNK_OF_GROUPS = 200
 LOOK_MEMBERS = 250
 
 T = TypeVar("T")
-Argument: TypeAlias = bytes | str | int
 # One call of a script: its name and the storage that it works on, its keys, its arguments.
 Call: TypeAlias = "tuple[Script, Sequence[str], tuple[Argument, ...]]"
-Command: TypeAlias = tuple[Argument, ...]
 
 
 def chunks(items: Sequence[T], size: int = CHUNK_MEMBERS) -> Iterator[Sequence[T]]:
@@ -119,18 +118,23 @@ def _in_any_order(storage: Storage, elements: Sequence[bytes]) -> Iterator[Seque
         yield arguments
 
 
-def _execute(client: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> list[Any]:
-    """Calls of scripts, in order, in one round trip. Not a transaction: each call is atomic by itself.
+def _execute(client: Redis, calls: Sequence[Call]) -> list[Any]:
+    """Calls of scripts, in order, in one round trip. Not a transaction: each call is atomic by itself."""
+    return trips.finish(_executed(client, calls))
+
+
+def _executed(client: Redis, calls: Sequence[Call], then: Sequence[Command] = ()) -> Trip[list[Any]]:
+    """The same as a trip. The commands `then` follow the last call, over the same connection.
 
     A call that Redis has answered is never repeated. Only calls that did nothing are: Redis had forgotten their
-    script in between. The commands `then` follow the last call, over the same connection.
+    script in between.
     """
-    replies = _call(client, calls, then)
+    replies = yield from _call(client, calls, then)
     unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
     if unknown:
         for script in dict.fromkeys(calls[index][0] for index in unknown):
             client.script_load(script.text)
-        again = _call(client, [calls[index] for index in unknown], then)
+        again = yield from _call(client, [calls[index] for index in unknown], then)
         for index, reply in zip([*unknown, *range(len(calls), len(replies))], again, strict=True):
             replies[index] = reply
     for reply in replies:
@@ -139,13 +143,9 @@ def _execute(client: Redis, calls: Sequence[Call], then: Sequence[Command] = ())
     return replies
 
 
-def _call(client: Redis, calls: Sequence[Call], then: Sequence[Command]) -> list[Any]:
-    pipe = client.pipeline(transaction=False)
-    for script, on, args in calls:
-        pipe.execute_command("EVALSHA", script.sha, len(on), *on, *args)
-    for command in then:
-        pipe.execute_command(*command)
-    return pipe.execute(raise_on_error=False)
+def _call(client: Redis, calls: Sequence[Call], then: Sequence[Command]) -> Trip[list[Any]]:
+    commands: list[Command] = [("EVALSHA", script.sha, len(on), *on, *args) for script, on, args in calls]
+    return (yield from trips.send(client, [*commands, *then]))
 
 
 def _execute_one(client: Redis, step: str, name: str, on: Sequence[str], *args: Argument) -> Any:
@@ -228,9 +228,9 @@ class Copies:
             raise NotCopied(acknowledged, self, added)
 
 
-def wait_for_copies(client: Redis, name: str, copies: Copies) -> None:
+def copied(client: Redis, name: str, copies: Copies) -> Trip[None]:
     """Wait until replicas have all that the server of this counter has now. Raises NotCopied, redis.RedisError."""
-    _, acknowledged = _execute(client, [], copies.commands(name))
+    _, acknowledged = yield from _executed(client, [], copies.commands(name))
     copies.check(acknowledged)
 
 
@@ -241,15 +241,27 @@ def record(
     source: str = "",
     *,
     horizon: int | None = None,
-    copies: Copies | None = None,
 ) -> int:
     """Add elements to their counters, in one round trip; how many were new.
 
     `xact` and `source` raise the watermark: the transaction that stored the rows, or the highest one that a pass is about
     to claim. `horizon` is of the snapshot that showed the members; None if `xact` itself stored them. Raises
     TooLate or TooManyGroups if some of them were not added, and redis.RedisError. Then some may have been added, which is
-    harmless: every element has a committed row. With `copies` it raises NotCopied if too few replicas have them in time.
+    harmless: every element has a committed row.
     """
+    return trips.finish(recorded(client, elements_by_counter, xact, source, horizon=horizon))
+
+
+def recorded(
+    client: Redis,
+    elements_by_counter: Mapping[str, Sequence[bytes]],
+    xact: int | None = None,
+    source: str = "",
+    *,
+    horizon: int | None = None,
+    copies: Copies | None = None,
+) -> Trip[int]:
+    """The same as a trip. With `copies` it raises NotCopied, too, if too few replicas have the elements in time."""
     calls: list[Call] = []
     names: list[str] = []
     for name, elements in elements_by_counter.items():
@@ -260,7 +272,7 @@ def record(
         names += [name] * (len(calls) - len(names))
     if not calls:
         return 0
-    replies = _execute(client, calls, copies.commands(names[0]) if copies else ())
+    replies = yield from _executed(client, calls, copies.commands(names[0]) if copies else ())
     added = replies[: len(calls)]
     if -1 in added:
         raise TooLate("catch-up has passed these rows: their members were counted, or have left again")

@@ -221,7 +221,7 @@ def test_a_fault_of_ours_behind_the_commit_is_no_failure_of_the_request(
 
     log = CapturingLogger()
     monkeypatch.setattr(counting, "log", log)
-    monkeypatch.setattr("shared_models.protocol.steps.record", fail)
+    monkeypatch.setattr("shared_models.protocol.steps.recorded", fail)
     for response in (producer.send(message("ann")), producer.send_batch(message("bob"), Idempotency_Key="17")):
         assert response.status_code in (200, 201)
         assert response.json()["counted"] is False

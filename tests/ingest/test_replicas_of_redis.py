@@ -12,7 +12,7 @@ from compose.local.processes import Process
 from compose.local.servers import Valkey
 from ingest_service.writing import counting
 from shared_models import declarations
-from shared_models.protocol import elements, keys, steps
+from shared_models.protocol import elements, keys, steps, trips
 from tests.ingest.producing import Producer, message
 from tests.servers import free_port, servers_folder, start, started_cluster, wait_for
 
@@ -104,7 +104,7 @@ def test_a_replica_that_hangs_delays_one_request_and_not_the_next(
     asked: list[int] = []
     commands = steps.Copies.commands
 
-    def noted(copies: steps.Copies, name: str) -> list[steps.Command]:
+    def noted(copies: steps.Copies, name: str) -> list[trips.Command]:
         asked.append(copies.milliseconds)
         return commands(copies, name)
 

@@ -181,11 +181,11 @@ def test_scripts_that_redis_forgets_in_the_middle_lose_no_drift(live, monkeypatc
     members = [b"ghost %05d" % number for number in range(3 * steps.CHUNK_MEMBERS)]
     call = steps._call
 
-    def forgetful(client, calls):
+    def forgetful(client, calls, then):
         monkeypatch.setattr(steps, "_call", call)
-        first = call(client, calls[:1])
+        first = yield from call(client, calls[:1], ())
         live.redis.script_flush()
-        return first + call(client, calls[1:])
+        return first + (yield from call(client, calls[1:], then))
 
     monkeypatch.setattr(steps, "_call", forgetful)
     assert steps.record(live.redis, {"users": members}) == len(members)

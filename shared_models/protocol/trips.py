@@ -1,0 +1,77 @@
+"""Round trips to several servers of Redis at the same time, in one thread: all commands are sent before an answer is read.
+
+A trip is a generator that yields once, when its commands are sent, and returns what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+T = TypeVar("T")
+Trip: TypeAlias = Generator[None, None, T]
+Argument: TypeAlias = bytes | str | int
+Command: TypeAlias = Sequence[Argument]
+
+
+def send(client: Redis, commands: Sequence[Command]) -> Trip[list[Any]]:
+    """The replies to these commands, over one connection, as Redis sends them; an error is a reply, too. Raises redis.RedisError.
+
+    redis-py's own pipeline cannot wait between sending and reading.
+    """
+    pool = client.connection_pool
+    connection = pool.get_connection()
+    is_read = False
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        yield
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except ResponseError as error:
+                replies.append(error)
+        is_read = True
+        return replies
+    finally:
+        if not is_read:
+            connection.disconnect()  # or the next user would read replies that are not for him
+        pool.release(connection)
+
+
+def finish(trip: Trip[T]) -> T:
+    """Its result. Raises its errors."""
+    while True:
+        try:
+            next(trip)
+        except StopIteration as ended:
+            found: T = ended.value
+            return found
+
+
+def finish_all(trips: Iterable[Trip[T]], expected: tuple[type[Exception], ...]) -> list[T | Exception]:
+    """The results of trips that go on at the same time, in their order. An expected exception is a result, too."""
+    results: list[T | Exception | None] = []
+    under_way: list[tuple[int, Trip[T]]] = []
+    try:
+        for place, trip in enumerate(trips):
+            results.append(None)
+            try:
+                next(trip)
+                under_way.append((place, trip))
+            except StopIteration as ended:
+                results[place] = ended.value
+            except expected as error:
+                results[place] = error
+        for place, trip in under_way:
+            try:
+                results[place] = finish(trip)
+            except expected as error:
+                results[place] = error
+    finally:
+        for _, trip in under_way:
+            trip.close()
+    return results  # type: ignore[return-value]  # each place has been set
