@@ -5,7 +5,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m compose.local
 
 .DEFAULT_GOAL := help
-.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long test-matrix types docs check audit images containers lock chaos bench loadtest
+.PHONY: help env up demo demo-adopt status logs restart down reset test test-fast test-long test-matrix types docs check audit images containers lock chaos bench scale loadtest
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ chaos: .venv/complete ## Inject faults into a whole stack of its own, and check 
 
 bench: .venv/complete ## Measure each case next to its floor (CASE=ingest.single, ROUNDS=3, ROWS=500000; the full run is ROWS=5000000)
 	@CASE='$(CASE)' ROUNDS='$(ROUNDS)' ROWS='$(ROWS)' $(BIN)/python -m loadtest.bench
+
+scale: .venv/complete ## Measure sizes and times of a large table, next to docs/sizing.md (ROWS=50000000, MEMBERS=10000000)
+	@ROWS='$(ROWS)' MEMBERS='$(MEMBERS)' $(BIN)/python -m loadtest.scale
 
 loadtest: .venv/complete ## Put load on a whole stack of its own, then check all data (USERS=50, SECONDS=60, PROFILE=ingest|query|mixed)
 	@$(BIN)/python -m loadtest.load $(if $(USERS),--users $(USERS)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(PROFILE),--profile $(PROFILE))

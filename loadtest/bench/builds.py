@@ -19,20 +19,27 @@ def main() -> None:
 
     from manage_service import stores
     from manage_service.protocol.build import build
+    from manage_service.protocol.in_step import in_step
     from shared_models.declarations import get_counter
-    from shared_models.protocol import states
+    from shared_models.protocol import keys, states
+
+    def failed(name: str, error: Exception) -> None:
+        raise error
 
     counter = get_counter(sys.argv[1])
-    replica, redis = stores.connect_replica(), stores.connect_for_passes()
+    replica, nodes = stores.connect_replica(), stores.nodes_for_passes()
     began = time.perf_counter()
-    for progress in build(counter, replica, redis):
+    builds = {part.name: build(part, replica, nodes.of(keys.home_of(part))) for part in counter.parts}
+    for progress in in_step(builds, replica, failed):
         if progress.waiting:
             time.sleep(0.01)
-    if states.read_state(redis, counter.name).cold:
-        raise SystemExit(f"{counter.name} is still cold")
+    for part in counter.parts:
+        if states.read_state(nodes.of(keys.home_of(part)), part.name).cold:
+            raise SystemExit(f"{part.name} is still cold")
     print(time.perf_counter() - began)
     replica.close()
-    redis.close()
+    for client in nodes.forget_all():
+        client.close()
 
 
 if __name__ == "__main__":

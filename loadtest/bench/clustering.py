@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
+
+import psutil
 
 from compose.local.processes import Process
 from compose.local.redis_cluster import Cluster
@@ -31,7 +35,7 @@ def start_cluster(world: World) -> Cluster:
     return cluster
 
 
-def start_replica(world: World) -> Process:
+def start_replica(world: World) -> Valkey:
     """A replica of the one server, so that each write is copied once on both sides."""
     options = {"replicaof": f"{HOST} {world.valkey.port}", **ENDING}
     return world.start(Valkey(world.folder / "copy", free_port(), **options))
@@ -43,60 +47,85 @@ def sharded() -> str:
     return re.sub(r"(?m)^(member = .*)$", rf"\1\nshards = {SHARDS}", text)
 
 
-def ingest(world: World, report: Report, rounds: int, table_rows: int) -> None:
-    """ingest.cluster: batches and single messages over HTTP, and what waiting for a replica costs."""
-    cluster = start_cluster(world)
-    services = {"one": world.ingest}
-    start_replica(world)
-    world.declare(sharded())
-    on_cluster = {"DATABASE_URL": world.primary.url, "REDIS_URL": cluster.url, **world.declarations}
-    services["cluster"] = world.service("many", "ingest_service.asgi", on_cluster, with_tokens=True)
-    waiting = on_cluster | {"WAIT_REPLICAS": "1"}
-    services["waiting"] = world.service("waiting", "ingest_service.asgi", waiting, with_tokens=True)
+def busy_seconds(processes: Iterable[Process]) -> float:
+    """What these processes and their children have used of the processors."""
+    total = 0.0
+    for pid in filter(None, (process.pid for process in processes)):
+        for each in (parent := psutil.Process(pid), *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                total += times.user + times.system
+    return total
 
-    def empty() -> None:
-        run_sql(world.primary.url, "TRUNCATE message, receipt")
-        for server in (world.valkey, *cluster.nodes):
+
+@dataclass(slots=True)
+class Side:
+    """Ingest, and its servers of Redis."""
+
+    ingest: Web
+    servers: list[Valkey]
+    # Microseconds of the processors for a message, in each round.
+    ingest_us: list[float] = field(default_factory=list)
+    redis_us: list[float] = field(default_factory=list)
+
+    def empty(self) -> None:
+        for server in self.servers:
             with server.client() as client:
                 if client.info("replication")["role"] == "master":
                     client.flushall()
 
-    def compare(name: str, unit: str, measure: dict[str, Callable[[], float]], note: str) -> None:
-        """Of each side: some rate, beginning with nothing."""
+    def singles(self, connections: int) -> float:
+        """Messages a second, one in each request."""
+        target = load.Target(f"{self.ingest.url}/v1/messages", self.ingest.authorization(), posting=True)
+        before = busy_seconds([self.ingest]), busy_seconds(self.servers)
+        rate = load.as_fast_as_possible(target, connections=connections, seconds=SECONDS).per_second
+        after = busy_seconds([self.ingest]), busy_seconds(self.servers)
+        for took, costs in zip(
+            (after[0] - before[0], after[1] - before[1]), (self.ingest_us, self.redis_us), strict=True
+        ):
+            costs.append(took * 1e6 / (rate * SECONDS))
+        return rate
 
-        def begin_empty(side: str) -> float:
-            empty()
-            return measure[side]()
 
-        for side in measure:  # connections, caches
-            begin_empty(side)
-        found = by_turns(rounds, {side: partial(begin_empty, side) for side in measure})
+def ingest(world: World, report: Report, rounds: int, table_rows: int) -> None:
+    """ingest.cluster: batches and single messages over HTTP, and what waiting for a replica costs."""
+    cluster = start_cluster(world)
+    sides = {"one": Side(world.ingest, [world.valkey, start_replica(world)])}
+    world.declare(sharded())
+    on_cluster = {"DATABASE_URL": world.primary.url, "REDIS_URL": cluster.url, **world.declarations}
+    for name, more in (("cluster", {}), ("waiting", {"WAIT_REPLICAS": "1"})):
+        service = world.service(name, "ingest_service.asgi", on_cluster | more, with_tokens=True)
+        sides[name] = Side(service, list(cluster.nodes))
+    what = f"{SHARDS} parts on {PRIMARIES} servers, each with a replica"
+
+    def from_empty(side: Side, measure: Callable[[], float]) -> float:
+        run_sql(world.primary.url, "TRUNCATE message, receipt")
+        side.empty()
+        return measure()
+
+    def compare(name: str, unit: str, measure: Mapping[str, Callable[[], float]], note: str) -> None:
+        for each, side in sides.items():  # connections, caches
+            from_empty(side, measure[each])
+            side.ingest_us, side.redis_us = [], []
+        found = by_turns(rounds, {each: partial(from_empty, side, measure[each]) for each, side in sides.items()})
         report.add(
             Result(f"ingest.cluster.{name}", unit, f"one server, one part, {unit}", paired(found, "cluster", "one"),
-                   goal=GOAL, note=f"{SHARDS} parts on {PRIMARIES} servers, each with a replica; {note}"),
+                   goal=GOAL, note=f"{what}; {note}"),
             Result(f"ingest.cluster.{name}, WAIT_REPLICAS=1", unit, f"the same without waiting, {unit}",
                    paired(found, "waiting", "cluster"), note=note),
         )  # fmt: skip
 
-    compare(
-        "batches",
-        "rows/s",
-        {name: Batches(world, service).through_ingest for name, service in services.items()},
-        "batches of 10,000 rows into an empty table, two producers",
-    )
+    batches = {name: Batches(world, side.ingest).through_ingest for name, side in sides.items()}
+    compare("batches", "rows/s", batches, "batches of 10,000 rows into an empty table, two producers")
     for connections in CONNECTIONS:
-        compare(
-            f"singles.{connections}",
-            "requests/s",
-            {name: partial(singles, service, connections) for name, service in services.items()},
-            f"{connections} connections",
-        )
-
-
-def singles(service: Web, connections: int) -> float:
-    """Messages a second, one in each request."""
-    target = load.Target(f"{service.url}/v1/messages", service.authorization(), posting=True)
-    return load.as_fast_as_possible(target, connections=connections, seconds=SECONDS).per_second
+        singles = {name: partial(side.singles, connections) for name, side in sides.items()}
+        compare(f"singles.{connections}", "requests/s", singles, f"{connections} connections")
+        for who in ("ingest", "redis"):
+            costs = paired({name: getattr(side, f"{who}_us") for name, side in sides.items()}, "cluster", "one")
+            report.add(
+                Result(f"ingest.cluster.singles.{connections}, processor time of {who}", "µs a message",
+                       "one server, one part, µs a message", costs, note="all of its processes")
+            )  # fmt: skip
 
 
 CASES = {"ingest.cluster": ingest}
