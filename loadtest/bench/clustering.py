@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 
-import psutil
-
-from compose.local.processes import Process
 from compose.local.redis_cluster import Cluster
 from compose.local.servers import HOST, Valkey
 from compose.local.services import Web
 from loadtest.bench import load
 from loadtest.bench.ingesting import SECONDS, Batches
+from loadtest.bench.processors import busy_seconds
 from loadtest.bench.results import Report, Result, by_turns, paired
 from loadtest.bench.world import ENDING, World, free_port, run_sql
 
@@ -45,17 +42,6 @@ def sharded() -> str:
     """The declarations of the package, in 16 parts."""
     text = (files("shared_models") / "rollcall.toml").read_text()
     return re.sub(r"(?m)^(member = .*)$", rf"\1\nshards = {SHARDS}", text)
-
-
-def busy_seconds(processes: Iterable[Process]) -> float:
-    """What these processes and their children have used of the processors."""
-    total = 0.0
-    for pid in filter(None, (process.pid for process in processes)):
-        for each in (parent := psutil.Process(pid), *parent.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = each.cpu_times()
-                total += times.user + times.system
-    return total
 
 
 @dataclass(slots=True)

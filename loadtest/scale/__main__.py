@@ -1,8 +1,8 @@
-"""`python -m loadtest.scale [--rows N] [--members M]`: measure a large table, next to what the formulas say.
+"""`python -m loadtest.scale [--rows N …] [--members M …]`: measure large tables, next to what the formulas say.
 
 Two small tables are measured first: they give the costs of a row and of a member on this machine (`formulas`). The full table
-has 50 million rows and 10 million members, and needs 40 GB of disk and half an hour. Prints tables, and adds the figures to
-results/scale.json. Ctrl-C stops everything.
+has 50 million rows and 10 million members, and needs 40 GB of disk and half an hour. Prints a table of figures for each, and adds
+them to results/scale.json. Several numbers of rows and of members are several tables. Ctrl-C stops everything.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS, MEMBERS = 50_000_000, 10_000_000
 SMALL = ((2_000_000, 400_000), (2_000_000, 1_000_000))
 # Two copies of the table, and the log meanwhile.
 DISK_BYTES_A_ROW, DISK_BYTES = 700, 8 << 30
-SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
+SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "scale.json"
 
 
@@ -36,23 +36,23 @@ def main() -> int:
     options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(width=None if sys.stdout.isatty() else 160)
-    report = Report()
-    report.begin(f"scale, {options.rows:,} rows, {options.members:,} members")
     try:
         with temporary_folder() as folder:
-            check_space(folder, options.rows)
+            check_space(folder, max(options.rows))
             # A world for each table, so that caches and logs of one do not affect the next one.
-            small = [measure_in(folder / f"small-{n}", *size) for n, size in enumerate(SMALL)]
-            large = measure_in(folder / "large", options.rows, options.members)
+            small, other = (measure_in(folder / f"small-{n}", *size) for n, size in enumerate(SMALL))
+            for rows, members in zip(options.rows, options.members, strict=True):
+                report = Report()
+                report.begin(f"scale, {rows:,} rows, {members:,} members")
+                compare(report, small, other, measure_in(folder / f"large-{rows}", rows, members))
+                report.print(console)
+                report.write(RESULTS)
     except (CommandFailed, StackError, NoSpace) as error:
         console.print(f"[red]failed:[/red] {error}")
         return 1
     except KeyboardInterrupt:
         console.print("Interrupted; every process is ended.")
         return 130
-    compare(report, small[0], small[1], large)
-    report.print(console)
-    report.write(RESULTS)
     return 0
 
 
@@ -82,7 +82,6 @@ def measure_in(folder: Path, rows: int, members: int) -> Measured:
 def compare(report: Report, small: Measured, other: Measured, large: Measured) -> None:
     """What was measured, next to what the formulas say by the small tables."""
     rows, members = large.rows, large.members
-    note = f"{rows:,} rows, {members:,} members"
 
     def solved(name: str, of_small: float, of_other: float, scale: float) -> tuple[float, str]:
         """What the formula says of the large table, and the costs in it."""
@@ -107,24 +106,29 @@ def compare(report: Report, small: Measured, other: Measured, large: Measured) -
                    "formula, bytes a member", [(size / members, says / members)],
                    note=f"{size / 1e6:,.0f} MB; a member {entry:.1f} bytes, and its share of the buckets"),
         )  # fmt: skip
-    for name, seconds in large.seconds.items():
-        says, costs = solved(name, small.seconds[name], other.seconds[name], 1e6)
+    for name, seconds in large.processor_seconds.items():
+        says, costs = solved(name, small.processor_seconds[name], other.processor_seconds[name], 1e6)
         if name == CATCH_UP:
-            says = small.seconds[name] * rows / small.rows
-            costs = f"{small.seconds[name] * 1e6 * NEW_ROWS / small.rows:.1f} a new row"
-        report.add(Result(f"scale.time: {name}", "s", "formula, s", [(seconds, says)], note=f"µs: {costs}"))
-    report.add(
-        Result(
-            "scale.time: a count", "ms", f"with {small.rows:,} rows, ms", [(large.count_ms, small.count_ms)], note=note
-        )
-    )
+            says = small.processor_seconds[name] * rows / small.rows
+            costs = f"{small.processor_seconds[name] * 1e6 * NEW_ROWS / small.rows:.1f} a new row"
+        report.add(
+            Result(f"scale.time: {name}", "s of processors", "formula, s", [(seconds, says)],
+                   note=f"µs: {costs}; it took {large.seconds[name]:.1f} s")
+        )  # fmt: skip
+    note = f"{rows:,} rows, {members:,} members"
+    counts = [(large.count_ms, small.count_ms)]
+    report.add(Result("scale.time: a count", "ms", f"with {small.rows:,} rows, ms", counts, note=note))
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtest.scale", description=__doc__)
-    parser.add_argument("--rows", type=int, default=int(os.environ.get("ROWS") or ROWS))
-    parser.add_argument("--members", type=int, default=int(os.environ.get("MEMBERS") or MEMBERS))
-    return parser.parse_args()
+    for name, default in (("rows", ROWS), ("members", MEMBERS)):
+        given = list(map(int, os.environ.get(name.upper(), "").split()))
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=given or [default])
+    options = parser.parse_args()
+    if len(options.rows) != len(options.members):
+        parser.error("as many numbers of rows as of members")
+    return options
 
 
 if __name__ == "__main__":
