@@ -5,28 +5,30 @@ A trip is a generator that yields once, when its commands are sent, and returns 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
+from hiredis import pack_command
 from redis import Redis
 from redis.exceptions import ResponseError
 
 T = TypeVar("T")
 Trip: TypeAlias = Generator[None, None, T]
 Argument: TypeAlias = bytes | str | int
-Command: TypeAlias = Sequence[Argument]
+Command: TypeAlias = tuple[Argument, ...]
+PACK = cast("Callable[[Command], bytes]", pack_command)  # its stub allows one argument only
 
 
 def send(client: Redis, commands: Sequence[Command]) -> Trip[list[Any]]:
     """The replies to these commands, over one connection, as Redis sends them; an error is a reply, too. Raises redis.RedisError.
 
-    redis-py's own pipeline cannot wait between sending and reading.
+    redis-py's own pipeline cannot wait between sending and reading, and packs commands three times as slowly.
     """
     pool = client.connection_pool
     connection = pool.get_connection()
     is_read = False
     try:
-        connection.send_packed_command(connection.pack_commands(commands))
+        connection.send_packed_command([b"".join(map(PACK, commands))])
         yield
         replies: list[Any] = []
         for _ in commands:
