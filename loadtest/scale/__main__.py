@@ -21,7 +21,7 @@ from loadtest.bench.reconciling import CommandFailed
 from loadtest.bench.results import Report, Result, number
 from loadtest.bench.world import World, temporary_folder
 from loadtest.scale import formulas
-from loadtest.scale.measuring import CATCH_UP, NEW_ROWS, SHARDS, Measured, measure
+from loadtest.scale.measuring import CATCH_UP, SHARDS, Measured, measure
 
 ROWS, MEMBERS = 50_000_000, 10_000_000
 # The small tables: as many rows for a member as the full one, and fewer. Both are read in the same way (`jumping_pays`).
@@ -109,8 +109,8 @@ def compare(report: Report, small: Measured, other: Measured, large: Measured) -
     for name, seconds in large.processor_seconds.items():
         says, costs = solved(name, small.processor_seconds[name], other.processor_seconds[name], 1e6)
         if name == CATCH_UP:
-            says = small.processor_seconds[name] * rows / small.rows
-            costs = f"{small.processor_seconds[name] * 1e6 * NEW_ROWS / small.rows:.1f} a new row"
+            row = small.processor_seconds[name] / small.new_rows
+            says, costs = row * large.new_rows, f"{row * 1e6:.1f} a new row, {large.new_rows:,} rows"
         report.add(
             Result(f"scale.time: {name}", "s of processors", "formula, s", [(seconds, says)],
                    note=f"µs: {costs}; it took {large.seconds[name]:.1f} s")
