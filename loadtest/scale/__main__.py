@@ -27,7 +27,7 @@ ROWS, MEMBERS = 50_000_000, 10_000_000
 # The small tables: as many rows for a member as the full one, and fewer. Both are read in the same way (`jumping_pays`).
 SMALL = ((2_000_000, 400_000), (2_000_000, 1_000_000))
 # Two copies of the table, and the log meanwhile.
-DISK_BYTES_A_ROW, DISK_BYTES = 700, 8 << 30
+DISK_BYTES_A_ROW, DISK_BYTES = 400, 16 << 30
 SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "8GB", "checkpoint_timeout": "30min", "autovacuum": "off"}
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "scale.json"
 
