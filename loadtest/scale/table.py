@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from loadtest.bench.rows import CITIES
 from loadtest.bench.world import World, connected, run_sql
 
 BITE_ROWS = 500_000
+SAY_SECONDS = 10.0
 # A stride without a common factor with the number of members reaches each of them, and in no order.
 STRIDE = 15_485_863
 INSERT = """
@@ -28,17 +31,24 @@ def fill(world: World, rows: int, members: int) -> None:
 
 def insert(world: World, first: int, rows: int, members: int) -> None:
     """More rows: the numbers from `first` on. With more members than before, some rows are of new ones."""
+    bites = range(first, first + rows, BITE_ROWS)
     began = said = time.monotonic()
-    with connected(world.primary.url) as connection, connection.cursor() as cursor:
-        for start in range(first, first + rows, BITE_ROWS):
-            last = min(first + rows, start + BITE_ROWS) - 1
-            named = {"stride": STRIDE, "members": members, "cities": CITIES, "first": start, "last": last}
+
+    def bite(start: int) -> int:
+        last = min(first + rows, start + BITE_ROWS) - 1
+        named = {"stride": STRIDE, "members": members, "cities": CITIES, "first": start, "last": last}
+        with connected(world.primary.url) as connection, connection.cursor() as cursor:
             cursor.execute(INSERT, named)
-            if time.monotonic() - said > 10:
+        return last + 1 - start
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = 0
+        for written in pool.map(bite, bites):
+            done += written
+            if time.monotonic() - said > SAY_SECONDS:
                 said = time.monotonic()
-                done = (last + 1 - first) / rows
-                left = (said - began) * (1 - done) / done
-                print(f"  {last + 1 - first:,} of {rows:,} rows, {left:,.0f} s left", flush=True)
+                left = (said - began) * (rows - done) / done
+                print(f"  {done:,} of {rows:,} rows, {left:,.0f} s left", flush=True)
 
 
 def sizes(world: World) -> dict[str, int]:
