@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from itertools import takewhile
+
 import pytest
 
+from compose.local.ordinary_user import CHECKOUT
 from loadtest.scale import formulas
 
 
@@ -33,3 +37,42 @@ def test_a_full_set_has_its_old_buckets_until_each_of_them_is_moved(members: int
 
 def test_the_buckets_of_parts_grow_with_the_parts() -> None:
     assert formulas.redis_bytes(16 << 20, 24.0, 16) == 24 * (16 << 20) + 16 * formulas.bucket_bytes(1 << 20)
+
+
+def numbers(text: str) -> list[float]:
+    """Of a cell, in bytes and seconds; a number without a unit is none."""
+    units = {"bytes": 1, "µs": 1e-6, "MB": 1e6, "GB": 1e9, "s": 1, "min": 60, "hour": 3600, "hours": 3600}
+    found = re.findall(r"([\d.,]+) (bytes|µs|MB|GB|s|min|hours?)\b", text)
+    return [float(number.replace(",", "")) * units[unit] for number, unit in found]
+
+
+def table(heading: str) -> dict[str, list[list[float]]]:
+    """The rows of the table of the page with this heading: their numbers, by the first cell."""
+    lines = iter((CHECKOUT / "docs" / "sizing.md").read_text().splitlines())
+    next(line for line in lines if line.startswith(heading))
+    rows = [list(map(str.strip, line.split("|")[1:-1])) for line in takewhile(lambda line: line.startswith("|"), lines)]
+    return {name: [numbers(cell) for cell in cells] for name, *cells in rows[1:]}
+
+
+@pytest.mark.parametrize(("place", "members"), [(0, 10**8), (1, 10**9)])
+def test_what_the_page_calculates_follows_from_what_it_says_was_measured(place: int, members: int) -> None:
+    rows = 5 * members
+    costs = {name: [sum(cell) for cell in (*cells, [])[:2]] for name, cells in table("| measured | a row |").items()}
+
+    def of(*names: str) -> float:
+        return sum(costs[name][0] * rows + costs[name][1] * members for name in names)
+
+    disk = list(costs)[:5]
+    reconcile = of("a reconcile that finds nothing")
+    says = [of(*disk)], [of("index on the member")]
+    for shards in (1, 16, 64):
+        size = formulas.redis_bytes(members, 29, shards)
+        says += ([size] if shards == 1 else [size, size / shards],)
+    says += ([2 * formulas.redis_bytes(members, 29) + 1e9],)
+    says += [of("a cold build, one shard")], [of("… 16 shards")], [reconcile]
+    says += ([of("… that finds one member in a thousand missing, and as many extra")], [10 * reconcile])
+    says += ([of("`COUNT(DISTINCT)` of the member")],)
+    calculated = table("| calculated |")
+    assert len(calculated) == len(says)
+    for (name, cells), expected in zip(calculated.items(), says, strict=True):
+        assert cells[place] == pytest.approx(expected, rel=0.2), name
