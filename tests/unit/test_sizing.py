@@ -64,14 +64,14 @@ def test_what_the_page_calculates_follows_from_what_it_says_was_measured(place: 
 
     disk = list(costs)[:5]
     reconcile = of("a reconcile that finds nothing")
-    says = [of(*disk)], [of("index on the member")]
+    says = [[of(*disk)], [of("index on the member")]]
     for shards in (1, 16, 64):
         size = formulas.redis_bytes(members, 29, shards)
-        says += ([size] if shards == 1 else [size, size / shards],)
-    says += ([2 * formulas.redis_bytes(members, 29) + 1e9],)
-    says += [of("a cold build, one shard")], [of("… 16 shards")], [reconcile]
-    says += ([of("… that finds one member in a thousand missing, and as many extra")], [10 * reconcile])
-    says += ([of("`COUNT(DISTINCT)` of the member")],)
+        says.append([size] if shards == 1 else [size, size / shards])
+    says.append([2 * formulas.redis_bytes(members, 29) + 1e9])
+    says += [[of("a cold build, one shard")], [of("… 16 shards")], [reconcile]]
+    says += [[of("… that finds one member in a thousand missing, and as many extra")], [10 * reconcile]]
+    says += [[of("`COUNT(DISTINCT)` of the member")]]
     calculated = table("| calculated |")
     assert len(calculated) == len(says)
     for (name, cells), expected in zip(calculated.items(), says, strict=True):
