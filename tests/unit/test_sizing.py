@@ -57,7 +57,10 @@ def table(heading: str) -> dict[str, list[list[float]]]:
 @pytest.mark.parametrize(("place", "members"), [(0, 10**8), (1, 10**9)])
 def test_what_the_page_calculates_follows_from_what_it_says_was_measured(place: int, members: int) -> None:
     rows = 5 * members
-    costs = {name: [sum(cell) for cell in (*cells, [])[:2]] for name, cells in table("| measured | a row |").items()}
+    costs = {
+        name: [cell[0] if cell else 0.0 for cell in (*cells, [])[:2]]
+        for name, cells in table("| measured | a row |").items()
+    }
 
     def of(*names: str) -> float:
         return sum(costs[name][0] * rows + costs[name][1] * members for name in names)
@@ -71,7 +74,7 @@ def test_what_the_page_calculates_follows_from_what_it_says_was_measured(place: 
     says.append([2 * formulas.redis_bytes(members, 29) + 1e9])
     says += [[of("a cold build, one shard")], [of("… 16 shards")], [reconcile]]
     says += [[of("… that finds one member in a thousand missing, and as many extra")], [10 * reconcile]]
-    says += [[of("`COUNT(DISTINCT)` of the member")]]
+    says += [[of("`COUNT(DISTINCT)` of the member (of 50 million rows; 0.06 µs of the small tables)")]]
     calculated = table("| calculated |")
     assert len(calculated) == len(says)
     for (name, cells), expected in zip(calculated.items(), says, strict=True):
