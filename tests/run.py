@@ -1,6 +1,6 @@
-"""`python -m tests.run`: every folder of tests in a pytest process of its own, one more at a time than there are processors.
+"""`python -m tests.run`: every folder of tests in a pytest process of its own, two more at a time than there are processors.
 
-The one more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
+The two more because many tests wait, for a timer or for another process. Settings of Django are per process, so the tests
 of two services cannot share one. Each folder's output is printed whole when it ends; the last line adds them up.
 A chromium for the tests of the pages is found or installed first. Arguments are handed to pytest: `python -m tests.run -k cold`.
 With `--fast` as the first one: what needs no server, without the deep worlds of the search. With `--long`: the tests that are
@@ -77,7 +77,7 @@ def run_parts(parts: Sequence[str], options: list[str]) -> tuple[Counter[str], l
     failed: list[str] = []
     with (
         tempfile.TemporaryDirectory(prefix="rollcall-reports-") as reports,
-        ThreadPoolExecutor(max_workers=1 + (os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(max_workers=2 + (os.cpu_count() or 1)) as pool,
     ):
         running = {
             pool.submit(run_part, part, options, report := Path(reports) / f"{number}.xml"): (part, report)

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -143,11 +143,11 @@ class Process:
             self._log_began_bytes = self.log.stat().st_size if self.log.exists() else 0
             self._launch()
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, needs: Sequence[Process] = ()) -> None:
         """Return when it is ready; raises DoesNotStart, with the end of its log, if it ends or its deadline passes.
 
         A process that `begin` has found running may have been told to end a moment before: this waits for its end, and
-        starts it again.
+        starts it again. The same for those that it needs: they may have looked ready until now.
         """
         deadline = time.monotonic() + self.start_seconds
         while True:
@@ -164,6 +164,10 @@ class Process:
                 where = "" if self.port is None else f" on port {self.port}"
                 said = "\n".join("    " + line for line in self._last_lines())
                 raise DoesNotStart(f"{self.name} did not come up{where}: {reason}. The end of {self.log}:\n{said}")
+            for each in needs:
+                if each._was_found and each.running() is None:
+                    each.stop()
+                    each.begin()
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:

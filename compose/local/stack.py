@@ -119,7 +119,7 @@ class Stack:
                 process.begin()
             # The servers again: one that was told to end works for a moment longer, and may have looked ready.
             for process in self.processes:
-                process.wait_until_ready()
+                process.wait_until_ready(self.servers)
         except BaseException:  # Ctrl-C too
             for process in reversed(self.processes):
                 if process.pid is None or was_started(process):

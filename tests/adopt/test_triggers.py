@@ -464,7 +464,7 @@ def test_what_logical_replication_applies() -> None:
         wait_for(lambda: run("SELECT email FROM shop.orders") == [("anne",)], "the changes")
         assert departed() == ["ann", "bob", "cat"] and xacts().isdisjoint({0, 5})
         sql(server, "TRUNCATE shop.orders")
-        wait_for(lambda: run("SELECT FROM shop.orders") == [], "the end of all rows")
+        wait_for(lambda: run("SELECT count(*) FROM shop.orders") == [(0,)], "the end of all rows")
         assert departed() == ["all"]
     finally:
         run("DROP SUBSCRIPTION IF EXISTS changes")
