@@ -77,7 +77,7 @@ class Process:
         self.log = log or self.folder / "log"
         self.dies_with_parent = dies_with_parent
         self._child: subprocess.Popen[bytes] | None = None
-        self._was_found = False  # running, by the last `begin`
+        self.was_found = False  # running, by the last `begin`
         self._log_began_bytes = 0
         self.launched_at = 0.0  # seconds since 1970; 0 if an earlier command did it
 
@@ -134,8 +134,8 @@ class Process:
 
     def begin(self) -> None:
         """Start it if it does not run. It may not be ready yet."""
-        self._was_found = self.running() is not None
-        if not self._was_found:
+        self.was_found = self.running() is not None
+        if not self.was_found:
             self.end_leftovers()
             self.check_port()
             self.create()
@@ -155,7 +155,7 @@ class Process:
             reason = self.why_not_ready() if alive else "it ended"
             if reason is None:
                 return
-            if self._was_found and (not alive or self.is_ending(reason)):
+            if self.was_found and (not alive or self.is_ending(reason)):
                 self.stop()
                 self.begin()
                 deadline = time.monotonic() + self.start_seconds
@@ -165,7 +165,7 @@ class Process:
                 said = "\n".join("    " + line for line in self._last_lines())
                 raise DoesNotStart(f"{self.name} did not come up{where}: {reason}. The end of {self.log}:\n{said}")
             for each in needs:
-                if each._was_found and each.running() is None:
+                if each.was_found and each.running() is None:
                     each.stop()
                     each.begin()
             time.sleep(POLL_SECONDS)
