@@ -6,8 +6,10 @@ from urllib.parse import urlsplit
 
 from environs import ValidationError
 from redis import Redis
+from redis.exceptions import RedisError
 
 from shared_models import nodes
+from shared_models.nodes import Nodes
 
 
 def is_redis_url(url: str) -> None:
@@ -29,6 +31,20 @@ def is_redis_url(url: str) -> None:
         raise ValidationError("a cluster has no database numbers: leave out what comes after the servers")
     if kind == "sentinel" and not parts.path.strip("/"):
         raise ValidationError("name the service, as the sentinels do: redis+sentinel://host:26379,host:26379/SERVICE/0")
+
+
+def check_servers(servers: Nodes[Redis]) -> str | None:
+    """None, or the sentence that says why one of the servers is not fit. Raises redis.RedisError if one does not answer.
+
+    Another server may have taken its place: then that one is asked.
+    """
+    try:
+        return next(filter(None, map(check_noeviction, servers.each())), None)
+    except RedisError:
+        servers.look_again()
+        if not servers.is_stale:
+            raise
+        return next(filter(None, map(check_noeviction, servers.each())), None)
 
 
 def check_noeviction(client: Redis) -> str | None:

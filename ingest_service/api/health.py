@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from ingest_service import catalog, stores
 from shared_models.deadlines import cut_after
-from shared_models.stores import check_noeviction
+from shared_models.stores import check_servers
 from shared_models.web.health import Readiness
 
 # A client that asks for readiness waits a few seconds at most. With a stopped primary it would wait for ever.
@@ -49,7 +49,6 @@ def check_primary() -> str | None:
 def check_redis() -> str | None:
     """Check that every server of Redis answers, and does not drop members."""
     try:
-        return next(filter(None, map(check_noeviction, stores.redis_nodes().each())), None)
+        return check_servers(stores.redis_nodes())
     except RedisError as error:
-        stores.redis_nodes().look_again()
         return f'Redis cannot be reached, rows are answered with "counted": false: {error}'

@@ -9,7 +9,7 @@ from manage_service import stores
 from manage_service.site.metrics import Facts
 from manage_service.site.problems import as_problem
 from manage_service.status.judging import one_line
-from shared_models.stores import check_noeviction
+from shared_models.stores import check_servers
 from shared_models.web.health import Readiness
 from shared_models.web.prometheus import exposition
 
@@ -23,9 +23,8 @@ def look() -> Readiness:
 
 def look_at_redis() -> str | None:
     try:
-        return next(filter(None, map(check_noeviction, stores.nodes_of_requests().each())), None)
+        return check_servers(stores.nodes_of_requests())
     except RedisError as error:
-        stores.nodes_of_requests().look_again()
         return f"cannot be reached: {one_line(str(error))}"
 
 

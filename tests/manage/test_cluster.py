@@ -14,6 +14,7 @@ from manage_service.keeper.loop import Keeper
 from manage_service.management.terminal import Follower, show_run
 from manage_service.protocol import catch_up, groups
 from manage_service.runs.registry import Mode
+from manage_service.site.health import look_at_redis
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
 from manage_service.stores import connect_for_passes
@@ -168,6 +169,7 @@ def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(
     spread: World, keeper: Keeper, cluster: Cluster
 ) -> None:
     victim = node_of(cluster, spread, 0)
+    assert look_at_redis() is None
     victim.kill()
     try:
         spread.ask_primary(ROWS.replace("user ", "later "))
@@ -191,6 +193,7 @@ def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(
                 return False
 
         tick_until(keeper, is_exact_again, "the promoted replica")
+        assert look_at_redis() is None, "manage asks the promoted one"
     finally:
         victim.start()
         wait_for(cluster.serves, "the cluster to be whole")
