@@ -28,6 +28,8 @@ REDIS = (("redis-server", (7, 8)), ("valkey-server", (8,)))
 # What reads catalogs, snapshots and types. Each part is a process, and starts its own servers.
 WITH_POSTGRES = (
     "manage/test_departures.py manage/test_types*.py manage/test_written_by_others.py manage/test_copied.py",
+    "manage/test_partitions.py manage/test_several_replicas.py",
+    "ingest/test_partitions.py",
     "adopt",
 )
 # Scripts, transactions, rights, and what a server says when it refuses or starts.
