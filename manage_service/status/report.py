@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg2
 from redis import Redis
+from redis.exceptions import RedisError
 
 from manage_service.leases import read_holder
 from manage_service.replica.snapshots import Replica
@@ -65,10 +66,25 @@ def read_status(nodes: Nodes[Redis], replica: Replica, limits: Limits) -> Status
 
 
 def read_keeper(nodes: Nodes[Redis], now: datetime) -> KeeperStatus:
-    """The keeper's figures in Redis, and its process."""
+    """The keeper's figures in Redis, and its process. Raises redis.RedisError; if one of several servers has them and does not
+    answer, the keeper is not running: it needs them, too."""
     names = ("ticked_at", "job", "failure", "committed_through", "held_microseconds")
-    ticked, job, failure, through, held = states.read_fields(nodes.of(keys.KEEPER), keys.KEEPER, *names)
-    ticked_at, holder = moments.from_microseconds(ticked), read_holder(nodes, "keeper")
+    try:
+        ticked, job, failure, through, held = states.read_fields(nodes.of(keys.KEEPER), keys.KEEPER, *names)
+        ticked_at, holder = moments.from_microseconds(ticked), read_holder(nodes, "keeper")
+    except RedisError as error:
+        if nodes.is_one:
+            raise
+        return KeeperStatus(
+            alive=False,
+            state="not running",
+            ticked_at=None,
+            job="",
+            holder=None,
+            failure=one_line(str(error)),
+            committed_through=None,
+            horizon_held_seconds=0.0,
+        )
     alive = ticked_at is not None and now - ticked_at < KEEPER_ALIVE
     return KeeperStatus(
         alive=alive,
@@ -139,14 +155,21 @@ def count_days(nodes: Nodes[Redis]) -> dict[str, int]:
 
 
 def count_keys(nodes: Nodes[Redis], storage: Storage, key: str, combined: Callable[[list[int]], int]) -> dict[str, int]:
-    """The lengths of this hash of the counters with this storage, in one round trip to each server."""
+    """The lengths of this hash of the counters with this storage, in one round trip to each server. Raises redis.RedisError; if one
+    of several servers does not answer, its parts are left out: their counters are cold."""
     counters = [counter for counter in declarations.kept() if counter.storage is storage]
     found: dict[str, list[int]] = {}
     for client, parts in nodes.by_client([part for each in counters for part in each.parts], keys.home_of):
         pipe = client.pipeline(transaction=False)
         for part in parts:
             pipe.hlen(getattr(keys.of_counter(part.name), key))
-        for part, reply in zip(parts, pipe.execute(raise_on_error=False), strict=True):
+        try:
+            replies = pipe.execute(raise_on_error=False)
+        except RedisError:
+            if nodes.is_one:
+                raise
+            continue
+        for part, reply in zip(parts, replies, strict=True):
             # A key with a wrong type: its counter is cold, or becomes cold when the keeper looks at it.
             found.setdefault(part.whole, []).append(0 if isinstance(reply, Exception) else reply)
     return {name: combined(lengths) for name, lengths in found.items()}

@@ -199,6 +199,28 @@ def test_a_primary_that_dies_costs_its_parts_until_its_replica_is_promoted(
         wait_for(cluster.serves, "the cluster to be whole")
 
 
+def test_a_shard_that_is_away_with_its_replica_does_not_hide_the_rest_of_the_status(
+    spread: World, cluster: Cluster
+) -> None:
+    of_runs = spread.nodes.where(keys.RUNS)
+    victim = next(
+        node_of(cluster, spread, each.shard)
+        for each in declarations.COUNTERS[0].parts
+        if spread.nodes.where(keys.home_of(each)) != of_runs
+    )
+    replicas = [node for node in cluster.nodes if not node.is_primary and node.ask("ROLE")[2] == victim.port]
+    for node in (*replicas, victim):
+        node.kill()
+    try:
+        status = read_status(spread.nodes, spread.replica, Limits.of(1.0, 3600.0))
+        found = status.counters["customers"]
+        assert found.state == "cold" and str(victim.port) in found.reason
+    finally:
+        for node in (victim, *replicas):
+            node.start()
+        wait_for(cluster.serves, "the cluster to be whole")
+
+
 def test_a_manual_failover_loses_nothing(spread: World, keeper: Keeper, cluster: Cluster) -> None:
     replica = next(node for node in cluster.nodes if not node.is_primary)
     for number in range(40):

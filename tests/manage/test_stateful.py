@@ -68,7 +68,9 @@ class Everything(RuleBasedStateMachine):
         for name in (counter.name for counter in declarations.COUNTERS):
             with self.world.replica.snapshot() as snapshot:
                 source = snapshot.source
-            while needs_building(self.world.state(name), source):  # as the keeper does: one that has lost its set begins again
+            while needs_building(
+                self.world.state(name), source
+            ):  # as the keeper does: one that has lost its set begins again
                 self.world.build(name)
             while not self.world.catch_up(name).finished:
                 pass
