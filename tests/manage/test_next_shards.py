@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from django.core.management import call_command
 
+from ingest_service.writing.departures import KEEP_BYTES, PRUNE, PRUNE_ROWS
 from manage_service.keeper.loop import Keeper
 from manage_service.keeper.sampling import take_samples
 from manage_service.site.console import describe
@@ -136,3 +137,45 @@ def test_what_the_next_shards_lack_is_caught_up_before_they_are_complete(
     assert all((status(shop).counters[name].complete_through or committed_at) <= committed_at for name in NEXT)
     shop.replay()
     tick_until(keeper, lambda: is_exact(shop), "the pass")
+
+
+def test_damage_to_the_next_shards_is_found_before_query_reads_them(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    following = declarations.get_counter("customers@4:country")
+    at = keys.of_counter(following.parts[1].name)
+    group = shop.redis.zrange(at.members, 0, 0)[0]
+    of_group = at.group(shop.redis.hget(at.intake, "generation"), group)
+    shop.redis.spop(of_group)
+    assert in_redis(shop, following, whole=False) != in_table(shop, following)
+    tick_until(keeper, lambda: in_redis(shop, following, whole=False) == in_table(shop, following), "the group")
+
+
+@pytest.mark.parametrize("are_pruned", [False, True], ids=["noted", "pruned"])
+def test_shards_that_were_left_behind_catch_up_exactly(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, are_pruned: bool
+) -> None:
+    """next_shards is removed, and put back later. Meanwhile rows came, changed and left."""
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    shop.ask_primary("DELETE FROM shop.orders WHERE email = 'user 1'")  # noted, and not resolved in all of them
+    declare(monkeypatch, PRESENT)
+    for statement in (
+        "DELETE FROM shop.orders WHERE email IN ('user 2', 'user 3')",
+        "UPDATE shop.orders SET country = 'DE' WHERE email = 'user 4'",
+        "UPDATE shop.orders SET cancelled = true WHERE email = 'user 5'",
+        "UPDATE shop.orders SET created_at = '2024-01-01' WHERE email = 'user 6'",
+    ):
+        shop.ask_primary(statement)
+        record(shop, f"after {len(statement)}", declarations.kept())
+    shop.replay()
+    tick_until(keeper, lambda: is_exact(shop), "the present shards")
+    if are_pruned:
+        shop.ask_primary(PRUNE, 0.0, KEEP_BYTES, PRUNE_ROWS)
+        assert shop.ask_primary("SELECT DISTINCT element FROM rollcall_triggers.departure") == [(None,)]
+        shop.replay()
+    keeper.start_over()
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the next shards")
