@@ -304,7 +304,9 @@ def history_in(info: Mapping[str, Any] | Exception, cluster: Mapping[str, str] |
     if cluster is None:
         return name
     if not cluster.get("cluster_my_epoch"):
-        raise RedisError("CLUSTER INFO says no cluster_my_epoch: Rollcall cannot know whether slots have moved away and back")
+        raise RedisError(
+            "CLUSTER INFO says no cluster_my_epoch: Rollcall cannot know whether slots have moved away and back"
+        )
     return f"{name}/{cluster['cluster_my_epoch']}"
 
 

@@ -10,6 +10,8 @@ from django.core.management import call_command
 from ingest_service.writing.departures import KEEP_BYTES, PRUNE, PRUNE_ROWS
 from manage_service.keeper.loop import Keeper
 from manage_service.keeper.sampling import take_samples
+from manage_service.runs import registry
+from manage_service.runs.registry import Mode
 from manage_service.site.console import describe
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
@@ -179,3 +181,26 @@ def test_shards_that_were_left_behind_catch_up_exactly(
     keeper.start_over()
     declare(monkeypatch, BOTH)
     tick_until(keeper, lambda: is_exact(shop), "the next shards")
+
+
+def test_a_run_that_the_switch_interrupts_looks_at_the_new_parts(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part 0 of 2, which it has verified, is not part 0 of 4."""
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    run = registry.create(shop.redis, ["customers", "customers:country"], Mode.REPAIR, asked_by="api")
+
+    def verified() -> set[str]:
+        return {name for name, each in registry.get(shop.redis, run.id).findings.items() if each.verified_at}
+
+    tick_until(keeper, verified, "the present parts")
+    assert registry.get(shop.redis, run.id).open
+    keeper.start_over()
+    declare(monkeypatch, SWITCHED)
+    tick_until(keeper, lambda: not registry.get(shop.redis, run.id).open, "the run")
+    found = registry.get(shop.redis, run.id)
+    assert {name: each.definition for name, each in found.findings.items()} == {
+        part.name: part.definition for part in declarations.parts()
+    }
+    assert verified() == {part.name for part in declarations.parts()}
