@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from socket import create_server
+from socket import create_server, socket
 from threading import Event, Thread
 
 import pytest
@@ -44,7 +44,7 @@ class Server:
                 return
             Thread(target=self.answer, args=(connection,), daemon=True).start()
 
-    def answer(self, connection) -> None:  # type: ignore[no-untyped-def]
+    def answer(self, connection: socket) -> None:
         with connection:
             while said := connection.recv(65536):
                 if not self.hangs.is_set():
