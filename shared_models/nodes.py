@@ -58,6 +58,9 @@ class Nodes(Generic[Client]):
     _places: list[Place] = field(default_factory=list)
     _clients: dict[str, Client] = field(default_factory=dict)
     _looked_at: float = 0.0
+    # Until when nobody looks again, after a look in vain, and why it was in vain.
+    _no_look_until: float = 0.0
+    _in_vain: str = ""
 
     def of(self, key: str) -> Client:
         """The client of the server that holds this key. Raises redis.ConnectionError if nobody says which one it is."""
@@ -121,10 +124,22 @@ class Nodes(Generic[Client]):
         return clients
 
     def look(self) -> list[Place]:
-        """The map; it is read if it is not known. Raises redis.ConnectionError."""
+        """The map; it is read if it is not known. Raises redis.ConnectionError.
+
+        After a look in vain the next one waits as long as that look took: if all servers hang, it takes seconds, and every request
+        of ingest would wait for that.
+        """
         places = self._places
         if not places:
-            places = sorted(read_places(self.url, list(self._clients)), key=attrgetter("first"))
+            begun = time.monotonic()
+            if begun < self._no_look_until:
+                raise ConnectionError(self._in_vain)
+            try:
+                places = sorted(read_places(self.url, list(self._clients)), key=attrgetter("first"))
+            except ConnectionError as error:
+                ended = time.monotonic()
+                self._no_look_until, self._in_vain = 2 * ended - begun, str(error)
+                raise
             self._looked_at, self._places = time.monotonic(), places
         return places
 

@@ -155,6 +155,16 @@ def triggers(
     return pieces
 
 
+def note_all(table: Table, counters: Sequence[Counter]) -> tuple[str, str]:
+    """What has to surround statements that make the function or the triggers anew, in one transaction: nobody has noted what left
+    the counters before. The lock lets all who write now end first."""
+    all_of_each = ", ".join(f"({literal(key(counter))}, {LATEST_XACT})" for counter in counters)
+    return (
+        f"LOCK TABLE {relation(table)} IN SHARE ROW EXCLUSIVE MODE",
+        f"INSERT INTO {DEPARTURE} (counter, xact) VALUES {all_of_each}",
+    )
+
+
 def trigger(table: Table, what: str, when: str, rest: str, enabled: str, on: tuple[str, str] | None = None) -> Piece:
     """One trigger on the table, or on a partition of it (schema and name)."""
     name, place = PREFIX + what, relation(table) if on is None else f"{quote(on[0])}.{quote(on[1])}"

@@ -33,10 +33,14 @@ def to_adopt(cursor: Cursor, table: Table, counters: Sequence[Counter]) -> Plan:
     """What makes the table countable by these counters. Raises CannotAdopt if that is impossible."""
     relation = relation_of(cursor, table)
     watched = fitness.check(cursor, relation, table, counters)
+    noting = list(missing_triggers(cursor, relation, table, counters, watched))
+    if noting and "xact" in relation.columns:  # without the column nothing has been counted
+        lock, note = triggers.note_all(table, counters)
+        noting = [lock, *noting, note]
     together = [
         *missing_departure(cursor),
         *(() if "xact" in relation.columns else triggers.column(table)),
-        *missing_triggers(cursor, relation, table, counters, watched),
+        *noting,
         *former_functions(cursor, relation, triggers.function_name(table)),
         *missing_statistics(cursor, relation, table, counters),
         *missing_grants(cursor, relation, table),

@@ -31,6 +31,9 @@ Members: TypeAlias = dict[str, list[bytes]]
 # After Redis has not answered, no request asks it for this long. Otherwise every request would wait for the whole time
 # limit, and a few threads would serve only a few requests a second while Redis hangs.
 PAUSE_SECONDS = 0.5
+# Servers of a cluster that a request has not asked after so many times REDIS_TIMEOUT_SECONDS are not asked: one has hung while
+# ingest connected to it, and then another one.
+BEGIN_SHARE = 1.5
 # The part of REDIS_TIMEOUT_SECONDS that a request waits for replicas (WAIT_REPLICAS) …
 WAIT_SHARE = 0.5
 # … and how long the requests wait that come in the PAUSE_SECONDS after replicas did not acknowledge in time.
@@ -56,7 +59,7 @@ def count(collection: Collection, found: Members, rows: int, xact: int, source: 
     try:
         servers = by_server(nodes, collection, found)
         on_each = (_count_on(client, parts, xact, source) for client, parts in servers)
-        for result in trips.finish_all(on_each, UNCOUNTED):
+        for result in trips.finish_all(on_each, UNCOUNTED, BEGIN_SHARE * settings.REDIS_TIMEOUT_SECONDS):
             if isinstance(result, int):
                 added += result
             else:

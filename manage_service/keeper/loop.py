@@ -181,7 +181,7 @@ class Keeper:
         """Look at one piece of each part of one counter (`watch`); the next tick looks at the next counter. So counters with
         many parts are not looked at more seldom. After an error that says that a key has a wrong type, look at all pieces of all
         counters."""
-        watched = [counter for counter in declarations.derived() if counter.storage is not Storage.SET]
+        watched = [counter for counter in declarations.kept() if counter.storage is not Storage.SET]
         if self.looks_at_all:
             self.looks_at_all = False
             for counter in watched:

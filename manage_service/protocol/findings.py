@@ -17,6 +17,7 @@ SAMPLE_MEMBERS = 20
 class Findings(msgspec.Struct):
     """The findings of a run in one counter so far, and the position to continue from."""
 
+    definition: str = ""  # of the part: after `next_shards` became `shards`, a part of the same name is another one
     build: str = ""  # the build of the counter
     gap: int = 0  # between its set and its size, before the first look
     changed_at: str = ""  # the table that it is compared with: see shared_models.protocol.keys
@@ -36,7 +37,7 @@ class Findings(msgspec.Struct):
 
     def start_over(self) -> None:
         """Remove all findings: they are of another build."""
-        for name, value in msgspec.structs.asdict(Findings()).items():
+        for name, value in msgspec.structs.asdict(Findings(self.definition)).items():
             setattr(self, name, value)
 
     def look_again(self, *, repaired: bool) -> None:

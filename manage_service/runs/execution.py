@@ -24,7 +24,7 @@ from manage_service.protocol.reconcile import reconcile
 from manage_service.replica.snapshots import REFUSALS, STATEMENT_SECONDS, Replica
 from manage_service.runs import registry, totals
 from manage_service.runs.registry import Mode, Run, Status
-from shared_models.declarations import Counter, UnknownCounter, get_counter
+from shared_models.declarations import Counter, UnknownCounter, get_counter, whole_of
 from shared_models.nodes import Nodes
 from shared_models.protocol import keys
 from shared_models.protocol.steps import SetChanged, TooManyGroups
@@ -102,7 +102,13 @@ def execute(
 
 def unended(run: Run, name: str) -> dict[Counter, Findings]:
     """The parts of a counter that the run has neither verified nor failed to reconcile, with what it has found in each."""
-    found = {part: run.findings.setdefault(part.name, Findings()) for part in get_counter(name).parts}
+    found: dict[Counter, Findings] = {}
+    for part in get_counter(name).parts:
+        before = run.findings.get(part.name)
+        found[part] = before if before and before.definition == part.definition else Findings(part.definition)
+    # `next_shards` may have become `shards` since the run began: what it has found in parts of before says nothing.
+    run.findings = {each: of for each, of in run.findings.items() if whole_of(each) != name}
+    run.findings |= {part.name: of for part, of in found.items()}
     return {part: each for part, each in found.items() if each.verified_at is None and not each.failure}
 
 

@@ -301,7 +301,13 @@ def history_in(info: Mapping[str, Any] | Exception, cluster: Mapping[str, str] |
             "INFO replication says no master_replid: Rollcall cannot know whether this Redis has lost writes"
         )
     name = str(info["master_replid"])
-    return name if cluster is None else f"{name}/{cluster['cluster_my_epoch']}"
+    if cluster is None:
+        return name
+    if not cluster.get("cluster_my_epoch"):
+        raise RedisError(
+            "CLUSTER INFO says no cluster_my_epoch: Rollcall cannot know whether slots have moved away and back"
+        )
+    return f"{name}/{cluster['cluster_my_epoch']}"
 
 
 def read_state(client: Redis, name: str) -> State:

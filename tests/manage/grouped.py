@@ -155,5 +155,5 @@ def is_exact(world: World) -> bool:
 
 def differences(world: World) -> dict[str, tuple[set[bytes], set[bytes]]]:
     """Where it is not exact: what Redis has too many, and too few."""
-    found = {counter.name: (in_redis(world, counter), in_table(world, counter)) for counter in declarations.derived()}
+    found = {counter.name: (in_redis(world, counter), in_table(world, counter)) for counter in declarations.kept()}
     return {name: (redis - table, table - redis) for name, (redis, table) in found.items() if redis != table}

@@ -208,3 +208,5 @@ def test_nothing_is_claimed_where_redis_does_not_name_its_history(failovers):
         client.replicaof("NO", "ONE")
     with pytest.raises(RedisError, match="master_replid"):
         states.history_in({"role": "master"})
+    with pytest.raises(RedisError, match="cluster_my_epoch"):
+        states.history_in({"role": "master", "master_replid": "17"}, {"cluster_state": "ok"})

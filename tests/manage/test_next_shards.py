@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import pytest
 from django.core.management import call_command
 
+from ingest_service.writing.departures import KEEP_BYTES, PRUNE, PRUNE_ROWS
 from manage_service.keeper.loop import Keeper
 from manage_service.keeper.sampling import take_samples
+from manage_service.runs import registry
+from manage_service.runs.registry import Mode
 from manage_service.site.console import describe
 from manage_service.status.judging import Limits
 from manage_service.status.report import read_status
@@ -136,3 +139,66 @@ def test_what_the_next_shards_lack_is_caught_up_before_they_are_complete(
     assert all((status(shop).counters[name].complete_through or committed_at) <= committed_at for name in NEXT)
     shop.replay()
     tick_until(keeper, lambda: is_exact(shop), "the pass")
+
+
+def test_damage_to_the_next_shards_is_found_before_query_reads_them(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    following = declarations.get_counter("customers@4:country")
+    at = keys.of_counter(following.parts[1].name)
+    shop.redis.spop(at.group(shop.redis.hget(at.intake, "generation"), b"country 1"))
+    assert in_redis(shop, following, whole=False) != in_table(shop, following)
+    tick_until(keeper, lambda: in_redis(shop, following, whole=False) == in_table(shop, following), "the group")
+
+
+@pytest.mark.parametrize("are_pruned", [False, True], ids=["noted", "pruned"])
+def test_shards_that_were_left_behind_catch_up_exactly(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch, are_pruned: bool
+) -> None:
+    """next_shards is removed, and put back later. Meanwhile rows came, changed and left."""
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    shop.ask_primary("DELETE FROM shop.orders WHERE email = 'user 1'")  # noted, and not resolved in all of them
+    declare(monkeypatch, PRESENT)
+    for statement in (
+        "DELETE FROM shop.orders WHERE email IN ('user 2', 'user 3')",
+        "UPDATE shop.orders SET country = 'DE' WHERE email = 'user 4'",
+        "UPDATE shop.orders SET cancelled = true WHERE email = 'user 5'",
+        "UPDATE shop.orders SET created_at = '2024-01-01' WHERE email = 'user 6'",
+    ):
+        shop.ask_primary(statement)
+        record(shop, f"after {len(statement)}", declarations.kept())
+    shop.replay()
+    tick_until(keeper, lambda: is_exact(shop), "the present shards")
+    if are_pruned:
+        shop.ask_primary(PRUNE, 0.0, KEEP_BYTES, PRUNE_ROWS)
+        assert shop.ask_primary("SELECT DISTINCT element FROM rollcall_triggers.departure") == [(None,)]
+        shop.replay()
+    keeper.start_over()
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the next shards")
+
+
+def test_a_run_that_the_switch_interrupts_looks_at_the_new_parts(
+    shop: World, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part 0 of 2, which it has verified, is not part 0 of 4."""
+    declare(monkeypatch, BOTH)
+    tick_until(keeper, lambda: is_exact(shop), "the builds")
+    run = registry.create(shop.redis, ["customers", "customers:country"], Mode.REPAIR, asked_by="api")
+
+    def verified() -> set[str]:
+        return {name for name, each in registry.get(shop.redis, run.id).findings.items() if each.verified_at}
+
+    tick_until(keeper, verified, "the present parts")
+    assert registry.get(shop.redis, run.id).open
+    keeper.start_over()
+    declare(monkeypatch, SWITCHED)
+    tick_until(keeper, lambda: not registry.get(shop.redis, run.id).open, "the run")
+    found = registry.get(shop.redis, run.id)
+    assert {name: each.definition for name, each in found.findings.items()} == {
+        part.name: part.definition for part in declarations.parts()
+    }
+    assert verified() == {part.name for part in declarations.parts()}
