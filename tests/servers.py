@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import functools
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import psycopg2
 import pytest
 
 from compose.local.ordinary_user import own
+from compose.local.ports import free_port as free_port  # the tests take it from here
 from compose.local.processes import Process
 from compose.local.redis_cluster import Cluster
 from compose.local.servers import POSTGRES_ROLES, USER, Postgres, Primary, Replica, Valkey
@@ -39,13 +39,6 @@ FAST = {
 
 # The longest that a test waits for something that takes well under a second.
 DEADLINE_SECONDS = 20.0
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @functools.cache

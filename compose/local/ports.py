@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +23,9 @@ DEFAULTS = {
 # How many primaries the cluster of Redis has; 0 is one server and no cluster. The servers listen on REDIS_PORT and those after it.
 CLUSTER = "CLUSTER"
 MOST_PRIMARIES = 8
+# Below the ports that the system gives to clients: one of those would be taken before a server listens on it.
+FREE = range(10_000, 32_000)
+_named: set[int] = set()
 OFFSET = "PORT_OFFSET"  # added to every default, for a second checkout at the same time
 
 
@@ -71,3 +76,17 @@ def read_number(environ: Mapping[str, str], variable: str) -> int | None:
         return int(text) if text else None
     except ValueError:
         raise StackError(f"{variable}: {text!r} is not a number.") from None
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment, and that this process has not named before."""
+    while True:
+        port = secrets.choice(FREE)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _named:
+            _named.add(port)
+            return port

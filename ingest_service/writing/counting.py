@@ -36,16 +36,18 @@ PAUSE_SECONDS = 0.5
 BEGIN_SHARE = 1.5
 # The part of REDIS_TIMEOUT_SECONDS that a request waits for replicas (WAIT_REPLICAS) …
 WAIT_SHARE = 0.5
-# … and how long the requests wait that come in the PAUSE_SECONDS after replicas did not acknowledge in time.
+# … and how long the next ones wait if replicas did not acknowledge in time: until one of these waits succeeds, or PAUSE_SECONDS
+# have passed, and then twice as many each time, up to LONGEST_PAUSE_SECONDS.
 SHORT_WAIT_MILLISECONDS = 10
+LONGEST_PAUSE_SECONDS = 30.0
 
 # Why a member may not be counted.
 UNCOUNTED = (RedisError, steps.TooLate, steps.TooManyGroups, steps.NotCopied)
 
 # By server: monotonic seconds. Written by any thread without a lock: the worst is that two of them try at once.
 _paused_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
-# The same for its replicas.
-_replicas_late_until: WeakKeyDictionary[Redis, float] = WeakKeyDictionary()
+# The same for its replicas, and how long that pause is.
+_replicas_late: WeakKeyDictionary[Redis, tuple[float, float]] = WeakKeyDictionary()
 
 
 def count(collection: Collection, found: Members, rows: int, xact: int, source: str) -> bool:
@@ -183,12 +185,15 @@ def _copies_on(client: Redis) -> Iterator[steps.Copies | None]:
     if not settings.WAIT_REPLICAS:
         yield None
         return
-    is_late = time.monotonic() < _replicas_late_until.get(client, 0.0)
+    until, pause = _replicas_late.get(client, (0.0, PAUSE_SECONDS / 2))
+    is_late = time.monotonic() < until
     whole = settings.REDIS_TIMEOUT_SECONDS * WAIT_SHARE * 1000
     milliseconds = min(whole, SHORT_WAIT_MILLISECONDS) if is_late else whole
     try:
         yield steps.Copies(settings.WAIT_REPLICAS, max(1, int(milliseconds)))
+        _replicas_late.pop(client, None)
     except steps.NotCopied:
         if not is_late:  # otherwise nobody would ever wait for the whole time again
-            _replicas_late_until[client] = time.monotonic() + PAUSE_SECONDS
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            _replicas_late[client] = time.monotonic() + pause, pause
         raise

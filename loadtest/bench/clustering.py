@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 
+from compose.local.ports import free_port
 from compose.local.redis_cluster import Cluster
 from compose.local.servers import HOST, Valkey
 from compose.local.services import Web
@@ -15,7 +16,7 @@ from loadtest.bench import load
 from loadtest.bench.ingesting import SECONDS, Batches
 from loadtest.bench.processors import busy_seconds
 from loadtest.bench.results import Report, Result, by_turns, paired
-from loadtest.bench.world import ENDING, World, free_port, run_sql
+from loadtest.bench.world import ENDING, World, run_sql
 
 PRIMARIES, SHARDS = 3, 16
 CONNECTIONS = (32, 256)

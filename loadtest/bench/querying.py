@@ -14,11 +14,12 @@ from contextlib import contextmanager
 
 import psutil
 
+from compose.local.ports import free_port
 from loadtest.bench import load, rows
 from loadtest.bench.memory import resident_mb, watched
 from loadtest.bench.reconciling import make_live
 from loadtest.bench.results import Report, Result, by_turns, paired
-from loadtest.bench.world import ORIGIN, Peer, World, free_port, run_sql
+from loadtest.bench.world import ORIGIN, Peer, World, run_sql
 from shared_models.protocol import keys
 
 CONNECTIONS = 32

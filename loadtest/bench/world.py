@@ -17,6 +17,7 @@ import psycopg2
 from redis import Redis
 
 from compose.local.ordinary_user import own
+from compose.local.ports import free_port
 from compose.local.processes import Process
 from compose.local.servers import Primary, Replica, Valkey
 from compose.local.services import Keeper, Web
@@ -215,10 +216,3 @@ def wait_until_replayed(world: World) -> None:
     ((position,),) = run_sql(world.primary.url, "SELECT pg_current_wal_lsn()::text")
     while not run_sql(world.replica.url, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", position)[0][0]:
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -18,11 +18,12 @@ import psutil
 import psycopg2
 
 from compose.local.ordinary_user import CHECKOUT, own
+from compose.local.ports import free_port
 from compose.local.processes import Process, has_ended
 from compose.local.servers import HOST, Postgres, Primary, Replica, postgres_program
 from compose.local.services import Keeper, Service, Web
 from loadtest.chaos.redis_servers import OneServer, SeveralServers
-from loadtest.chaos.wires import Wire, free_ports, serve
+from loadtest.chaos.wires import Wire, serve
 from shared_models import declarations
 from shared_models.deadlines import cut_after
 
@@ -159,7 +160,7 @@ class ChaosStack:
         self.days: list[date] = [self.today - timedelta(days=age) for age in AGES]
         self.clock_seconds = 0  # how wrong the clock of ingest is
         self.adopted = False  # whether the application's table is
-        ports = free_ports(50)
+        ports = iter(free_port, 0)
         primary = FirstPrimary(folder / "primary", next(ports), settings=POSTGRES, **self._options("primary"))
         self.primary: Postgres = primary
         self.replica: Postgres = primary

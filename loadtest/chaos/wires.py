@@ -6,8 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable
 
 COMMIT = b"COMMIT\0"  # as libpq sends it: a simple query of this one word
 AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER with no time: close sends a reset
@@ -123,16 +122,6 @@ class Pair:
             if own is not None and own.fileno() >= 0:
                 own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
             end.transport.abort()
-
-
-def free_ports(count: int) -> Iterator[int]:
-    """Free ports, each once."""
-    with ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        found = [int(probe.getsockname()[1]) for probe in sockets]
-    return iter(found)
 
 
 def serve(wires: Iterable[Wire]) -> None:

@@ -26,11 +26,10 @@ import psycopg2
 import redis
 
 from compose.local.ordinary_user import CHECKOUT, own
-from compose.local.ports import DEFAULTS
+from compose.local.ports import DEFAULTS, free_port
 from compose.local.processes import StackError
 from compose.local.servers import read_secret
 from compose.local.stack import Stack
-from loadtest.chaos.wires import free_ports
 from loadtest.load.settling import StillUnequal, served_counts, wait_until_settled
 from loadtest.load.verdict import COUNTED, judge_counter, judge_messages
 
@@ -81,7 +80,7 @@ def read_options() -> argparse.Namespace:
 @contextlib.contextmanager
 def standing(folder: Path) -> Iterator[Stack]:
     """A running stack with live counters; it ends in any case."""
-    stack = Stack(folder, dict(zip(DEFAULTS, free_ports(len(DEFAULTS)), strict=True)))
+    stack = Stack(folder, {variable: free_port() for variable in DEFAULTS})
     try:
         print("Starting a stack …", flush=True)
         stack.up()
