@@ -272,18 +272,7 @@ class Trial:
             *("run", "--rm", "--no-deps", "-e", f"ADMIN_PASSWORD={password}", "migrate"),
             *("python", "-m", "ingest_service", "admin_user", "ann"),
         )
-        jar = CookieJar()
-        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
-        url, headers = (
-            f"http://127.0.0.1:{self.edge_port}/admin/login/",
-            {"Host": f"ingest.localhost:{self.edge_port}"},
-        )
-        opener.open(urllib.request.Request(url, headers=headers), timeout=20).read()
-        csrf = next(cookie.value for cookie in jar if cookie.name.endswith("csrftoken"))
-        form = f"username=ann&password={password}&csrfmiddlewaretoken={csrf}&next=/admin/".encode()
-        page = opener.open(urllib.request.Request(url, form, {**headers, "Referer": url}), timeout=20).read().decode()
-        if "Log out" not in page and "logout" not in page:
-            raise EngineError("nobody is signed in after the form was sent")
+        self.until(partial(self.signs_in, "ann", password), "the admin to let in whom the owner made")
         return "an account made by the owner signs in"
 
     def tls(self) -> str:
@@ -385,6 +374,26 @@ class Trial:
         return said + "; " + self.messages()
 
     # -- helpers of the steps
+
+    def signs_in(self, name: str, password: str) -> bool:
+        """Whether somebody can sign in to the admin; False if it says 503. Raises EngineError, OSError."""
+        jar = CookieJar()
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+        url = f"http://127.0.0.1:{self.edge_port}/admin/login/"
+        headers = {"Host": f"ingest.localhost:{self.edge_port}"}
+        try:
+            opener.open(urllib.request.Request(url, headers=headers), timeout=20).read()
+            csrf = next(cookie.value for cookie in jar if cookie.name.endswith("csrftoken"))
+            form = f"username={name}&password={password}&csrfmiddlewaretoken={csrf}&next=/admin/".encode()
+            request = urllib.request.Request(url, form, {**headers, "Referer": url})
+            page = opener.open(request, timeout=20).read().decode()
+        except urllib.error.HTTPError as error:
+            if error.code == 503:
+                return False
+            raise
+        if "Log out" not in page and "logout" not in page:
+            raise EngineError("nobody is signed in after the form was sent")
+        return True
 
     def again(self, service: str) -> None:
         """Make the containers of a service anew, as `up` does when its definition has changed."""
