@@ -114,6 +114,9 @@ def test_a_replica_that_hangs_delays_one_request_and_not_the_next(
         for name in ("ann", "bob", "cat"):
             assert producer.send(message(name)).json()["counted"] is False
     assert asked == [500, counting.SHORT_WAIT_MILLISECONDS, counting.SHORT_WAIT_MILLISECONDS]
+    wait_for(lambda: producer.send(message("dan")).json()["counted"], "a short wait to succeed")
+    assert producer.send(message("eve")).json()["counted"] is True
+    assert asked[-1] == 500, "a wait that succeeds ends the pause"
 
 
 @pytest.mark.long
