@@ -11,11 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-import psutil
 import redis
 
 from compose.local.redis_cluster import Node
-from loadtest.chaos.harm import Harm, Impossible, Undo, nothing
+from loadtest.chaos.harm import Harm, Impossible, Undo, nothing, suspended
 from loadtest.chaos.redis_servers import PARTS, SeveralServers, Shard, parts_at, slots_at, source_of
 from loadtest.chaos.schedule import SHARDS, Fault
 from loadtest.chaos.stack import family
@@ -56,16 +55,7 @@ class FailingOver(Harm):
         """A stopped primary does not know that it was replaced, until it goes on."""
         shard = self.cluster.shards[fault.target]
         stopped = family(shard.primary if fault.how == "primary" else shard.replica)
-        for each in stopped:
-            with suppress(psutil.NoSuchProcess):
-                each.suspend()
-
-        def go_on() -> None:
-            for each in stopped:
-                with suppress(psutil.NoSuchProcess):
-                    each.resume()
-
-        return go_on
+        return suspended(stopped)
 
     def cut_off(self, fault: Fault) -> Undo:
         """Cut a primary off from all other servers, and from its replica. Clients still reach all of them."""

@@ -21,7 +21,7 @@ from compose.local.processes import Process, kill
 from compose.local.servers import Valkey
 from loadtest.chaos.departing import Departing
 from loadtest.chaos.failing_over import FailingOver
-from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing
+from loadtest.chaos.harm import UNDO_SECONDS, Impossible, Undo, nothing, suspended
 from loadtest.chaos.schedule import Fault
 from loadtest.chaos.stack import STATEMENT_SECONDS, connected, family, run_sql
 from loadtest.chaos.switching import Switching
@@ -101,16 +101,7 @@ class Faults(Tampering, Departing, Switching, FailingOver):
             stopped = [self.worker(fault)]
         else:
             stopped = family(self.stack.by_name(fault.target))
-        for each in stopped:
-            with suppress(psutil.NoSuchProcess):
-                each.suspend()
-
-        def go_on() -> None:
-            for each in stopped:
-                with suppress(psutil.NoSuchProcess):
-                    each.resume()
-
-        return go_on
+        return suspended(stopped)
 
     stop_for_long = stop
 
